@@ -1,0 +1,38 @@
+# The two commands of the README, and what they are made of.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: demo test lint env slurm-start slurm-stop clean
+.DELETE_ON_ERROR:
+
+env: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --editable ".[test]"
+	touch $@
+
+demo: env  ## The whole chain on real data; ends with the path of the report.
+	snakemake --profile profiles/local
+
+test: env lint  ## Everything: style, types, workflow checks, and all tests.
+	pytest
+
+lint: env
+	ruff check .
+	ruff format --check .
+	mypy
+	snakefmt --check workflow
+	snakemake --lint
+
+slurm-start:  ## A real two-node cluster on loopback (needs slurm-wlm and munge, and root).
+	tests/slurm/cluster.sh start
+
+slurm-stop:
+	tests/slurm/cluster.sh stop
+
+clean:
+	rm -rf results experiments logs .snakemake
