@@ -1,0 +1,415 @@
+"""The configuration: pydantic models that are the one truth of every key.
+
+Conventions
+-----------
+* Unknown keys are errors (``extra="forbid"``), values are frozen.
+* Lengths are in voxels unless a key says otherwise; voxel sizes carry their own unit and are kept in nanometers.
+* The workflow's JSON schema (``workflow/schemas/config.schema.yaml``) is generated from here.
+* A mistake of the user's raises `ConfigError`, whose text is one sentence that names the key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from emdiffuse.errors import ConfigError
+from emdiffuse.tasks import TASKS
+
+NANOMETERS = {"nanometer": 1.0, "micrometer": 1000.0, "angstrom": 0.1}
+MINIMUM_FACTOR, MAXIMUM_FACTOR = 2, 12
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+class Section(BaseModel):
+    """A section of the configuration: frozen, and strict about unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def canonical(self) -> str:
+        """Return the section as JSON with sorted keys: what a stage is given, and what its hash is of."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True)
+
+
+SectionType = TypeVar("SectionType", bound=Section)
+
+
+class VoxelSize(Section):
+    """Size of a voxel along z, y and x."""
+
+    z: float = Field(gt=0, description="Distance between slices, in `unit`.")
+    y: float = Field(gt=0, description="Height of a pixel, in `unit`.")
+    x: float = Field(gt=0, description="Width of a pixel, in `unit`.")
+    unit: Literal["nanometer", "micrometer", "angstrom"] = Field(
+        "nanometer", description="Unit of the three numbers."
+    )
+
+    @property
+    def nanometers(self) -> tuple[float, float, float]:
+        """Voxel size (z, y, x) in nanometers."""
+        scale = NANOMETERS[self.unit]
+        return (self.z * scale, self.y * scale, self.x * scale)
+
+
+class KeepEvery(Section):
+    """An anisotropic volume made from an isotropic one, whose left-out slices are the truth."""
+
+    dataset: Name = Field(description="The dataset that is thinned out.")
+    factor: int = Field(ge=2, le=12, description="Every factor-th slice is kept, from the first.")
+
+
+class Alignment(Section):
+    """The check of slice-to-slice alignment of a volume."""
+
+    tolerance: float = Field(
+        1.0, gt=0, description="Largest drift between neighbouring slices, in pixels, of an aligned volume."
+    )
+    slices: int = Field(64, ge=2, description="How many neighbouring pairs are looked at, at most.")
+
+
+class Dataset(Section):
+    """A raw volume, or one derived from another."""
+
+    source: str | None = Field(
+        None, description="A multi-page TIFF, a folder of numbered slices (0.tif ... n.tif), or a glob of them."
+    )
+    voxel_size: VoxelSize | None = Field(None, description="Voxel size; required with `source`.")
+    keep_every: KeepEvery | None = Field(
+        None, description="Instead of `source`: keep every n-th slice of another dataset."
+    )
+    alignment: Alignment = Field(default_factory=Alignment, description="The check of the slices' alignment.")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Dataset:
+        if (self.source is None) == (self.keep_every is None):
+            raise ValueError("give either `source` or `keep_every`")
+        if self.source is not None and self.voxel_size is None:
+            raise ValueError("`voxel_size` is missing")
+        if self.keep_every is not None and self.voxel_size is not None:
+            raise ValueError("`voxel_size` follows from `keep_every`; remove it")
+        return self
+
+
+class Patches(Section):
+    """The patch store that a model is trained from."""
+
+    size: int = Field(64, ge=16, multiple_of=8, description="Height and width of a patch, in pixels.")
+    overlap: float = Field(0.5, ge=0, lt=1, description="Share of a patch that its neighbour repeats.")
+    validation: float = Field(
+        0.125, gt=0, lt=1, description="Share of the volume, at its far end in z, kept for validation."
+    )
+    minimum_contrast: float = Field(
+        0.02, ge=0, description="Patches with a standard deviation below this (range [-1, 1]) are blank."
+    )
+    limit: int = Field(20000, ge=1, description="Most patches kept, drawn evenly from all.")
+    seed: int = Field(0, ge=0, description="Seed of that draw.")
+
+
+class Network(Section):
+    """Size of the native network."""
+
+    channels: int = Field(32, ge=8, multiple_of=8, description="Channels at half resolution.")
+    multipliers: tuple[int, ...] = Field((1, 2, 4), min_length=1, description="Channels a level, times `channels`.")
+    blocks: int = Field(2, ge=1, description="Residual blocks a level.")
+
+
+class Training(Section):
+    """The training loop."""
+
+    steps: int = Field(20000, ge=1, description="Optimizer steps.")
+    minutes: float | None = Field(None, gt=0, description="Wall time after which training ends early.")
+    batch: int = Field(8, ge=1, description="Patches a step.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW.")
+    warmup: int = Field(100, ge=0, description="Steps of linear warm-up, before the cosine decay.")
+    weight_decay: float = Field(1e-4, ge=0, description="Weight decay of AdamW.")
+    ema: float = Field(0.999, ge=0, lt=1, description="Decay of the moving average of the weights.")
+    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    mean_share: float = Field(
+        0.5, gt=0, le=1, description="Share of a batch at pure noise, where the network learns the posterior mean."
+    )
+    validate_every: int = Field(500, ge=1, description="Steps between validations.")
+    checkpoint_minutes: float = Field(2.0, gt=0, description="Minutes between saved states.")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Precision of the network; auto chooses by device."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the weights, the order of the data and the noise.")
+
+
+class Model(Section):
+    """A model: its task, the data that it is trained on, its network and its training."""
+
+    task: Literal["vemdiffuse-i"] = Field(description="What the model learns.")
+    datasets: tuple[Name, ...] = Field(min_length=1, description="Datasets that it is trained on.")
+    factor: int = Field(ge=MINIMUM_FACTOR, le=MAXIMUM_FACTOR, description="Anisotropy factor that it is trained for.")
+    patches: Patches = Field(default_factory=Patches, description="The patch store.")
+    network: Network = Field(default_factory=Network, description="The network.")
+    training: Training = Field(default_factory=Training, description="The training loop.")
+
+
+class Sampler(Section):
+    """How a trained network is run."""
+
+    name: Literal["ddpm", "ddim", "dpm++", "heun"] = Field("dpm++", description="The sampler.")
+    steps: int = Field(4, ge=1, description="Network calls a sample; 1 is the posterior mean in one call.")
+    samples: int = Field(1, ge=1, description="Samples; their mean is the restored volume.")
+    seed: int = Field(0, ge=0, description="Seed of the noise.")
+
+
+class Tiling(Section):
+    """How the work is cut."""
+
+    tile: int = Field(256, ge=32, multiple_of=16, description="Height and width of a tile, in pixels.")
+    halo: int = Field(24, ge=0, description="Margin of a tile that is computed and thrown away, in pixels.")
+    blend: int = Field(16, ge=2, multiple_of=2, description="Width of the seam in which two tiles blend, in pixels.")
+    block: tuple[int, int, int] = Field(
+        (4, 2, 2), description="Gaps, tiles along y and tiles along x in a block: the unit of work and of resume."
+    )
+
+    @model_validator(mode="after")
+    def _room(self) -> Tiling:
+        if min(self.block) < 1:
+            raise ValueError("`block` needs at least one gap and one tile along each axis")
+        if 2 * (2 * self.halo + self.blend) > self.tile:
+            raise ValueError("`tile` is too small: it must hold at least twice 2 * `halo` + `blend`")
+        return self
+
+
+class Restoration(Section):
+    """One dataset restored by one model."""
+
+    dataset: Name = Field(description="The dataset to restore.")
+    model: Name = Field(description="The model that restores it.")
+    sampler: Sampler = Field(default_factory=Sampler, description="The sampler.")
+    tiling: Tiling = Field(default_factory=Tiling, description="Tiles and blocks.")
+    truth: Name | None = Field(
+        None, description="The isotropic dataset to compare with; a `keep_every` dataset has its origin as truth."
+    )
+
+
+class Report(Section):
+    """The report; nothing here changes a number."""
+
+    title: str = Field("emdiffuse", description="Title of the report.")
+    percentiles: tuple[float, float] = Field(
+        (0.5, 99.5), description="Percentiles of the truth shown as black and white, the same in every panel."
+    )
+    width: int = Field(320, ge=64, le=2000, description="Width of a panel, in pixels.")
+
+
+class Config(Section):
+    """The whole configuration."""
+
+    datasets: dict[Name, Dataset] = Field(min_length=1, description="The data, by name.")
+    models: dict[Name, Model] = Field(min_length=1, description="The models, by name.")
+    restorations: tuple[Restoration, ...] = Field(min_length=1, description="What is restored, by which model.")
+    report: Report = Field(default_factory=Report, description="The report.")
+
+    @field_validator("datasets")
+    @classmethod
+    def _derived_exist(cls, datasets: dict[str, Dataset]) -> dict[str, Dataset]:
+        for name, dataset in datasets.items():
+            origin = dataset.keep_every and dataset.keep_every.dataset
+            if origin and (origin not in datasets or datasets[origin].source is None):
+                raise ValueError(f"{name}.keep_every.dataset: there is no raw dataset named '{origin}'")
+        return datasets
+
+    @model_validator(mode="after")
+    def _references(self) -> Config:
+        pairs = set()
+        for name, model in self.models.items():
+            for dataset in model.datasets:
+                self._known(f"models.{name}.datasets", dataset, self.datasets)
+        for index, item in enumerate(self.restorations):
+            key = f"restorations.{index}"
+            self._known(f"{key}.dataset", item.dataset, self.datasets)
+            self._known(f"{key}.model", item.model, self.models)
+            if (item.dataset, item.model) in pairs:
+                raise ValueError(f"{key}: '{item.dataset}' by '{item.model}' is listed twice")
+            pairs.add((item.dataset, item.model))
+            anisotropy_factor(self.voxel_size(item.dataset), f"{key}.dataset")
+            truth = self.truth(item)
+            if truth is not None:
+                self._known(f"{key}.truth", truth, self.datasets)
+                self._separate(key, item, truth)
+        return self
+
+    @staticmethod
+    def _known(key: str, name: str, names: dict[str, Any]) -> None:
+        if name not in names:
+            raise ValueError(f"{key}: there is no '{name}'; known: {', '.join(names)}")
+
+    def _separate(self, key: str, item: Restoration, truth: str) -> None:
+        """Refuse to evaluate a model on a volume that it was trained on."""
+        trained = {self.origin(name) for name in self.models[item.model].datasets}
+        sources = {self.datasets[name].source for name in trained}
+        for name in (item.dataset, truth):
+            if self.origin(name) in trained or self.datasets[self.origin(name)].source in sources:
+                raise ValueError(f"{key}: model '{item.model}' was trained on '{self.origin(name)}' and cannot be evaluated on it")
+
+    def origin(self, dataset: str) -> str:
+        """Return the raw dataset that a dataset comes from (itself, when it is raw)."""
+        keep = self.datasets[dataset].keep_every
+        return keep.dataset if keep else dataset
+
+    def truth(self, item: Restoration) -> str | None:
+        """Return the dataset that a restoration is compared with, if there is one."""
+        keep = self.datasets[item.dataset].keep_every
+        return item.truth or (keep.dataset if keep else None)
+
+    def voxel_size(self, dataset: str) -> tuple[float, float, float]:
+        """Return the voxel size (z, y, x) of a dataset in nanometers."""
+        keep = self.datasets[dataset].keep_every
+        size = self.datasets[self.origin(dataset)].voxel_size
+        assert size is not None
+        z, y, x = size.nanometers
+        return (z * keep.factor if keep else z, y, x)
+
+
+def anisotropy_factor(voxel_size: tuple[float, float, float], key: str = "voxel_size") -> Fraction:
+    """Return the ratio of the axial to the lateral voxel size, exactly.
+
+    Parameters
+    ----------
+    voxel_size : tuple of float
+        Voxel size (z, y, x), in any one unit.
+    key : str
+        What to name in an error.
+
+    Raises
+    ------
+    ConfigError
+        If pixels are not square, or the ratio is not between 2 and 12.
+    """
+    z, y, x = (Fraction(v).limit_denominator(10**6) for v in voxel_size)
+    if abs(y - x) > y / 1000:
+        raise ConfigError(f"{key}: pixels must be square, but y is {float(y):g} and x is {float(x):g}")
+    factor = (z / y).limit_denominator(1000)
+    if not MINIMUM_FACTOR <= factor <= MAXIMUM_FACTOR:
+        raise ConfigError(
+            f"{key}: the anisotropy factor z/y is {float(factor):g}; it must be between "
+            f"{MINIMUM_FACTOR} and {MAXIMUM_FACTOR}"
+        )
+    return factor
+
+
+def parse(section: type[SectionType], values: Any, where: str = "config") -> SectionType:
+    """Validate values against a section.
+
+    Parameters
+    ----------
+    section : type
+        The pydantic model.
+    values : Any
+        A mapping, or a JSON or YAML text of one.
+    where : str
+        What the values are, for the error.
+
+    Raises
+    ------
+    ConfigError
+        One sentence that names the first wrong key and what is wrong with it.
+    """
+    if isinstance(values, str):
+        try:
+            values = yaml.safe_load(values)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: a mapping of keys to values is expected, not {type(values).__name__}")
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_sentence(section, error)}") from None
+
+
+def _sentence(section: type[Section], error: ValidationError) -> str:
+    """Turn pydantic's errors into one sentence about the first of them."""
+    errors = error.errors()
+    first = errors[0]
+    key = ".".join(str(part) for part in first["loc"] if part != "function-after")
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(section, first["loc"][:-1])
+        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
+        message = f"unknown key; {hint}"
+    elif first["type"] == "missing":
+        message = "this key is missing"
+    elif "input" in first and not isinstance(first["input"], dict | list | tuple | BaseModel):
+        message = f"{message[0].lower()}{message[1:]}, but it is {first['input']!r}"
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return f"{key}: {message}{more}" if key else f"{message}{more}"
+
+
+def _keys_at(section: type[Section], location: tuple[Any, ...]) -> list[str]:
+    """Return the keys known at a location of the configuration."""
+    schema: dict[str, Any] = section.model_json_schema()
+    node = schema
+    for part in location:
+        node = _resolve(schema, node)
+        if isinstance(part, int):
+            node = node.get("items", {})
+        else:
+            node = node.get("properties", {}).get(part) or node.get("additionalProperties") or {}
+    return list(_resolve(schema, node).get("properties", {}))
+
+
+def _resolve(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    """Follow references and optional wrappers in a JSON schema."""
+    for option in node.get("anyOf", []):
+        if "$ref" in option:
+            node = option
+    if "$ref" in node:
+        node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
+    return node
+
+
+def validate(values: Any, where: str = "config") -> Config:
+    """Validate a whole configuration, and that the files it names exist.
+
+    Parameters
+    ----------
+    values : Any
+        The mapping that YAML gave.
+    where : str
+        Name of the file, for the error.
+
+    Raises
+    ------
+    ConfigError
+        One sentence that names the key.
+    """
+    config = parse(Config, values, where)
+    for name, dataset in config.datasets.items():
+        if dataset.source is not None and not source_exists(dataset.source):
+            raise ConfigError(f"{where}: datasets.{name}.source: there is no '{dataset.source}'; check the path")
+    return config
+
+
+def source_exists(source: str) -> bool:
+    """Tell whether a source (a file, a folder or a glob) names anything."""
+    if Path(source).exists():
+        return True
+    return any(c in source for c in "*?[") and any(True for _ in Path().glob(source))
+
+
+def settings_hash(*parts: Any) -> str:
+    """Return 16 hexadecimal digits that identify settings: sections, or plain JSON values."""
+    plain = [part.model_dump(mode="json") if isinstance(part, Section) else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of the configuration file."""
+    schema = Config.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+__all__ = ["TASKS", "Config", "ConfigError", "json_schema", "parse", "settings_hash", "validate"]

@@ -1,0 +1,21 @@
+"""Mistakes of the user's: each is one clear sentence, and never shown as a traceback.
+
+Every class derives from `EmdiffuseError`, which the command line prints as ``error: <sentence>`` with exit code 1.
+Anything else that escapes a stage is a defect of ours, and keeps its traceback.
+"""
+
+
+class EmdiffuseError(ValueError):
+    """A mistake of the user's, or of the data: one sentence that names the file or key, and what to do."""
+
+
+class ConfigError(EmdiffuseError):
+    """A wrong configuration; names the key."""
+
+
+class DataError(EmdiffuseError):
+    """Unusable data; names the file."""
+
+
+class StoreError(EmdiffuseError):
+    """A store that is missing, damaged, or was made with other settings; names its path."""

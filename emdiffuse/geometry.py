@@ -1,0 +1,301 @@
+"""Blocks, tiles, windows and noise: pure arithmetic on global voxel positions.
+
+Conventions
+-----------
+* Axes are (z, y, x); boxes are half open. *Real* slices are those of the input, *output* slices those of the restored
+  volume, whose voxels are cubes of the input's lateral size. Output slice 0 is real slice 0.
+* The tile grid is global: it depends on the volume and the tile size alone, never on blocks or workers. Along z a tile
+  is one gap; along y and x tiles overlap, and their windows add up to one everywhere::
+
+      tile i      |h h|------------------|~~~~|h h|
+      tile i + 1                     |h h|~~~~|------------------|h h|
+                                          seam            h: halo, thrown away
+
+* A block is a box of tiles. Its *support* is where the windows of its tiles are not zero, so that neighbouring blocks
+  overlap by no more than a seam. Each tile belongs to one block, each block to one worker.
+* Noise is a function of (seed, sample, step, global position): drawn by Philox (Salmon et al. 2011,
+  doi 10.1145/2063384.2063405) in cells of 1 x 64 x 64 voxels.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from math import ceil, floor
+
+import numpy as np
+from numpy.typing import NDArray
+
+NOISE_CELL = 64
+TILE_MULTIPLE = 16
+"""Tiles start at multiples of this, so that a strided network sees every tile on the same grid."""
+
+
+def ceil_to(value: int, multiple: int) -> int:
+    """Return the smallest multiple that is not below a value."""
+    return -(-value // multiple) * multiple
+
+
+@dataclass(frozen=True)
+class SliceGrid:
+    """Where output slices lie among the real ones.
+
+    Parameters
+    ----------
+    slices : int
+        Number of real slices, at least 2.
+    factor : Fraction
+        Anisotropy factor: distance of real slices in output voxels; need not be an integer.
+    """
+
+    slices: int
+    factor: Fraction
+
+    @property
+    def gaps(self) -> int:
+        """Number of gaps between real slices."""
+        return self.slices - 1
+
+    @property
+    def length(self) -> int:
+        """Number of output slices; the last real slice is the last or lies just behind the last."""
+        return floor(self.gaps * self.factor) + 1
+
+    def first(self, gap: int) -> int:
+        """Return the first output slice at or behind real slice `gap`: where that gap's range begins."""
+        return ceil(gap * self.factor)
+
+    def generated(self, gap: int) -> range:
+        """Return the output slices strictly inside a gap."""
+        return range(floor(gap * self.factor) + 1, min(self.first(gap + 1), self.length))
+
+    def positions(self, gap: int) -> NDArray[np.float32]:
+        """Return the positions of a gap's output slices: 0 at the real slice before it, 1 at the one after it."""
+        return np.array([float(z / self.factor - gap) for z in self.generated(gap)], np.float32)
+
+    def real(self, z: int) -> int | None:
+        """Return the real slice at output slice z, or None when z is generated."""
+        index = z / self.factor
+        return int(index) if index.denominator == 1 else None
+
+
+@dataclass(frozen=True)
+class TileAxis:
+    """Tiles along y or x.
+
+    Parameters
+    ----------
+    length : int
+        Length of the volume in voxels.
+    size : int
+        Length of a tile, a multiple of `TILE_MULTIPLE`; shorter volumes get one shorter tile.
+    halo, blend : int
+        Margin thrown away, and width of the seam, in voxels.
+    """
+
+    length: int
+    size: int
+    halo: int
+    blend: int
+
+    @property
+    def tile(self) -> int:
+        """Length of every tile; reaches past the end of the volume by less than `TILE_MULTIPLE`."""
+        return min(self.size, ceil_to(self.length, TILE_MULTIPLE))
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """First voxel of every tile: spread evenly, no further apart than halo and seam allow."""
+        last = ceil_to(max(self.length - self.tile, 0), TILE_MULTIPLE)
+        stride = (self.size - 2 * self.halo - self.blend) // TILE_MULTIPLE * TILE_MULTIPLE
+        steps = max(-(-last // stride), 1)
+        return (0, *(last // TILE_MULTIPLE * i // steps * TILE_MULTIPLE for i in range(1, steps + 1) if last))
+
+    @cached_property
+    def seams(self) -> tuple[int, ...]:
+        """Centre of the seam behind every tile but the last."""
+        return tuple((a + self.tile + b) // 2 for a, b in itertools.pairwise(self.starts))
+
+    def support(self, first: int, last: int) -> tuple[int, int]:
+        """Return the box in which the windows of tiles first to last - 1 are not zero."""
+        begin = 0 if first == 0 else self.seams[first - 1] - self.blend // 2
+        end = self.length if last == len(self.starts) else self.seams[last - 1] + self.blend // 2
+        return begin, end
+
+    def window(self, index: int) -> NDArray[np.float32]:
+        """Return the weights of a tile over its support: raised-cosine seams, which add up to one with the neighbour's."""
+        begin, end = self.support(index, index + 1)
+        weights = np.ones(end - begin, np.float32)
+        ramp = (0.5 - 0.5 * np.cos(np.pi * (np.arange(self.blend) + 0.5) / self.blend)).astype(np.float32)
+        if index > 0:
+            weights[: self.blend] = ramp
+        if index + 1 < len(self.starts):
+            weights[-self.blend :] = 1 - ramp
+        return weights
+
+
+@dataclass(frozen=True)
+class Block:
+    """A box of tiles.
+
+    Attributes
+    ----------
+    index : tuple of int
+        Position in the grid of blocks (z, y, x).
+    gaps, rows, columns : range
+        Its gaps, and its tiles along y and x.
+    begin, end : tuple of int
+        Support: the box (z, y, x) of output voxels that its tiles contribute to.
+    """
+
+    index: tuple[int, int, int]
+    gaps: range
+    rows: range
+    columns: range
+    begin: tuple[int, int, int]
+    end: tuple[int, int, int]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of the support."""
+        z, y, x = (e - b for b, e in zip(self.begin, self.end, strict=True))
+        return (z, y, x)
+
+
+@dataclass(frozen=True)
+class BlockGrid:
+    """All blocks of a volume, as arithmetic.
+
+    Parameters
+    ----------
+    z : SliceGrid
+        Output slices.
+    y, x : TileAxis
+        Tiles along y and x.
+    block : tuple of int
+        Gaps, tiles along y and tiles along x in a block.
+    """
+
+    z: SliceGrid
+    y: TileAxis
+    x: TileAxis
+    block: tuple[int, int, int]
+
+    @property
+    def volume(self) -> tuple[int, int, int]:
+        """Shape (z, y, x) of the output volume."""
+        return (self.z.length, self.y.length, self.x.length)
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Number of blocks along z, y and x."""
+        units = (self.z.gaps, len(self.y.starts), len(self.x.starts))
+        z, y, x = (-(-unit // size) for unit, size in zip(units, self.block, strict=True))
+        return (z, y, x)
+
+    def __len__(self) -> int:
+        z, y, x = self.counts
+        return z * y * x
+
+    @cached_property
+    def chunk(self) -> tuple[int, int, int]:
+        """Largest support of any block: the shape of a chunk of the tile store."""
+        counts = self.counts
+        depth = max(self._span_z(i)[1] - self._span_z(i)[0] for i in range(min(counts[0], self.z.factor.denominator + 1)))
+        height = max(e - b for b, e in (self._span(self.y, i, 1) for i in range(counts[1])))
+        width = max(e - b for b, e in (self._span(self.x, i, 2) for i in range(counts[2])))
+        return (depth, height, width)
+
+    def _units(self, i: int, axis: int, count: int) -> range:
+        return range(i * self.block[axis], min((i + 1) * self.block[axis], count))
+
+    def _span_z(self, i: int) -> tuple[int, int]:
+        gaps = self._units(i, 0, self.z.gaps)
+        return self.z.first(gaps.start), min(self.z.first(gaps.stop), self.z.length)
+
+    def _span(self, axis: TileAxis, i: int, number: int) -> tuple[int, int]:
+        tiles = self._units(i, number, len(axis.starts))
+        return axis.support(tiles.start, tiles.stop)
+
+    def at(self, index: tuple[int, int, int]) -> Block:
+        """Return the block at a position (z, y, x) of the grid."""
+        spans = (self._span_z(index[0]), self._span(self.y, index[1], 1), self._span(self.x, index[2], 2))
+        return Block(
+            index,
+            self._units(index[0], 0, self.z.gaps),
+            self._units(index[1], 1, len(self.y.starts)),
+            self._units(index[2], 2, len(self.x.starts)),
+            (spans[0][0], spans[1][0], spans[2][0]),
+            (spans[0][1], spans[1][1], spans[2][1]),
+        )
+
+    def __getitem__(self, number: int) -> Block:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        _, ny, nx = self.counts
+        return self.at((number // (ny * nx), number // nx % ny, number % nx))
+
+    def overlapping(self, begin: tuple[int, int, int], end: tuple[int, int, int]) -> Iterator[Block]:
+        """Yield the blocks whose support meets a box, in the order of their numbers."""
+        spans = ((self._span_z, 0), (lambda i: self._span(self.y, i, 1), 1), (lambda i: self._span(self.x, i, 2), 2))
+        hits = [
+            [i for i in range(self.counts[axis]) if span(i)[0] < end[axis] and span(i)[1] > begin[axis]]
+            for span, axis in spans
+        ]
+        for z, y, x in itertools.product(*hits):
+            yield self.at((z, y, x))
+
+
+def owned(count: int, worker: int, workers: int) -> range:
+    """Return the numbers of the blocks or shards that a worker (counted from 1) owns, of `count` in all."""
+    if not 1 <= worker <= workers:
+        raise ValueError(f"worker {worker} of {workers} does not exist")
+    return range(worker - 1, count, workers)
+
+
+def noise_field(
+    seed: int, sample: int, step: int, origin: tuple[int, int, int], shape: tuple[int, int, int]
+) -> NDArray[np.float32]:
+    """Return standard normal noise that depends on global positions alone.
+
+    Parameters
+    ----------
+    seed, sample, step : int
+        What makes it different from other noise: non-negative; sample and step below 2**32.
+    origin : tuple of int
+        First voxel (z, y, x); may be negative (padding).
+    shape : tuple of int
+        Shape (z, y, x).
+
+    Returns
+    -------
+    ndarray
+        float32, independent standard normal values; two calls agree wherever their boxes overlap.
+    """
+    field = np.empty(shape, np.float32)
+    (oz, oy, ox), (nz, ny, nx) = origin, shape
+    for cy in range(oy // NOISE_CELL, -(-(oy + ny) // NOISE_CELL)):
+        for cx in range(ox // NOISE_CELL, -(-(ox + nx) // NOISE_CELL)):
+            top, left = cy * NOISE_CELL, cx * NOISE_CELL
+            ys = slice(max(top, oy), min(top + NOISE_CELL, oy + ny))
+            xs = slice(max(left, ox), min(left + NOISE_CELL, ox + nx))
+            for z in range(nz):
+                cell = _noise_cell(seed, sample, step, oz + z, cy, cx)
+                field[z, ys.start - oy : ys.stop - oy, xs.start - ox : xs.stop - ox] = cell[
+                    ys.start - top : ys.stop - top, xs.start - left : xs.stop - left
+                ]
+    return field
+
+
+def _noise_cell(seed: int, sample: int, step: int, z: int, cy: int, cx: int) -> NDArray[np.float32]:
+    """Return one cell: Philox words, two uniforms each, through the Box-Muller transform."""
+    offset = 2**31
+    counter = [0, z + offset, (cy + offset) << 32 | (cx + offset), sample << 32 | step]
+    words = np.random.Philox(key=seed, counter=np.array(counter, np.uint64)).random_raw(NOISE_CELL**2 // 2)
+    first, second = words.view(np.uint32).reshape(2, -1).astype(np.float32)
+    radius = np.sqrt(-2 * np.log((first + 1) * np.float32(2**-32)))
+    angle = second * np.float32(2**-31 * np.pi)
+    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)]).reshape(NOISE_CELL, NOISE_CELL)
