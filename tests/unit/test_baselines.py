@@ -1,0 +1,90 @@
+"""Interpolation of slices: exact at real slices, right between them, the same however it is cut."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from emdiffuse.baselines import KINDS, interpolate, kernel
+from emdiffuse.geometry import SliceGrid
+
+
+def column(*values: float, dtype: str = "float32") -> np.ndarray:
+    return np.array(values, dtype).reshape(-1, 1, 1)
+
+
+def whole(slices: np.ndarray, factor: Fraction, kind: str) -> np.ndarray:
+    return interpolate(slices, factor, range(SliceGrid(len(slices), factor).length), kind)
+
+
+def test_hand_computed_values():
+    slices, factor = column(0, 4, 20, 12), Fraction(4)
+    assert whole(slices, factor, "nearest").ravel().tolist() == [0, 0, 0, 4, 4, 4, 4, 20, 20, 20, 20, 12, 12]
+    assert whole(slices, factor, "linear").ravel().tolist() == [0, 1, 2, 3, 4, 8, 12, 16, 20, 18, 16, 14, 12]
+    # Half way: (-1 * a + 9 * b + 9 * c - 1 * d) / 16; at the ends the outermost slice is repeated.
+    cubic = whole(slices, factor, "cubic").ravel()
+    assert cubic[[2, 6, 10]].tolist() == [(9 * 4 - 20) / 16, (9 * 24 - 12) / 16, (-4 + 9 * 32 - 12) / 16]
+
+
+def test_cubic_reproduces_parabolas_inside():
+    z = np.arange(6.0)
+    values = whole(column(*(z**2 - 3 * z + 1)), Fraction(5), "cubic").ravel()
+    fine = np.arange(26) / 5
+    np.testing.assert_allclose(values[5:21], (fine**2 - 3 * fine + 1)[5:21], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_add_up_to_one(kind):
+    assert [sum(kernel(kind, t)) for t in (0, 0.125, 0.5, 0.875, 1)] == [1] * 5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("factor", [Fraction(6), Fraction(2), Fraction(5, 2), Fraction(31, 3)])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_exact_at_real_slices(kind, factor, dtype):
+    real = (np.random.default_rng(0).random((7, 3, 4)) * 250).astype(dtype)
+    grid = SliceGrid(7, factor)
+    result = whole(real, factor, kind)
+    assert result.shape == (grid.length, 3, 4)
+    assert result.dtype == real.dtype
+    at = {z: grid.real(z) for z in range(grid.length) if grid.real(z) is not None}
+    assert len(at) >= 2
+    for z, index in at.items():
+        np.testing.assert_array_equal(result[z], real[index])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_are_cut_from_the_whole(kind):
+    real = np.random.default_rng(1).integers(0, 256, (5, 6, 7), np.uint8)
+    result = whole(real, Fraction(7, 2), kind)
+    for begin in range(len(result)):
+        part = interpolate(
+            real, Fraction(7, 2), range(begin, min(begin + 3, len(result))), kind, (slice(1, 4), slice(2, 7))
+        )
+        np.testing.assert_array_equal(part, result[begin : begin + 3, 1:4, 2:7])
+
+
+def test_reads_only_the_slices_it_needs():
+    reads = []
+
+    class Spy:
+        shape, dtype = (1000, 4, 4), np.dtype(np.uint8)
+
+        def __getitem__(self, box):
+            reads.append(box[0])
+            return np.zeros((box[0].stop - box[0].start, 4, 4), np.uint8)
+
+    interpolate(Spy(), Fraction(6), range(601, 606), "cubic")
+    assert reads == [slice(99, 103)]
+
+
+def test_overshoot_is_clipped_and_halves_round_to_even():
+    slices = column(0, 0, 255, 255, dtype="uint8")
+    assert whole(slices, Fraction(2), "cubic").ravel().tolist() == [0, 0, 0, 128, 255, 255, 255]
+    assert whole(slices, Fraction(2), "linear").ravel().tolist() == [0, 0, 0, 128, 255, 255, 255]
+
+
+def test_two_slices_suffice():
+    assert whole(column(10, 20), Fraction(2), "cubic").ravel().tolist() == [10, 15, 20]
