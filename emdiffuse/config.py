@@ -134,6 +134,9 @@ class Training(Section):
     mean_share: float = Field(
         0.5, gt=0, le=1, description="Share of a batch at pure noise, where the network learns the posterior mean."
     )
+    noise_correlation: float = Field(
+        0.0, ge=0, description="Correlation length of the noise along z, in gaps; 0 is white noise."
+    )
     validate_every: int = Field(500, ge=1, description="Steps between validations.")
     checkpoint_minutes: float = Field(2.0, gt=0, description="Minutes between saved states.")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -167,7 +170,7 @@ class Tiling(Section):
 
     tile: int = Field(256, ge=32, multiple_of=16, description="Height and width of a tile, in pixels.")
     halo: int = Field(24, ge=0, description="Margin of a tile that is computed and thrown away, in pixels.")
-    blend: int = Field(16, ge=2, multiple_of=2, description="Width of the seam in which two tiles blend, in pixels.")
+    blend: int = Field(16, ge=8, multiple_of=2, description="Width of the seam in which two tiles blend, in pixels.")
     block: tuple[int, int, int] = Field(
         (4, 2, 2), description="Gaps, tiles along y and tiles along x in a block: the unit of work and of resume."
     )
@@ -176,8 +179,8 @@ class Tiling(Section):
     def _room(self) -> Tiling:
         if min(self.block) < 1:
             raise ValueError("`block` needs at least one gap and one tile along each axis")
-        if 2 * (2 * self.halo + self.blend) > self.tile:
-            raise ValueError("`tile` is too small: it must hold at least twice 2 * `halo` + `blend`")
+        if 2 * self.halo + 3 * self.blend > self.tile:
+            raise ValueError("`tile` is too small: it must be at least 2 * `halo` + 3 * `blend`")
         return self
 
 
@@ -357,7 +360,8 @@ def _keys_at(section: type[Section], location: tuple[Any, ...]) -> list[str]:
         if isinstance(part, int):
             node = node.get("items", {})
         else:
-            node = node.get("properties", {}).get(part) or node.get("additionalProperties") or {}
+            named = [*node.get("patternProperties", {}).values(), node.get("additionalProperties") or {}]
+            node = node.get("properties", {}).get(part) or named[0]
     return list(_resolve(schema, node).get("properties", {}))
 
 

@@ -93,7 +93,8 @@ class TileAxis:
     size : int
         Length of a tile, a multiple of `TILE_MULTIPLE`; shorter volumes get one shorter tile.
     halo, blend : int
-        Margin thrown away, and width of the seam, in voxels.
+        Margin thrown away, and width of the seam, in voxels; blend is even and at least 8, and ``2 * halo + 3 * blend`` is
+        not above `size`, so that seams never cross.
     """
 
     length: int

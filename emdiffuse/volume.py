@@ -156,9 +156,13 @@ def shard_shape(shape: Sequence[int], chunk: Sequence[int] = CHUNK, shard: Seque
     return tuple(min(s, ceil(n / c) * c) for n, c, s in zip(shape, chunk, shard, strict=True))
 
 
-def create_image_array(path: Path, shape: Sequence[int], dtype: DTypeLike) -> Array:
+def create_image_array(
+    path: Path, shape: Sequence[int], dtype: DTypeLike, attributes: dict[str, Any] | None = None
+) -> Array:
     """Create one level (z, y, x) of an OME-Zarr image: sharded, with the project's chunks."""
-    return create_array(path, shape, dtype, chunk=CHUNK, shard=shard_shape(shape), axes=("z", "y", "x"))
+    return create_array(
+        path, shape, dtype, chunk=CHUNK, shard=shard_shape(shape), axes=("z", "y", "x"), attributes=attributes
+    )
 
 
 def read_metadata(path: Path, kind: str) -> dict[str, Any]:

@@ -1,0 +1,185 @@
+"""The command line: one thin command a stage, in the order of the chain.
+
+Conventions
+-----------
+* Paths of what is read come first, then the output. Settings are the JSON (or YAML) text of a section of the configuration.
+* A user's mistake is one line, ``error: ...``, and exit code 1; anything else is a defect and keeps its traceback.
+* Heavy imports stand inside the commands, so that ``--help`` is quick and threads are set before numpy and torch load.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from emdiffuse.errors import ConfigError, EmdiffuseError
+from emdiffuse.progress import logger, setup
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n")[0])
+
+Settings = Annotated[str, typer.Option(help="The section of the configuration, as JSON or YAML.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, or a CUDA device such as cuda:0.")]
+Share = Annotated[str, typer.Option(metavar="I-of-N", help="Which worker this is, of how many, e.g. 1-of-4.")]
+Done = Annotated[Path | None, typer.Option(help="File to write when this worker's share is done.")]
+
+
+@app.callback()
+def common(
+    log: Annotated[Path | None, typer.Option(help="Also write what is said to this file.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads for numerical work; all cores by default.")] = None,
+) -> None:
+    """Restore electron-microscopy volumes with diffusion models, from raw files to measured OME-Zarr."""
+    setup(log)
+    if threads is not None:
+        for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            os.environ[variable] = str(threads)
+
+
+@app.command()
+def acquire(name: str, out: Path, settings: Settings) -> None:
+    """Convert a raw volume (TIFF, or a folder of numbered slices) to OME-Zarr."""
+    from emdiffuse.acquisition import acquire as run
+    from emdiffuse.config import Dataset, parse
+
+    dataset = parse(Dataset, settings, f"datasets.{name}")
+    if dataset.source is None or dataset.voxel_size is None:
+        raise ConfigError(f"datasets.{name}: `source` and `voxel_size` are needed to acquire it")
+    run(dataset.source, dataset.voxel_size.nanometers, out, name)
+
+
+@app.command()
+def keep_every(volume: Path, factor: int, name: str, out: Path) -> None:
+    """Make an anisotropic volume from an isotropic one by keeping every n-th slice."""
+    from emdiffuse.acquisition import keep_every as run
+
+    run(volume, factor, out, name)
+
+
+@app.command()
+def register(volume: Path, out: Path, quality: Path, figure: Path, settings: Settings) -> None:
+    """Check that the slices of a volume are aligned, and pass it on."""
+    from emdiffuse.config import Alignment, parse
+    from emdiffuse.registration import check_alignment
+
+    check_alignment(volume, parse(Alignment, settings, "alignment"), out, quality, figure)
+
+
+@app.command()
+def patches(volumes: list[Path], out: Annotated[Path, typer.Option()], settings: Settings) -> None:
+    """Cut training patches from registered volumes into a store."""
+    from emdiffuse.config import Model, parse
+    from emdiffuse.patches import cut_patches
+
+    cut_patches(volumes, parse(Model, settings, "model"), out)
+
+
+@app.command()
+def train(store: Path, name: str, experiment: Path, settings: Settings, device: Device = "auto") -> None:
+    """Train a model from a patch store, or go on with an interrupted training."""
+    from emdiffuse.config import Model, parse
+    from emdiffuse.training import train as run
+
+    run(store, parse(Model, settings, f"models.{name}"), name, experiment, device)
+
+
+@app.command()
+def plan(dataset: Path, model: Path, out: Path, settings: Settings) -> None:
+    """Plan the restoration of a volume: tiles, blocks, settings and their hash."""
+    from emdiffuse.config import Restoration, parse
+    from emdiffuse.restoration import make_plan
+
+    make_plan(dataset, model, parse(Restoration, settings, "restoration"), out)
+
+
+@app.command()
+def restore(plan: Path, worker: Share = "1-of-1", done: Done = None, device: Device = "auto") -> None:
+    """Restore a worker's share of a plan's blocks; blocks that are done are not done again."""
+    from emdiffuse.restoration import read_plan
+    from emdiffuse.restoration import restore as run
+
+    run(plan, *_share(worker), device)
+    _mark(done, read_plan(plan).hash)
+
+
+@app.command()
+def stitch(plan: Path, worker: Share = "1-of-1", done: Done = None) -> None:
+    """Blend a worker's share of the restored volume from the tiles."""
+    from emdiffuse.restoration import read_plan
+    from emdiffuse.stitching import stitch as run
+
+    run(plan, *_share(worker))
+    _mark(done, read_plan(plan).hash)
+
+
+@app.command()
+def pyramid(plan: Path) -> None:
+    """Add coarser levels to the restored volume, and finish it."""
+    from emdiffuse.stitching import pyramid as run
+
+    run(plan)
+
+
+@app.command()
+def evaluate(restored: Path, dataset: Path, truth: Path, out: Path) -> None:
+    """Measure a restored volume against the truth, beside interpolation on the same voxels."""
+    from emdiffuse.evaluation import evaluate as run
+
+    run(restored, dataset, truth, out)
+
+
+@app.command()
+def report(results: Path, experiments: Path, out: Path, settings: Settings) -> None:
+    """Write the report: one HTML file with pictures, tables and parameters."""
+    from emdiffuse.config import Config, parse
+    from emdiffuse.report import write_report
+
+    write_report(parse(Config, settings), results, experiments, out)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of the configuration, as YAML."""
+    import yaml
+
+    from emdiffuse.config import json_schema
+
+    print("# Generated by `emdiffuse schema` from emdiffuse/config.py; a test holds the two equal.")
+    print(yaml.safe_dump(json_schema(), sort_keys=False, width=110), end="")
+
+
+def _share(text: str) -> tuple[int, int]:
+    """Read "I-of-N"."""
+    worker, _, workers = text.partition("-of-")
+    if not (worker.isdigit() and workers.isdigit() and 1 <= int(worker) <= int(workers)):
+        raise ConfigError(f"--worker: '{text}' is not of the form I-of-N with 1 <= I <= N, such as 1-of-4")
+    return int(worker), int(workers)
+
+
+def _mark(path: Path | None, content: str) -> None:
+    from emdiffuse.volume import write_atomically
+
+    if path is not None:
+        write_atomically(path, f"{content}\n")
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except EmdiffuseError as error:
+        logger.error("%s", error) if logger.handlers else print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        logger.error("%s: %s; make room or choose another folder, and start again", error.filename or "output", error.strerror)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""The native vEM network: all slices of a gap at once, for any number of them and any anisotropy factor.
+
+Conventions
+-----------
+* Images are scaled to [-1, 1]. What is diffused is the *residual*: the slice less the linear interpolation of
+  the two real slices around it, in units of `residual_scale`, so that its variance is near one.
+* A slice is known by its position in the gap (0 at the real slice before it, 1 at the one after it), never by
+  a channel: slices are spread over `SLOTS` fixed slots along z with the weights of linear interpolation, the
+  network works on the slots, and its output is interpolated back. Factors 2, 3, 4, 6 and 12 meet slots
+  exactly.
+* At pure noise (gamma = 0) the noisy slices say nothing and are not shown: the network's answer there is a
+  function of the condition alone, the posterior mean.
+* No convolution runs at full resolution: 2 x 2 pixels become channels at the entry (space to depth).
+* Normalisation is local: over the channels of a pixel (Ba et al. 2016, arXiv 1607.06450), and there is no
+  global attention. So a tile with enough halo gives what the whole image would give.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from emdiffuse.tasks import CONDITION_OFFSETS
+
+SLOTS = 11
+
+
+def slot_weights(positions: Tensor) -> Tensor:
+    """Return how slices at given positions are spread over the slots.
+
+    Parameters
+    ----------
+    positions : Tensor
+        (N, D), in (0, 1); NaN marks a slice that is absent.
+
+    Returns
+    -------
+    Tensor
+        (N, D, SLOTS): linear interpolation between the slots at 1/12, 2/12, ..., 11/12; zeros for absent
+        slices.
+    """
+    slots = torch.arange(1, SLOTS + 1, device=positions.device, dtype=positions.dtype)
+    nearest = (positions * (SLOTS + 1)).clamp(1, SLOTS)
+    return (1 - (nearest.unsqueeze(-1) - slots).abs()).clamp(min=0).nan_to_num(0.0)
+
+
+def linear_interpolation(condition: Tensor, positions: Tensor) -> Tensor:
+    """Interpolate between the two real slices around a gap.
+
+    Parameters
+    ----------
+    condition : Tensor
+        (N, 4, H, W): the real slices at `tasks.CONDITION_OFFSETS`.
+    positions : Tensor
+        (N, D); NaN gives the slice before the gap.
+
+    Returns
+    -------
+    Tensor
+        (N, D, H, W).
+    """
+    before, after = condition[:, 1:2], condition[:, 2:3]
+    t = positions.nan_to_num(0.0)[:, :, None, None]
+    return before + t * (after - before)
+
+
+class PixelNorm(nn.Module):
+    """Normalisation over the channels of each pixel, with a learned scale."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x (N, C, H, W) to unit mean square over C."""
+        return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6) * self.weight[:, None, None]
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions around a scale and a shift given by the embedding."""
+
+    def __init__(self, channels: int, out_channels: int, embedding: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = PixelNorm(channels), PixelNorm(out_channels)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.affine = nn.Linear(embedding, 2 * out_channels)
+        self.skip = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.affine.weight)
+        nn.init.zeros_(self.affine.bias)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Map x (N, C, H, W) to (N, C', H, W)."""
+        scale, shift = self.affine(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = F.silu(self.norm2(h) * (1 + scale) + shift)
+        return self.skip(x) + self.conv2(h)
+
+
+class GapNetwork(nn.Module):
+    """U-Net over the slots of a gap, at half resolution.
+
+    Parameters
+    ----------
+    channels : int
+        Channels at half resolution.
+    multipliers : sequence of int
+        Channels of each level, times `channels`; each level halves the resolution.
+    blocks : int
+        Residual blocks a level.
+    residual_scale : float
+        Standard deviation of the residual to linear interpolation in the training data.
+    """
+
+    def __init__(
+        self,
+        channels: int = 32,
+        multipliers: tuple[int, ...] | list[int] = (1, 2, 4),
+        blocks: int = 2,
+        residual_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.residual_scale = residual_scale
+        self.stride = 2 ** len(multipliers)
+        width = 4 * channels
+        self.frequencies = 16
+        self.embed = nn.Sequential(nn.Linear(4 * self.frequencies, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        widths = [channels * m for m in multipliers]
+        inputs = len(CONDITION_OFFSETS) + 1 + SLOTS
+        self.entry = nn.Conv2d(4 * inputs, widths[0], 3, padding=1)
+        self.down = nn.ModuleList()
+        self.up = nn.ModuleList()
+        current = widths[0]
+        for level, w in enumerate(widths):
+            if level:
+                self.down.append(nn.Conv2d(current, w, 2, stride=2))
+                current = w
+            self.down.extend(ResidualBlock(current, w, width) for _ in range(blocks))
+        for level, w in reversed(list(enumerate(widths))):
+            for i in range(blocks):
+                self.up.append(ResidualBlock(current + (w if i == 0 and level < len(widths) - 1 else 0), w, width))
+                current = w
+            if level:
+                self.up.append(nn.ConvTranspose2d(current, widths[level - 1], 2, stride=2))
+                current = widths[level - 1]
+        self.norm = PixelNorm(current)
+        self.exit = nn.Conv2d(current, 4 * SLOTS, 3, padding=1)
+        nn.init.zeros_(self.exit.weight)
+        nn.init.zeros_(self.exit.bias)
+
+    def forward(self, x: Tensor, gamma: Tensor, condition: Tensor, positions: Tensor, factor: Tensor) -> Tensor:
+        """Predict the flow of the noisy residual.
+
+        Parameters
+        ----------
+        x : Tensor
+            (N, D, H, W), the noisy residual at a gap's slices, sqrt(gamma) x0 + sqrt(1 - gamma) eps.
+        gamma : Tensor
+            (N,), the signal's share of the variance, 0 (pure noise) to 1.
+        condition : Tensor
+            (N, 4, H, W), the real slices, in [-1, 1].
+        positions : Tensor
+            (N, D), positions in the gap; NaN where a slice is absent.
+        factor : Tensor
+            (N,), anisotropy factor.
+
+        Returns
+        -------
+        Tensor
+            (N, D, H, W): eps - x0 (Liu et al. 2022, arXiv 2209.03003); at gamma = 0 it is minus the posterior
+            mean.
+        """
+        visible = (gamma > 0).to(x.dtype)[:, None, None, None]
+        weights = slot_weights(positions)
+        slots = torch.einsum("ndm,ndhw->nmhw", weights, x * visible)
+        difference = (condition[:, 2:3] - condition[:, 1:2]) / self.residual_scale
+        h = self.entry(F.pixel_unshuffle(torch.cat([condition, difference, slots], 1), 2))
+        embedding = self.embed(self._features(gamma, factor))
+        skips = []
+        for module in self.down:
+            if isinstance(module, ResidualBlock):
+                h = module(h, embedding)
+            else:
+                skips.append(h)
+                h = module(h)
+        for module in self.up:
+            if isinstance(module, ResidualBlock):
+                h = module(h, embedding)
+            else:
+                h = torch.cat([module(h), skips.pop()], 1)
+        out = F.pixel_shuffle(self.exit(F.silu(self.norm(h))), 2)
+        return torch.einsum("ndm,nmhw->ndhw", weights, out)
+
+    def _features(self, gamma: Tensor, factor: Tensor) -> Tensor:
+        """Embed the time of the flow and the factor by sines and cosines."""
+        alpha, sigma = gamma.sqrt(), (1 - gamma).clamp(min=0).sqrt()
+        time = sigma / (alpha + sigma)
+        rates = torch.exp(torch.arange(self.frequencies, device=gamma.device) * (math.log(100) / self.frequencies))
+        angles = torch.stack([time * math.pi, factor.log2()], 1)[:, :, None] * rates
+        return torch.cat([angles.cos(), angles.sin()], 1).flatten(1)

@@ -1,0 +1,79 @@
+"""Logging and progress: a bar on a terminal, plain lines in a log.
+
+Conventions
+-----------
+* Everything a stage says goes through `logging` (logger ``emdiffuse``): to standard error, and to the log file of its rule.
+* Progress lines name what was done, of how much, the rate and the time left; at most one every `LINE_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from tqdm import tqdm
+
+LINE_SECONDS = 10.0
+logger = logging.getLogger("emdiffuse")
+Item = TypeVar("Item")
+
+
+def setup(log: Path | None = None) -> None:
+    """Send log records to standard error and, when given, to a file."""
+    logger.handlers.clear()
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if log is not None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(log, mode="a"))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as m:ss or h:mm:ss."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def progress(items: Iterable[Item], total: int, what: str, unit: str, done: int = 0) -> Iterator[Item]:
+    """Yield items and report how far they are.
+
+    Parameters
+    ----------
+    items : iterable
+        What is worked on; the body of the loop is the work.
+    total : int
+        How many there are in all, with those done before.
+    what, unit : str
+        Name of the work, and of one item.
+    done : int
+        How many were done before this run; they do not count for the time left.
+    """
+    bar = tqdm(total=total, initial=done, desc=what, unit=unit, disable=not sys.stderr.isatty(), leave=False)
+    start = last = time.monotonic()
+    with bar:
+        for count, item in enumerate(items, 1):
+            yield item
+            bar.update()
+            now = time.monotonic()
+            if now - last >= LINE_SECONDS or done + count == total:
+                last = now
+                rate = count / max(now - start, 1e-9)
+                left = clock((total - done - count) / rate)
+                _line(f"{what}: {done + count} of {total} {unit}s, {rate:.3g} a second, {left} left", bar)
+
+
+def _line(text: str, bar: tqdm) -> None:  # type: ignore[type-arg]
+    """Write a line where it is read: not over a bar on a terminal."""
+    record = logger.makeRecord(logger.name, logging.INFO, __file__, 0, text, (), None)
+    for handler in logger.handlers:
+        if bar.disable or isinstance(handler, logging.FileHandler):
+            handler.handle(record)

@@ -1,0 +1,110 @@
+"""The configuration: what is accepted, and that every mistake is one sentence that names its key."""
+
+import copy
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import yaml
+
+from emdiffuse.config import Config, anisotropy_factor, json_schema, parse, settings_hash, validate
+from emdiffuse.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+DEMO = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+
+
+@pytest.fixture(autouse=True)
+def _in_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def changed(path, value):
+    """Return the demo configuration with one key set (or, with ..., removed)."""
+    config = copy.deepcopy(DEMO)
+    *parents, last = path
+    node = config
+    for key in parents:
+        node = node[key]
+    if value is ...:
+        del node[last]
+    else:
+        node[last] = value
+    return config
+
+
+def test_the_demo_is_valid_and_its_factor_is_six():
+    config = validate(DEMO)
+    assert config.voxel_size("medulla_test_60nm") == (60, 10, 10)
+    assert config.truth(config.restorations[0]) == "medulla_test"
+
+
+VOXEL = ("datasets", "medulla_test", "voxel_size")
+MISTAKES = {
+    "unknown section": (("dataset",), {}, "dataset: unknown key; did you mean 'datasets'?"),
+    "unknown key": (("models", "gap6", "training", "learning_rat"), 1, "models.gap6.training.learning_rat: unknown key; did you mean 'learning_rate'?"),
+    "missing key": (("models", "gap6", "factor"), ..., "models.gap6.factor: this key is missing"),
+    "wrong type": (("models", "gap6", "training", "steps"), "many", "models.gap6.training.steps: .*'many'"),
+    "not positive": (("models", "gap6", "training", "learning_rate"), -1, "learning_rate: .*greater than 0.*-1"),
+    "missing file": (("datasets", "medulla_test", "source"), "nowhere.tif", "datasets.medulla_test.source: there is no 'nowhere.tif'"),
+    "wrong unit": ((*VOXEL, "unit"), "pixel", "datasets.medulla_test.voxel_size.unit: .*nanometer.*'pixel'"),
+    "zero voxel": ((*VOXEL, "z"), 0, "datasets.medulla_test.voxel_size.z: .*greater than 0"),
+    "no voxel size": (VOXEL, ..., "datasets.medulla_test: `voxel_size` is missing"),
+    "rectangular pixels": ((*VOXEL, "x"), 12, "restorations.0.dataset: pixels must be square"),
+    "isotropic input": (("restorations", 0, "dataset"), "medulla_test", "restorations.0.dataset: the anisotropy factor z/y is 1;"),
+    "huge factor": ((*VOXEL, "z"), 100, "the anisotropy factor z/y is 60; it must be between 2 and 12"),
+    "impossible model factor": (("models", "gap6", "factor"), 1, "models.gap6.factor: .*greater than or equal to 2"),
+    "fractional keep": (("datasets", "medulla_test_60nm", "keep_every", "factor"), 2.5, "keep_every.factor: .*2.5"),
+    "unknown dataset": (("restorations", 0, "dataset"), "other", "restorations.0.dataset: there is no 'other'; known: "),
+    "unknown model": (("restorations", 0, "model"), "other", "restorations.0.model: there is no 'other'; known: gap6"),
+    "unknown origin": (("datasets", "medulla_test_60nm", "keep_every", "dataset"), "other", "there is no raw dataset named 'other'"),
+    "unknown training data": (("models", "gap6", "datasets"), ["other"], "models.gap6.datasets: there is no 'other'"),
+    "trained on the test": (("models", "gap6", "datasets"), ["medulla_test"], "cannot be evaluated on it"),
+    "trained on the test file": (("datasets", "medulla_train", "source"), "resources/demo/medulla_test.tif", "cannot be evaluated on it"),
+    "tile too small": (("restorations", 0, "tiling", "tile"), 32, "tiling: `tile` is too small"),
+    "unknown sampler": (("restorations", 0, "sampler", "name"), "euler", "sampler.name: .*'euler'"),
+    "odd name": (("models",), {"a b": DEMO["models"]["gap6"]}, "models.a b"),
+    "not a mapping": (("datasets",), [1], "datasets: "),
+    "task of another day": (("models", "gap6", "task"), "vemdiffuse-z", "models.gap6.task: .*'vemdiffuse-z'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_sentence_that_names_the_key(name):
+    path, value, message = MISTAKES[name]
+    with pytest.raises(ConfigError, match=message) as caught:
+        validate(changed(path, value))
+    assert "\n" not in str(caught.value)
+
+
+def test_text_that_is_not_yaml_is_refused():
+    with pytest.raises(ConfigError, match="settings: not valid YAML"):
+        parse(Config, "{a: [", "settings")
+
+
+def test_units_are_converted():
+    config = validate(changed(VOXEL, {"z": 0.01, "y": 0.01, "x": 0.01, "unit": "micrometer"}))
+    assert config.voxel_size("medulla_test") == pytest.approx((10, 10, 10))
+
+
+def test_factors_are_exact():
+    assert anisotropy_factor((45, 8, 8)) == Fraction(45, 8)
+    assert anisotropy_factor((0.03, 0.005, 0.005)) == 6
+
+
+def test_hash_sees_every_value_and_no_order():
+    demo, other = validate(DEMO), validate(changed(("models", "gap6", "training", "learning_rate"), 2e-3))
+    assert settings_hash(demo) == settings_hash(validate(dict(reversed(DEMO.items())))) != settings_hash(other)
+
+
+def test_the_shipped_schema_is_the_models():
+    shipped = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
+    assert shipped == json_schema(), "run `emdiffuse schema > workflow/schemas/config.schema.yaml`"
+
+
+def test_every_key_is_explained():
+    text = (ROOT / "config/README.md").read_text()
+    schema = json_schema()
+    for name, section in {"Config": schema, **schema["$defs"]}.items():
+        for key in section["properties"]:
+            assert f"`{key}`" in text, f"config/README.md does not explain {name}.{key}"

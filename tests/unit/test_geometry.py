@@ -1,0 +1,147 @@
+"""Blocks, tiles, windows and noise, on grids small enough to write out."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from emdiffuse.geometry import TILE_MULTIPLE, BlockGrid, SliceGrid, TileAxis, noise_field, owned
+
+factors = st.one_of(
+    st.integers(2, 12).map(Fraction), st.fractions(2, 12, max_denominator=8).filter(lambda f: f >= 2)
+)
+
+
+@st.composite
+def tile_axes(draw):
+    halo = draw(st.integers(0, 24))
+    blend = 2 * draw(st.integers(4, 12))
+    least = -(-(2 * halo + 3 * blend) // TILE_MULTIPLE)
+    size = TILE_MULTIPLE * draw(st.integers(max(least, 2), max(least, 2) + 8))
+    return TileAxis(draw(st.integers(1, 900)), size, halo, blend)
+
+
+@st.composite
+def block_grids(draw):
+    z = SliceGrid(draw(st.integers(2, 12)), draw(factors))
+    return BlockGrid(z, draw(tile_axes()), draw(tile_axes()), tuple(draw(st.integers(1, 5)) for _ in range(3)))
+
+
+def test_slices_of_an_integer_factor():
+    grid = SliceGrid(3, Fraction(3))  # real slices at 0, 3 and 6
+    assert grid.length == 7
+    assert [list(grid.generated(gap)) for gap in range(grid.gaps)] == [[1, 2], [4, 5]]
+    assert [grid.real(z) for z in range(7)] == [0, None, None, 1, None, None, 2]
+    np.testing.assert_allclose(grid.positions(1), [1 / 3, 2 / 3])
+
+
+def test_slices_of_a_fractional_factor():
+    grid = SliceGrid(3, Fraction(5, 2))  # real slices at 0, 2.5 and 5
+    assert grid.length == 6
+    assert [list(grid.generated(gap)) for gap in range(grid.gaps)] == [[1, 2], [3, 4]]
+    assert [grid.real(z) for z in range(6)] == [0, None, None, None, None, 2]
+    np.testing.assert_allclose(grid.positions(0), [0.4, 0.8])
+
+
+@given(st.integers(2, 30), factors)
+def test_every_output_slice_is_real_or_generated_once(slices, factor):
+    grid = SliceGrid(slices, factor)
+    made = [z for gap in range(grid.gaps) for z in grid.generated(gap)]
+    real = [z for z in range(grid.length) if grid.real(z) is not None]
+    assert sorted(made + real) == list(range(grid.length))
+
+
+def test_tiles_written_out():
+    axis = TileAxis(length=100, size=64, halo=8, blend=8)
+    assert axis.starts == (0, 16, 48)  # the last tile reaches 12 voxels past the end
+    assert axis.seams == (40, 64)
+    assert axis.support(0, 1) == (0, 44) and axis.support(1, 2) == (36, 68) and axis.support(2, 3) == (60, 100)
+
+
+def test_a_short_volume_has_one_tile():
+    axis = TileAxis(length=20, size=128, halo=16, blend=16)
+    assert axis.starts == (0,) and axis.tile == 32
+    np.testing.assert_array_equal(axis.window(0), np.ones(20))
+
+
+@given(tile_axes())
+def test_windows_add_up_to_one_and_stay_off_the_halo(axis):
+    total = np.zeros(axis.length)
+    for i, start in enumerate(axis.starts):
+        assert start % TILE_MULTIPLE == 0
+        begin, end = axis.support(i, i + 1)
+        assert begin == 0 or begin - start >= axis.halo
+        assert end == axis.length or start + axis.tile - end >= axis.halo
+        window = axis.window(i)
+        assert window.shape == (end - begin,) and window.min() >= 0
+        total[begin:end] += window
+    np.testing.assert_allclose(total, 1, atol=1e-6)
+    assert axis.starts[-1] + axis.tile - axis.length < TILE_MULTIPLE
+
+
+@given(block_grids())
+@settings(max_examples=60)
+def test_blocks_share_the_tiles_out(grid):
+    tiles = [(g, r, c) for i in range(len(grid)) for g in grid[i].gaps for r in grid[i].rows for c in grid[i].columns]
+    assert len(tiles) == len(set(tiles)) == grid.z.gaps * len(grid.y.starts) * len(grid.x.starts)
+    for i in range(len(grid)):
+        block = grid[i]
+        assert all(0 < size <= most for size, most in zip(block.shape, grid.chunk, strict=True))
+        made = [z for gap in block.gaps for z in grid.z.generated(gap)]
+        assert all(block.begin[0] <= z < block.end[0] for z in made)
+
+
+@given(block_grids(), st.data())
+@settings(max_examples=60)
+def test_overlapping_finds_just_the_blocks_that_meet_a_box(grid, data):
+    begin = tuple(data.draw(st.integers(0, n - 1)) for n in grid.volume)
+    end = tuple(data.draw(st.integers(b + 1, n)) for b, n in zip(begin, grid.volume, strict=True))
+    meets = [
+        grid[i].index
+        for i in range(len(grid))
+        if all(b < e and a > s for b, e, a, s in zip(grid[i].begin, end, grid[i].end, begin, strict=True))
+    ]
+    assert [block.index for block in grid.overlapping(begin, end)] == meets
+
+
+@given(st.integers(0, 40), st.integers(1, 9))
+def test_owned_shares_everything_out_once(count, workers):
+    shares = [list(owned(count, worker, workers)) for worker in range(1, workers + 1)]
+    assert sorted(n for share in shares for n in share) == list(range(count))
+    with pytest.raises(ValueError, match="does not exist"):
+        owned(count, workers + 1, workers)
+
+
+boxes = st.tuples(*[st.tuples(st.integers(-70, 150), st.integers(1, 80)) for _ in range(2)], st.integers(0, 5))
+
+
+@given(boxes)
+@settings(max_examples=30, deadline=None)
+def test_noise_depends_on_the_global_position_alone(box):
+    (y, height), (x, width), z = box
+    whole = noise_field(7, 1, 2, (z - 1, y - 3, x - 5), (3, height + 10, width + 10))
+    part = noise_field(7, 1, 2, (z, y, x), (1, height, width))
+    np.testing.assert_array_equal(part[0], whole[1, 3 : 3 + height, 5 : 5 + width])
+
+
+def test_noise_is_standard_normal_and_differs():
+    fields = [noise_field(seed, sample, step, (0, 0, 0), (4, 256, 256)).ravel() for seed, sample, step in
+              [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]]  # fmt: skip
+    for field in fields:
+        assert field.dtype == np.float32
+        assert abs(field.mean()) < 0.01 and abs(field.std() - 1) < 0.01
+        assert abs((field**4).mean() - 3) < 0.1
+    correlation = np.corrcoef(fields)
+    assert np.abs(correlation - np.eye(4)).max() < 0.01
+    neighbours = fields[0].reshape(4, 256, 256)
+    assert abs((neighbours[:, :, 1:] * neighbours[:, :, :-1]).mean()) < 0.01
+    assert abs((neighbours[1:] * neighbours[:-1]).mean()) < 0.01
+
+
+def test_noise_values_never_change():
+    """These values are part of what a seed means: a restored volume is reproducible only while they stay."""
+    np.testing.assert_allclose(
+        noise_field(1, 0, 0, (0, 0, 0), (1, 1, 3))[0, 0], [0.4104653, -0.9528295, -0.0843054], rtol=1e-5
+    )

@@ -1,0 +1,43 @@
+# Raw files to canonical OME-Zarr; a store's zarr.json is written last, and stands for the store.
+rule acquire:
+    input:
+        raw_files,
+    output:
+        "results/acquired/{dataset}.ome.zarr/zarr.json",
+    wildcard_constraints:
+        dataset=one_of(RAW),
+    params:
+        settings=dataset_settings,
+    log:
+        "logs/acquire/{dataset}.log",
+    conda:
+        "../envs/emdiffuse.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=240,
+    shell:
+        "emdiffuse --log {log} acquire {wildcards.dataset} results/acquired/{wildcards.dataset}.ome.zarr"
+        " --settings {params.settings:q}"
+
+
+# An anisotropic volume from an isotropic one; the slices left out are the truth.
+rule keep_every:
+    input:
+        origin_of,
+    output:
+        "results/acquired/{dataset}.ome.zarr/zarr.json",
+    wildcard_constraints:
+        dataset=one_of(DERIVED),
+    params:
+        origin=lambda wildcards, input: folder(input),
+        factor=kept_factor,
+    log:
+        "logs/acquire/{dataset}.log",
+    conda:
+        "../envs/emdiffuse.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=240,
+    shell:
+        "emdiffuse --log {log} keep-every {params.origin} {params.factor} {wildcards.dataset}"
+        " results/acquired/{wildcards.dataset}.ome.zarr"

@@ -1,0 +1,113 @@
+# Reads the configuration once, and answers the rules' questions about it.
+import fcntl
+import json
+import sys
+from pathlib import Path
+
+from emdiffuse.config import validate
+from emdiffuse.errors import ConfigError
+from emdiffuse.readers import source_files
+
+try:
+    CONFIG = validate(config, "config")
+except ConfigError as error:
+    sys.exit(f"error: {error}")
+
+RAW = [name for name, dataset in CONFIG.datasets.items() if dataset.source is not None]
+DERIVED = [name for name in CONFIG.datasets if name not in RAW]
+
+
+def one_of(names):
+    """A wildcard constraint that matches these names alone."""
+    return "|".join(names) or "(?!)"
+
+
+wildcard_constraints:
+    dataset=one_of(CONFIG.datasets),
+    model=one_of(CONFIG.models),
+
+
+def only_one_run():
+    """Refuse a second run in this folder; unlike Snakemake's own lock, a killed run leaves nothing to unlock."""
+    global run_lock
+    run_lock = open(".snakemake/emdiffuse.lock", "w")
+    try:
+        fcntl.flock(run_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise WorkflowError("another run is under way in this folder; wait for it, or stop it")
+
+
+def raw_files(wildcards):
+    return source_files(CONFIG.datasets[wildcards.dataset].source)
+
+
+def dataset_settings(wildcards):
+    """What acquisition depends on; the alignment check is a later stage's."""
+    dataset = CONFIG.datasets[wildcards.dataset]
+    return dataset.model_dump_json(include={"source", "voxel_size"})
+
+
+def alignment_settings(wildcards):
+    return CONFIG.datasets[wildcards.dataset].alignment.canonical()
+
+
+def origin_of(wildcards):
+    keep = CONFIG.datasets[wildcards.dataset].keep_every
+    return f"results/acquired/{keep.dataset}.ome.zarr/zarr.json"
+
+
+def kept_factor(wildcards):
+    return CONFIG.datasets[wildcards.dataset].keep_every.factor
+
+
+def training_volumes(wildcards):
+    names = CONFIG.models[wildcards.model].datasets
+    return [f"results/registered/{name}.ome.zarr/zarr.json" for name in names]
+
+
+def patch_settings(wildcards):
+    """What the patch store depends on: not the network, nor the training."""
+    model = CONFIG.models[wildcards.model]
+    return model.model_dump_json(include={"task", "datasets", "factor", "patches"})
+
+
+def model_settings(wildcards):
+    return CONFIG.models[wildcards.model].canonical()
+
+
+def restoration(wildcards):
+    found = [
+        item
+        for item in CONFIG.restorations
+        if (item.dataset, item.model) == (wildcards.dataset, wildcards.model)
+    ]
+    return found[0]
+
+
+def restoration_settings(wildcards):
+    return restoration(wildcards).canonical()
+
+
+def truth_volume(wildcards):
+    truth = CONFIG.truth(restoration(wildcards))
+    return f"results/registered/{truth}.ome.zarr/zarr.json"
+
+
+def folder(files):
+    """The folder of a store whose zarr.json is an input or output."""
+    return [str(Path(str(file)).parent) for file in files]
+
+
+def reported(pattern):
+    """A file of every restoration."""
+    return [
+        pattern.format(dataset=item.dataset, model=item.model) for item in CONFIG.restorations
+    ]
+
+
+def evaluations():
+    return [
+        f"results/evaluation/{item.dataset}/{item.model}.json"
+        for item in CONFIG.restorations
+        if CONFIG.truth(item) is not None
+    ]

@@ -1,0 +1,20 @@
+# The restored volume against the truth, beside interpolation on the same voxels.
+rule evaluate:
+    input:
+        restored="results/restored/{dataset}/{model}/restored.ome.zarr/zarr.json",
+        dataset="results/registered/{dataset}.ome.zarr/zarr.json",
+        truth=truth_volume,
+    output:
+        json="results/evaluation/{dataset}/{model}.json",
+        table="results/evaluation/{dataset}/{model}.csv",
+    params:
+        volumes=lambda wildcards, input: folder(input),
+    log:
+        "logs/evaluate/{dataset}-{model}.log",
+    conda:
+        "../envs/emdiffuse.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=240,
+    shell:
+        "emdiffuse --log {log} evaluate {params.volumes} {output.json}"

@@ -1,0 +1,25 @@
+# Checks the alignment of a volume's slices, and passes an aligned volume on (hard links, no copy).
+rule register:
+    input:
+        "results/acquired/{dataset}.ome.zarr/zarr.json",
+    output:
+        volume="results/registered/{dataset}.ome.zarr/zarr.json",
+        quality="results/registered/{dataset}.quality.json",
+        figure=report(
+            "results/registered/{dataset}.quality.png",
+            caption="../report/register.rst",
+            category="Registration",
+        ),
+    params:
+        settings=alignment_settings,
+    log:
+        "logs/register/{dataset}.log",
+    conda:
+        "../envs/emdiffuse.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=240,
+    shell:
+        "emdiffuse --log {log} register results/acquired/{wildcards.dataset}.ome.zarr"
+        " results/registered/{wildcards.dataset}.ome.zarr {output.quality} {output.figure}"
+        " --settings {params.settings:q}"

@@ -1,0 +1,24 @@
+# The report reads finished stores and numbers; what it is told changes no number.
+rule report:
+    input:
+        reported("results/restored/{dataset}/{model}/restored.ome.zarr/zarr.json"),
+        reported("results/registered/{dataset}.quality.json"),
+        reported("experiments/{model}/best/metrics.json"),
+        evaluations(),
+    output:
+        report(
+            "results/report.html",
+            caption="../report/report.rst",
+            category="Report",
+        ),
+    params:
+        settings=CONFIG.canonical(),
+    log:
+        "logs/report.log",
+    conda:
+        "../envs/emdiffuse.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    shell:
+        "emdiffuse --log {log} report results experiments {output} --settings {params.settings:q}"

@@ -1,0 +1,76 @@
+# A volume restored by a model: planned once, shared by N workers, blended by N workers, finished once.
+rule plan:
+    input:
+        "results/registered/{dataset}.ome.zarr/zarr.json",
+        "experiments/{model}/best/model.safetensors",
+        "experiments/{model}/best/model.json",
+    output:
+        "results/restored/{dataset}/{model}/plan.json",
+    params:
+        settings=restoration_settings,
+    log:
+        "logs/plan/{dataset}-{model}.log",
+    conda:
+        "../envs/emdiffuse.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    shell:
+        "emdiffuse --log {log} plan results/registered/{wildcards.dataset}.ome.zarr"
+        " experiments/{wildcards.model}/best {output} --settings {params.settings:q}"
+
+
+rule restore:
+    input:
+        "results/restored/{dataset}/{model}/plan.json",
+    output:
+        "results/restored/{dataset}/{model}/restored-{scatteritem}.done",
+    threads: 1
+    log:
+        "logs/restore/{dataset}-{model}-{scatteritem}.log",
+    conda:
+        "../envs/emdiffuse.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=1440,
+    shell:
+        "emdiffuse --log {log} --threads {threads} restore {input} --worker {wildcards.scatteritem} --done {output}"
+
+
+rule stitch:
+    input:
+        plan="results/restored/{dataset}/{model}/plan.json",
+        restored=gather.restore(
+            "results/restored/{{dataset}}/{{model}}/restored-{scatteritem}.done"
+        ),
+    output:
+        "results/restored/{dataset}/{model}/stitched-{scatteritem}.done",
+    threads: 1
+    log:
+        "logs/stitch/{dataset}-{model}-{scatteritem}.log",
+    conda:
+        "../envs/emdiffuse.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=480,
+    shell:
+        "emdiffuse --log {log} --threads {threads} stitch {input.plan} --worker {wildcards.scatteritem} --done {output}"
+
+
+rule pyramid:
+    input:
+        plan="results/restored/{dataset}/{model}/plan.json",
+        stitched=gather.stitch(
+            "results/restored/{{dataset}}/{{model}}/stitched-{scatteritem}.done"
+        ),
+    output:
+        "results/restored/{dataset}/{model}/restored.ome.zarr/zarr.json",
+    log:
+        "logs/pyramid/{dataset}-{model}.log",
+    conda:
+        "../envs/emdiffuse.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=480,
+    shell:
+        "emdiffuse --log {log} pyramid {input.plan}"
