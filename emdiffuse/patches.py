@@ -86,8 +86,8 @@ def cut_patches(volumes: list[Path], model: Model, out: Path) -> None:
             stacks = np.stack([cut_stack(opened[o.dataset], o, factor, size) for o in part])
             box = slice(start, start + len(part))
             full = tuple(slice(None) for _ in range(3))
-            arrays["condition"][(box, *full)] = stacks[:, ::factor]
-            arrays["target"][(box, *full)] = stacks[:, factor + 1 : 2 * factor]
+            arrays["condition"][(box, *full)] = stacks[:, ::factor].astype(np.float16)
+            arrays["target"][(box, *full)] = stacks[:, factor + 1 : 2 * factor].astype(np.float16)
         table = create_array(partial / "origin", (len(chosen), len(ORIGIN_COLUMNS)), np.int64, chunk=(len(chosen), 6))
         table[:, :] = np.array(chosen, np.int64)
         facts = {

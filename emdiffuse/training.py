@@ -285,8 +285,8 @@ def _validate(
         truth = target[0].cpu().numpy()
         for name, image in (("validation", mean), ("linear", linear)):
             values = image[0].float().cpu().numpy()
-            numbers[f"{name}_psnr"].append(psnr(truth, values, 2.0))
-            numbers[f"{name}_ssim"] += [ssim(a, b, 2.0) for a, b in zip(truth, values, strict=True)]
+            numbers[f"{name}_psnr"].append(psnr(values, truth, 2.0))
+            numbers[f"{name}_ssim"] += [ssim(a, b, 2.0) for a, b in zip(values, truth, strict=True)]
     entry: dict[str, float] = {"step": state.step, "seconds": round(state.seconds, 1)}
     entry["loss"] = float(np.mean(losses)) if losses else math.nan
     entry |= {name: float(np.mean(values)) for name, values in numbers.items()}

@@ -1,0 +1,59 @@
+"""What tests share: small real volumes, and a small model whose weights are random but fixed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+from emdiffuse.networks.gap import GapNetwork
+from emdiffuse.networks.weights import save_model
+from emdiffuse.volume import create_image_array, write_image
+
+ROOT = Path(__file__).parents[1]
+INTENSITY = {"minimum": 0, "maximum": 255, "mean": 128.0, "standard_deviation": 40.0, "low": 20.0, "high": 230.0}
+
+
+def write_volume(path: Path, values: np.ndarray, voxel_size: tuple[float, float, float], **facts: object) -> Path:
+    """Write a registered volume as the chain would."""
+    array = create_image_array(path / "0", values.shape, values.dtype)
+    for index in np.ndindex(*array.grid):
+        array[array.box(index)] = values[array.box(index)]
+    known = {"stage": "register", "dataset": path.name.split(".")[0], "intensity": INTENSITY, "sources": []}
+    write_image(path, path.name, voxel_size, {**known, **facts})
+    return path
+
+
+@pytest.fixture(scope="session")
+def medulla() -> np.ndarray:
+    """The real test crop, (z, y, x) uint8, 10 nm."""
+    return tifffile.imread(ROOT / "resources/demo/medulla_test.tif")
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model with random weights, none of them zero: what it makes is no tissue, but it uses every path."""
+    torch.manual_seed(0)
+    settings = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "residual_scale": 0.2}
+    network = GapNetwork(**settings)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    directory = tmp_path_factory.mktemp("model") / "best"
+    save_model(
+        directory,
+        network,
+        {
+            "format": "emdiffuse-model",
+            "version": 1,
+            "name": "small",
+            "task": "vemdiffuse-i",
+            "factor": 6,
+            "network": {"architecture": "gap", **settings},
+            "objective": {"prediction": "flow"},
+            "noise": {"correlation": 0.3},
+            "sources": [],
+        },
+    )
+    return directory

@@ -1,0 +1,221 @@
+"""The invariants of restoring: the same volume however the work is split, killed, damaged or repeated."""
+
+import json
+import multiprocessing
+import random
+import shutil
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_volume
+
+from emdiffuse.config import Restoration
+from emdiffuse.errors import ConfigError, StoreError
+from emdiffuse.inference import GapModel
+from emdiffuse.restoration import make_plan, read_condition, read_plan, restore, restore_block
+from emdiffuse.stitching import pyramid, stitch
+from emdiffuse.volume import Array, open_volume
+
+SAMPLER = {"name": "dpm++", "steps": 2, "samples": 2, "seed": 3}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def dataset(medulla, tmp_path_factory):
+    """Five real slices of 100 x 84 pixels, 60 nm apart."""
+    return write_volume(tmp_path_factory.mktemp("data") / "a.ome.zarr", medulla[:25:6, :100, :84], (60, 10, 10))
+
+
+def settings(block=(2, 2, 1), **sampler):
+    return Restoration.model_validate(
+        {
+            "dataset": "a",
+            "model": "m",
+            "sampler": {**SAMPLER, **sampler},
+            "tiling": {"tile": 64, "halo": 8, "blend": 8, "block": block},
+        }
+    )
+
+
+def run(dataset, model, folder, block=(2, 2, 1), workers=1, order=None, **sampler):
+    """Plan, restore and stitch; return the plan."""
+    plan = make_plan(dataset, model, settings(block, **sampler), folder / "plan.json")
+    for worker in order or range(1, workers + 1):
+        restore(folder / "plan.json", worker, workers, "cpu")
+    for worker in range(1, workers + 1):
+        stitch(folder / "plan.json", worker, workers)
+    pyramid(folder / "plan.json")
+    return plan
+
+
+def content(folder):
+    """Return the bytes of every file of the restored volume."""
+    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def volumes(plan):
+    return [Array(plan.restored / name / "0")[:, :, :] for name in plan.quantities]
+
+
+@pytest.fixture(scope="module")
+def reference(dataset, small_model, tmp_path_factory):
+    torch.set_num_threads(1)
+    return run(dataset, small_model, tmp_path_factory.mktemp("reference"))
+
+
+def test_real_slices_pass_unchanged_and_generated_ones_are_not_interpolated(reference, medulla):
+    restored, uncertainty = volumes(reference)
+    assert restored.shape == (25, 100, 84) and restored.dtype == np.uint8
+    np.testing.assert_array_equal(restored[::6], medulla[:25:6, :100, :84])
+    assert (uncertainty[::6] == 0).all()
+    generated = np.arange(25) % 6 != 0
+    assert (uncertainty[generated] > 0).mean() > 0.99
+    assert len(np.unique(restored[generated])) > 50
+
+
+@pytest.mark.parametrize("workers", [2, 5])
+def test_bytes_do_not_depend_on_the_number_of_workers_or_their_order(dataset, small_model, reference, tmp_path, workers):
+    order = random.Random(workers).sample(range(1, workers + 1), workers)
+    plan = run(dataset, small_model, tmp_path, workers=workers, order=order)
+    assert content(plan.restored) == content(reference.restored)
+
+
+@pytest.mark.parametrize("block", [(1, 1, 1), (4, 3, 2), (3, 1, 2)])
+def test_voxels_do_not_depend_on_the_shape_of_blocks(dataset, small_model, reference, tmp_path, block):
+    plan = run(dataset, small_model, tmp_path, block=block)
+    for ours, theirs in zip(volumes(plan), volumes(reference), strict=True):
+        difference = np.abs(ours.astype(np.float64) - theirs)
+        assert difference.max() <= (1 if ours.dtype == np.uint8 else 1e-3)  # a value may round the other way
+        assert (difference > 1e-3).mean() < 1e-4
+
+
+def test_the_seed_decides(dataset, small_model, reference, tmp_path):
+    other = run(dataset, small_model, tmp_path, seed=4)
+    assert (volumes(other)[0] != volumes(reference)[0]).mean() > 0.1
+
+
+def test_one_call_needs_no_noise_and_has_no_uncertainty(dataset, small_model, tmp_path):
+    plan = run(dataset, small_model, tmp_path / "a", steps=1, samples=1, seed=1)
+    assert plan.quantities == ("restored",) and plan.facts["estimator"] == "posterior mean in one call"
+    other = run(dataset, small_model, tmp_path / "b", steps=1, samples=1, seed=2)
+    np.testing.assert_array_equal(volumes(plan)[0], volumes(other)[0])
+
+
+def test_done_blocks_are_not_done_again(dataset, small_model, tmp_path):
+    plan = run(dataset, small_model, tmp_path)
+    tiles = Array(plan.tiles)
+    before = {n: tiles.chunk_path((n, 0, 0, 0, 0)).stat().st_mtime_ns for n in range(len(plan.grid))}
+    tiles.chunk_path((2, 0, 0, 0, 0)).unlink()
+    make_plan(dataset, small_model, settings(), tmp_path / "plan.json")
+    for worker in (1, 2, 3):
+        restore(tmp_path / "plan.json", worker, 3, "cpu")
+    after = {n: tiles.chunk_path((n, 0, 0, 0, 0)).stat().st_mtime_ns for n in range(len(plan.grid))}
+    assert [n for n in before if before[n] != after[n]] == [2]
+
+
+def test_other_settings_are_never_resumed_into(dataset, small_model, tmp_path):
+    plan = run(dataset, small_model, tmp_path)
+    old = (tmp_path / "plan.json").read_text()
+    make_plan(dataset, small_model, settings(steps=3), tmp_path / "plan.json")
+    assert not any(Array(plan.tiles).exists((n, 0, 0, 0, 0)) for n in range(len(plan.grid)))
+    assert not (plan.restored / "zarr.json").exists()
+    (tmp_path / "plan.json").write_text(old)  # a worker of the old plan must not write into the new stores
+    with pytest.raises(StoreError, match="other settings"):
+        restore(tmp_path / "plan.json", 1, 1, "cpu")
+
+
+def test_a_changed_input_is_refused(medulla, small_model, tmp_path):
+    path = write_volume(tmp_path / "a.ome.zarr", medulla[:13:6, :64, :64], (60, 10, 10), sources=[{"sha256": "1"}])
+    make_plan(path, small_model, settings(), tmp_path / "plan.json")
+    write_volume(path, medulla[:13:6, :64, :64], (60, 10, 10), sources=[{"sha256": "2"}])
+    with pytest.raises(StoreError, match="changed since"):
+        restore(tmp_path / "plan.json", 1, 1, "cpu")
+
+
+def test_a_missing_block_is_named_by_the_stitcher(dataset, small_model, tmp_path):
+    plan = run(dataset, small_model, tmp_path)
+    shutil.rmtree(plan.tiles / "c" / "1")
+    shutil.rmtree(plan.restored / "restored" / "0" / "c")
+    with pytest.raises(StoreError, match="block 1 is missing"):
+        stitch(tmp_path / "plan.json", 1, 1)
+
+
+def _restore_in_a_process(path):
+    torch.set_num_threads(1)
+    restore(path, 1, 1, "cpu")
+
+
+def test_killed_workers_leave_nothing_that_misleads(dataset, small_model, reference, tmp_path):
+    make_plan(dataset, small_model, settings(), tmp_path / "plan.json")
+    context = multiprocessing.get_context("spawn")
+    pick = random.Random(0)
+    for _ in range(3):
+        process = context.Process(target=_restore_in_a_process, args=(tmp_path / "plan.json",))
+        process.start()
+        process.join(pick.uniform(1.5, 5.0))
+        process.kill()
+        process.join()
+    plan = run(dataset, small_model, tmp_path)
+    assert content(plan.restored) == content(reference.restored)
+
+
+@pytest.mark.parametrize("shape", [(2, 40, 40), (2, 10, 300), (3, 17, 65)])
+@pytest.mark.parametrize("voxel", [(60, 10, 10), (45, 8, 8), (20, 10, 10), (120, 10, 10)])
+def test_any_shape_and_factor_is_covered(medulla, small_model, tmp_path, shape, voxel):
+    values = np.resize(medulla, shape)
+    path = write_volume(tmp_path / "a.ome.zarr", values, voxel)
+    plan = run(path, small_model, tmp_path / "out", steps=1, samples=1)
+    volume = open_volume(plan.restored)
+    factor = Fraction(voxel[0], voxel[1])
+    assert volume.array.shape == (int((shape[0] - 1) * factor) + 1, *shape[1:])
+    assert volume.voxel_size == (voxel[1],) * 3
+    restored = volume.array[:, :, :]
+    grid = plan.grid.z
+    for z in range(grid.length):
+        real = grid.real(z)
+        if real is not None:
+            np.testing.assert_array_equal(restored[z], values[real])
+
+
+def test_condition_is_mirrored_and_ends_repeat(dataset, medulla):
+    volume = open_volume(dataset)
+    condition = read_condition(volume, 0, (64, 48), (48, 48))
+    np.testing.assert_array_equal(condition[0], condition[1])
+    np.testing.assert_array_equal(condition[:, 36:48, :36], condition[:, 35:23:-1, :36])
+    expected = (medulla[:13:6, 64:100, 48:84].astype(np.float32) - 20) / 210 * 2 - 1
+    np.testing.assert_allclose(condition[1:, :36, :36], expected, atol=1e-6)
+
+
+def test_block_of_linear_interpolation(dataset, small_model, tmp_path):
+    """With a network that says nothing, tiles blend to linear interpolation exactly: no seam, no shift."""
+    plan = make_plan(dataset, small_model, settings(steps=1, samples=1), tmp_path / "plan.json")
+    model = GapModel.load(small_model)
+    with torch.no_grad():
+        for parameter in model.network.exit.parameters():
+            parameter.zero_()
+    volume = open_volume(dataset)
+    block = plan.grid[0]
+    sums = restore_block(plan, plan.grid, block, volume, model)[0]
+    (z0, y0, x0), (_, y1, x1) = block.begin, block.end
+    before, after = (read_condition(volume, 0, (y0, x0), (y1 - y0, x1 - x0))[i] for i in (1, 2))
+    inner = (slice(0, y1 - y0 - 8), slice(0, x1 - x0 - 8))  # the block's own end still waits for its neighbour
+    for z in range(1, 6):
+        expected = before + np.float32(z / 6) * (after - before)
+        np.testing.assert_allclose(sums[z - z0][inner], expected[inner], atol=1e-5)
+
+
+def test_isotropic_input_and_damaged_plans_are_refused(medulla, small_model, tmp_path):
+    path = write_volume(tmp_path / "a.ome.zarr", medulla[:9, :40, :40], (10, 10, 10))
+    with pytest.raises(ConfigError, match="anisotropy factor z/y is 1"):
+        make_plan(path, small_model, settings(), tmp_path / "plan.json")
+    with pytest.raises(StoreError, match="no plan here"):
+        read_plan(tmp_path / "plan.json")
+    (tmp_path / "plan.json").write_text(json.dumps({"hash": "1"}))
+    with pytest.raises(StoreError, match="not a plan"):
+        read_plan(tmp_path / "plan.json")

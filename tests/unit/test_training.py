@@ -1,0 +1,168 @@
+"""Patches and training: what is cut is where it says, and a training that was interrupted ends as if it was not."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import INTENSITY, write_volume
+
+import emdiffuse.training as training_module
+from emdiffuse.config import Model
+from emdiffuse.errors import DataError, EmdiffuseError
+from emdiffuse.inference import GapModel
+from emdiffuse.patches import ORIGIN_COLUMNS, TRAINING, VALIDATION, PatchStore, cut_patches
+from emdiffuse.training import augment, flow_batch, train
+from emdiffuse.volume import Array
+
+
+def model_settings(**training):
+    return Model.model_validate(
+        {
+            "task": "vemdiffuse-i",
+            "datasets": ["a"],
+            "factor": 3,
+            "patches": {"size": 32, "overlap": 0.5, "validation": 0.25},
+            "network": {"channels": 8, "multipliers": [1, 2], "blocks": 1},
+            "training": {"steps": 6, "batch": 4, "warmup": 2, "validate_every": 3, "seed": 5, **training},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def store(medulla, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("patches")
+    volume = write_volume(folder / "a.ome.zarr", medulla[:48, :64, :64], (10, 10, 10), sources=[{"sha256": "x"}])
+    cut_patches([volume], model_settings(), folder / "p.zarr")
+    return folder / "p.zarr"
+
+
+def test_patches_are_the_slices_at_their_origin(store, medulla):
+    patches = PatchStore(store)
+    table = Array(store / "origin")[:, :]
+    assert len(patches.training) + len(patches.validation) == len(table) == patches.condition.shape[0]
+    assert set(table[:, ORIGIN_COLUMNS.index("axis")]) == {0, 1, 2}
+    unit = (medulla.astype(np.float32) - INTENSITY["low"]) / (INTENSITY["high"] - INTENSITY["low"]) * 2 - 1
+    for row in (0, len(table) // 2, len(table) - 1):
+        _, axis, *start, _ = (int(v) for v in table[row])
+        box = tuple(slice(s, s + (10 if i == axis else 32)) for i, s in enumerate(start))
+        stack = np.moveaxis(unit[box], axis, 0)
+        condition, target = patches.read(np.array([row]))
+        np.testing.assert_allclose(condition[0], stack[[0, 3, 6, 9]], atol=2e-3)
+        np.testing.assert_allclose(target[0], stack[[4, 5]], atol=2e-3)
+
+
+def test_training_and_validation_never_share_a_voxel(store):
+    table = Array(store / "origin")[:, :]
+    axis, z, split = (table[:, ORIGIN_COLUMNS.index(name)] for name in ("axis", "z", "split"))
+    last = z + np.where(axis == 0, 10, 32)
+    assert last[split == TRAINING].max() + 3 <= z[split == VALIDATION].min()
+
+
+def test_blank_patches_are_left_out(medulla, tmp_path):
+    values = medulla[:48, :64, :64].copy()
+    values[:, :, 40:] = 90
+    volume = write_volume(tmp_path / "a.ome.zarr", values, (10, 10, 10))
+    cut_patches([volume], model_settings(), tmp_path / "p.zarr")
+    patches = PatchStore(tmp_path / "p.zarr")
+    stacks = np.concatenate(patches.read(np.arange(patches.condition.shape[0])), axis=1)
+    assert stacks.std((1, 2, 3)).min() >= 0.02
+
+
+@pytest.mark.parametrize(
+    ("shape", "voxel", "message"),
+    [((48, 64, 64), (60, 10, 10), "isotropic"), ((48, 20, 64), (10, 10, 10), "too few"), ((12, 64, 64), (10, 10, 10), "too few")],
+)
+def test_unsuitable_volumes_are_refused(medulla, tmp_path, shape, voxel, message):
+    values = medulla[: shape[0], : shape[1], : shape[2]]
+    volume = write_volume(tmp_path / "a.ome.zarr", values, voxel)
+    with pytest.raises(DataError, match=message):
+        cut_patches([volume], model_settings(), tmp_path / "p.zarr")
+    assert not (tmp_path / "p.zarr").exists()
+
+
+def weights(experiment):
+    return GapModel.load(experiment / "best").network.state_dict()
+
+
+def test_training_learns_and_describes_itself(store, tmp_path):
+    train(store, model_settings(steps=60, learning_rate=3e-3, ema=0.9, validate_every=20), "m", tmp_path, "cpu")
+    facts = json.loads((tmp_path / "best" / "metrics.json").read_text())
+    history = facts["history"]
+    assert [entry["step"] for entry in history] == [20, 40, 60]
+    assert max(e["validation_psnr"] for e in history) > history[0]["linear_psnr"]
+    description = json.loads((tmp_path / "best" / "model.json").read_text())
+    assert description["factor"] == 3 and description["sources"] == [{"sha256": "x"}]
+
+
+def _train(store, experiment, model):
+    torch.set_num_threads(1)
+    train(store, model, "m", experiment, "cpu")
+
+
+def test_a_killed_training_ends_in_the_same_weights(store, tmp_path):
+    model = model_settings(steps=40, checkpoint_minutes=1e-6)
+    torch.set_num_threads(1)
+    train(store, model, "m", tmp_path / "whole", "cpu")
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_train, args=(store, tmp_path / "killed", model))
+    process.start()
+    state = tmp_path / "killed" / "run" / "state.pt"
+    while not state.exists():
+        assert process.is_alive()
+        time.sleep(0.05)
+    time.sleep(0.2)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert 0 < torch.load(state, weights_only=True)["step"] < 40
+    train(store, model, "m", tmp_path / "killed", "cpu")
+    whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+
+
+def test_a_state_of_other_settings_or_a_torn_one_is_not_resumed(store, tmp_path):
+    train(store, model_settings(learning_rate=5e-3), "m", tmp_path / "a", "cpu")
+    train(store, model_settings(), "m", tmp_path / "a", "cpu")
+    state = tmp_path / "a" / "run" / "state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    train(store, model_settings(), "m", tmp_path / "a", "cpu")
+    train(store, model_settings(), "m", tmp_path / "fresh", "cpu")
+    resumed, fresh = weights(tmp_path / "a"), weights(tmp_path / "fresh")
+    assert all(torch.equal(resumed[name], fresh[name]) for name in fresh)
+
+
+def test_minutes_end_a_training(store, tmp_path):
+    train(store, model_settings(steps=10**6, minutes=0.03), "m", tmp_path, "cpu")
+    facts = json.loads((tmp_path / "best" / "metrics.json").read_text())
+    assert 0 < facts["steps"] < 10**6 and len(facts["history"]) >= 1
+
+
+def test_a_loss_that_is_not_a_number_stops(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(training_module, "augment", lambda c, t, g: (c * float("nan"), t))
+    with pytest.raises(EmdiffuseError, match="the loss is nan at step 0"):
+        train(store, model_settings(), "m", tmp_path, "cpu")
+    assert not (tmp_path / "best").exists()
+
+
+def test_augmentation_keeps_gaps_whole():
+    """A flip of z swaps the real slices too: linear interpolation still meets the target of a linear ramp."""
+    ramp = torch.arange(10.0)[:, None, None] + torch.rand(1, 8, 8)
+    condition, target = ramp[::3].expand(64, 4, 8, 8), ramp[4:6].expand(64, 2, 8, 8)
+    condition, target = augment(condition, target, torch.Generator().manual_seed(0))
+    t = torch.tensor([1, 2])[:, None, None] / 3
+    torch.testing.assert_close(target, condition[:, 1:2] + t * (condition[:, 2:3] - condition[:, 1:2]))
+    assert len({tuple(c[1].flatten().tolist()) for c in condition}) > 8
+
+
+def test_pure_noise_shows_nothing_and_asks_for_the_mean():
+    training = model_settings(mean_share=0.5).training
+    condition, target = torch.rand(4, 4, 8, 8), torch.rand(4, 2, 8, 8)
+    x, gamma, wanted, positions = flow_batch(condition, target, 0.5, training, torch.Generator().manual_seed(0))
+    assert (gamma[:2] == 0).all() and ((gamma[2:] > 0) & (gamma[2:] < 1)).all()
+    assert (x[:2] == 0).all() and (x[2:] != 0).any()
+    residual = (target - condition[:, 1:2] - positions[0][:, None, None] * (condition[:, 2:3] - condition[:, 1:2])) / 0.5
+    torch.testing.assert_close(wanted[:2], -residual[:2])
