@@ -2,9 +2,9 @@
 
 Conventions
 -----------
-* Axes are (z, y, x). Output slices are those of `geometry.SliceGrid`: slice z lies at z / factor among the real.
-* Every kind passes through the real slices, and each output slice depends on four real slices at most, so that
-  any part of a volume is made from the few slices around it. Behind the ends the outermost slice is repeated.
+* Axes are (z, y, x). Output slices are those of `geometry.SliceGrid`: slice z is at z / factor of the real.
+* Every kind passes through the real slices, and each output slice depends on four real slices at most, so
+  that a part of a volume needs only the few slices around it. Behind the ends the outermost is repeated.
 * Values are rounded and clipped to the dtype of the input as a restored volume's are (`volume.cast_to`).
 """
 
@@ -43,8 +43,8 @@ class Slices(Protocol):
 def kernel(kind: Kind, position: float) -> tuple[float, float, float, float]:
     """Return the weights of the four real slices around a position in a gap.
 
-    ``nearest`` takes the slice before it when both are equally far. ``cubic`` is the cubic convolution of Keys
-    1981 (doi 10.1109/TASSP.1981.1163711) with a = -1/2, which is the Catmull-Rom spline.
+    ``nearest`` takes the slice before it when both are equally far. ``cubic`` is the cubic convolution of
+    Keys 1981 (doi 10.1109/TASSP.1981.1163711) with a = -1/2, which is the Catmull-Rom spline.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def kernel(kind: Kind, position: float) -> tuple[float, float, float, float]:
     Returns
     -------
     tuple of float
-        Weights of the second slice before, the one before, the one after and the second after; their sum is 1.
+        Weights of the second slice before, the one before, the one after and the second after, with sum 1.
     """
     t = position
     if kind == "nearest":

@@ -1,0 +1,220 @@
+"""Evaluation on tiny volumes whose answers are known, and against whole planes measured at once."""
+
+from __future__ import annotations
+
+import csv
+import json
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from emdiffuse import evaluation
+from emdiffuse.baselines import interpolate
+from emdiffuse.errors import DataError
+from emdiffuse.evaluation import evaluate, summary
+from emdiffuse.geometry import SliceGrid
+from emdiffuse.volume import create_image_array, write_image
+
+WANG = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+
+
+def tissue(shape, seed=0, dtype=np.uint8):
+    """Return smooth random blobs: something that interpolation gets partly right."""
+    noise = np.random.default_rng(seed).normal(size=shape)
+    spectrum = np.fft.fftn(noise) / (
+        0.02 + sum(f**2 for f in np.meshgrid(*map(np.fft.fftfreq, shape), indexing="ij"))
+    )
+    values = np.fft.ifftn(spectrum).real
+    values = (values - values.min()) / np.ptp(values)
+    return (values * (250 if dtype == np.uint8 else 3000)).astype(dtype)
+
+
+def digest(name):
+    return name.encode().hex().zfill(64)
+
+
+class Case:
+    """Volumes on disk: truth, its thinned version, and a restored volume, to be measured."""
+
+    def __init__(self, folder, truth, factor=4, restored=None):
+        self.folder, self.truth, self.factor = folder, truth, factor
+        self.thin = truth[::factor]
+        self.grid = SliceGrid(len(self.thin), Fraction(factor))
+        self.put("truth", truth)
+        self.put("thin", self.thin, (10 * factor, 10, 10))
+        self.put("restored", truth if restored is None else restored)
+
+    def linear(self):
+        return interpolate(self.thin, self.grid.factor, range(self.grid.length), "linear")
+
+    def put(self, name, values, voxel_size=(10, 10, 10), **facts):
+        path = self.folder / f"{name}.ome.zarr"
+        array = create_image_array(path / "0", values.shape, values.dtype)
+        array[:, :, :] = values
+        own = {
+            "intensity": {"low": 100.0, "high": 2900.0},
+            "sources": [{"sha256": name.encode().hex().zfill(64)}],
+        }
+        if name == "restored":
+            own |= {"dataset": "thin", "model": "m", "estimator": "posterior mean in one call"}
+        write_image(path, name, voxel_size, own | facts)
+
+    def run(self):
+        paths = (self.folder / f"{name}.ome.zarr" for name in ("restored", "thin", "truth"))
+        return evaluate(*paths, self.folder / "out.json")
+
+
+def test_restored_equal_to_the_truth(tmp_path):
+    result = Case(tmp_path, tissue((13, 24, 30))).run()
+    psnr, ssim = (result["methods"]["restored"]["xy"][m] for m in ("psnr", "ssim"))
+    assert psnr == {"mean": None, "low": None, "high": None, "identical": 9}
+    assert ssim["mean"] == pytest.approx(1)
+    assert result["beats_linear"] == {"psnr": True, "ssim": True}
+    assert result["voxels"] == 9 * 24 * 30
+    assert result["estimator"] == "posterior mean in one call"
+    assert (result["dataset"], result["model"], result["truth"]) == ("thin", "m", "truth")
+
+
+def test_restored_equal_to_linear(tmp_path):
+    case = Case(tmp_path, tissue((13, 24, 30)))
+    case.put("restored", case.linear())
+    result = case.run()
+    assert result["methods"]["restored"] == result["methods"]["linear"]
+    assert result["beats_linear"] == {"psnr": False, "ssim": False}
+    assert result["gain_over_linear"]["psnr"] == {"mean": 0, "low": 0, "high": 0}
+
+
+def test_real_slices_do_not_count(tmp_path):
+    case = Case(tmp_path, tissue((13, 24, 30)))
+    restored = case.linear()
+    before = case.put("restored", restored) or case.run()
+    restored[::4] = 0
+    case.put("restored", restored)
+    after = case.run()
+    assert after["methods"]["restored"]["xy"] == before["methods"]["restored"]["xy"]
+    for plane in ("xz", "yz"):
+        psnr = [r["methods"]["restored"][plane]["psnr"] for r in (before, after)]
+        assert psnr[0] == psnr[1]
+
+
+@pytest.mark.parametrize("tile", [20, 256])
+def test_blocks_give_what_whole_planes_give(tmp_path, monkeypatch, tile):
+    """Cut into many blocks or one: the numbers are scikit-image's on whole planes."""
+    monkeypatch.setattr(evaluation, "TILE", tile)
+    monkeypatch.setattr(evaluation, "DEPTH", 8)
+    truth = tissue((21, 44, 50))
+    case = Case(tmp_path, truth)
+    linear = case.linear()
+    measured = case.run()["methods"]["linear"]
+    rows = [z for z in range(21) if z % 4]
+
+    def mean(function, values):
+        return pytest.approx(np.mean([function(*v) for v in values]), abs=1e-9)
+
+    def psnr(a, b):
+        return peak_signal_noise_ratio(a, b, data_range=255)
+
+    def xz(a, b):
+        return structural_similarity(a, b, data_range=255, full=True, **WANG)[1][rows, 5:-5].mean()
+
+    def xy(a, b):
+        return structural_similarity(a, b, data_range=255, **WANG)
+
+    pairs = list(zip(truth, linear, strict=True))
+    assert measured["xy"]["psnr"]["mean"] == mean(psnr, [pairs[z] for z in rows])
+    assert measured["xy"]["ssim"]["mean"] == mean(xy, [pairs[z] for z in rows])
+    for name, axis in (("xz", 1), ("yz", 2)):
+        planes = list(zip(np.moveaxis(truth, axis, 0), np.moveaxis(linear, axis, 0), strict=True))
+        assert measured[name]["psnr"]["mean"] == mean(psnr, [(a[rows], b[rows]) for a, b in planes])
+        assert measured[name]["ssim"]["mean"] == mean(xz, planes)
+
+
+def test_factors_that_are_not_integers(tmp_path):
+    """Factor 5/2: of the output slices 0 to 7, slices 0 and 5 are real."""
+    truth = tissue((8, 16, 16))
+    case = Case(tmp_path, truth)
+    case.put("thin", truth[[0, 2, 5, 7]], (25, 10, 10))
+    case.put("restored", truth)
+    assert case.run()["voxels"] == 6 * 16 * 16
+
+
+def test_other_dtypes_use_the_range_of_the_truth(tmp_path):
+    case = Case(tmp_path, tissue((9, 16, 16), dtype=np.uint16))
+    result = case.run()
+    assert result["data_range"] == 2800
+    expected = [
+        10 * np.log10(2800**2 / np.mean((case.truth[z].astype(float) - case.linear()[z]) ** 2))
+        for z in range(9)
+        if z % 4
+    ]
+    assert result["methods"]["linear"]["xy"]["psnr"]["mean"] == pytest.approx(np.mean(expected))
+
+
+def test_two_slices_and_one_gap_give_no_interval(tmp_path):
+    value = Case(tmp_path, tissue((3, 16, 16)), factor=2).run()["methods"]["cubic"]["xy"]["ssim"]
+    assert value["low"] is None
+    assert 0 < value["mean"] < 1
+
+
+def test_files_hold_the_same_table(tmp_path):
+    result = Case(tmp_path, tissue((13, 24, 30))).run()
+    assert json.loads((tmp_path / "out.json").read_text()) == result
+    with (tmp_path / "out.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 * (5 + 2 + 2)
+    row = next(r for r in rows if (r["plane"], r["measure"], r["method"]) == ("xz", "ssim", "cubic"))
+    assert float(row["low"]) == result["methods"]["cubic"]["xz"]["ssim"]["low"]
+    assert next(r for r in rows if r["method"] == "restored")["mean"] == ""
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda c: c.put("truth", c.truth[:, :-1]), "same field"),
+        (lambda c: c.put("truth", c.truth[:-1]), "reach as deep"),
+        (lambda c: c.put("truth", c.truth.astype(np.uint16)), "uint16"),
+        (lambda c: c.put("truth", c.truth, (12, 12, 12)), "12 x 12 x 12 nm"),
+        (lambda c: c.put("restored", c.truth[:-2]), "run the stage"),
+        (
+            lambda c: c.put("restored", c.truth, training_sources=[{"sha256": digest("truth")}]),
+            "trained",
+        ),
+    ],
+)
+def test_a_truth_that_does_not_fit_is_refused(tmp_path, spoil, words):
+    case = Case(tmp_path, tissue((9, 16, 16)))
+    spoil(case)
+    with pytest.raises(DataError, match=words):
+        case.run()
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_voxels_that_are_not_numbers_are_refused(tmp_path):
+    values = tissue((9, 16, 16), dtype=np.float32)
+    case = Case(tmp_path, values)
+    broken = values.copy()
+    broken[2, 3, 4] = np.nan
+    case.put("restored", broken)
+    with pytest.raises(DataError, match=r"restored\.ome\.zarr.*not finite"):
+        case.run()
+
+
+def test_summary_by_hand():
+    value = summary(np.array([1.0, 3.0, np.nan, np.inf]), np.array([0, 1, 2, 3]))
+    assert value["mean"] == 2
+    # Two groups drawn twice: means 1, 2 and 3 with chances 1/4, 1/2 and 1/4.
+    assert (value["low"], value["high"]) == (1, 3)
+    assert value["identical"] == 1
+
+
+def test_interval_covers_the_mean_of_the_population():
+    """Of 200 samples of 30 groups, about 95 % of the intervals hold the true mean, 0."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(30), 3)
+    hits = 0
+    for _ in range(200):
+        value = summary(np.repeat(rng.normal(size=30), 3) + 0.1 * rng.normal(size=90), groups)
+        hits += value["low"] <= 0 <= value["high"]
+    assert 0.89 <= hits / 200 <= 0.99
