@@ -8,20 +8,26 @@ import pytest
 HERE = Path(__file__).parent
 SCRIPT = HERE / "cluster.sh"
 NOT_RUNNING = 3
+HOW_TO_START = "no SLURM cluster: tests/slurm/cluster.sh start (needs slurm-wlm, munge and root)"
+
+
+def status() -> int:
+    return subprocess.run([SCRIPT, "status"], capture_output=True).returncode
 
 
 def pytest_collection_modifyitems(items):
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(pytest.mark.slurm)
+    here = [item for item in items if HERE in item.path.parents]
+    # Skipped by a mark and not in the fixture: pytest then reports a file's tests in one line.
+    skip = bool(here) and status() == NOT_RUNNING
+    for item in here:
+        item.add_marker(pytest.mark.slurm)
+        if skip and "cluster" in item.fixturenames:
+            item.add_marker(pytest.mark.skip(HOW_TO_START))
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Path:
-    """The running cluster, as the path of the script that controls it; without one, the test is skipped."""
-    state = subprocess.run([SCRIPT, "status"], capture_output=True).returncode
-    if state == NOT_RUNNING:
-        pytest.skip("no SLURM cluster: tests/slurm/cluster.sh start (needs slurm-wlm, munge and root)")
-    if state:  # a run that was cut short has left a lost node behind
+    """The running cluster, as the path of the script that controls it."""
+    if status() != 0:  # a run that was cut short has left a lost node behind
         subprocess.run([SCRIPT, "start"], check=True)
     return SCRIPT
