@@ -2,9 +2,12 @@
 
 Conventions
 -----------
-* Paths of what is read come first, then the output. Settings are the JSON (or YAML) text of a section of the configuration.
-* A user's mistake is one line, ``error: ...``, and exit code 1; anything else is a defect and keeps its traceback.
-* Heavy imports stand inside the commands, so that ``--help`` is quick and threads are set before numpy and torch load.
+* Paths of what is read come first, then the output. Settings are the JSON (or YAML) text of a section of the
+  configuration.
+* A user's mistake is one line, ``error: ...``, and exit code 1; anything else is a defect and keeps its
+  traceback.
+* Heavy imports stand inside the commands, so that ``--help`` is quick and threads are set before numpy and
+  torch load.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ import typer
 from emdiffuse.errors import ConfigError, EmdiffuseError
 from emdiffuse.progress import logger, setup
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n")[0])
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
+)
 
 Settings = Annotated[str, typer.Option(help="The section of the configuration, as JSON or YAML.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, or a CUDA device such as cuda:0.")]
@@ -31,7 +36,9 @@ Done = Annotated[Path | None, typer.Option(help="File to write when this worker'
 @app.callback()
 def common(
     log: Annotated[Path | None, typer.Option(help="Also write what is said to this file.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads for numerical work; all cores by default.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads for numerical work; all cores by default.")
+    ] = None,
 ) -> None:
     """Restore electron-microscopy volumes with diffusion models, from raw files to measured OME-Zarr."""
     setup(log)
@@ -177,7 +184,11 @@ def main() -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
-        logger.error("%s: %s; make room or choose another folder, and start again", error.filename or "output", error.strerror)
+        logger.error(
+            "%s: %s; make room or choose another folder, and start again",
+            error.filename or "output",
+            error.strerror,
+        )
         sys.exit(1)
 
 

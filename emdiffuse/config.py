@@ -3,7 +3,8 @@
 Conventions
 -----------
 * Unknown keys are errors (``extra="forbid"``), values are frozen.
-* Lengths are in voxels unless a key says otherwise; voxel sizes carry their own unit and are kept in nanometers.
+* Lengths are in voxels unless a key says otherwise; voxel sizes carry their own unit and are kept in
+  nanometers.
 * The workflow's JSON schema (``workflow/schemas/config.schema.yaml``) is generated from here.
 * A mistake of the user's raises `ConfigError`, whose text is one sentence that names the key.
 """
@@ -78,7 +79,8 @@ class Dataset(Section):
     """A raw volume, or one derived from another."""
 
     source: str | None = Field(
-        None, description="A multi-page TIFF, a folder of numbered slices (0.tif ... n.tif), or a glob of them."
+        None,
+        description="A multi-page TIFF, a folder of numbered slices (0.tif ... n.tif), or a glob of them.",
     )
     voxel_size: VoxelSize | None = Field(None, description="Voxel size; required with `source`.")
     keep_every: KeepEvery | None = Field(
@@ -116,7 +118,9 @@ class Network(Section):
     """Size of the native network."""
 
     channels: int = Field(32, ge=8, multiple_of=8, description="Channels at half resolution.")
-    multipliers: tuple[int, ...] = Field((1, 2, 4), min_length=1, description="Channels a level, times `channels`.")
+    multipliers: tuple[int, ...] = Field(
+        (1, 2, 4), min_length=1, description="Channels a level, times `channels`."
+    )
     blocks: int = Field(2, ge=1, description="Residual blocks a level.")
 
 
@@ -132,7 +136,10 @@ class Training(Section):
     ema: float = Field(0.999, ge=0, lt=1, description="Decay of the moving average of the weights.")
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     mean_share: float = Field(
-        0.5, gt=0, le=1, description="Share of a batch at pure noise, where the network learns the posterior mean."
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of a batch at pure noise, where the network learns the posterior mean.",
     )
     noise_correlation: float = Field(
         0.0, ge=0, description="Correlation length of the noise along z, in gaps; 0 is white noise."
@@ -150,7 +157,9 @@ class Model(Section):
 
     task: Literal["vemdiffuse-i"] = Field(description="What the model learns.")
     datasets: tuple[Name, ...] = Field(min_length=1, description="Datasets that it is trained on.")
-    factor: int = Field(ge=MINIMUM_FACTOR, le=MAXIMUM_FACTOR, description="Anisotropy factor that it is trained for.")
+    factor: int = Field(
+        ge=MINIMUM_FACTOR, le=MAXIMUM_FACTOR, description="Anisotropy factor that it is trained for."
+    )
     patches: Patches = Field(default_factory=Patches, description="The patch store.")
     network: Network = Field(default_factory=Network, description="The network.")
     training: Training = Field(default_factory=Training, description="The training loop.")
@@ -170,9 +179,12 @@ class Tiling(Section):
 
     tile: int = Field(256, ge=32, multiple_of=16, description="Height and width of a tile, in pixels.")
     halo: int = Field(24, ge=0, description="Margin of a tile that is computed and thrown away, in pixels.")
-    blend: int = Field(16, ge=8, multiple_of=2, description="Width of the seam in which two tiles blend, in pixels.")
+    blend: int = Field(
+        16, ge=8, multiple_of=2, description="Width of the seam in which two tiles blend, in pixels."
+    )
     block: tuple[int, int, int] = Field(
-        (4, 2, 2), description="Gaps, tiles along y and tiles along x in a block: the unit of work and of resume."
+        (4, 2, 2),
+        description="Gaps, tiles along y and tiles along x in a block: the unit of work and of resume.",
     )
 
     @model_validator(mode="after")
@@ -192,7 +204,8 @@ class Restoration(Section):
     sampler: Sampler = Field(default_factory=Sampler, description="The sampler.")
     tiling: Tiling = Field(default_factory=Tiling, description="Tiles and blocks.")
     truth: Name | None = Field(
-        None, description="The isotropic dataset to compare with; a `keep_every` dataset has its origin as truth."
+        None,
+        description="The isotropic dataset to compare with; a `keep_every` dataset has its origin as truth.",
     )
 
 
@@ -211,7 +224,9 @@ class Config(Section):
 
     datasets: dict[Name, Dataset] = Field(min_length=1, description="The data, by name.")
     models: dict[Name, Model] = Field(min_length=1, description="The models, by name.")
-    restorations: tuple[Restoration, ...] = Field(min_length=1, description="What is restored, by which model.")
+    restorations: tuple[Restoration, ...] = Field(
+        min_length=1, description="What is restored, by which model."
+    )
     report: Report = Field(default_factory=Report, description="The report.")
 
     @field_validator("datasets")
@@ -254,7 +269,9 @@ class Config(Section):
         sources = {self.datasets[name].source for name in trained}
         for name in (item.dataset, truth):
             if self.origin(name) in trained or self.datasets[self.origin(name)].source in sources:
-                raise ValueError(f"{key}: model '{item.model}' was trained on '{self.origin(name)}' and cannot be evaluated on it")
+                raise ValueError(
+                    f"{key}: model '{item.model}' was trained on '{self.origin(name)}' and cannot be evaluated on it"
+                )
 
     def origin(self, dataset: str) -> str:
         """Return the raw dataset that a dataset comes from (itself, when it is raw)."""
@@ -393,7 +410,9 @@ def validate(values: Any, where: str = "config") -> Config:
     config = parse(Config, values, where)
     for name, dataset in config.datasets.items():
         if dataset.source is not None and not source_exists(dataset.source):
-            raise ConfigError(f"{where}: datasets.{name}.source: there is no '{dataset.source}'; check the path")
+            raise ConfigError(
+                f"{where}: datasets.{name}.source: there is no '{dataset.source}'; check the path"
+            )
     return config
 
 

@@ -1,7 +1,7 @@
 """Mistakes of the user's: each is one clear sentence, and never shown as a traceback.
 
-Every class derives from `EmdiffuseError`, which the command line prints as ``error: <sentence>`` with exit code 1.
-Anything else that escapes a stage is a defect of ours, and keeps its traceback.
+Every class derives from `EmdiffuseError`, which the command line prints as ``error: <sentence>`` with exit
+code 1. Anything else that escapes a stage is a defect of ours, and keeps its traceback.
 """
 
 

@@ -2,17 +2,18 @@
 
 Conventions
 -----------
-* Axes are (z, y, x); boxes are half open. *Real* slices are those of the input, *output* slices those of the restored
-  volume, whose voxels are cubes of the input's lateral size. Output slice 0 is real slice 0.
-* The tile grid is global: it depends on the volume and the tile size alone, never on blocks or workers. Along z a tile
-  is one gap; along y and x tiles overlap, and their windows add up to one everywhere::
+* Axes are (z, y, x); boxes are half open. *Real* slices are those of the input, *output* slices those of the
+  restored volume, whose voxels are cubes of the input's lateral size. Output slice 0 is real slice 0.
+* The tile grid is global: it depends on the volume and the tile size alone, never on blocks or workers. Along
+  z a tile is one gap; along y and x tiles overlap, and their windows add up to one everywhere::
 
       tile i      |h h|------------------|~~~~|h h|
       tile i + 1                     |h h|~~~~|------------------|h h|
                                           seam            h: halo, thrown away
 
-* A block is a box of tiles. Its *support* is where the windows of its tiles are not zero, so that neighbouring blocks
-  overlap by no more than a seam. Each tile belongs to one block, each block to one worker.
+* A block is a box of tiles. Its *support* is where the windows of its tiles are not zero, so that
+  neighbouring blocks overlap by no more than a seam. Each tile belongs to one block, each block to one
+  worker.
 * Noise is a function of (seed, sample, step, global position): drawn by Philox (Salmon et al. 2011,
   doi 10.1145/2063384.2063405) in cells of 1 x 64 x 64 voxels.
 """
@@ -61,7 +62,7 @@ class SliceGrid:
 
     @property
     def length(self) -> int:
-        """Number of output slices; the last real slice is the last or lies just behind the last."""
+        """Number of output slices; the last real slice is the last one, or lies just behind it."""
         return floor(self.gaps * self.factor) + 1
 
     def first(self, gap: int) -> int:
@@ -73,7 +74,7 @@ class SliceGrid:
         return range(floor(gap * self.factor) + 1, min(self.first(gap + 1), self.length))
 
     def positions(self, gap: int) -> NDArray[np.float32]:
-        """Return the positions of a gap's output slices: 0 at the real slice before it, 1 at the one after it."""
+        """Return the positions of a gap's slices: 0 at the real slice before it, 1 at the one after it."""
         return np.array([float(z / self.factor - gap) for z in self.generated(gap)], np.float32)
 
     def real(self, z: int) -> int | None:
@@ -93,8 +94,8 @@ class TileAxis:
     size : int
         Length of a tile, a multiple of `TILE_MULTIPLE`; shorter volumes get one shorter tile.
     halo, blend : int
-        Margin thrown away, and width of the seam, in voxels; blend is even and at least 8, and ``2 * halo + 3 * blend`` is
-        not above `size`, so that seams never cross.
+        Margin thrown away, and width of the seam, in voxels; blend is even and at least 8, and ``2 * halo + 3
+        * blend`` is not above `size`, so that seams never cross.
     """
 
     length: int
@@ -127,7 +128,7 @@ class TileAxis:
         return begin, end
 
     def window(self, index: int) -> NDArray[np.float32]:
-        """Return the weights of a tile over its support: raised-cosine seams, which add up to one with the neighbour's."""
+        """Return a tile's weights over its support; raised-cosine seams add up to one with the neighbour's."""
         begin, end = self.support(index, index + 1)
         weights = np.ones(end - begin, np.float32)
         ramp = (0.5 - 0.5 * np.cos(np.pi * (np.arange(self.blend) + 0.5) / self.blend)).astype(np.float32)
@@ -205,7 +206,10 @@ class BlockGrid:
     def chunk(self) -> tuple[int, int, int]:
         """Largest support of any block: the shape of a chunk of the tile store."""
         counts = self.counts
-        depth = max(self._span_z(i)[1] - self._span_z(i)[0] for i in range(min(counts[0], self.z.factor.denominator + 1)))
+        depth = max(
+            self._span_z(i)[1] - self._span_z(i)[0]
+            for i in range(min(counts[0], self.z.factor.denominator + 1))
+        )
         height = max(e - b for b, e in (self._span(self.y, i, 1) for i in range(counts[1])))
         width = max(e - b for b, e in (self._span(self.x, i, 2) for i in range(counts[2])))
         return (depth, height, width)
@@ -241,7 +245,11 @@ class BlockGrid:
 
     def overlapping(self, begin: tuple[int, int, int], end: tuple[int, int, int]) -> Iterator[Block]:
         """Yield the blocks whose support meets a box, in the order of their numbers."""
-        spans = ((self._span_z, 0), (lambda i: self._span(self.y, i, 1), 1), (lambda i: self._span(self.x, i, 2), 2))
+        spans = (
+            (self._span_z, 0),
+            (lambda i: self._span(self.y, i, 1), 1),
+            (lambda i: self._span(self.x, i, 2), 2),
+        )
         hits = [
             [i for i in range(self.counts[axis]) if span(i)[0] < end[axis] and span(i)[1] > begin[axis]]
             for span, axis in spans

@@ -2,10 +2,10 @@
 
 Conventions
 -----------
-* Images are scaled to [-1, 1]; what is sampled is the residual to linear interpolation, in units of the network's
-  `residual_scale`. Levels are gammas, from 0 (pure noise) up; see `emdiffuse.diffusion`.
-* Noise is white in the plane and, along z, correlated as exp(-|dt| / correlation) with dt the difference of positions in the gap,
-  in training and in sampling alike; a correlation of 0 is white noise.
+* Images are scaled to [-1, 1]; what is sampled is the residual to linear interpolation, in units of the
+  network's `residual_scale`. Levels are gammas, from 0 (pure noise) up; see `emdiffuse.diffusion`.
+* Noise is white in the plane and, along z, correlated as exp(-|dt| / correlation) with dt the difference of
+  positions in the gap, in training and in sampling alike; a correlation of 0 is white noise.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from emdiffuse.networks.gap import GapNetwork, linear_interpolation
 from emdiffuse.networks.weights import load_description
 
 GAMMA_LAST = 0.98
-"""Highest level at which the network is called: the noise left there is below what the data themselves carry."""
+"""Highest level at which the network is called: what noise is left there is below that of the data."""
 
 WhiteNoise = Callable[[int, int], Tensor]
 
@@ -67,9 +67,7 @@ def correlate(white: Tensor, positions: Tensor, correlation: float) -> Tensor:
     return torch.einsum("nde,nehw->ndhw", factor.to(white.dtype), white)
 
 
-def gap_denoiser(
-    network: GapNetwork, condition: Tensor, positions: Tensor, factor: Tensor
-) -> Denoiser:
+def gap_denoiser(network: GapNetwork, condition: Tensor, positions: Tensor, factor: Tensor) -> Denoiser:
     """Bind a network to its condition, as a denoiser of the residual.
 
     At pure noise the noisy residual is not shown, so that the answer is the posterior mean.
@@ -133,8 +131,8 @@ class GapModel:
         Parameters
         ----------
         condition : Tensor
-            (N, 4, H, W), float32 in [-1, 1]: the real slices at `tasks.CONDITION_OFFSETS`; H and W multiples of the
-            network's stride.
+            (N, 4, H, W), float32 in [-1, 1]: the real slices at `tasks.CONDITION_OFFSETS`; H and W multiples
+            of the network's stride.
         positions : Tensor
             (N, D), float32, positions of the slices in their gap.
         factor : float
@@ -147,8 +145,8 @@ class GapModel:
         Returns
         -------
         tuple of Tensor
-            Mean and standard deviation over the samples, (N, D, H, W), float32 in units of [-1, 1]; the standard
-            deviation of one sample is 0.
+            Mean and standard deviation over the samples, (N, D, H, W), float32 in units of [-1, 1]; the
+            standard deviation of one sample is 0.
         """
         factors = torch.full((len(condition),), factor, device=condition.device)
         denoise = gap_denoiser(self.network, condition, positions, factors)

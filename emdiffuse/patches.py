@@ -2,11 +2,12 @@
 
 Conventions
 -----------
-* A patch is a gap: `condition` holds the real slices at `tasks.CONDITION_OFFSETS`, `target` the slices inside the gap. With
-  factor R it is cut from 3 R + 1 neighbouring slices of an isotropic volume along any of its axes, taken as depth.
+* A patch is a gap: `condition` holds the real slices at `tasks.CONDITION_OFFSETS`, `target` the slices inside
+  the gap. With factor R it is cut from 3 R + 1 neighbouring slices of an isotropic volume along any of its
+  axes, taken as depth.
 * Values are float16 in [-1, 1] by the robust range of their dataset (`acquisition.to_unit`).
-* The far end of every volume in z is kept for validation, one gap away from what is trained on. Validation patches do
-  not overlap training patches; both are cut on a regular grid.
+* The far end of every volume in z is kept for validation, one gap away from what is trained on. Validation
+  patches do not overlap training patches; both are cut on a regular grid.
 * A patch whose standard deviation is below `minimum_contrast` is blank and is left out.
 """
 
@@ -33,7 +34,7 @@ ORIGIN_COLUMNS = ("dataset", "axis", "z", "y", "x", "split")
 
 
 class Origin(NamedTuple):
-    """Where a patch was cut: number of its dataset, axis taken as depth, first voxel (z, y, x), and its split."""
+    """Where a patch was cut: number of its dataset, axis taken as depth, first voxel (z, y, x), split."""
 
     dataset: int
     axis: int
@@ -53,8 +54,8 @@ def cut_patches(volumes: list[Path], model: Model, out: Path) -> None:
     model : Model
         Its factor and its patch settings.
     out : Path
-        The store: arrays ``condition`` (N, 4, H, W) and ``target`` (N, R - 1, H, W), float16 in [-1, 1], and ``origin``
-        (N, 6), int64, with the columns `ORIGIN_COLUMNS`.
+        The store: arrays ``condition`` (N, 4, H, W) and ``target`` (N, R - 1, H, W), float16 in [-1, 1], and
+        ``origin`` (N, 6), int64, with the columns `ORIGIN_COLUMNS`.
 
     Raises
     ------
@@ -88,7 +89,9 @@ def cut_patches(volumes: list[Path], model: Model, out: Path) -> None:
             full = tuple(slice(None) for _ in range(3))
             arrays["condition"][(box, *full)] = stacks[:, ::factor].astype(np.float16)
             arrays["target"][(box, *full)] = stacks[:, factor + 1 : 2 * factor].astype(np.float16)
-        table = create_array(partial / "origin", (len(chosen), len(ORIGIN_COLUMNS)), np.int64, chunk=(len(chosen), 6))
+        table = create_array(
+            partial / "origin", (len(chosen), len(ORIGIN_COLUMNS)), np.int64, chunk=(len(chosen), 6)
+        )
         table[:, :] = np.array(chosen, np.int64)
         facts = {
             "stage": "patches",
@@ -105,7 +108,10 @@ def cut_patches(volumes: list[Path], model: Model, out: Path) -> None:
 def _require_isotropic(volume: Volume) -> None:
     z, y, x = volume.voxel_size
     if max(z, y, x) > 1.05 * min(z, y, x):
-        raise DataError(f"{volume.path}: vemdiffuse-i learns from isotropic volumes, but this voxel is {z:g} x {y:g} x {x:g} nm")
+        size = f"{z:g} x {y:g} x {x:g} nm"
+        raise DataError(
+            f"{volume.path}: vemdiffuse-i learns from isotropic volumes, but this voxel is {size}"
+        )
 
 
 def _origins(number: int, volume: Volume, model: Model) -> Iterator[Origin]:
@@ -121,14 +127,17 @@ def _origins(number: int, volume: Volume, model: Model) -> Iterator[Origin]:
             lateral = max(round(size * (1 - model.patches.overlap)), 1) if split == TRAINING else size
             steps = [model.factor if i == axis else lateral for i in range(3)]
             lows, highs = (begin, 0, 0), (end, ny, nx)
-            starts = [range(lo, hi - e + 1, s) for lo, hi, e, s in zip(lows, highs, extent, steps, strict=True)]
+            starts = [
+                range(lo, hi - e + 1, s) for lo, hi, e, s in zip(lows, highs, extent, steps, strict=True)
+            ]
             for z, y, x in itertools.product(*starts):
                 found = True
                 yield Origin(number, axis, z, y, x, split)
         if not found:
             raise DataError(
-                f"{volume.path}: {nz} x {ny} x {nx} voxels are too few for patches of {depth} slices of {size} x {size} "
-                f"pixels in both training and validation; use a larger volume or a smaller `patches.size`"
+                f"{volume.path}: {nz} x {ny} x {nx} voxels are too few for patches of {depth} slices of "
+                f"{size} x {size} pixels in both training and validation; use a larger volume, or a smaller "
+                "`patches.size` or `factor`"
             )
 
 
@@ -151,9 +160,8 @@ def _draw(origins: list[Origin], volumes: list[Volume], model: Model) -> list[Or
     chosen = [origins[i] for i in sorted(kept)]
     for split, name in ((TRAINING, "training"), (VALIDATION, "validation")):
         if not any(o.split == split for o in chosen):
-            raise DataError(
-                f"{', '.join(str(v.path) for v in volumes)}: no patch is left for {name}; lower `patches.minimum_contrast`"
-            )
+            paths = ", ".join(str(volume.path) for volume in volumes)
+            raise DataError(f"{paths}: no patch is left for {name}; lower `patches.minimum_contrast`")
     return chosen
 
 
@@ -166,7 +174,7 @@ def cut_stack(volume: Volume, origin: Origin, factor: int, size: int) -> NDArray
 
 
 def _residual_scale(arrays: dict[str, Array], table: Array) -> float:
-    """Return the standard deviation of the target less its linear interpolation, over up to 512 training patches."""
+    """Return the standard deviation of target less linear interpolation, over about 512 training patches."""
     rows = np.flatnonzero(table[:, :][:, ORIGIN_COLUMNS.index("split")] == TRAINING)
     squares = []
     for i in rows[:: max(len(rows) // 512, 1)]:
@@ -195,7 +203,10 @@ class PatchStore:
         self.facts: dict[str, Any] = read_metadata(path, "group")["attributes"]["emdiffuse"]
         self.condition, self.target = Array(path / "condition"), Array(path / "target")
         split = Array(path / "origin")[:, :][:, ORIGIN_COLUMNS.index("split")]
-        self.training, self.validation = np.flatnonzero(split == TRAINING), np.flatnonzero(split == VALIDATION)
+        self.training, self.validation = (
+            np.flatnonzero(split == TRAINING),
+            np.flatnonzero(split == VALIDATION),
+        )
 
     def read(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the condition and target of rows, (N, C, H, W), float32."""

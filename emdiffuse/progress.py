@@ -2,13 +2,17 @@
 
 Conventions
 -----------
-* Everything a stage says goes through `logging` (logger ``emdiffuse``): to standard error, and to the log file of its rule.
-* Progress lines name what was done, of how much, the rate and the time left; at most one every `LINE_SECONDS`.
+* Everything a stage says goes through `logging` (logger ``emdiffuse``): to standard error, and to the log
+  file of its rule.
+* Progress lines name what was done, of how much, the rate and the time left; at most one every
+  `LINE_SECONDS`.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -16,6 +20,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from tqdm import tqdm
+
+from emdiffuse import __version__
 
 LINE_SECONDS = 10.0
 logger = logging.getLogger("emdiffuse")
@@ -34,6 +40,8 @@ def setup(log: Path | None = None) -> None:
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
+    node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    logger.info("emdiffuse %s on node %s, process %d", __version__, node, os.getpid())
 
 
 def clock(seconds: float) -> str:

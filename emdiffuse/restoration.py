@@ -2,11 +2,13 @@
 
 Conventions
 -----------
-* The *plan* says all that a worker needs: input, model, tiling, sampler, and the hash of these. Making a plan wipes
-  what another plan left; workers only open what the plan's stores are, and refuse stores of another hash.
-* The *tile store* is one array (block, quantity, z, y, x), float32, one chunk a block: the weighted partial sums of
-  the block's tiles over its support (`geometry.Block`). Quantity 0 is the mean over the samples, in [-1, 1]; quantity 1, with
-  more than one sample, their standard deviation. Real slices are left at 0: stitching takes them from the input.
+* The *plan* says all that a worker needs: input, model, tiling, sampler, and the hash of these. Making a plan
+  wipes what another plan left; workers only open what the plan's stores are, and refuse stores of another
+  hash.
+* The *tile store* is one array (block, quantity, z, y, x), float32, one chunk a block: the weighted partial
+  sums of the block's tiles over its support (`geometry.Block`). Quantity 0 is the mean over the samples, in
+  [-1, 1]; quantity 1, with more than one sample, their standard deviation. Real slices are left at 0:
+  stitching takes them from the input.
 * A chunk that exists is a block that is done. Worker w of N owns the blocks w - 1, w - 1 + N, ...
 * Beyond the volume's edges the input is mirrored.
 """
@@ -109,8 +111,8 @@ def make_plan(dataset: Path, model: Path, settings: Restoration, out: Path) -> P
     settings : Restoration
         Sampler and tiling.
     out : Path
-        ``plan.json``. The tile store and the level 0 of the restored volume are made beside it, unless they are there with
-        the same hash.
+        ``plan.json``. The tile store and the level 0 of the restored volume are made beside it, unless they
+        are there with the same hash.
 
     Raises
     ------
@@ -121,14 +123,15 @@ def make_plan(dataset: Path, model: Path, settings: Restoration, out: Path) -> P
     factor = anisotropy_factor(volume.voxel_size, str(dataset))
     if factor != description["factor"]:
         logger.warning(
-            "%s has an anisotropy factor of %s, but %s was trained for %s", dataset, factor, model, description["factor"]
+            "%s: factor %s, but %s was trained for %s", dataset, factor, model, description["factor"]
         )
     slices, height, width = volume.array.shape
     if slices < 2:
         raise DataError(f"{dataset}: one slice has no gap to fill; at least two are needed")
     identity = settings_hash(
         settings.sampler, settings.tiling, str(factor), [slices, height, width],
-        volume.facts.get("sources"), volume.facts.get("intensity"), _file_hash(model / "model.safetensors"), description,
+        volume.facts.get("sources"), volume.facts.get("intensity"),
+        _file_hash(model / "model.safetensors"), description,
     )  # fmt: skip
     content = {
         "hash": identity,
@@ -159,7 +162,8 @@ def make_plan(dataset: Path, model: Path, settings: Restoration, out: Path) -> P
     content["blocks"] = len(grid)
     logger.info(
         "%s voxels in %d blocks of at most %s voxels; %d calls a tile",
-        " x ".join(map(str, plan.shape)), len(grid), " x ".join(map(str, grid.chunk)), plan.sampler.steps * plan.sampler.samples,
+        " x ".join(map(str, plan.shape)), len(grid), " x ".join(map(str, grid.chunk)),
+        plan.sampler.steps * plan.sampler.samples,
     )  # fmt: skip
     write_atomically(out, json.dumps(content, indent=2))
     return plan
@@ -202,7 +206,9 @@ def open_array_of(plan: Plan, path: Path) -> Array:
     """
     array = Array(path)
     if array.attributes.get("hash") != plan.hash:
-        raise StoreError(f"{path}: made with other settings than {plan.folder}/plan.json; run the stage `plan` again")
+        raise StoreError(
+            f"{path}: made with other settings than {plan.folder}/plan.json; run the stage `plan` again"
+        )
     return array
 
 
@@ -219,7 +225,9 @@ def read_plan(path: Path) -> Plan:
     except FileNotFoundError:
         raise StoreError(f"{path}: there is no plan here; run the stage `plan`") from None
     except (ValueError, KeyError, TypeError):
-        raise StoreError(f"{path}: not a plan that this version can read; run the stage `plan` again") from None
+        raise StoreError(
+            f"{path}: not a plan that this version can read; run the stage `plan` again"
+        ) from None
 
 
 def _parse_plan(content: dict[str, Any], folder: Path) -> Plan:
@@ -275,7 +283,9 @@ def restore(path: Path, worker: int, workers: int, device: str = "auto") -> None
         tiles[(slice(number, number + 1), *(slice(0, n) for n in tiles.chunk[1:]))] = chunk
 
 
-def restore_block(plan: Plan, grid: BlockGrid, block: Block, volume: Volume, model: GapModel) -> NDArray[np.float32]:
+def restore_block(
+    plan: Plan, grid: BlockGrid, block: Block, volume: Volume, model: GapModel
+) -> NDArray[np.float32]:
     """Return the weighted partial sums of a block's tiles, (quantity, z, y, x), over its support."""
     sums = np.zeros((len(plan.quantities), *block.shape), np.float32)
     for gap in block.gaps:

@@ -1,11 +1,13 @@
-"""Stitch and pyramid: add up the partial sums of the blocks, put the real slices back, and finish the OME-Zarr volume.
+"""Stitch and pyramid: add up the sums of the blocks, put the real slices back, finish the OME-Zarr volume.
 
 Conventions
 -----------
-* A stitch worker owns whole shards of the output and writes each once; the sums of the blocks that meet a shard are added in the
-  order of the blocks' numbers. The windows of all tiles add up to one, so that no division is needed.
-* Real slices are copied from the input, unchanged. Generated slices are mapped from [-1, 1] to the input's intensities,
-  rounded and clipped to its type. The uncertainty is in the input's intensities, float32, and 0 in real slices.
+* A stitch worker owns whole shards of the output and writes each once; the sums of the blocks that meet a
+  shard are added in the order of the blocks' numbers. The windows of all tiles add up to one, so that no
+  division is needed.
+* Real slices are copied from the input, unchanged. Generated slices are mapped from [-1, 1] to the input's
+  intensities, rounded and clipped to its type. The uncertainty is in the input's intensities, float32, and 0
+  in real slices.
 * The volume's ``zarr.json`` is written last, by the pyramid: without it the volume is not finished.
 """
 
@@ -43,7 +45,9 @@ def stitch(path: Path, worker: int, workers: int) -> None:
     volume, tiles = open_volume(plan.input), open_array_of(plan, plan.tiles)
     outputs = [open_array_of(plan, plan.restored / name / "0") for name in plan.quantities]
     grid = outputs[0].grid
-    mine = [tuple(int(i) for i in np.unravel_index(n, grid)) for n in owned(int(np.prod(grid)), worker, workers)]
+    mine = [
+        tuple(int(i) for i in np.unravel_index(n, grid)) for n in owned(int(np.prod(grid)), worker, workers)
+    ]
     todo = [index for index in mine if not all(array.exists(index) for array in outputs)]
     if not todo:
         logger.info("all %d shards of worker %d are done", len(mine), worker)
@@ -106,7 +110,9 @@ def pyramid(path: Path) -> None:
         scales = build_pyramid(plan.restored / name, voxel_size)
         levels = [str(i) for i in range(len(scales))]
         own = multiscale(name, voxel_size, levels, scales)
-        write_group(plan.restored / name, {"ome": {"version": "0.5", "multiscales": [own]}, "emdiffuse": plan.facts})
+        write_group(
+            plan.restored / name, {"ome": {"version": "0.5", "multiscales": [own]}, "emdiffuse": plan.facts}
+        )
         images.append(multiscale(name, voxel_size, [f"{name}/{level}" for level in levels], scales))
         logger.info("%s: %d levels", plan.restored / name, len(scales))
     write_group(plan.restored, {"ome": {"version": "0.5", "multiscales": images}, "emdiffuse": plan.facts})

@@ -3,7 +3,8 @@
 Conventions
 -----------
 * A *gap* is the space between two neighbouring real slices of an anisotropic volume; `factor` is the distance
-  between them in units of the lateral voxel size, so that a gap holds ``factor - 1`` slices when it is an integer.
+  between them in units of the lateral voxel size, so that a gap holds ``factor - 1`` slices when it is an
+  integer.
 * *Positions* within a gap run from 0 (the real slice before it) to 1 (the real slice after it).
 * `published_channels` counts the input channels of the published network, the noisy image last.
 

@@ -2,13 +2,13 @@
 
 Conventions
 -----------
-* The order of the data, the augmentation, the noise levels and the noise of step n are drawn by generators seeded with
-  (seed, n), so that a training that was killed and goes on does what it would have done.
-* `run/state.pt` holds weights, their moving average, the optimizer and the step, written beside its place and renamed.
-  A state of other settings or other data is not resumed into; the training begins anew.
+* The order of the data, the augmentation, the noise levels and the noise of step n are drawn by generators
+  seeded with (seed, n), so that a training that was killed and goes on does what it would have done.
+* `run/state.pt` holds weights, their moving average, the optimizer and the step, written beside its place and
+  renamed. A state of other settings or other data is not resumed into; the training begins anew.
 * What is kept is the moving average of the weights (EMA), of the validation with the highest PSNR.
-* Objective: rectified flow (Liu et al. 2022, arXiv 2209.03003) of the residual to linear interpolation; a share of each batch is
-  at pure noise, where the network learns the posterior mean.
+* Objective: rectified flow (Liu et al. 2022, arXiv 2209.03003) of the residual to linear interpolation; a
+  share of each batch is at pure noise, where the network learns the posterior mean.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from emdiffuse import __version__
 from emdiffuse.config import Model, Training, settings_hash
-from emdiffuse.errors import DataError, EmdiffuseError
 from emdiffuse.diffusion.objectives import training_target
 from emdiffuse.diffusion.schedules import q_sample
+from emdiffuse.errors import DataError, EmdiffuseError
 from emdiffuse.inference import correlate, gap_denoiser
 from emdiffuse.metrics import psnr, ssim
 from emdiffuse.networks.gap import GapNetwork, linear_interpolation
@@ -61,7 +61,7 @@ class State:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-def train(store: Path, model: Model, task_name: str, experiment: Path, device: str = "auto") -> None:
+def train(store: Path, model: Model, name: str, experiment: Path, device: str = "auto") -> None:
     """Train a model from a patch store, or go on with a training that was interrupted.
 
     Parameters
@@ -70,10 +70,11 @@ def train(store: Path, model: Model, task_name: str, experiment: Path, device: s
         Patch store of `patches.cut_patches`.
     model : Model
         Task, factor, network and training settings.
-    task_name : str
+    name : str
         Name of the model, for its description.
     experiment : Path
-        ``best/`` gets ``model.safetensors``, ``model.json`` and ``metrics.json``; ``run/`` keeps what a resume needs.
+        ``best/`` gets ``model.safetensors``, ``model.json`` and ``metrics.json``; ``run/`` keeps what a
+        resume needs.
     device : str
         "auto", "cpu" or a CUDA device.
 
@@ -94,10 +95,11 @@ def train(store: Path, model: Model, task_name: str, experiment: Path, device: s
             (run / "stats.jsonl").unlink(missing_ok=True)
         logger.info(
             "training %s on %s: %d weights, %d training patches, %d validation patches",
-            task_name, place, sum(p.numel() for p in state.network.parameters()), len(patches.training), len(patches.validation),
+            name, place, sum(p.numel() for p in state.network.parameters()),
+            len(patches.training), len(patches.validation),
         )  # fmt: skip
         _loop(state, model, patches, run, identity, place)
-        _finish(experiment, task_name, model, patches, state, place)
+        _finish(experiment, name, model, patches, state, place)
 
 
 def _new_state(model: Model, patches: PatchStore, device: torch.device) -> State:
@@ -108,12 +110,19 @@ def _new_state(model: Model, patches: PatchStore, device: torch.device) -> State
     average.load_state_dict(network.state_dict())
     average.eval().requires_grad_(False)
     training = model.training
-    optimizer = torch.optim.AdamW(network.parameters(), training.learning_rate, weight_decay=training.weight_decay)
-    return State(network, average, optimizer, torch.amp.GradScaler(device.type, enabled=_precision(training, device) is torch.float16))
+    optimizer = torch.optim.AdamW(
+        network.parameters(), training.learning_rate, weight_decay=training.weight_decay
+    )
+    return State(
+        network,
+        average,
+        optimizer,
+        torch.amp.GradScaler(device.type, enabled=_precision(training, device) is torch.float16),
+    )
 
 
 def _precision(training: Training, device: torch.device) -> torch.dtype | None:
-    """Return the type of autocast: bfloat16 or float16 on a GPU, none on a CPU, unless the settings say otherwise."""
+    """Return the type of autocast: bfloat16 or float16 on a GPU, none on a CPU, unless settings say so."""
     if training.precision != "auto":
         return AUTOCAST[training.precision]
     if device.type != "cuda":
@@ -130,7 +139,9 @@ def _loop(
     scalars = SummaryWriter(str(run / "tensorboard"), purge_step=state.step)
     losses: list[float] = []
     batches = _batches(patches, training, state.step)
-    for step in progress(range(state.step, training.steps), training.steps, "training", "step", done=state.step):
+    for step in progress(
+        range(state.step, training.steps), training.steps, "training", "step", done=state.step
+    ):
         share = max(step / training.steps, (time.monotonic() - begin) / 60 / (training.minutes or math.inf))
         if share >= 1:
             logger.info("the limit of %g minutes is reached after %d steps", training.minutes, step)
@@ -138,8 +149,8 @@ def _loop(
         loss = _step(state, model, next(batches), share, precision, device)
         if not math.isfinite(loss):
             raise EmdiffuseError(
-                f"{run}: the loss is {loss} at step {step}, patches {_rows(patches, training, step).tolist()}; "
-                "lower `training.learning_rate`, or look at those patches"
+                f"{run}: the loss is {loss} at step {step}, patches "
+                f"{_rows(patches, training, step).tolist()}; lower `learning_rate`, or look at those patches"
             )
         losses.append(loss)
         state.step, state.seconds = step + 1, time.monotonic() - begin
@@ -156,14 +167,21 @@ def _loop(
 
 
 def _step(
-    state: State, model: Model, batch: tuple[Tensor, Tensor], share: float, precision: torch.dtype | None, device: torch.device
+    state: State,
+    model: Model,
+    batch: tuple[Tensor, Tensor],
+    share: float,
+    precision: torch.dtype | None,
+    device: torch.device,
 ) -> float:
     """Take one optimizer step on a batch; return the loss."""
     training = model.training
     generator = torch.Generator().manual_seed(_seed(training.seed, state.step, 1))
     condition, target = augment(*batch, generator)
     condition, target = condition.to(device, non_blocking=True), target.to(device, non_blocking=True)
-    x, gamma, wanted, positions = flow_batch(condition, target, state.network.residual_scale, training, generator)
+    x, gamma, wanted, positions = flow_batch(
+        condition, target, state.network.residual_scale, training, generator
+    )
     for group in state.optimizer.param_groups:
         warm = min(1.0, (state.step + 1) / max(training.warmup, 1))
         group["lr"] = training.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
@@ -222,8 +240,8 @@ def flow_batch(
     Returns
     -------
     tuple of Tensor
-        The noisy residual x (N, D, H, W), gamma (N,), the flow that the network should predict (N, D, H, W), and the
-        positions (N, D).
+        The noisy residual x (N, D, H, W), gamma (N,), the flow that the network should predict (N, D, H, W),
+        and the positions (N, D).
     """
     count, depth = target.shape[:2]
     positions = (torch.arange(1, depth + 1, device=target.device) / (depth + 1)).expand(count, -1)
@@ -247,7 +265,10 @@ def _rows(patches: PatchStore, training: Training, step: int) -> NDArray[np.int6
     """Return the patches of a step: each epoch is a permutation of its own."""
     count = len(patches.training)
     places = step * training.batch + np.arange(training.batch)
-    orders = {e: np.random.default_rng([training.seed, int(e)]).permutation(count) for e in np.unique(places // count)}
+    orders = {
+        e: np.random.default_rng([training.seed, int(e)]).permutation(count)
+        for e in np.unique(places // count)
+    }
     rows = [orders[p // count][p % count] for p in places]
     return patches.training[rows]
 
@@ -256,7 +277,9 @@ def _batches(patches: PatchStore, training: Training, step: int) -> Iterator[tup
     """Yield batches from a step on; the next ones are read in a thread while the network works."""
 
     def read(number: int) -> tuple[Tensor, Tensor]:
-        condition, target = (torch.from_numpy(part) for part in patches.read(_rows(patches, training, number)))
+        condition, target = (
+            torch.from_numpy(part) for part in patches.read(_rows(patches, training, number))
+        )
         pin = torch.cuda.is_available()
         return (condition.pin_memory(), target.pin_memory()) if pin else (condition, target)
 
@@ -270,18 +293,28 @@ def _batches(patches: PatchStore, training: Training, step: int) -> Iterator[tup
 
 @torch.inference_mode()
 def _validate(
-    state: State, model: Model, patches: PatchStore, run: Path, losses: list[float], scalars: SummaryWriter, device: torch.device
+    state: State,
+    model: Model,
+    patches: PatchStore,
+    run: Path,
+    losses: list[float],
+    scalars: SummaryWriter,
+    device: torch.device,
 ) -> None:
-    """Compare the posterior mean with linear interpolation on the validation patches; keep the best weights."""
+    """Compare the posterior mean with linear interpolation on validation patches; keep the best weights."""
     rows = patches.validation[:: max(len(patches.validation) // VALIDATION_PATCHES, 1)][:VALIDATION_PATCHES]
-    numbers: dict[str, list[float]] = {k: [] for k in ("validation_psnr", "validation_ssim", "linear_psnr", "linear_ssim")}
+    numbers: dict[str, list[float]] = {
+        k: [] for k in ("validation_psnr", "validation_ssim", "linear_psnr", "linear_ssim")
+    }
     for row in rows:
         condition, target = (torch.from_numpy(part).to(device) for part in patches.read(np.array([row])))
         positions = (torch.arange(1, target.shape[1] + 1, device=device) / (target.shape[1] + 1))[None]
         factor = torch.full((1,), float(model.factor), device=device)
         linear = linear_interpolation(condition, positions)
         denoise = gap_denoiser(state.average, condition, positions, factor)
-        mean = linear + state.average.residual_scale * denoise(torch.zeros_like(linear), torch.zeros(1, device=device))
+        mean = linear + state.average.residual_scale * denoise(
+            torch.zeros_like(linear), torch.zeros(1, device=device)
+        )
         truth = target[0].cpu().numpy()
         for name, image in (("validation", mean), ("linear", linear)):
             values = image[0].float().cpu().numpy()
@@ -315,7 +348,9 @@ def _write(path: Path, content: Any) -> None:
 def _save(path: Path, identity: str, state: State) -> None:
     """Save all that a resume needs."""
     content = {name: getattr(state, name) for name in ("step", "seconds", "best", "history")}
-    parts = {name: getattr(state, name).state_dict() for name in ("network", "average", "optimizer", "scaler")}
+    parts = {
+        name: getattr(state, name).state_dict() for name in ("network", "average", "optimizer", "scaler")
+    }
     _write(path, {"identity": identity, **content, **parts})
 
 
@@ -381,5 +416,10 @@ def _finish(
             "emdiffuse": __version__,
         },
     )
-    facts = {"steps": state.step, "seconds": round(state.seconds, 1), "device": str(device), "history": state.history}
+    facts = {
+        "steps": state.step,
+        "seconds": round(state.seconds, 1),
+        "device": str(device),
+        "history": state.history,
+    }
     write_atomically(best / "metrics.json", json.dumps(facts, indent=2))

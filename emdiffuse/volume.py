@@ -2,12 +2,14 @@
 
 Conventions
 -----------
-* Axes are (z, y, x); voxel sizes are (z, y, x) in nanometers, kept in the OME metadata as the scale of each level.
-* The pixel at index i covers [i, i + 1) voxels; OME's coordinates are those of pixel centres, so that level n, whose
-  pixel averages 2**n, is translated by (2**n - 1) / 2 voxels along each axis that was reduced.
-* zarr-python creates stores and metadata; pixels are read and written through tensorstore, which writes each chunk or
-  shard to a temporary file and renames it. Only one process may own a shard.
-* Every chunk carries a crc32c checksum. What the project knows of a store is in its attributes, under ``emdiffuse``.
+* Axes are (z, y, x); voxel sizes are (z, y, x) in nanometers, kept in the OME metadata as the scale of each
+  level.
+* The pixel at index i covers [i, i + 1) voxels; OME's coordinates are those of pixel centres, so that level
+  n, whose pixel averages 2**n, is translated by (2**n - 1) / 2 voxels along each axis that was reduced.
+* zarr-python creates stores and metadata; pixels are read and written through tensorstore, which writes each
+  chunk or shard to a temporary file and renames it. Only one process may own a shard.
+* Every chunk carries a crc32c checksum. What the project knows of a store is in its attributes, under
+  ``emdiffuse``.
 * A group's ``zarr.json`` is written last: a store without it was not finished, and nothing opens it.
 """
 
@@ -62,11 +64,13 @@ class Array:
             spec = {"driver": "zarr3", "kvstore": kvstore, "store_data_equal_to_fill_value": True}
             self._store = ts.open(spec, open=True, context=_CONTEXT).result()
         except ValueError as error:
-            raise StoreError(f"{path}: this array cannot be opened ({_first_line(error)}); make it anew") from None
+            raise StoreError(
+                f"{path}: this array cannot be opened ({_first_line(error)}); make it anew"
+            ) from None
         self.attributes: dict[str, Any] = metadata.get("attributes", {})
         self.shape: tuple[int, ...] = tuple(self._store.shape)
         self.dtype: np.dtype[Any] = self._store.dtype.numpy_dtype
-        self.chunk: tuple[int, ...] = tuple(self._store.chunk_layout.write_chunk.shape or self.shape)
+        self.chunk: tuple[int, ...] = tuple(int(n or 0) for n in self._store.chunk_layout.write_chunk.shape or ())
 
     def __getitem__(self, box: Box) -> NDArray[Any]:
         try:
@@ -78,7 +82,9 @@ class Array:
         try:
             self._store[box].write(values).result()
         except ValueError as error:
-            raise StoreError(f"{self.path}: cannot write {box} ({_first_line(error)}); is the disk full?") from None
+            raise StoreError(
+                f"{self.path}: cannot write {box} ({_first_line(error)}); is the disk full?"
+            ) from None
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -129,10 +135,8 @@ def create_array(
     attributes : dict
         Attributes.
 
-    Notes
-    -----
-    A chunk or shard that was never written reads as zeros. One that is all zeros is written all the same, since its
-    existence says that it is done.
+    Notes ----- A chunk or shard that was never written reads as zeros. One that is all zeros is written all
+    the same, since its existence says that it is done.
     """
     shutil.rmtree(path, ignore_errors=True)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,7 +155,9 @@ def create_array(
     return Array(path)
 
 
-def shard_shape(shape: Sequence[int], chunk: Sequence[int] = CHUNK, shard: Sequence[int] = SHARD) -> tuple[int, ...]:
+def shard_shape(
+    shape: Sequence[int], chunk: Sequence[int] = CHUNK, shard: Sequence[int] = SHARD
+) -> tuple[int, ...]:
     """Return the shard for an array: no larger than needed to hold it, always whole chunks."""
     return tuple(min(s, ceil(n / c) * c) for n, c, s in zip(shape, chunk, shard, strict=True))
 
@@ -176,9 +182,13 @@ def read_metadata(path: Path, kind: str) -> dict[str, Any]:
     try:
         metadata: dict[str, Any] = json.loads((path / "zarr.json").read_text())
     except FileNotFoundError:
-        raise StoreError(f"{path}: there is no finished Zarr {kind} here; run the stage that makes it") from None
+        raise StoreError(
+            f"{path}: there is no finished Zarr {kind} here; run the stage that makes it"
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError):
-        raise StoreError(f"{path}/zarr.json: not readable as JSON; delete the store and make it anew") from None
+        raise StoreError(
+            f"{path}/zarr.json: not readable as JSON; delete the store and make it anew"
+        ) from None
     if metadata.get("node_type") != kind:
         raise StoreError(f"{path}: this is not a Zarr {kind}")
     return metadata
@@ -247,10 +257,15 @@ def multiscale(
             {
                 "path": path,
                 "coordinateTransformations": [
-                    {"type": "scale", "scale": [float(v * s) for v, s in zip(voxel_size, scale, strict=True)]},
+                    {
+                        "type": "scale",
+                        "scale": [float(v * s) for v, s in zip(voxel_size, scale, strict=True)],
+                    },
                     {
                         "type": "translation",
-                        "translation": [float(v * (s - 1) / 2) for v, s in zip(voxel_size, scale, strict=True)],
+                        "translation": [
+                            float(v * (s - 1) / 2) for v, s in zip(voxel_size, scale, strict=True)
+                        ],
                     },
                 ],
             }
@@ -309,7 +324,7 @@ def write_image(path: Path, name: str, voxel_size: Sequence[float], facts: dict[
 
 
 def build_pyramid(image: Path, voxel_size: Sequence[float]) -> list[tuple[int, int, int]]:
-    """Add the levels 1, 2, ... beside level ``0`` of an image, each the average of 2 x 2 x 2 voxels of the one before.
+    """Add the levels 1, 2, ... beside level ``0`` of an image: averages of 2 x 2 x 2 voxels.
 
     An axis is halved as long as its voxel is not larger than twice the smallest, so that anisotropic volumes
     become isotropic first. Memory is that of one shard and its eight sources.
@@ -334,12 +349,15 @@ def build_pyramid(image: Path, voxel_size: Sequence[float]) -> list[tuple[int, i
             2 if n > 1 and size < 2 * min(sizes) else 1 for n, size in zip(source.shape, sizes, strict=True)
         )
         target = create_image_array(
-            image / str(len(scales)), [ceil(n / s) for n, s in zip(source.shape, step, strict=True)], source.dtype
+            image / str(len(scales)),
+            [ceil(n / s) for n, s in zip(source.shape, step, strict=True)],
+            source.dtype,
         )
         for index in np.ndindex(*target.grid):
             box = target.box(index)
             fine = tuple(
-                slice(b.start * s, min(b.stop * s, n)) for b, s, n in zip(box, step, source.shape, strict=True)
+                slice(b.start * s, min(b.stop * s, n))
+                for b, s, n in zip(box, step, source.shape, strict=True)
             )
             target[box] = _average(source[fine], step)
         scales.append(tuple(s * t for s, t in zip(scales[-1], step, strict=True)))  # type: ignore[arg-type]
@@ -350,7 +368,7 @@ def build_pyramid(image: Path, voxel_size: Sequence[float]) -> list[tuple[int, i
 def _average(values: NDArray[Any], step: tuple[int, ...]) -> NDArray[Any]:
     """Average boxes of `step` voxels; at odd ends the last voxel stands for the one that is missing."""
     padding = [(0, -n % s) for n, s in zip(values.shape, step, strict=True)]
-    padded = np.pad(values, padding, mode="edge").astype(np.float32)
+    padded: NDArray[Any] = np.pad(values, padding, mode="edge").astype(np.float32)
     for axis, s in enumerate(step):
         if s == 2:
             even = tuple(slice(0, None, 2) if i == axis else slice(None) for i in range(3))

@@ -6,23 +6,10 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from helpers import ROOT
 
 from emdiffuse.networks.gap import GapNetwork
 from emdiffuse.networks.weights import save_model
-from emdiffuse.volume import create_image_array, write_image
-
-ROOT = Path(__file__).parents[1]
-INTENSITY = {"minimum": 0, "maximum": 255, "mean": 128.0, "standard_deviation": 40.0, "low": 20.0, "high": 230.0}
-
-
-def write_volume(path: Path, values: np.ndarray, voxel_size: tuple[float, float, float], **facts: object) -> Path:
-    """Write a registered volume as the chain would."""
-    array = create_image_array(path / "0", values.shape, values.dtype)
-    for index in np.ndindex(*array.grid):
-        array[array.box(index)] = values[array.box(index)]
-    known = {"stage": "register", "dataset": path.name.split(".")[0], "intensity": INTENSITY, "sources": []}
-    write_image(path, path.name, voxel_size, {**known, **facts})
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +20,7 @@ def medulla() -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model with random weights, none of them zero: what it makes is no tissue, but it uses every path."""
+    """A small model with random weights, none of them zero: it makes no tissue, but it uses every path."""
     torch.manual_seed(0)
     settings = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "residual_scale": 0.2}
     network = GapNetwork(**settings)

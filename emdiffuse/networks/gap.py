@@ -128,7 +128,9 @@ class GapNetwork(nn.Module):
         self.stride = 2 ** len(multipliers)
         width = 4 * channels
         self.frequencies = 16
-        self.embed = nn.Sequential(nn.Linear(4 * self.frequencies, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.embed = nn.Sequential(
+            nn.Linear(4 * self.frequencies, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+        )
         widths = [channels * m for m in multipliers]
         inputs = len(CONDITION_OFFSETS) + 1 + SLOTS
         self.entry = nn.Conv2d(4 * inputs, widths[0], 3, padding=1)
@@ -142,17 +144,21 @@ class GapNetwork(nn.Module):
             self.down.extend(ResidualBlock(current, w, width) for _ in range(blocks))
         for level, w in reversed(list(enumerate(widths))):
             for i in range(blocks):
-                self.up.append(ResidualBlock(current + (w if i == 0 and level < len(widths) - 1 else 0), w, width))
+                self.up.append(
+                    ResidualBlock(current + (w if i == 0 and level < len(widths) - 1 else 0), w, width)
+                )
                 current = w
             if level:
                 self.up.append(nn.ConvTranspose2d(current, widths[level - 1], 2, stride=2))
                 current = widths[level - 1]
         self.norm = PixelNorm(current)
         self.exit = nn.Conv2d(current, 4 * SLOTS, 3, padding=1)
-        nn.init.zeros_(self.exit.weight)
-        nn.init.zeros_(self.exit.bias)
+        for parameter in self.exit.parameters():
+            nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor, gamma: Tensor, condition: Tensor, positions: Tensor, factor: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, gamma: Tensor, condition: Tensor, positions: Tensor, factor: Tensor
+    ) -> Tensor:
         """Predict the flow of the noisy residual.
 
         Parameters
@@ -199,6 +205,8 @@ class GapNetwork(nn.Module):
         """Embed the time of the flow and the factor by sines and cosines."""
         alpha, sigma = gamma.sqrt(), (1 - gamma).clamp(min=0).sqrt()
         time = sigma / (alpha + sigma)
-        rates = torch.exp(torch.arange(self.frequencies, device=gamma.device) * (math.log(100) / self.frequencies))
+        rates = torch.exp(
+            torch.arange(self.frequencies, device=gamma.device) * (math.log(100) / self.frequencies)
+        )
         angles = torch.stack([time * math.pi, factor.log2()], 1)[:, :, None] * rates
         return torch.cat([angles.cos(), angles.sin()], 1).flatten(1)

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (a table of mistakes, one a line)
 """The configuration: what is accepted, and that every mistake is one sentence that names its key."""
 
 import copy
@@ -94,7 +95,9 @@ def test_factors_are_exact():
 
 def test_hash_sees_every_value_and_no_order():
     demo, other = validate(DEMO), validate(changed(("models", "gap6", "training", "learning_rate"), 2e-3))
-    assert settings_hash(demo) == settings_hash(validate(dict(reversed(DEMO.items())))) != settings_hash(other)
+    assert (
+        settings_hash(demo) == settings_hash(validate(dict(reversed(DEMO.items())))) != settings_hash(other)
+    )
 
 
 def test_the_shipped_schema_is_the_models():

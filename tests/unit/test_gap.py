@@ -30,7 +30,9 @@ def test_slices_meet_slots_or_lie_between_two():
 
 def test_linear_interpolation_is_exact_at_thirds():
     condition = torch.tensor([9.0, 0.0, 3.0, 9.0])[None, :, None, None]
-    assert linear_interpolation(condition, torch.tensor([[1 / 3, 2 / 3]])).flatten().tolist() == pytest.approx([1, 2])
+    assert linear_interpolation(
+        condition, torch.tensor([[1 / 3, 2 / 3]])
+    ).flatten().tolist() == pytest.approx([1, 2])
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5, 7, 11])
@@ -53,8 +55,12 @@ def test_an_absent_slice_changes_nothing(network):
 def test_at_pure_noise_the_noise_is_not_shown(network):
     x, _, condition, positions, factor = inputs()
     pure, some = torch.zeros(2), torch.full((2,), 1e-3)
-    assert torch.equal(network(x, pure, condition, positions, factor), network(-x, pure, condition, positions, factor))
-    assert not torch.equal(network(x, some, condition, positions, factor), network(-x, some, condition, positions, factor))
+    assert torch.equal(
+        network(x, pure, condition, positions, factor), network(-x, pure, condition, positions, factor)
+    )
+    assert not torch.equal(
+        network(x, some, condition, positions, factor), network(-x, some, condition, positions, factor)
+    )
 
 
 @torch.inference_mode()

@@ -26,7 +26,9 @@ def tile_axes(draw):
 @st.composite
 def block_grids(draw):
     z = SliceGrid(draw(st.integers(2, 12)), draw(factors))
-    return BlockGrid(z, draw(tile_axes()), draw(tile_axes()), tuple(draw(st.integers(1, 5)) for _ in range(3)))
+    return BlockGrid(
+        z, draw(tile_axes()), draw(tile_axes()), tuple(draw(st.integers(1, 5)) for _ in range(3))
+    )
 
 
 def test_slices_of_an_integer_factor():
@@ -57,7 +59,9 @@ def test_tiles_written_out():
     axis = TileAxis(length=100, size=64, halo=8, blend=8)
     assert axis.starts == (0, 16, 48)  # the last tile reaches 12 voxels past the end
     assert axis.seams == (40, 64)
-    assert axis.support(0, 1) == (0, 44) and axis.support(1, 2) == (36, 68) and axis.support(2, 3) == (60, 100)
+    assert (
+        axis.support(0, 1) == (0, 44) and axis.support(1, 2) == (36, 68) and axis.support(2, 3) == (60, 100)
+    )
 
 
 def test_a_short_volume_has_one_tile():
@@ -84,7 +88,13 @@ def test_windows_add_up_to_one_and_stay_off_the_halo(axis):
 @given(block_grids())
 @settings(max_examples=60)
 def test_blocks_share_the_tiles_out(grid):
-    tiles = [(g, r, c) for i in range(len(grid)) for g in grid[i].gaps for r in grid[i].rows for c in grid[i].columns]
+    tiles = [
+        (g, r, c)
+        for i in range(len(grid))
+        for g in grid[i].gaps
+        for r in grid[i].rows
+        for c in grid[i].columns
+    ]
     assert len(tiles) == len(set(tiles)) == grid.z.gaps * len(grid.y.starts) * len(grid.x.starts)
     for i in range(len(grid)):
         block = grid[i]
@@ -114,7 +124,9 @@ def test_owned_shares_everything_out_once(count, workers):
         owned(count, workers + 1, workers)
 
 
-boxes = st.tuples(*[st.tuples(st.integers(-70, 150), st.integers(1, 80)) for _ in range(2)], st.integers(0, 5))
+boxes = st.tuples(
+    *[st.tuples(st.integers(-70, 150), st.integers(1, 80)) for _ in range(2)], st.integers(0, 5)
+)
 
 
 @given(boxes)

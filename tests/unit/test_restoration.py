@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from conftest import write_volume
+from helpers import write_volume
 
 from emdiffuse.config import Restoration
 from emdiffuse.errors import ConfigError, StoreError
@@ -29,7 +29,9 @@ def _one_thread():
 @pytest.fixture(scope="module")
 def dataset(medulla, tmp_path_factory):
     """Five real slices of 100 x 84 pixels, 60 nm apart."""
-    return write_volume(tmp_path_factory.mktemp("data") / "a.ome.zarr", medulla[:25:6, :100, :84], (60, 10, 10))
+    return write_volume(
+        tmp_path_factory.mktemp("data") / "a.ome.zarr", medulla[:25:6, :100, :84], (60, 10, 10)
+    )
 
 
 def settings(block=(2, 2, 1), **sampler):
@@ -80,7 +82,9 @@ def test_real_slices_pass_unchanged_and_generated_ones_are_not_interpolated(refe
 
 
 @pytest.mark.parametrize("workers", [2, 5])
-def test_bytes_do_not_depend_on_the_number_of_workers_or_their_order(dataset, small_model, reference, tmp_path, workers):
+def test_bytes_do_not_depend_on_the_number_of_workers_or_their_order(
+    dataset, small_model, reference, tmp_path, workers
+):
     order = random.Random(workers).sample(range(1, workers + 1), workers)
     plan = run(dataset, small_model, tmp_path, workers=workers, order=order)
     assert content(plan.restored) == content(reference.restored)
@@ -131,7 +135,9 @@ def test_other_settings_are_never_resumed_into(dataset, small_model, tmp_path):
 
 
 def test_a_changed_input_is_refused(medulla, small_model, tmp_path):
-    path = write_volume(tmp_path / "a.ome.zarr", medulla[:13:6, :64, :64], (60, 10, 10), sources=[{"sha256": "1"}])
+    path = write_volume(
+        tmp_path / "a.ome.zarr", medulla[:13:6, :64, :64], (60, 10, 10), sources=[{"sha256": "1"}]
+    )
     make_plan(path, small_model, settings(), tmp_path / "plan.json")
     write_volume(path, medulla[:13:6, :64, :64], (60, 10, 10), sources=[{"sha256": "2"}])
     with pytest.raises(StoreError, match="changed since"):
@@ -204,7 +210,10 @@ def test_block_of_linear_interpolation(dataset, small_model, tmp_path):
     sums = restore_block(plan, plan.grid, block, volume, model)[0]
     (z0, y0, x0), (_, y1, x1) = block.begin, block.end
     before, after = (read_condition(volume, 0, (y0, x0), (y1 - y0, x1 - x0))[i] for i in (1, 2))
-    inner = (slice(0, y1 - y0 - 8), slice(0, x1 - x0 - 8))  # the block's own end still waits for its neighbour
+    inner = (
+        slice(0, y1 - y0 - 8),
+        slice(0, x1 - x0 - 8),
+    )  # the block's own end still waits for its neighbour
     for z in range(1, 6):
         expected = before + np.float32(z / 6) * (after - before)
         np.testing.assert_allclose(sums[z - z0][inner], expected[inner], atol=1e-5)

@@ -11,9 +11,9 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "emdiffuse"
 # imports only go down this list
 ORDER = [
-    "cli", "report", "evaluation", "baselines", "stitching", "restoration", "training", "inference", "patches",
-    "registration", "acquisition", "readers", "diffusion", "networks", "metrics", "volume", "geometry", "config", "tasks",
-    "progress", "errors",
+    "cli", "report", "evaluation", "baselines", "stitching", "restoration", "training", "inference",
+    "patches", "registration", "acquisition", "readers", "diffusion", "networks", "metrics", "volume",
+    "geometry", "config", "tasks", "progress", "errors",
 ]  # fmt: skip
 
 

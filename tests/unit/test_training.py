@@ -1,4 +1,4 @@
-"""Patches and training: what is cut is where it says, and a training that was interrupted ends as if it was not."""
+"""Patches and training: what is cut is where it says, and an interrupted training ends as if it was not."""
 
 import json
 import multiprocessing
@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import INTENSITY, write_volume
+from helpers import INTENSITY, write_volume
 
 import emdiffuse.training as training_module
 from emdiffuse.config import Model
@@ -36,7 +36,9 @@ def model_settings(**training):
 @pytest.fixture(scope="module")
 def store(medulla, tmp_path_factory):
     folder = tmp_path_factory.mktemp("patches")
-    volume = write_volume(folder / "a.ome.zarr", medulla[:48, :64, :64], (10, 10, 10), sources=[{"sha256": "x"}])
+    volume = write_volume(
+        folder / "a.ome.zarr", medulla[:48, :64, :64], (10, 10, 10), sources=[{"sha256": "x"}]
+    )
     cut_patches([volume], model_settings(), folder / "p.zarr")
     return folder / "p.zarr"
 
@@ -75,7 +77,11 @@ def test_blank_patches_are_left_out(medulla, tmp_path):
 
 @pytest.mark.parametrize(
     ("shape", "voxel", "message"),
-    [((48, 64, 64), (60, 10, 10), "isotropic"), ((48, 20, 64), (10, 10, 10), "too few"), ((12, 64, 64), (10, 10, 10), "too few")],
+    [
+        ((48, 64, 64), (60, 10, 10), "isotropic"),
+        ((48, 20, 64), (10, 10, 10), "too few"),
+        ((12, 64, 64), (10, 10, 10), "too few"),
+    ],
 )
 def test_unsuitable_volumes_are_refused(medulla, tmp_path, shape, voxel, message):
     values = medulla[: shape[0], : shape[1], : shape[2]]
@@ -90,7 +96,9 @@ def weights(experiment):
 
 
 def test_training_learns_and_describes_itself(store, tmp_path):
-    train(store, model_settings(steps=60, learning_rate=3e-3, ema=0.9, validate_every=20), "m", tmp_path, "cpu")
+    train(
+        store, model_settings(steps=60, learning_rate=3e-3, ema=0.9, validate_every=20), "m", tmp_path, "cpu"
+    )
     facts = json.loads((tmp_path / "best" / "metrics.json").read_text())
     history = facts["history"]
     assert [entry["step"] for entry in history] == [20, 40, 60]
@@ -161,8 +169,12 @@ def test_augmentation_keeps_gaps_whole():
 def test_pure_noise_shows_nothing_and_asks_for_the_mean():
     training = model_settings(mean_share=0.5).training
     condition, target = torch.rand(4, 4, 8, 8), torch.rand(4, 2, 8, 8)
-    x, gamma, wanted, positions = flow_batch(condition, target, 0.5, training, torch.Generator().manual_seed(0))
+    x, gamma, wanted, positions = flow_batch(
+        condition, target, 0.5, training, torch.Generator().manual_seed(0)
+    )
     assert (gamma[:2] == 0).all() and ((gamma[2:] > 0) & (gamma[2:] < 1)).all()
     assert (x[:2] == 0).all() and (x[2:] != 0).any()
-    residual = (target - condition[:, 1:2] - positions[0][:, None, None] * (condition[:, 2:3] - condition[:, 1:2])) / 0.5
+    residual = (
+        target - condition[:, 1:2] - positions[0][:, None, None] * (condition[:, 2:3] - condition[:, 1:2])
+    ) / 0.5
     torch.testing.assert_close(wanted[:2], -residual[:2])

@@ -1,4 +1,4 @@
-"""Stores: what is written is read, what is unfinished or damaged is refused, and the metadata is OME-Zarr 0.5."""
+"""Stores: what is written is read, the unfinished or damaged is refused, the metadata is OME-Zarr 0.5."""
 
 import json
 
@@ -72,7 +72,11 @@ def test_pixels_of_a_coarse_level_stay_where_they_are(image):
     level = multiscale("image", (40, 10, 10), ["2"], [(1, 4, 4)])["datasets"][0]
     scale, translation = (t[t["type"]] for t in level["coordinateTransformations"])
     assert scale == [40, 40, 40]
-    assert translation == [0, 15, 15]  # the centre of four 10 nm pixels lies 15 nm behind the centre of the first
+    assert translation == [
+        0,
+        15,
+        15,
+    ]  # the centre of four 10 nm pixels lies 15 nm behind the centre of the first
 
 
 def test_a_store_that_is_not_finished_is_refused(tmp_path):
@@ -125,7 +129,9 @@ def test_write_atomically_leaves_no_temporary_file(tmp_path):
 
 
 def test_cast_rounds_and_clips():
-    np.testing.assert_array_equal(cast_to(np.array([-3.0, 1.5, 2.4, 300.0]), np.dtype(np.uint8)), [0, 2, 2, 255])
+    np.testing.assert_array_equal(
+        cast_to(np.array([-3.0, 1.5, 2.4, 300.0]), np.dtype(np.uint8)), [0, 2, 2, 255]
+    )
 
 
 def test_write_image_has_one_level(tmp_path):

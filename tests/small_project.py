@@ -1,0 +1,108 @@
+"""A small but real project for the whole workflow, and ways to look at its runs."""
+
+import copy
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import yaml
+from helpers import ROOT
+
+SMALL: dict[str, Any] = {
+    "datasets": {
+        "isotropic": {"source": "train.tif", "voxel_size": {"z": 10, "y": 10, "x": 10}},
+        "test": {"source": "test.tif", "voxel_size": {"z": 10, "y": 10, "x": 10}},
+        "thin": {"keep_every": {"dataset": "test", "factor": 3}},
+    },
+    "models": {
+        "gap3": {
+            "task": "vemdiffuse-i",
+            "datasets": ["isotropic"],
+            "factor": 3,
+            "patches": {"size": 32, "validation": 0.2},
+            "network": {"channels": 16, "multipliers": [1, 2], "blocks": 1},
+            "training": {"steps": 20, "batch": 4, "warmup": 2, "validate_every": 10},
+        }
+    },
+    "restorations": [
+        {
+            "dataset": "thin",
+            "model": "gap3",
+            "sampler": {"name": "dpm++", "steps": 2, "samples": 2},
+            "tiling": {"tile": 64, "halo": 8, "blend": 8, "block": [1, 1, 1]},
+        }
+    ],
+    "report": {"title": "A small run"},
+}
+
+
+class Project:
+    """A working folder with raw data and a configuration."""
+
+    def __init__(self, folder: Path, medulla: np.ndarray) -> None:
+        self.folder = folder
+        self.config = copy.deepcopy(SMALL)
+        folder.mkdir(parents=True, exist_ok=True)
+        # the test crop's halves: what is trained on and what is tested lie apart
+        tifffile.imwrite(folder / "train.tif", medulla[:, :96, :96])
+        (folder / "test").mkdir()
+        tifffile.imwrite(folder / "test.tif", medulla[:31, 100:184, 100:184])
+
+    def write(self) -> None:
+        (self.folder / "my.yaml").write_text(yaml.safe_dump(self.config))
+
+    def command(self, *options: str, profile: str = "local") -> list[str]:
+        self.write()
+        return [
+            sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow/Snakefile"),
+            "--configfile", "my.yaml", "--profile", str(ROOT / "profiles" / profile), 
+            "--directory", str(self.folder), *options,
+        ]  # fmt: skip
+
+    def environment(self) -> dict[str, str]:
+        """The environment of the tests' own interpreter, so that `emdiffuse` is found."""
+        return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+    def run(
+        self, *options: str, check: bool = True, profile: str = "local"
+    ) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            self.command(*options, profile=profile),
+            cwd=self.folder,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+        )
+        if check and done.returncode:
+            pytest.fail(f"snakemake failed:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
+        return done
+
+    def pending(self) -> set[str]:
+        """What a dry run would do, as "rule" or "rule dataset|model" strings."""
+        done = self.run("--dry-run")
+        jobs: set[str] = set()
+        text = done.stdout + done.stderr
+        for rule, body in re.findall(r"^(?:local)?rule (\w+):\n((?: {4}.*\n)*)", text, re.MULTILINE):
+            wildcards = re.search(r"wildcards: (.*)", body)
+            names = dict(pair.split("=") for pair in wildcards[1].split(", ")) if wildcards else {}
+            jobs.add(" ".join([rule, *(names[key] for key in ("dataset", "model") if key in names)]))
+        return jobs - {"all"}
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "results/restored/thin/gap3"
+
+
+def copy_project(source: Project, folder: Path) -> Project:
+    """A copy of a project with its results, times kept."""
+    shutil.copytree(source.folder, folder, symlinks=True)
+    other = object.__new__(Project)
+    other.folder, other.config = folder, copy.deepcopy(source.config)
+    return other

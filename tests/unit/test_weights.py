@@ -1,0 +1,181 @@
+"""Models on disk are whole or absent, and read strictly; nothing of a published checkpoint is executed."""
+
+import json
+import os
+
+import pytest
+import torch
+from plain_unet import PlainUNet, random_weights
+
+from emdiffuse.errors import EmdiffuseError
+from emdiffuse.networks import ModelError, UNet, build_network, load_network
+from emdiffuse.networks.weights import SCHEDULE_BUFFERS, import_published, load_description, save_model
+
+SPEC = {"architecture": "unet", "in_channels": 2, "base_channels": 8, "multipliers": [1, 2], "blocks": 1}
+SPEC |= {"head_channels": 8}
+
+
+@pytest.fixture
+def model(tmp_path):
+    torch.manual_seed(0)
+    directory = tmp_path / "best"
+    save_model(directory, build_network(SPEC), {"network": SPEC, "task": "emdiffuse-n"})
+    return directory
+
+
+@pytest.fixture(scope="module")
+def published():
+    """Random weights of the published 2-D network."""
+    with torch.device("meta"):
+        shapes = {name: list(tensor.shape) for name, tensor in UNet(2).state_dict().items()}
+    return random_weights(shapes, seed=3)
+
+
+def test_a_model_comes_back_as_it_was(model):
+    torch.manual_seed(0)
+    network, loaded = build_network(SPEC), load_network(model)
+    assert not loaded.training
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    assert load_description(model)["format"] == "emdiffuse-model"
+    assert sorted(path.name for path in model.iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_a_failed_write_leaves_the_old_model(model, monkeypatch):
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    with pytest.raises(TypeError):
+        save_model(model, build_network(SPEC), {"network": SPEC, "unwritable": object()})
+
+    def full(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("emdiffuse.networks.weights.save_file", full)
+    with pytest.raises(OSError, match="disk full"):
+        save_model(model, build_network(SPEC), {"network": SPEC})
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "sentence"),
+    [
+        ("model.json", lambda path: path.unlink(), "No such file"),
+        ("model.json", lambda path: os.truncate(path, 30), "cut off"),
+        ("model.json", lambda path: path.write_bytes(b"\xff\xfe\x00"), "cut off"),
+        ("model.json", lambda path: path.write_text("[1]"), "does not describe a model"),
+        (
+            "model.json",
+            lambda path: path.write_text('{"format": "emdiffuse-model", "version": 9}'),
+            "version 9",
+        ),
+        (
+            "model.json",
+            lambda path: path.write_text('{"format": "emdiffuse-model", "version": 1}'),
+            "no network",
+        ),
+        ("model.json", lambda path: rewrite(path, architecture="resnet"), "no known network"),
+        ("model.json", lambda path: rewrite(path, flavour="odd"), "flavour"),
+        ("model.json", lambda path: rewrite(path, blocks=2), "missing: input_blocks"),
+        ("model.safetensors", lambda path: path.unlink(), "cannot be read"),
+        ("model.safetensors", lambda path: os.truncate(path, 1000), "not a whole safetensors file"),
+        ("model.safetensors", lambda path: path.write_bytes(b"not safe"), "not a whole safetensors file"),
+    ],
+)
+def test_damage_is_one_sentence_that_names_the_file(model, file, damage, sentence):
+    damage(model / file)
+    with pytest.raises(ModelError, match=sentence) as error:
+        load_network(model)
+    assert str(model) in str(error.value)
+    assert isinstance(error.value, EmdiffuseError)
+
+
+def rewrite(path, **changes):
+    description = json.loads(path.read_text())
+    description["network"].update(changes)
+    path.write_text(json.dumps(description))
+
+
+@pytest.mark.parametrize("prefix", ["", "denoise_fn."])
+def test_published_checkpoint_is_imported_and_reached(tmp_path, published, prefix):
+    state = {prefix + name: tensor for name, tensor in published.items()}
+    if prefix:
+        state |= {name: torch.zeros(2000) for name in SCHEDULE_BUFFERS}
+    torch.save(state, tmp_path / "20_Network_ema.pth")
+    network, description = import_published(tmp_path / "20_Network_ema.pth", "emdiffuse-n")
+    save_model(tmp_path / "best", network, description)
+
+    loaded = load_network(tmp_path / "best")
+    x, gamma = torch.randn(1, 2, 16, 16), torch.rand(1)
+    with torch.no_grad():
+        expected = PlainUNet(published)(x, gamma)
+        assert (loaded(x, gamma) - expected).norm() < 1e-5 * expected.norm()
+    description = load_description(tmp_path / "best")
+    assert description["task"] == "emdiffuse-n"
+    assert description["network"] == {"architecture": "unet", "in_channels": 2}
+    assert description["objective"]["prediction"] == "epsilon"
+    assert description["sampler"]["name"] == "dpm++"
+    assert description["source"]["file"] == "20_Network_ema.pth"
+    assert len(description["source"]["sha256"]) == 64
+
+
+def test_volume_checkpoint_takes_an_index(tmp_path):
+    torch.save(UNet(3, slice_index=True).state_dict(), tmp_path / "vem.pth")
+    network, description = import_published(tmp_path / "vem.pth", "vemdiffuse-a")
+    assert description["network"] == {"architecture": "unet", "in_channels": 3, "slice_index": True}
+    assert network(torch.zeros(1, 3, 8, 8), torch.zeros(1), torch.zeros(1, dtype=torch.long)).shape == (
+        1,
+        1,
+        8,
+        8,
+    )
+
+
+def test_every_wrong_weight_is_listed(tmp_path, published):
+    state = dict(published)
+    state["out.2.extra"] = state.pop("out.2.bias")
+    state["out.0.bias"] = torch.zeros(7)
+    torch.save(state, tmp_path / "odd.pth")
+    with pytest.raises(ModelError) as error:
+        import_published(tmp_path / "odd.pth", "emdiffuse-n")
+    for part in (
+        "odd.pth",
+        "missing: out.2.bias",
+        "not used: out.2.extra",
+        "out.0.bias (7,) instead of (32,)",
+    ):
+        assert part in str(error.value)
+
+
+class Trap:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (Trap(), "not a checkpoint that holds weights alone"),
+        ({"weight": Trap()}, "not a checkpoint that holds weights alone"),
+        ({"iter": 3}, "not a state dict"),
+        ([torch.zeros(1)], "not a state dict"),
+    ],
+)
+def test_nothing_but_weights_is_read(tmp_path, monkeypatch, content, sentence):
+    monkeypatch.chdir(tmp_path)
+    torch.save(content, "other.pth")
+    with pytest.raises(ModelError, match=sentence):
+        import_published("other.pth", "emdiffuse-n")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_unreadable_checkpoints_and_unknown_tasks(tmp_path, published):
+    with pytest.raises(ModelError, match=r"none\.pth cannot be read"):
+        import_published(tmp_path / "none.pth", "emdiffuse-n")
+    torch.save({"weight": torch.zeros(1000)}, tmp_path / "cut.pth")
+    os.truncate(tmp_path / "cut.pth", 2000)
+    with pytest.raises(ModelError, match=r"cut\.pth is not a checkpoint"):
+        import_published(tmp_path / "cut.pth", "emdiffuse-n")
+    (tmp_path / "empty.pth").touch()
+    with pytest.raises(ModelError, match=r"empty\.pth is not a checkpoint"):
+        import_published(tmp_path / "empty.pth", "emdiffuse-n")
+    with pytest.raises(ModelError, match="is no task"):
+        import_published(tmp_path / "none.pth", "emdiffuse-x")

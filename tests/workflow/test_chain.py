@@ -1,0 +1,195 @@
+"""The whole chain: what it leaves, and that only what changed runs again."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import numpy as np
+import tifffile
+import zarr
+from helpers import ROOT
+from ome_zarr.io import parse_url
+from ome_zarr.reader import Reader
+from ome_zarr_models.v05 import Image
+
+from emdiffuse.volume import Array, open_volume
+
+RESTORATION = {
+    "plan thin gap3",
+    "restore thin gap3",
+    "stitch thin gap3",
+    "pyramid thin gap3",
+    "evaluate thin gap3",
+    "report",
+}
+
+
+def test_a_run_leaves_what_the_readme_says(finished):
+    restored = open_volume(finished.output / "restored.ome.zarr")
+    assert restored.array.shape == (31, 84, 84) and restored.voxel_size == (10, 10, 10)
+    truth = tifffile.imread(finished.folder / "test.tif")
+    values = restored.array[:, :, :]
+    np.testing.assert_array_equal(values[::3], truth[::3])
+    assert not np.array_equal(values[1], truth[1])
+    numbers = json.loads((finished.folder / "results/evaluation/thin/gap3.json").read_text())
+    assert {"nearest", "linear", "cubic", "restored"} <= set(numbers["methods"])
+    assert (finished.folder / "results/report.html").stat().st_size > 10_000
+    quality = json.loads((finished.folder / "results/registered/thin.quality.json").read_text())
+    assert quality["aligned"] is True
+
+
+def test_every_volume_is_ome_zarr_0_5(finished):
+    images = [p for p in (finished.folder / "results").rglob("*.ome.zarr") if p.is_dir()]
+    images += [finished.output / "restored.ome.zarr" / name for name in ("restored", "uncertainty")]
+    assert len(images) == 9
+    for path in images:
+        model = Image.from_zarr(zarr.open_group(path, mode="r"))
+        for image in model.ome_attributes.multiscales:
+            assert [(axis.name, axis.unit) for axis in image.axes] == [(name, "nanometer") for name in "zyx"]
+            for level in image.datasets:
+                assert zarr.open_array(path / level.path, mode="r").shards is not None
+        (node,) = Reader(parse_url(str(path)))()
+        assert node.data[0].shape == open_volume(path).array.shape
+
+
+def test_nothing_runs_after_a_finished_run(project):
+    assert project.pending() == set()
+
+
+def test_other_sampler_steps_redo_the_restoration_alone(project):
+    project.config["restorations"][0]["sampler"]["steps"] = 1
+    assert project.pending() == RESTORATION
+    project.run()
+    assert project.pending() == set()
+    assert (
+        open_volume(project.output / "restored.ome.zarr").facts["estimator"] == "posterior mean in one call"
+    )
+
+
+def test_another_learning_rate_redoes_the_training_and_what_follows(project):
+    project.config["models"]["gap3"]["training"]["learning_rate"] = 5e-4
+    assert project.pending() == RESTORATION | {"train gap3"}
+
+
+def test_other_patches_redo_the_patches_and_what_follows(project):
+    project.config["models"]["gap3"]["patches"]["overlap"] = 0.25
+    assert project.pending() == RESTORATION | {"train gap3", "patches gap3"}
+
+
+def test_a_changed_raw_file_redoes_its_own_chain_alone(project):
+    raw = project.folder / "test.tif"
+    values = tifffile.imread(raw)
+    values[4, 10:20] = 255 - values[4, 10:20]
+    tifffile.imwrite(raw, values)
+    own = {"acquire test", "keep_every thin", "register test", "register thin"}
+    assert project.pending() == RESTORATION | own
+
+
+def test_a_second_dataset_adds_its_own_jobs_alone(project, medulla):
+    tifffile.imwrite(project.folder / "second.tif", medulla[30:41, 100:184, 100:184])
+    project.config["datasets"]["second"] = {"source": "second.tif", "voxel_size": {"z": 30, "y": 10, "x": 10}}
+    project.config["restorations"].append({**project.config["restorations"][0], "dataset": "second"})
+    stages = ("plan", "restore", "stitch", "pyramid")
+    own = {"acquire second", "register second"} | {f"{stage} second gap3" for stage in stages}
+    assert project.pending() == own | {"report"}
+    project.run()
+    assert open_volume(project.folder / "results/restored/second/gap3/restored.ome.zarr").array.shape == (
+        31,
+        84,
+        84,
+    )
+
+
+def test_a_plot_setting_redoes_the_report_alone(project):
+    project.config["report"]["percentiles"] = [1, 99]
+    assert project.pending() == {"report"}
+
+
+def test_a_mistake_in_the_config_is_one_line(project):
+    project.config["models"]["gap3"]["training"]["learning_rat"] = 1
+    done = project.run("--dry-run", check=False)
+    assert done.returncode != 0
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("error:")]
+    assert lines == [
+        "error: config: models.gap3.training.learning_rat: unknown key; did you mean 'learning_rate'?"
+    ]
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_bad_data_is_one_error_and_leaves_nothing(project):
+    raw = project.folder / "test.tif"
+    raw.write_bytes(raw.read_bytes()[:5000])
+    done = project.run(check=False)
+    text = done.stdout + done.stderr
+    assert done.returncode != 0 and "test.tif" in text and 'File "' not in text
+    assert not (project.folder / "results/acquired/test.ome.zarr/zarr.json").exists()
+    assert not list((project.folder / "results/acquired").glob(".*partial"))
+
+
+def test_a_killed_run_goes_on_without_redoing_finished_blocks(project):
+    sampler = project.config["restorations"][0]["sampler"]
+    sampler["steps"], sampler["samples"] = 8, 6  # slow enough to be killed in the midst of it
+    run = subprocess.Popen(
+        project.command(), cwd=project.folder, env=project.environment(), stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    chunks = project.output / "tiles.zarr" / "c"
+    deadline = time.monotonic() + 120
+    done = []
+    while len(done) < 4:
+        assert run.poll() is None and time.monotonic() < deadline
+        done = (
+            [p for p in chunks.rglob("*") if p.is_file() and "__lock" not in p.name]
+            if _restoring(project)
+            else []
+        )
+        time.sleep(0.05)
+    run.send_signal(signal.SIGKILL)
+    os.killpg(run.pid, signal.SIGKILL)  # and its workers
+    run.wait()
+    total = len(Array(project.output / "tiles.zarr")[:, 0, 0, 0, 0])
+    before = {p: p.stat().st_mtime_ns for p in chunks.rglob("*") if p.is_file() and "__lock" not in p.name}
+    assert 4 <= len(before) < total
+    project.run()
+    assert all(p.stat().st_mtime_ns == time_ for p, time_ in before.items())
+    assert project.pending() == set()
+
+
+def _restoring(project):
+    """Whether the tile store is that of the new plan."""
+    plan = project.output / "plan.json"
+    return plan.exists() and json.loads(plan.read_text())["sampler"]["steps"] == 8
+
+
+def test_two_runs_in_one_folder_are_refused(project):
+    project.config["restorations"][0]["sampler"]["steps"] = 1
+    first = subprocess.Popen(
+        project.command(),
+        cwd=project.folder,
+        env=project.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (project.folder / "logs/plan/thin-gap3.log").exists() or not _started(project):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        second = project.run(check=False)
+        assert second.returncode != 0 and "another run is under way" in second.stdout + second.stderr
+    finally:
+        assert first.wait(120) == 0
+
+
+def _started(project):
+    return (
+        not (project.output / "plan.json").exists() or (project.folder / ".snakemake/emdiffuse.lock").exists()
+    )
+
+
+def test_the_workflow_is_clean():
+    for command in (["snakemake", "--lint"], ["snakefmt", "--check", "workflow"]):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
