@@ -2,7 +2,7 @@
 
 Conventions
 -----------
-* Axes are (z, y, x); slices are counted from 0, in the order of the pages of a file or of the numbers in file names.
+* Axes are (z, y, x); slices are counted from 0, in the order of pages or of the numbers in file names.
 * Values are returned as stored, in native byte order; nothing is scaled, inverted or converted.
 * The metadata of every file is checked when a source is opened; pixels are read slab by slab, later.
 * Whatever is wrong with the files raises `DataError`: one sentence that names the file and says what to do.
@@ -46,7 +46,11 @@ class Slices:
     """
 
     def __init__(
-        self, files: Sequence[Path], shape: tuple[int, int, int], dtype: np.dtype[Any], offset: int | None = None
+        self,
+        files: Sequence[Path],
+        shape: tuple[int, int, int],
+        dtype: np.dtype[Any],
+        offset: int | None = None,
     ) -> None:
         self.files = list(files)
         self.shape = shape
@@ -97,7 +101,8 @@ def open_source(source: str) -> Slices:
     Parameters
     ----------
     source : str
-        A multi-page TIFF, BigTIFF or OME-TIFF; a folder of numbered TIFF slices, zero-padded or not; or a glob of them.
+        A multi-page TIFF, BigTIFF or OME-TIFF; a folder of numbered TIFF slices, zero-padded or not; or a
+        glob of them.
 
     Returns
     -------
@@ -107,26 +112,38 @@ def open_source(source: str) -> Slices:
     Raises
     ------
     DataError
-        If there is no such file, a slice is missing, repeated, unreadable or unlike the others, the type of the pixels
-        is not supported, or there are fewer than two slices.
+        If there is no such file, a slice is missing, repeated, unreadable or unlike the others, the type of
+        the pixels is not supported, or there are fewer than two slices.
     """
-    files = _files(source)
+    files = source_files(source)
     stack = _open_file(files[0]) if len(files) == 1 else _open_numbered(source, files)
     if stack.shape[0] < 2:
-        raise DataError(f"{source}: there is only one slice; a volume needs two or more, as pages or numbered files")
+        raise DataError(
+            f"{source}: there is only one slice; a volume needs two or more, as pages or numbered files"
+        )
     return stack
 
 
-def _files(source: str) -> list[Path]:
-    """Return the TIFF files that a source names, in no particular order."""
+def source_files(source: str) -> list[Path]:
+    """Return the TIFF files that a source names, sorted by name: not yet in the order of their numbers.
+
+    Raises
+    ------
+    DataError
+        If there is none.
+    """
     path = Path(source)
     if path.is_file():
         return [path]
     if path.is_dir():
         found = list(path.iterdir())
     else:
-        found = list(Path(path.anchor).glob(str(path.relative_to(path.anchor)))) if re.search(r"[*?\[]", source) else []
-    files = [f for f in found if f.suffix.lower() in SUFFIXES and not f.name.startswith(".") and f.is_file()]
+        found = (
+            list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+            if re.search(r"[*?\[]", source)
+            else []
+        )
+    files = sorted(f for f in found if f.suffix.lower() in SUFFIXES and f.name[0] != "." and f.is_file())
     if not files:
         what = "this folder holds" if path.is_dir() else "there is"
         raise DataError(f"{source}: {what} no TIFF file ({', '.join(SUFFIXES)}); check the path")
@@ -143,9 +160,15 @@ def _open_file(file: Path) -> Slices:
         if any(page is None for page in series.pages):
             raise DataError(f"{file}: the OME metadata name slices that are not in the file; export it again")
         loops = {a: n for a, n in zip(series.axes, series.shape, strict=True) if a not in "YX" and n > 1}
-        if "C" in loops or len(loops) > 1:
+        if len(loops) > 1:
             axes = " and ".join(f"{n} along {axis}" for axis, n in loops.items())
-            raise DataError(f"{file}: a stack with one loop, over z, is expected, but there is {axes}; split the file")
+            raise DataError(
+                f"{file}: a stack along z alone is expected, but there are {axes}; split the file"
+            )
+        if "C" in loops:
+            logging.getLogger(__name__).warning(
+                "%s: the pages are labelled as channels; taken as slices", file
+            )
         depth = series.size // (height * width)
         if pages == 1 and depth > 1:
             return Slices([file], (depth, height, width), dtype, _contiguous(file, series))
@@ -153,7 +176,7 @@ def _open_file(file: Path) -> Slices:
 
 
 def _contiguous(file: Path, series: tifffile.TiffPageSeries) -> int:
-    """Return where the pixels of a stack with one directory begin: how ImageJ writes stacks of more than 4 GB."""
+    """Return where the pixels of a stack with one directory begin: ImageJ writes more than 4 GB so."""
     if series.dataoffset is None or series.dataoffset + series.nbytes > file.stat().st_size:
         raise DataError(f"{file}: the file is truncated; copy or export it again")
     return series.dataoffset
@@ -183,25 +206,31 @@ def _in_order(source: str, files: list[Path]) -> list[Path]:
     DataError
         If names differ in more than numbers, a number is missing, or two files have the same.
     """
-    names = {file: _DIGITS.split(file.stem) for file in sorted(files)}
+    names = {file: _DIGITS.split(file.stem) for file in files}
     first, *others = names
     for file in others:
         if names[file][::2] != names[first][::2]:
             raise DataError(
-                f"{source}: '{first.name}' and '{file.name}' are not numbered alike; keep one stack in a folder, "
-                "or select it by a pattern such as 'slice_*.tif'"
+                f"{source}: '{first.name}' and '{file.name}' are not numbered alike; keep one stack in a "
+                "folder, or select it by a pattern such as 'slice_*.tif'"
             )
-    varying = [i for i in range(1, len(names[first]), 2) if len({int(parts[i]) for parts in names.values()}) > 1]
+    varying = [
+        i for i in range(1, len(names[first]), 2) if len({int(parts[i]) for parts in names.values()}) > 1
+    ]
     position = varying[-1] if varying else len(names[first]) - 2
     numbered: dict[int, list[Path]] = defaultdict(list)
     for file, parts in names.items():
         numbered[int(parts[position]) if position > 0 else 0].append(file)
     for number, same in numbered.items():
         if len(same) > 1:
-            raise DataError(f"{source}: '{same[0].name}' and '{same[1].name}' have the same number {number}; keep one")
+            raise DataError(
+                f"{source}: '{same[0].name}' and '{same[1].name}' have the same number {number}; keep one"
+            )
     missing = [n for n in range(min(numbered), max(numbered)) if n not in numbered]
     if missing:
-        shown = ", ".join(str(n) for n in missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        shown = ", ".join(str(n) for n in missing[:5]) + (
+            f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        )
         raise DataError(
             f"{source}: slices are missing between '{numbered[min(numbered)][0].name}' and "
             f"'{numbered[max(numbered)][0].name}': number {shown}; add them, or renumber the files"
@@ -231,35 +260,52 @@ def _check_pages(file: Path, tif: tifffile.TiffFile) -> tuple[tuple[int, int], n
             raise DataError(f"{where}: this is a colour image; convert it to one grayscale channel")
         if page.dtype is None or page.dtype.name not in DTYPES:
             kind = f"{page.bitspersample}-bit" if page.dtype is None else page.dtype.name
-            raise DataError(f"{where}: pixels of type {kind} are not supported; convert them to {', '.join(DTYPES)}")
+            raise DataError(
+                f"{where}: pixels of type {kind} are not supported; convert them to {', '.join(DTYPES)}"
+            )
         if page.imagedepth != 1 or page.imagelength * page.imagewidth == 0:
-            raise DataError(f"{where}: the image has no height or width, or has a depth; export it as plain slices")
-        ends = [o + n if o and n else size + 1 for o, n in zip(page.dataoffsets, page.databytecounts, strict=True)]
+            raise DataError(
+                f"{where}: the image has no height or width, or has a depth; export it as plain slices"
+            )
+        ends = [
+            o + n if o and n else size + 1 for o, n in zip(page.dataoffsets, page.databytecounts, strict=True)
+        ]
         if not ends or max(ends) > size:
-            raise DataError(f"{where}: pixels are missing at its end: the file is truncated; copy or export it again")
+            raise DataError(
+                f"{where}: pixels are missing at its end: the file is truncated; copy or export it again"
+            )
         shape = (page.imagelength, page.imagewidth)
         first = first or (shape, page.dtype.newbyteorder(tif.byteorder))
         _check_alike(where, (shape, page.dtype.newbyteorder(tif.byteorder)), f"{file}: page 0", first)
     if first is None or not _chain_ends(tif):
-        raise DataError(f"{file}: the list of pages breaks off: the file is truncated; copy or export it again")
+        raise DataError(
+            f"{file}: the list of pages breaks off: the file is truncated; copy or export it again"
+        )
     return (*first, pages)
 
 
 def _chain_ends(tif: tifffile.TiffFile) -> bool:
     """Tell whether the last page says that it is the last: the offset of a next page is zero."""
-    tif.filehandle.seek(tif.pages.next_page_offset)
+    tif.filehandle.seek(tif.pages.next_page_offset or 0)
     offset = tif.filehandle.read(tif.tiff.offsetsize)
     return len(offset) == tif.tiff.offsetsize and not any(offset)
 
 
 def _check_alike(
-    where: str, found: tuple[tuple[int, int], np.dtype[Any]], first: str, expected: tuple[tuple[int, int], np.dtype[Any]]
+    where: str,
+    found: tuple[tuple[int, int], np.dtype[Any]],
+    first: str,
+    expected: tuple[tuple[int, int], np.dtype[Any]],
 ) -> None:
     """Raise `DataError` if a slice has another shape or type than the first."""
     if found == expected:
         return
-    this, other = (f"{height} x {width} pixels of {dtype.name}" for (height, width), dtype in (found, expected))
-    raise DataError(f"{where}: {this}, unlike {first} with {other}; all slices must have the same shape and type")
+    this, other = (
+        f"{height} x {width} pixels of {dtype.name}" for (height, width), dtype in (found, expected)
+    )
+    raise DataError(
+        f"{where}: {this}, unlike {first} with {other}; all slices must have the same shape and type"
+    )
 
 
 @contextmanager
@@ -283,7 +329,7 @@ def _named(where: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise DataError(
-            f"{where}: not a readable TIFF ({reason}); it may be truncated or damaged: copy or export it again"
+            f"{where}: not a readable TIFF ({reason}); it may be truncated: copy or export it again"
         ) from None
     finally:
         logger.disabled = disabled
