@@ -240,7 +240,7 @@ def evaluate(restored: Path, dataset: Path, truth: Path, out: Path) -> dict[str,
         "voxels": int(sums["restored"].voxels["xy"].sum()),
         "data_range": data_range,
         "units": MEASURES,
-        "interval": f"95 % bootstrap over gaps (xy) and runs of {RUN} planes (xz, yz), {RESAMPLES} draws",
+        "interval": f"95 % bootstrap interval over gaps (xy) and runs of {RUN} planes (xz, yz)",
         **_table(scores, grid),
     }
     write_atomically(out, json.dumps(result, indent=2, allow_nan=False))

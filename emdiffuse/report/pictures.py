@@ -1,0 +1,199 @@
+"""The pictures of the report: planes of the volumes, side by side and slice by slice.
+
+Conventions
+-----------
+* All pictures of a restoration show one region, about the middle of the volume, with one contrast:
+  percentiles of the truth (of the input, without a truth). A pixel is a voxel; in xz and yz planes z points
+  down.
+* The input is shown as its nearest real slice, so that what is missing is seen.
+* Pictures are WebP, lossless unless they would pass their budget; nothing is burned into them.
+* Memory is bounded by the region shown, never by the volume.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+
+from emdiffuse.baselines import Kind, interpolate
+from emdiffuse.config import Config, Restoration, anisotropy_factor
+from emdiffuse.geometry import SliceGrid
+from emdiffuse.volume import Volume, open_volume
+
+SCRUBBED = 31
+"""Slices that the viewer runs through, at most."""
+QUALITIES = (None, 92, 80, 60)
+"""WebP qualities in the order they are tried; None is lossless."""
+COLUMNS = ("input", "linear", "restored", "truth")
+
+
+@dataclass(frozen=True)
+class View:
+    """The volumes of a restoration, and the region of them that is shown.
+
+    Attributes
+    ----------
+    volumes : dict
+        input, restored, and truth where there is one.
+    grid : SliceGrid
+        Output slices.
+    box : tuple of range
+        The region (z, y, x), about the middle.
+    middle : tuple of int
+        Where the planes are cut: z is a generated slice in the middle of a gap.
+    contrast : tuple of float
+        Intensities shown as black and white.
+    """
+
+    volumes: dict[str, Volume]
+    grid: SliceGrid
+    box: tuple[range, range, range]
+    middle: tuple[int, int, int]
+    contrast: tuple[float, float]
+
+    @property
+    def reference(self) -> str:
+        """What the contrast is taken from."""
+        return "truth" if "truth" in self.volumes else "input"
+
+    def read(self, name: str, box: tuple[range, range, range]) -> NDArray[np.float32]:
+        """Return a box of a volume, or of the interpolated input (nearest for `input`)."""
+        z, *window = box
+        slices = [slice(r.start, r.stop) for r in window]
+        if name in ("input", "linear"):
+            kind: Kind = "linear" if name == "linear" else "nearest"
+            values = interpolate(self.volumes["input"].array, self.grid.factor, z, kind, slices)
+        else:
+            values = self.volumes[name].array[(slice(z.start, z.stop), *slices)]
+        return values.astype(np.float32)
+
+    def plane(self, name: str, axis: int, at: int | None = None) -> NDArray[np.float32]:
+        """Return the plane of the region that is perpendicular to an axis."""
+        at = self.middle[axis] if at is None else at
+        box = tuple(range(at, at + 1) if a == axis else r for a, r in enumerate(self.box))
+        return self.read(name, (box[0], box[1], box[2])).squeeze(axis)
+
+
+def open_view(config: Config, item: Restoration, truth: str | None, results: Path) -> View:
+    """Open the volumes of a restoration, and choose the region to show."""
+    restored = results / "restored" / item.dataset / item.model / "restored.ome.zarr"
+    volumes = {
+        "input": open_volume(results / "registered" / f"{item.dataset}.ome.zarr"),
+        "restored": open_volume(restored),
+    }
+    if truth:
+        volumes["truth"] = open_volume(results / "registered" / f"{truth}.ome.zarr")
+    if (restored / "uncertainty" / "zarr.json").exists():
+        volumes["uncertainty"] = open_volume(restored / "uncertainty")
+    grid = SliceGrid(
+        volumes["input"].array.shape[0], anisotropy_factor(volumes["input"].voxel_size, item.dataset)
+    )
+    shape = (grid.length, *volumes["restored"].array.shape[1:])
+    starts = [max((n - config.report.width) // 2, 0) for n in shape]
+    box = [range(s, min(s + config.report.width, n)) for s, n in zip(starts, shape, strict=True)]
+    generated = grid.generated(grid.gaps // 2)
+    middle = (generated[len(generated) // 2], *((r.start + r.stop) // 2 for r in box[1:]))
+    reference = volumes["truth" if truth else "input"].array
+    window = [slice(r.start, r.stop) for r in box[1:]]
+    chosen = np.unique(np.linspace(0, reference.shape[0] - 1, 16).astype(int))
+    sample = [reference[(slice(z, z + 1), *window)] for z in chosen.tolist()]
+    low, high = (float(v) for v in np.percentile(np.concatenate(sample), config.report.percentiles))
+    return View(
+        volumes,
+        grid,
+        (box[0], box[1], box[2]),
+        (middle[0], middle[1], middle[2]),
+        (low, high if high > low else low + 1),
+    )
+
+
+def panels(view: View, names: list[str], budget: int) -> tuple[list[dict[str, Any]], float]:
+    """Return rows of pictures, three planes and the differences in xy; and what is white in the latter."""
+    voxel = view.volumes["restored"].voxel_size[2]
+    rows: list[dict[str, Any]] = []
+    pictures: list[NDArray[np.uint8]] = []
+    top = 0.0
+
+    def add(kind: str, at: str, cells: dict[str, NDArray[np.float32]], black: float, white: float) -> None:
+        height, width = next(iter(cells.values())).shape
+        bar = scale_bar(width, voxel)
+        rows.append({"kind": kind, "at": at, "bar": bar, "wide": width >= 2 * height, "cells": list(cells)})
+        pictures.extend(to_gray(values, black, white) for values in cells.values())
+
+    for plane, axis in (("xy", 0), ("xz", 1), ("yz", 2)):
+        cells = {name: view.plane(name, axis) for name in names}
+        at = f"{'zyx'[axis]} = {view.middle[axis] * voxel:.4g} nm"
+        add(plane, at, cells, *view.contrast)
+        if axis == 0 and "truth" in cells:
+            errors = {name: np.abs(cells[name] - cells["truth"]) for name in names if name != "truth"}
+            top = max(float(np.percentile(values, 99)) for values in errors.values())
+            top = float(np.ceil(top)) if top > 1 else top or 1.0
+            if "uncertainty" in view.volumes:
+                errors["uncertainty"] = view.plane("uncertainty", 0)
+            add("difference", at, errors, 0, top)
+    queue = iter(encode(pictures, budget))
+    for row in rows:
+        row["cells"] = [{"name": name, "image": next(queue)} for name in row["cells"]]
+    return rows, top
+
+
+def viewer(view: View, names: list[str], budget: int) -> dict[str, Any]:
+    """Return what the viewer runs through: neighbouring slices about the middle, by every method."""
+    probe = to_gray(view.plane(names[-1], 0), *view.contrast)
+    smallest = len(encode([probe], 0)[0]) * 3 // 4 * len(names)
+    count = max(min(SCRUBBED, budget // smallest, view.grid.length), 1)
+    first = min(max(view.middle[0] - count // 2, 0), view.grid.length - count)
+    slices = range(first, first + count)
+    images = encode([to_gray(view.plane(n, 0, z), *view.contrast) for n in names for z in slices], budget)
+    voxel = view.volumes["restored"].voxel_size[0]
+    kinds = ["generated" if view.grid.real(z) is None else "real" for z in slices]
+    return {
+        "names": names,
+        "start": view.middle[0] - first,
+        "images": {name: images[i * count : (i + 1) * count] for i, name in enumerate(names)},
+        "texts": [f"z = {z * voxel:.4g} nm, {kind} slice" for z, kind in zip(slices, kinds, strict=True)],
+    }
+
+
+def to_gray(values: NDArray[Any], black: float, white: float) -> NDArray[np.uint8]:
+    """Return intensities as 8-bit grey values: linear from black (0) to white (255), clipped outside."""
+    scaled = (values.astype(np.float32) - np.float32(black)) * np.float32(255 / (white - black))
+    return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+
+
+def encode(pictures: list[NDArray[np.uint8]], budget: int) -> list[str]:
+    """Return grey pictures as data URIs, in the best quality whose bytes stay below the budget."""
+    encoded: list[bytes] = []
+    for quality in QUALITIES:
+        options = {"lossless": True} if quality is None else {"lossless": False, "level": quality}
+        encoded = []
+        for picture in pictures:
+            color = np.repeat(picture[..., None], 3, axis=2)
+            encoded.append(bytes(imagecodecs.webp_encode(color, **options)))
+            if sum(map(len, encoded)) > budget and quality != QUALITIES[-1]:
+                break
+        else:
+            break
+    return [f"data:image/webp;base64,{base64.b64encode(data).decode()}" for data in encoded]
+
+
+def scale_bar(pixels: int, voxel: float) -> dict[str, Any]:
+    """Return a scale bar for a picture: 1, 2 or 5 times a power of ten, at most a third of its width.
+
+    Returns
+    -------
+    dict
+        percent of the picture's width, and text: nm below 1000 nm, else µm.
+    """
+    limit = pixels * voxel / 3
+    power = 10.0 ** math.floor(math.log10(limit))
+    length = max(step * power for step in (1, 2, 5) if step * power <= limit * (1 + 1e-9))
+    text = f"{length:g} nm" if length < 1000 else f"{length / 1000:g} µm"
+    return {"percent": round(100 * length / (pixels * voxel), 3), "text": text}
