@@ -222,7 +222,7 @@ class _Statistics:
         mean, squares, digest = float(values.mean(dtype=np.float64)), 0.0, hashlib.blake2b()
         for start in range(0, len(values), ROWS):
             rows = np.ascontiguousarray(values[start : start + ROWS])
-            squares += float(((rows - mean) ** 2).sum())
+            squares += float((np.subtract(rows, mean, dtype=np.float64) ** 2).sum())
             self._counts += np.bincount(_leading(_order(rows)), minlength=2**16)
             digest.update(rows.tobytes())
         deviation = float(np.sqrt(squares / values.size))

@@ -1,0 +1,356 @@
+"""The alignment of a volume's slices: measured, judged, and an aligned volume passed on.
+
+Conventions
+-----------
+* Axes are (z, y, x). Shifts are (y, x) in pixels: how far the tissue moves from a slice to the next.
+* Tissue moves between slices by itself: a process that runs obliquely is displaced by as much as the slices
+  lie apart. What gives a misaligned slice away is that *all* tissue in it lies off the straight line between
+  the slices before and behind it. So each patch of a slice is correlated with both neighbours, and the
+  *jitter* j of the slice is the one offset with which the patches' own movements v fit best::
+
+      slice k - 1    o                      sum over patches of
+      slice k           o <- v + j              max over v of  c1(v + j) + c2(v - j)
+      slice k + 1    o  <- 2 v
+
+* Tissue bends, the more the further the slices lie apart: a slice may be off by `tolerance` pixels times the
+  square root of the distance of the slices in pixels (at least 1).
+* The *drift* is the median of the shifts of all pairs: a steady movement. Oblique tissue shows one as well,
+  so that it may be `tolerance` pixels for each pixel of distance.
+* Correlations are phase correlations (Kuglin & Hines 1975) of Hann-windowed patches, band-passed, and
+  whitened by the square root of the power only, which bears the noise of EM; peaks are refined by parabolas.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.fft
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from emdiffuse.config import Alignment
+from emdiffuse.errors import DataError
+from emdiffuse.progress import progress
+from emdiffuse.volume import Volume, open_volume, replaced, write_atomically, write_image
+
+PATCH = 64
+REACH = 8
+"""Largest jitter, and largest movement of a patch beside it, that is looked for, in pixels."""
+FIELD = 1024
+"""Height and width of the middle of the slices that is looked at, in pixels."""
+FINE, COARSE = 1.5, 12.0
+"""Standard deviations of the Gaussians between which the band of the correlation lies, in pixels."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a volume.
+
+    Attributes
+    ----------
+    shifts : dict
+        For each slice z of a pair (z, z + 1) the shift (y, x) in pixels.
+    ncc : dict
+        For each such slice the normalised cross-correlation of the two, as they lie.
+    jitter : dict
+        For each slice between two others how far it lies off the line between them: (y, x) in pixels.
+    blank : list of int
+        Slices without an image, which cannot be judged.
+    """
+
+    shifts: dict[int, NDArray[np.float64]]
+    ncc: dict[int, float]
+    jitter: dict[int, NDArray[np.float64]]
+    blank: list[int]
+
+
+def check_alignment(volume: Path, alignment: Alignment, out: Path, quality: Path, figure: Path) -> None:
+    """Check that the slices of a volume are aligned, and pass an aligned volume on without a copy.
+
+    Parameters
+    ----------
+    volume : Path
+        The acquired OME-Zarr image.
+    alignment : Alignment
+        Tolerance in pixels, and how many pairs of slices are looked at.
+    out : Path
+        The registered image: hard links to the same chunks, with its own metadata.
+    quality, figure : Path
+        JSON of what was measured, and a PNG; both are written whether the volume is aligned or not.
+
+    Raises
+    ------
+    DataError
+        If the volume is not aligned; `out` is not written.
+    StoreError
+        If the volume cannot be read.
+    """
+    opened = open_volume(volume)
+    name = opened.facts.get("dataset", volume.name.split(".")[0])
+    measured = measure(opened, alignment.slices)
+    report = {"dataset": name, **judge(measured, opened.voxel_size, alignment.tolerance)}
+    write_atomically(quality, json.dumps(report, indent=2))
+    _draw(measured, report, figure)
+    if not report["aligned"]:
+        raise DataError(
+            f"{volume}: the slices are not aligned: {report['reason']}; align the volume first, "
+            "or raise `alignment.tolerance` of the dataset"
+        )
+    logger.info("%s: %s", name, report["conclusion"])
+    summary = {
+        key: value for key, value in report.items() if key not in ("dataset", "pairs", "slices", "reason")
+    }
+    with replaced(out) as partial:
+        _link(opened.array.path, partial / "0")
+        facts = {**opened.facts, "stage": "register", "alignment": summary}
+        write_image(partial, name, opened.voxel_size, facts)
+
+
+def measure(volume: Volume, pairs: int) -> Measured:
+    """Measure the shifts between neighbouring slices, and the jitter of the slices between two others.
+
+    Parameters
+    ----------
+    volume : Volume
+        An image (z, y, x).
+    pairs : int
+        How many pairs are looked at, at most: all, or pairs of pairs spread evenly over the volume.
+    """
+    depth, height, width = volume.array.shape
+    middle = tuple(slice(max(0, (n - FIELD) // 2), min(n, (n + FIELD) // 2)) for n in (height, width))
+    blank = set(volume.facts.get("suspect_slices", {}).get("blank", []))
+
+    @lru_cache(maxsize=2)
+    def look(z: int) -> tuple[NDArray[np.float32], NDArray[np.complex64]]:
+        field = volume.array[(slice(z, z + 1), *middle)][0].astype(np.float32)
+        return field, _spectra(field)
+
+    @lru_cache(maxsize=2)
+    def surfaces(z: int) -> NDArray[np.float32]:
+        return _correlate(look(z)[1], look(z + 1)[1])
+
+    measured = Measured({}, {}, {}, [])
+    chosen = _chosen_pairs(depth, pairs)
+    for z in progress(chosen, len(chosen), "alignment", "pair"):
+        blank |= {n for n in (z, z + 1) if np.ptp(look(n)[0]) == 0}
+        if blank & {z, z + 1}:
+            continue
+        measured.shifts[z] = _peak(surfaces(z).sum(0))
+        measured.ncc[z] = float(np.corrcoef(look(z)[0].ravel(), look(z + 1)[0].ravel())[0, 1])
+        if z - 1 in measured.shifts:
+            measured.jitter[z] = _jitter(surfaces(z - 1), surfaces(z))
+    if not measured.shifts:
+        raise DataError(
+            f"{volume.path}: no two neighbouring slices show an image; alignment cannot be judged"
+        )
+    measured.blank.extend(sorted(blank))
+    return measured
+
+
+def _chosen_pairs(depth: int, pairs: int) -> list[int]:
+    """Return the first slices of the pairs to look at: all, or two at a time, spread evenly."""
+    if depth - 1 <= pairs:
+        return list(range(depth - 1))
+    middles = np.linspace(1, depth - 2, pairs // 2).round().astype(int).tolist()
+    return sorted({z for middle in middles for z in (middle - 1, middle)})
+
+
+def _spectra(field: NDArray[np.float32]) -> NDArray[np.complex64]:
+    """Return the spectra of the patches of a slice: (patches, patch height, patch width), no mean, Hann window.
+
+    Patches overlap by half or more, or lie apart where the field holds more than 16 of them along an axis.
+    """
+    size = [min(PATCH, n) for n in field.shape]
+    counts = [min(max(-(-2 * (n - p) // p) + 1, 1), 16) for n, p in zip(field.shape, size, strict=True)]
+    ys, xs = (
+        np.linspace(0, n - p, count).astype(int)
+        for n, p, count in zip(field.shape, size, counts, strict=True)
+    )
+    patches = np.stack([field[y : y + size[0], x : x + size[1]] for y in ys for x in xs])
+    window = np.outer(*(np.hanning(p + 2)[1:-1] for p in size)).astype(np.float32)
+    return scipy.fft.fft2((patches - patches.mean((1, 2), keepdims=True)) * window)
+
+
+def _correlate(before: NDArray[np.complex64], after: NDArray[np.complex64]) -> NDArray[np.float32]:
+    """Return the correlation of each patch with its neighbour, for all shifts that are looked at.
+
+    Returns
+    -------
+    ndarray
+        float32 (patches, 2 R + 1, 2 R + 1), at most 1, the shift (0, 0) in the middle; R is twice the reach.
+    """
+    frequencies = np.meshgrid(*(2 * np.pi * np.fft.fftfreq(n) for n in before.shape[1:]), indexing="ij")
+    squared = frequencies[0] ** 2 + frequencies[1] ** 2
+    band = (np.exp(-squared * FINE**2 / 2) - np.exp(-squared * COARSE**2 / 2)).astype(np.float32)
+    cross = before.conj() * after
+    correlation = scipy.fft.ifft2(cross / np.sqrt(np.abs(cross) + 1e-12) * band).real
+    power = [(np.abs(spectra) * band).mean((1, 2)) for spectra in (before, after)]
+    radius = 2 * min(REACH, min(before.shape[1:]) // 4)
+    shifts = np.arange(-radius, radius + 1)
+    correlation = correlation[:, shifts[:, None], shifts]
+    return (correlation / (np.sqrt(power[0] * power[1]) + 1e-12)[:, None, None]).astype(np.float32)
+
+
+def _jitter(before: NDArray[np.float32], after: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return how far (y, x) a slice lies off the line between its neighbours.
+
+    Parameters
+    ----------
+    before, after : ndarray
+        Correlations of its patches with the slice before, and of the slice behind with them.
+    """
+    reach = before.shape[1] // 4
+    scores = np.empty((2 * reach + 1, 2 * reach + 1))
+    for y, x in np.ndindex(*scores.shape):  # the jitter (y - reach, x - reach)
+        there = before[:, y : y + 2 * reach + 1, x : x + 2 * reach + 1]
+        back = after[:, 2 * reach - y : 4 * reach + 1 - y, 2 * reach - x : 4 * reach + 1 - x]
+        scores[y, x] = (there + back).max((1, 2)).sum()
+    return _peak(scores)
+
+
+def _peak(surface: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Return where a surface is highest, from its middle, refined by a parabola along each axis."""
+    top = np.unravel_index(int(surface.argmax()), surface.shape)
+    place = np.array(top, np.float64) - np.array(surface.shape) // 2
+    for axis, index in enumerate(top):
+        if 0 < index < surface.shape[axis] - 1:
+            below, here, above = np.take(surface, [index - 1, index, index + 1], axis).take(
+                top[1 - axis], 1 - axis
+            )
+            bend = below - 2 * here + above
+            place[axis] += 0.5 * (below - above) / bend if bend < 0 else 0
+    return place
+
+
+def judge(measured: Measured, voxel_size: tuple[float, float, float], tolerance: float) -> dict[str, Any]:
+    """Judge whether a volume is aligned.
+
+    Parameters
+    ----------
+    measured : Measured
+        What was measured.
+    voxel_size : tuple of float
+        Voxel size (z, y, x) in nanometers.
+    tolerance : float
+        Pixels, for slices one pixel apart.
+
+    Returns
+    -------
+    dict
+        The content of the quality file: `aligned`, a sentence, and numbers in pixels.
+    """
+    distance = max(1.0, voxel_size[0] / voxel_size[1])
+    limits = {"drift": tolerance * distance, "jitter": tolerance * float(np.sqrt(distance))}
+    drift = np.median(list(measured.shifts.values()), axis=0)
+    steady = float(np.hypot(*drift))
+    sizes = {z: float(np.hypot(*offset)) for z, offset in measured.jitter.items()}
+    exceeding = sorted((z for z, size in sizes.items() if size > limits["jitter"]), key=lambda z: -sizes[z])
+    reasons = []
+    if exceeding:
+        worst = ", ".join(f"slice {z} by {sizes[z]:.1f}" for z in exceeding[:5])
+        more = f" and {len(exceeding) - 5} more" if len(exceeding) > 5 else ""
+        reasons.append(f"{worst}{more} pixels off the line between neighbours (limit {limits['jitter']:.2f})")
+    if steady > limits["drift"]:
+        reasons.append(f"a steady drift of {steady:.1f} pixels a slice (limit {limits['drift']:.2f})")
+    jitter = _summary(list(sizes.values()))
+    verdict = "not aligned: " + "; ".join(reasons)
+    if not reasons:
+        verdict = (
+            f"aligned: half of them lie within {jitter['median']:.2f} pixels of the line between their neighbours "
+            f"and all within {jitter['largest']:.2f} (limit {limits['jitter']:.2f}), with a steady drift of "
+            f"{steady:.2f} pixels a slice (limit {limits['drift']:.2f})"
+        )
+    return {
+        "aligned": not reasons,
+        "conclusion": f"The slices are {verdict}.",
+        "reason": "; ".join(reasons),
+        "tolerance": tolerance,
+        "limits": limits,
+        "drift": {"y": float(drift[0]), "x": float(drift[1]), "pixels": steady},
+        "jitter": jitter,
+        "shift": _summary([float(np.hypot(*shift)) for shift in measured.shifts.values()]),
+        "ncc": {
+            "median": float(np.median(list(measured.ncc.values()))),
+            "smallest": min(measured.ncc.values()),
+        },
+        "exceeding": sorted(exceeding),
+        "blank": measured.blank,
+        "pairs": [
+            {"slice": z, "y": float(y), "x": float(x), "ncc": measured.ncc[z]}
+            for z, (y, x) in measured.shifts.items()
+        ],
+        "slices": [{"slice": z, "y": float(y), "x": float(x)} for z, (y, x) in measured.jitter.items()],
+    }
+
+
+def _summary(sizes: list[float]) -> dict[str, float]:
+    """Return median, 95th percentile and largest of some sizes in pixels; zeros when there are none."""
+    values = np.array(sizes or [0.0])
+    return {
+        "median": float(np.median(values)),
+        "percentile_95": float(np.percentile(values, 95)),
+        "largest": float(values.max()),
+    }
+
+
+def _draw(measured: Measured, report: dict[str, Any], path: Path) -> None:
+    """Draw shift, jitter and correlation against the slice, with the limits."""
+    figure = Figure(figsize=(9, 7), dpi=110, layout="constrained")
+    axes = figure.subplots(3, 1, sharex=True)
+    colors = {"y": "#0072b2", "x": "#d55e00"}
+    for panel, values, kind in ((axes[0], measured.shifts, "drift"), (axes[1], measured.jitter, "jitter")):
+        limit = report["limits"][kind]
+        panel.axhspan(-limit, limit, color="0.93", zorder=0, label=f"tolerated {kind}: {limit:.2f} px")
+        for index, name in enumerate("yx"):
+            offsets = [offset[index] for offset in values.values()]
+            panel.plot(list(values), offsets, ".-", color=colors[name], linewidth=0.8, label=name)
+    if report["exceeding"]:
+        for z in report["exceeding"]:
+            axes[1].axvline(z, color="0.4", linewidth=0.8, linestyle=":", zorder=0)
+    drift = report["drift"]
+    for name in "yx":
+        axes[0].axhline(drift[name], color=colors[name], linewidth=1, linestyle="--", alpha=0.6)
+    axes[2].plot(list(measured.ncc), list(measured.ncc.values()), ".-", color="0.25", linewidth=0.8)
+    axes[0].set(ylabel="shift to the next slice (px)")
+    axes[1].set(ylabel="jitter: off the line\nbetween neighbours (px)")
+    axes[2].set(ylabel="NCC with the next slice", xlabel="slice")
+    axes[0].legend(title="dashed: median (drift)", ncols=3, fontsize="small", title_fontsize="small")
+    axes[1].legend(ncols=3, fontsize="small")
+    for panel in axes:
+        panel.grid(color="0.9", linewidth=0.6)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{report['dataset']}: {'aligned' if report['aligned'] else 'NOT aligned'}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        figure.savefig(partial, format="png", metadata={"Software": None})
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Make an array at `target` of the chunks of another: hard links, or copies on another file system."""
+
+    def place(origin: str, copy: str) -> None:
+        if Path(origin).name != "zarr.json":
+            try:
+                os.link(origin, copy)
+                return
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP):
+                    raise
+        shutil.copyfile(origin, copy)
+
+    shutil.copytree(source, target, copy_function=place)
