@@ -93,7 +93,7 @@ def _restoration(
 ) -> dict[str, Any]:
     """Gather what is shown of one restoration."""
     truth = config.truth(item)
-    view = open_view(config, item, truth, results)
+    view = open_view(config, item, truth, results, budget)
     evaluation = _read_json(results / "evaluation" / item.dataset / f"{item.model}.json")
     names = [name for name in COLUMNS if name in ("input", "linear") or name in view.volumes]
     rows, white = panels(view, names, budget // 2)

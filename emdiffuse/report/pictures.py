@@ -31,6 +31,8 @@ SCRUBBED = 31
 """Slices that the viewer runs through, at most."""
 QUALITIES = (None, 92, 80, 60)
 """WebP qualities in the order they are tried; None is lossless."""
+BYTES_A_PIXEL = 16
+"""What all pictures together may take for each pixel of the region, with few slices in the viewer."""
 COLUMNS = ("input", "linear", "restored", "truth")
 
 
@@ -81,8 +83,8 @@ class View:
         return self.read(name, (box[0], box[1], box[2])).squeeze(axis)
 
 
-def open_view(config: Config, item: Restoration, truth: str | None, results: Path) -> View:
-    """Open the volumes of a restoration, and choose the region to show."""
+def open_view(config: Config, item: Restoration, truth: str | None, results: Path, budget: int) -> View:
+    """Open the volumes of a restoration, and choose a region whose pictures fit into the budget."""
     restored = results / "restored" / item.dataset / item.model / "restored.ome.zarr"
     volumes = {
         "input": open_volume(results / "registered" / f"{item.dataset}.ome.zarr"),
@@ -96,8 +98,9 @@ def open_view(config: Config, item: Restoration, truth: str | None, results: Pat
         volumes["input"].array.shape[0], anisotropy_factor(volumes["input"].voxel_size, item.dataset)
     )
     shape = (grid.length, *volumes["restored"].array.shape[1:])
-    starts = [max((n - config.report.width) // 2, 0) for n in shape]
-    box = [range(s, min(s + config.report.width, n)) for s, n in zip(starts, shape, strict=True)]
+    side = min(config.report.width, math.isqrt(budget // BYTES_A_PIXEL))
+    starts = [max((n - side) // 2, 0) for n in shape]
+    box = [range(s, min(s + side, n)) for s, n in zip(starts, shape, strict=True)]
     generated = grid.generated(grid.gaps // 2)
     middle = (generated[len(generated) // 2], *((r.start + r.stop) // 2 for r in box[1:]))
     reference = volumes["truth" if truth else "input"].array
