@@ -138,16 +138,15 @@ def _sentences(config: Config, item: Restoration, truth: str | None, view: View)
 
 
 def _alignment(results: Path, name: str) -> dict[str, Any] | None:
-    """Gather the quality of a dataset's alignment: sentences, numbers, and the figure."""
+    """Gather the quality of a dataset's alignment: its conclusion, numbers, and the figure."""
     quality = _read_json(results / "registered" / f"{name}.quality.json")
     if quality is None:
         return None
     figure = results / "registered" / f"{name}.quality.png"
     image = base64.b64encode(figure.read_bytes()).decode() if figure.exists() else None
-    plain = {key: value for key, value in flatten(quality).items() if len(value) <= 200}
-    sentences = [value for value in plain.values() if value.endswith(".") and " " in value]
-    numbers = {key: value for key, value in plain.items() if value not in sentences}
-    return {"name": name, "sentences": sentences, "numbers": numbers, "image": image}
+    skipped = ("dataset", "conclusion", "reason")
+    numbers = {key: value for key, value in flatten(quality).items() if value and key not in skipped}
+    return {"name": name, "conclusion": quality.get("conclusion"), "numbers": numbers, "image": image}
 
 
 def _training(experiments: Path, name: str) -> dict[str, Any] | None:

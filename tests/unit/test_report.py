@@ -79,7 +79,7 @@ def made(tmp_path_factory):
     best = folder / "experiments/net/best"
     best.mkdir(parents=True)
     (best / "metrics.json").write_text(json.dumps({"history": history, "steps": 100, "device": "cpu"}))
-    quality = {"verdict": "The slices are aligned.", "aligned": True, "drift": {"largest": 0.25}}
+    quality = {"conclusion": "The slices are aligned.", "aligned": True, "drift": {"largest": 0.25}}
     (folder / "results/registered/thin.quality.json").write_text(json.dumps(quality))
     return folder, truth, report(folder)
 
