@@ -63,7 +63,11 @@ def silu(x: Tensor) -> Tensor:
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm in float32, whatever the dtype of the input, optionally followed by a scale and a shift."""
+    """Group norm in float32, whatever the dtype of the input, optionally followed by a scale and a shift.
+
+    On a CPU without autograd the moments are taken here, and all else is one multiplication and addition a
+    pixel: PyTorch's kernel for channels last sums in float32 one by one, and is off by 6e-6 at 256 x 256.
+    """
 
     def forward(self, x: Tensor, modulation: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Return ``norm(x)``, or ``norm(x) * (1 + scale) + shift``.
@@ -78,18 +82,27 @@ class GroupNorm(nn.GroupNorm):
         -------
         Tensor, shape (N, C, ...), dtype of `x`
         """
-        if modulation is None:
-            return self._normalise(x, self.weight, self.bias)
-        scale, shift = 1 + modulation[0], modulation[1]
-        if x.shape[0] == 1 and not torch.is_grad_enabled():
-            return self._normalise(x, self.weight * scale[0], self.bias * scale[0] + shift[0])
-        h = self._normalise(x, self.weight, self.bias)
-        shape = (*scale.shape, *(1,) * (x.ndim - 2))
-        return torch.addcmul(shift.reshape(shape).to(h.dtype), h, scale.reshape(shape).to(h.dtype))
+        ones = (1,) * (x.ndim - 2)
+        if torch.is_grad_enabled() or x.device.type != "cpu":
+            h = F.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
+            if modulation is None:
+                return h
+            scale, shift = (factor.unflatten(1, (-1, *ones)).to(h.dtype) for factor in modulation)
+            return torch.addcmul(shift, h, 1 + scale)
+        h = x.float()
+        mean = self._pooled(h).unflatten(1, (-1, *ones))
+        squares = F.mse_loss(h, mean.expand_as(h), reduction="none")
+        weight = self.weight * torch.rsqrt(self._pooled(squares) + self.eps)
+        bias = self.bias - weight * mean.flatten(1)
+        if modulation is not None:
+            weight, bias = weight * (1 + modulation[0]), bias * (1 + modulation[0]) + modulation[1]
+        weight, bias = weight.unflatten(1, (-1, *ones)), bias.unflatten(1, (-1, *ones))
+        return torch.addcmul(bias, h, weight, out=squares).to(x.dtype)
 
-    def _normalise(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        h = F.group_norm(x.float(), self.num_groups, weight.float(), bias.float(), self.eps)
-        return h.to(x.dtype)
+    def _pooled(self, x: Tensor) -> Tensor:
+        """Mean over the group of each channel, (N, C)."""
+        channels = x.mean(tuple(range(2, x.ndim))).unflatten(1, (self.num_groups, -1))
+        return channels.mean(2, keepdim=True).expand_as(channels).flatten(1)
 
 
 class ResidualBlock(nn.Module):

@@ -24,7 +24,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from emdiffuse.diffusion.schedules import PUBLISHED_TEST, PUBLISHED_TRAIN
 from emdiffuse.errors import EmdiffuseError
 from emdiffuse.networks.unet import UNet
 from emdiffuse.tasks import TASKS
@@ -41,6 +40,12 @@ SCHEDULE_BUFFERS = (
     "posterior_mean_coef2",
 )
 """What a published checkpoint holds beside the network: its noise schedule, which is known."""
+
+PUBLISHED_SCHEDULE = {"name": "linear", "beta_start": 1e-6, "beta_end": 1e-2, "steps": 2000}
+"""Levels that the published networks are trained at (see `emdiffuse.diffusion.schedules.linear_gammas`)."""
+
+PUBLISHED_GAMMAS = (4.3859782361332086e-5, 1.0 - 1e-4)
+"""Noisiest level of that schedule, and the least noisy one at which the published process calls networks."""
 
 DEFAULT_CALLS = 12
 """Calls of DPM-Solver++(2M) that stand for the published sampling, see ``tests/unit/test_samplers.py``."""
@@ -178,19 +183,13 @@ def import_published(path: Path | str, task: str) -> tuple[UNet, dict[str, Any]]
     description = {
         "task": task,
         "network": {"architecture": "unet", **kwargs},
-        "objective": {
-            "prediction": "epsilon",
-            "schedule": {
-                "name": "linear",
-                "beta_start": 1e-6,
-                "beta_end": 1e-2,
-                "steps": len(PUBLISHED_TRAIN),
-            },
-            "gamma_min": float(PUBLISHED_TRAIN[0]),
-            "gamma_max": float(PUBLISHED_TEST[-1]),
-            "clip": [-1.0, 1.0],
+        "objective": {"prediction": "epsilon", "schedule": PUBLISHED_SCHEDULE, "clip": [-1.0, 1.0]},
+        "sampler": {
+            "name": "dpm++",
+            "steps": DEFAULT_CALLS,
+            "gamma_min": PUBLISHED_GAMMAS[0],
+            "gamma_max": PUBLISHED_GAMMAS[1],
         },
-        "sampler": {"name": "dpm++", "steps": DEFAULT_CALLS},
         "source": {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()},
     }
     return network.eval(), description

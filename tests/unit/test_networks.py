@@ -88,6 +88,20 @@ def test_half_the_base_has_half_the_groups():
         assert relative(network(*inputs), PlainUNet(network.state_dict())(*inputs)) < 1e-5
 
 
+def test_group_norm_is_exact_on_large_images_far_from_zero():
+    norm = filled(GroupNorm(4, 8))
+    x = torch.randn(2, 8, 256, 256, generator=torch.Generator().manual_seed(0)) + 30
+    scale, shift = torch.randn(2, 2, 8, generator=torch.Generator().manual_seed(1)).unbind(0)
+    double = torch.nn.GroupNorm(4, 8, dtype=torch.float64)
+    double.load_state_dict(norm.state_dict())
+    expected = (double(x.double()) * (1 + scale[..., None, None]) + shift[..., None, None]).detach()
+    for layout in (torch.contiguous_format, torch.channels_last):
+        with torch.no_grad():
+            result = norm(x.contiguous(memory_format=layout), (scale, shift))
+        assert relative(result.double(), expected) < 3e-6
+        assert result.is_contiguous(memory_format=layout)
+
+
 def test_embedding_is_cosines_then_sines_of_the_unscaled_value():
     embedded = sinusoidal_embedding(torch.tensor([0.5]), 4)
     angles = torch.tensor([0.5, 0.005])
