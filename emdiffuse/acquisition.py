@@ -172,9 +172,7 @@ def _stream(array: Array, fill: Fill, where: str, what: str) -> dict[str, Any]:
     for reason, numbers in suspect.items():
         if numbers:
             shown = ", ".join(str(n) for n in numbers[:10]) + (", ..." if len(numbers) > 10 else "")
-            logger.warning(
-                "%s: %d slices %s (counted from 0): %s", where, len(numbers), _REASONS[reason], shown
-            )
+            logger.warning("%s: %s (counted from 0): %s; check them", where, _SUSPECT[reason], shown)
     return {"intensity": intensity, "suspect_slices": suspect}
 
 
@@ -202,7 +200,7 @@ def _slab(array: Array) -> Iterator[NDArray[Any]]:
         path.unlink(missing_ok=True)
 
 
-_REASONS = {"blank": "are blank", "repeated": "repeat the slice before them"}
+_SUSPECT = {"blank": "slices without an image", "repeated": "slices that repeat the one before"}
 
 
 class _Statistics:

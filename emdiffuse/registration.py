@@ -16,6 +16,8 @@ Conventions
   square root of the distance of the slices in pixels (at least 1).
 * The *drift* is the median of the shifts of all pairs: a steady movement. Oblique tissue shows one as well,
   so that it may be `tolerance` pixels for each pixel of distance.
+* Both can be told apart only in fields of many patches: of at least 24 pixels for each pixel of distance, and
+  40 more (184 pixels where slices are 6 pixels apart). Slices of smaller fields are taken as aligned.
 * Correlations are phase correlations (Kuglin & Hines 1975) of Hann-windowed patches, band-passed, and
   whitened by the square root of the power only, which bears the noise of EM; peaks are refined by parabolas.
 """
@@ -59,6 +61,8 @@ class Measured:
 
     Attributes
     ----------
+    field : tuple of int
+        Height and width of what was looked at.
     shifts : dict
         For each slice z of a pair (z, z + 1) the shift (y, x) in pixels.
     ncc : dict
@@ -69,6 +73,7 @@ class Measured:
         Slices without an image, which cannot be judged.
     """
 
+    field: tuple[int, int]
     shifts: dict[int, NDArray[np.float64]]
     ncc: dict[int, float]
     jitter: dict[int, NDArray[np.float64]]
@@ -107,7 +112,9 @@ def check_alignment(volume: Path, alignment: Alignment, out: Path, quality: Path
             f"{volume}: the slices are not aligned: {report['reason']}; align the volume first, "
             "or raise `alignment.tolerance` of the dataset"
         )
-    logger.info("%s: %s", name, report["conclusion"])
+    logger.log(
+        logging.INFO if report["conclusive"] else logging.WARNING, "%s: %s", name, report["conclusion"]
+    )
     summary = {
         key: value for key, value in report.items() if key not in ("dataset", "pairs", "slices", "reason")
     }
@@ -140,7 +147,7 @@ def measure(volume: Volume, pairs: int) -> Measured:
     def surfaces(z: int) -> NDArray[np.float32]:
         return _correlate(look(z)[1], look(z + 1)[1])
 
-    measured = Measured({}, {}, {}, [])
+    measured = Measured((min(height, FIELD), min(width, FIELD)), {}, {}, {}, [])
     chosen = _chosen_pairs(depth, pairs)
     for z in progress(chosen, len(chosen), "alignment", "pair"):
         blank |= {n for n in (z, z + 1) if np.ptp(look(n)[0]) == 0}
@@ -167,7 +174,7 @@ def _chosen_pairs(depth: int, pairs: int) -> list[int]:
 
 
 def _spectra(field: NDArray[np.float32]) -> NDArray[np.complex64]:
-    """Return the spectra of the patches of a slice: (patches, patch height, patch width), no mean, Hann window.
+    """Return the spectra (patches, height, width) of the patches of a slice: no mean, Hann window.
 
     Patches overlap by half or more, or lie apart where the field holds more than 16 of them along an axis.
     """
@@ -256,6 +263,8 @@ def judge(measured: Measured, voxel_size: tuple[float, float, float], tolerance:
     steady = float(np.hypot(*drift))
     sizes = {z: float(np.hypot(*offset)) for z, offset in measured.jitter.items()}
     exceeding = sorted((z for z, size in sizes.items() if size > limits["jitter"]), key=lambda z: -sizes[z])
+    needed = 24 * distance + 40
+    conclusive = float(np.sqrt(np.prod(measured.field))) >= needed
     reasons = []
     if exceeding:
         worst = ", ".join(f"slice {z} by {sizes[z]:.1f}" for z in exceeding[:5])
@@ -264,15 +273,22 @@ def judge(measured: Measured, voxel_size: tuple[float, float, float], tolerance:
     if steady > limits["drift"]:
         reasons.append(f"a steady drift of {steady:.1f} pixels a slice (limit {limits['drift']:.2f})")
     jitter = _summary(list(sizes.values()))
-    verdict = "not aligned: " + "; ".join(reasons)
-    if not reasons:
+    if not conclusive:
         verdict = (
-            f"aligned: half of them lie within {jitter['median']:.2f} pixels of the line between their neighbours "
-            f"and all within {jitter['largest']:.2f} (limit {limits['jitter']:.2f}), with a steady drift of "
+            f"taken as aligned: {measured.field[0]} x {measured.field[1]} pixels are too few to tell, "
+            f"which takes {needed:.0f} x {needed:.0f} at this distance of the slices"
+        )
+    elif reasons:
+        verdict = "not aligned: " + "; ".join(reasons)
+    else:
+        verdict = (
+            f"aligned: half of them lie within {jitter['median']:.2f} pixels of the line between neighbours, "
+            f"all within {jitter['largest']:.2f} (limit {limits['jitter']:.2f}), with a steady drift of "
             f"{steady:.2f} pixels a slice (limit {limits['drift']:.2f})"
         )
     return {
-        "aligned": not reasons,
+        "aligned": not (conclusive and reasons),
+        "conclusive": conclusive,
         "conclusion": f"The slices are {verdict}.",
         "reason": "; ".join(reasons),
         "tolerance": tolerance,
@@ -330,7 +346,8 @@ def _draw(measured: Measured, report: dict[str, Any], path: Path) -> None:
     for panel in axes:
         panel.grid(color="0.9", linewidth=0.6)
         panel.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{report['dataset']}: {'aligned' if report['aligned'] else 'NOT aligned'}")
+    verdict = ("aligned" if report["conclusive"] else "not judged") if report["aligned"] else "NOT aligned"
+    figure.suptitle(f"{report['dataset']}: {verdict}")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -349,7 +366,7 @@ def _link(source: Path, target: Path) -> None:
                 os.link(origin, copy)
                 return
             except OSError as error:
-                if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP):
+                if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS):
                     raise
         shutil.copyfile(origin, copy)
 
