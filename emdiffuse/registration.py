@@ -331,9 +331,10 @@ def _draw(measured: Measured, report: dict[str, Any], path: Path) -> None:
         for index, name in enumerate("yx"):
             offsets = [offset[index] for offset in values.values()]
             panel.plot(list(values), offsets, ".-", color=colors[name], linewidth=0.8, label=name)
-    if report["exceeding"]:
-        for z in report["exceeding"]:
-            axes[1].axvline(z, color="0.4", linewidth=0.8, linestyle=":", zorder=0)
+    sizes = [float(np.hypot(*offset)) for offset in measured.jitter.values()]
+    axes[1].plot(list(measured.jitter), sizes, "-", color="0.5", linewidth=1.6, zorder=1, label="size")
+    for z in report["exceeding"]:
+        axes[1].axvline(z, color="0.4", linewidth=0.8, linestyle=":", zorder=0)
     drift = report["drift"]
     for name in "yx":
         axes[0].axhline(drift[name], color=colors[name], linewidth=1, linestyle="--", alpha=0.6)
@@ -342,7 +343,7 @@ def _draw(measured: Measured, report: dict[str, Any], path: Path) -> None:
     axes[1].set(ylabel="jitter: off the line\nbetween neighbours (px)")
     axes[2].set(ylabel="NCC with the next slice", xlabel="slice")
     axes[0].legend(title="dashed: median (drift)", ncols=3, fontsize="small", title_fontsize="small")
-    axes[1].legend(ncols=3, fontsize="small")
+    axes[1].legend(ncols=4, fontsize="small")
     for panel in axes:
         panel.grid(color="0.9", linewidth=0.6)
         panel.spines[["top", "right"]].set_visible(False)
