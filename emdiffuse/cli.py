@@ -42,6 +42,8 @@ def common(
 ) -> None:
     """Restore electron-microscopy volumes with diffusion models, from raw files to measured OME-Zarr."""
     setup(log)
+    # threads that wait by spinning slow each other down many times as soon as cores are shared
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if threads is not None:
         for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ[variable] = str(threads)

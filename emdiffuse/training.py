@@ -321,7 +321,8 @@ def _validate(
             numbers[f"{name}_psnr"].append(psnr(values, truth, 2.0))
             numbers[f"{name}_ssim"] += [ssim(a, b, 2.0) for a, b in zip(values, truth, strict=True)]
     entry: dict[str, float] = {"step": state.step, "seconds": round(state.seconds, 1)}
-    entry["loss"] = float(np.mean(losses)) if losses else math.nan
+    if losses:
+        entry["loss"] = float(np.mean(losses))
     entry |= {name: float(np.mean(values)) for name, values in numbers.items()}
     state.history.append(entry)
     with (run / "stats.jsonl").open("a") as file:
@@ -329,8 +330,8 @@ def _validate(
     for name, value in entry.items():
         scalars.add_scalar(name, value, state.step)
     logger.info(
-        "step %d (%s): loss %.4f, validation PSNR %.2f dB (linear %.2f), SSIM %.3f (linear %.3f)",
-        state.step, clock(state.seconds), entry["loss"], entry["validation_psnr"], entry["linear_psnr"],
+        "step %d (%s): validation PSNR %.2f dB (linear %.2f), SSIM %.3f (linear %.3f)",
+        state.step, clock(state.seconds), entry["validation_psnr"], entry["linear_psnr"],
         entry["validation_ssim"], entry["linear_ssim"],
     )  # fmt: skip
     if entry["validation_psnr"] > state.best:

@@ -10,6 +10,8 @@ Conventions
   exactly.
 * At pure noise (gamma = 0) the noisy slices say nothing and are not shown: the network's answer there is a
   function of the condition alone, the posterior mean.
+* The noisy slices are shown again to the last block: at low noise the answer is made of their finest detail, which
+  would not pass through the few channels of the entry.
 * No convolution runs at full resolution: 2 x 2 pixels become channels at the entry (space to depth).
 * Normalisation is local: over the channels of a pixel (Ba et al. 2016, arXiv 1607.06450), and there is no
   global attention. So a tile with enough halo gives what the whole image would give.
@@ -151,8 +153,10 @@ class GapNetwork(nn.Module):
             if level:
                 self.up.append(nn.ConvTranspose2d(current, widths[level - 1], 2, stride=2))
                 current = widths[level - 1]
-        self.norm = PixelNorm(current)
-        self.exit = nn.Conv2d(current, 4 * SLOTS, 3, padding=1)
+        last = 3 * channels // 2
+        self.last = ResidualBlock(current + 4 * SLOTS, last, width)
+        self.norm = PixelNorm(last)
+        self.exit = nn.Conv2d(last, 4 * SLOTS, 3, padding=1)
         for parameter in self.exit.parameters():
             nn.init.zeros_(parameter)
 
@@ -182,9 +186,10 @@ class GapNetwork(nn.Module):
         """
         visible = (gamma > 0).to(x.dtype)[:, None, None, None]
         weights = slot_weights(positions)
-        slots = torch.einsum("ndm,ndhw->nmhw", weights, x * visible)
+        noisy = F.pixel_unshuffle(torch.einsum("ndm,ndhw->nmhw", weights, x * visible), 2)
         difference = (condition[:, 2:3] - condition[:, 1:2]) / self.residual_scale
-        h = self.entry(F.pixel_unshuffle(torch.cat([condition, difference, slots], 1), 2))
+        real = F.pixel_unshuffle(torch.cat([condition, difference], 1), 2)
+        h = self.entry(torch.cat([real, noisy], 1))
         embedding = self.embed(self._features(gamma, factor))
         skips = []
         for module in self.down:
@@ -198,6 +203,7 @@ class GapNetwork(nn.Module):
                 h = module(h, embedding)
             else:
                 h = torch.cat([module(h), skips.pop()], 1)
+        h = self.last(torch.cat([h, noisy], 1), embedding)
         out = F.pixel_shuffle(self.exit(F.silu(self.norm(h))), 2)
         return torch.einsum("ndm,nmhw->ndhw", weights, out)
 

@@ -4,17 +4,17 @@ rule acquire:
         raw_files,
     output:
         "results/acquired/{dataset}.ome.zarr/zarr.json",
-    wildcard_constraints:
-        dataset=one_of(RAW),
-    params:
-        settings=dataset_settings,
     log:
         "logs/acquire/{dataset}.log",
+    wildcard_constraints:
+        dataset=one_of(RAW),
     conda:
         "../envs/emdiffuse.yaml"
     resources:
         mem_mb=4000,
         runtime=240,
+    params:
+        settings=dataset_settings,
     shell:
         "emdiffuse --log {log} acquire {wildcards.dataset} results/acquired/{wildcards.dataset}.ome.zarr"
         " --settings {params.settings:q}"
@@ -26,18 +26,18 @@ rule keep_every:
         origin_of,
     output:
         "results/acquired/{dataset}.ome.zarr/zarr.json",
-    wildcard_constraints:
-        dataset=one_of(DERIVED),
-    params:
-        origin=lambda wildcards, input: folder(input),
-        factor=kept_factor,
     log:
         "logs/acquire/{dataset}.log",
+    wildcard_constraints:
+        dataset=one_of(DERIVED),
     conda:
         "../envs/emdiffuse.yaml"
     resources:
         mem_mb=4000,
         runtime=240,
+    params:
+        origin=lambda wildcards, input: folder(input),
+        factor=kept_factor,
     shell:
         "emdiffuse --log {log} keep-every {params.origin} {params.factor} {wildcards.dataset}"
         " results/acquired/{wildcards.dataset}.ome.zarr"

@@ -34,7 +34,9 @@ def only_one_run():
     try:
         fcntl.flock(run_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise WorkflowError("another run is under way in this folder; wait for it, or stop it")
+        raise WorkflowError(
+            "another run is under way in this folder; wait for it, or stop it"
+        )
 
 
 def raw_files(wildcards):
@@ -101,8 +103,14 @@ def folder(files):
 def reported(pattern):
     """A file of every restoration."""
     return [
-        pattern.format(dataset=item.dataset, model=item.model) for item in CONFIG.restorations
+        pattern.format(dataset=item.dataset, model=item.model)
+        for item in CONFIG.restorations
     ]
+
+
+def truths():
+    names = {CONFIG.truth(item) for item in CONFIG.restorations} - {None}
+    return [f"results/registered/{name}.ome.zarr/zarr.json" for name in sorted(names)]
 
 
 def evaluations():

@@ -6,9 +6,11 @@ rule evaluate:
         truth=truth_volume,
     output:
         json="results/evaluation/{dataset}/{model}.json",
-        table="results/evaluation/{dataset}/{model}.csv",
-    params:
-        volumes=lambda wildcards, input: folder(input),
+        table=report(
+            "results/evaluation/{dataset}/{model}.csv",
+            caption="../report/evaluate.rst",
+            category="Evaluation",
+        ),
     log:
         "logs/evaluate/{dataset}-{model}.log",
     conda:
@@ -16,5 +18,7 @@ rule evaluate:
     resources:
         mem_mb=4000,
         runtime=240,
+    params:
+        volumes=lambda wildcards, input: folder(input),
     shell:
         "emdiffuse --log {log} evaluate {params.volumes} {output.json}"

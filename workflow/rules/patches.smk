@@ -4,9 +4,6 @@ rule patches:
         training_volumes,
     output:
         "results/patches/{model}.zarr/zarr.json",
-    params:
-        volumes=lambda wildcards, input: folder(input),
-        settings=patch_settings,
     log:
         "logs/patches/{model}.log",
     conda:
@@ -14,6 +11,9 @@ rule patches:
     resources:
         mem_mb=4000,
         runtime=240,
+    params:
+        volumes=lambda wildcards, input: folder(input),
+        settings=patch_settings,
     shell:
         "emdiffuse --log {log} patches {params.volumes} --out results/patches/{wildcards.model}.zarr"
         " --settings {params.settings:q}"

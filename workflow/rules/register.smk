@@ -10,8 +10,6 @@ rule register:
             caption="../report/register.rst",
             category="Registration",
         ),
-    params:
-        settings=alignment_settings,
     log:
         "logs/register/{dataset}.log",
     conda:
@@ -19,6 +17,8 @@ rule register:
     resources:
         mem_mb=4000,
         runtime=240,
+    params:
+        settings=alignment_settings,
     shell:
         "emdiffuse --log {log} register results/acquired/{wildcards.dataset}.ome.zarr"
         " results/registered/{wildcards.dataset}.ome.zarr {output.quality} {output.figure}"

@@ -3,6 +3,8 @@ rule report:
     input:
         reported("results/restored/{dataset}/{model}/restored.ome.zarr/zarr.json"),
         reported("results/registered/{dataset}.quality.json"),
+        reported("results/registered/{dataset}.quality.png"),
+        truths(),
         reported("experiments/{model}/best/metrics.json"),
         evaluations(),
     output:
@@ -11,8 +13,6 @@ rule report:
             caption="../report/report.rst",
             category="Report",
         ),
-    params:
-        settings=CONFIG.canonical(),
     log:
         "logs/report.log",
     conda:
@@ -20,5 +20,7 @@ rule report:
     resources:
         mem_mb=4000,
         runtime=60,
+    params:
+        settings=CONFIG.canonical(),
     shell:
         "emdiffuse --log {log} report results experiments {output} --settings {params.settings:q}"

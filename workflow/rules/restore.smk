@@ -6,8 +6,6 @@ rule plan:
         "experiments/{model}/best/model.json",
     output:
         "results/restored/{dataset}/{model}/plan.json",
-    params:
-        settings=restoration_settings,
     log:
         "logs/plan/{dataset}-{model}.log",
     conda:
@@ -15,6 +13,8 @@ rule plan:
     resources:
         mem_mb=4000,
         runtime=30,
+    params:
+        settings=restoration_settings,
     shell:
         "emdiffuse --log {log} plan results/registered/{wildcards.dataset}.ome.zarr"
         " experiments/{wildcards.model}/best {output} --settings {params.settings:q}"
@@ -25,11 +25,11 @@ rule restore:
         "results/restored/{dataset}/{model}/plan.json",
     output:
         "results/restored/{dataset}/{model}/restored-{scatteritem}.done",
-    threads: 1
     log:
         "logs/restore/{dataset}-{model}-{scatteritem}.log",
     conda:
         "../envs/emdiffuse.yaml"
+    threads: 1
     resources:
         mem_mb=4000,
         runtime=1440,
@@ -45,11 +45,11 @@ rule stitch:
         ),
     output:
         "results/restored/{dataset}/{model}/stitched-{scatteritem}.done",
-    threads: 1
     log:
         "logs/stitch/{dataset}-{model}-{scatteritem}.log",
     conda:
         "../envs/emdiffuse.yaml"
+    threads: 1
     resources:
         mem_mb=4000,
         runtime=480,

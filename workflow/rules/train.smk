@@ -6,16 +6,16 @@ rule train:
         "experiments/{model}/best/model.safetensors",
         "experiments/{model}/best/model.json",
         "experiments/{model}/best/metrics.json",
-    params:
-        settings=model_settings,
-    threads: 2
     log:
         "logs/train/{model}.log",
     conda:
         "../envs/emdiffuse.yaml"
+    threads: 2
     resources:
         mem_mb=8000,
         runtime=1440,
+    params:
+        settings=model_settings,
     shell:
         "emdiffuse --log {log} --threads {threads} train results/patches/{wildcards.model}.zarr"
         " {wildcards.model} experiments/{wildcards.model} --settings {params.settings:q}"
