@@ -53,7 +53,8 @@ def common(
 def acquire(name: str, out: Path, settings: Settings) -> None:
     """Convert a raw volume (TIFF, or a folder of numbered slices) to OME-Zarr."""
     from emdiffuse.acquisition import acquire as run
-    from emdiffuse.config import Dataset, parse
+    from emdiffuse.config import Dataset
+    from emdiffuse.settings import parse
 
     dataset = parse(Dataset, settings, f"datasets.{name}")
     if dataset.source is None or dataset.voxel_size is None:
@@ -72,8 +73,9 @@ def keep_every(volume: Path, factor: int, name: str, out: Path) -> None:
 @app.command()
 def register(volume: Path, out: Path, quality: Path, figure: Path, settings: Settings) -> None:
     """Check that the slices of a volume are aligned, and pass it on."""
-    from emdiffuse.config import Alignment, parse
+    from emdiffuse.config import Alignment
     from emdiffuse.registration import check_alignment
+    from emdiffuse.settings import parse
 
     check_alignment(volume, parse(Alignment, settings, "alignment"), out, quality, figure)
 
@@ -81,8 +83,9 @@ def register(volume: Path, out: Path, quality: Path, figure: Path, settings: Set
 @app.command()
 def patches(volumes: list[Path], out: Annotated[Path, typer.Option()], settings: Settings) -> None:
     """Cut training patches from registered volumes into a store."""
-    from emdiffuse.config import Model, parse
+    from emdiffuse.config import Model
     from emdiffuse.patches import cut_patches
+    from emdiffuse.settings import parse
 
     cut_patches(volumes, parse(Model, settings, "model"), out)
 
@@ -90,17 +93,29 @@ def patches(volumes: list[Path], out: Annotated[Path, typer.Option()], settings:
 @app.command()
 def train(store: Path, name: str, experiment: Path, settings: Settings, device: Device = "auto") -> None:
     """Train a model from a patch store, or go on with an interrupted training."""
-    from emdiffuse.config import Model, parse
+    from emdiffuse.config import Model
+    from emdiffuse.settings import parse
     from emdiffuse.training import train as run
 
     run(store, parse(Model, settings, f"models.{name}"), name, experiment, device)
 
 
 @app.command()
+def import_weights(
+    checkpoint: Path, task: Annotated[str, typer.Option()], out: Annotated[Path, typer.Option()]
+) -> None:
+    """Read a published EMDiffuse checkpoint (.pth) into a model folder."""
+    from emdiffuse.networks.weights import import_published, save_model
+
+    save_model(out, *import_published(checkpoint, task))
+
+
+@app.command()
 def plan(dataset: Path, model: Path, out: Path, settings: Settings) -> None:
     """Plan the restoration of a volume: tiles, blocks, settings and their hash."""
-    from emdiffuse.config import Restoration, parse
+    from emdiffuse.config import Restoration
     from emdiffuse.restoration import make_plan
+    from emdiffuse.settings import parse
 
     make_plan(dataset, model, parse(Restoration, settings, "restoration"), out)
 
@@ -144,8 +159,9 @@ def evaluate(restored: Path, dataset: Path, truth: Path, out: Path) -> None:
 @app.command()
 def report(results: Path, experiments: Path, out: Path, settings: Settings) -> None:
     """Write the report: one HTML file with pictures, tables and parameters."""
-    from emdiffuse.config import Config, parse
+    from emdiffuse.config import Config
     from emdiffuse.report import write_report
+    from emdiffuse.settings import parse
 
     write_report(parse(Config, settings), results, experiments, out)
 

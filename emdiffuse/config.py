@@ -2,44 +2,25 @@
 
 Conventions
 -----------
-* Unknown keys are errors (``extra="forbid"``), values are frozen.
 * Lengths are in voxels unless a key says otherwise; voxel sizes carry their own unit and are kept in
   nanometers.
 * The workflow's JSON schema (``workflow/schemas/config.schema.yaml``) is generated from here.
-* A mistake of the user's raises `ConfigError`, whose text is one sentence that names the key.
 """
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import json
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from emdiffuse.errors import ConfigError
-from emdiffuse.tasks import TASKS
+from emdiffuse.settings import Section, parse
 
 NANOMETERS = {"nanometer": 1.0, "micrometer": 1000.0, "angstrom": 0.1}
 MINIMUM_FACTOR, MAXIMUM_FACTOR = 2, 12
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
-
-
-class Section(BaseModel):
-    """A section of the configuration: frozen, and strict about unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    def canonical(self) -> str:
-        """Return the section as JSON with sorted keys: what a stage is given, and what its hash is of."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True)
-
-
-SectionType = TypeVar("SectionType", bound=Section)
 
 
 class VoxelSize(Section):
@@ -70,7 +51,10 @@ class Alignment(Section):
     """The check of slice-to-slice alignment of a volume."""
 
     tolerance: float = Field(
-        1.0, gt=0, description="Largest drift between neighbouring slices, in pixels, of an aligned volume."
+        1.0,
+        gt=0,
+        description="Largest misplacement of a slice in an aligned volume, in pixels, for slices as far "
+        "apart as pixels; more is allowed the further they are apart.",
     )
     slices: int = Field(64, ge=2, description="How many neighbouring pairs are looked at, at most.")
 
@@ -270,7 +254,8 @@ class Config(Section):
         for name in (item.dataset, truth):
             if self.origin(name) in trained or self.datasets[self.origin(name)].source in sources:
                 raise ValueError(
-                    f"{key}: model '{item.model}' was trained on '{self.origin(name)}' and cannot be evaluated on it"
+                    f"{key}: model '{item.model}' was trained on '{self.origin(name)}' and cannot be "
+                    "evaluated on it"
                 )
 
     def origin(self, dataset: str) -> str:
@@ -319,79 +304,6 @@ def anisotropy_factor(voxel_size: tuple[float, float, float], key: str = "voxel_
     return factor
 
 
-def parse(section: type[SectionType], values: Any, where: str = "config") -> SectionType:
-    """Validate values against a section.
-
-    Parameters
-    ----------
-    section : type
-        The pydantic model.
-    values : Any
-        A mapping, or a JSON or YAML text of one.
-    where : str
-        What the values are, for the error.
-
-    Raises
-    ------
-    ConfigError
-        One sentence that names the first wrong key and what is wrong with it.
-    """
-    if isinstance(values, str):
-        try:
-            values = yaml.safe_load(values)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where}: a mapping of keys to values is expected, not {type(values).__name__}")
-    try:
-        return section.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(f"{where}: {_sentence(section, error)}") from None
-
-
-def _sentence(section: type[Section], error: ValidationError) -> str:
-    """Turn pydantic's errors into one sentence about the first of them."""
-    errors = error.errors()
-    first = errors[0]
-    key = ".".join(str(part) for part in first["loc"] if part != "function-after")
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        known = _keys_at(section, first["loc"][:-1])
-        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
-        message = f"unknown key; {hint}"
-    elif first["type"] == "missing":
-        message = "this key is missing"
-    elif "input" in first and not isinstance(first["input"], dict | list | tuple | BaseModel):
-        message = f"{message[0].lower()}{message[1:]}, but it is {first['input']!r}"
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return f"{key}: {message}{more}" if key else f"{message}{more}"
-
-
-def _keys_at(section: type[Section], location: tuple[Any, ...]) -> list[str]:
-    """Return the keys known at a location of the configuration."""
-    schema: dict[str, Any] = section.model_json_schema()
-    node = schema
-    for part in location:
-        node = _resolve(schema, node)
-        if isinstance(part, int):
-            node = node.get("items", {})
-        else:
-            named = [*node.get("patternProperties", {}).values(), node.get("additionalProperties") or {}]
-            node = node.get("properties", {}).get(part) or named[0]
-    return list(_resolve(schema, node).get("properties", {}))
-
-
-def _resolve(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
-    """Follow references and optional wrappers in a JSON schema."""
-    for option in node.get("anyOf", []):
-        if "$ref" in option:
-            node = option
-    if "$ref" in node:
-        node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
-    return node
-
-
 def validate(values: Any, where: str = "config") -> Config:
     """Validate a whole configuration, and that the files it names exist.
 
@@ -418,21 +330,14 @@ def validate(values: Any, where: str = "config") -> Config:
 
 def source_exists(source: str) -> bool:
     """Tell whether a source (a file, a folder or a glob) names anything."""
-    if Path(source).exists():
+    path = Path(source)
+    if path.exists():
         return True
-    return any(c in source for c in "*?[") and any(True for _ in Path().glob(source))
-
-
-def settings_hash(*parts: Any) -> str:
-    """Return 16 hexadecimal digits that identify settings: sections, or plain JSON values."""
-    plain = [part.model_dump(mode="json") if isinstance(part, Section) else part for part in parts]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+    pattern = str(path.relative_to(path.anchor))
+    return any(c in source for c in "*?[") and any(True for _ in Path(path.anchor).glob(pattern))
 
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema of the configuration file."""
     schema = Config.model_json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-__all__ = ["TASKS", "Config", "ConfigError", "json_schema", "parse", "settings_hash", "validate"]

@@ -128,7 +128,7 @@ class TileAxis:
         return begin, end
 
     def window(self, index: int) -> NDArray[np.float32]:
-        """Return a tile's weights over its support; raised-cosine seams add up to one with the neighbour's."""
+        """Return a tile's weights over its support; raised-cosine seams add up to one with a neighbour."""
         begin, end = self.support(index, index + 1)
         weights = np.ones(end - begin, np.float32)
         ramp = (0.5 - 0.5 * np.cos(np.pi * (np.arange(self.blend) + 0.5) / self.blend)).astype(np.float32)

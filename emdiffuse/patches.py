@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdiffuse.acquisition import to_unit
-from emdiffuse.config import Model, Patches, settings_hash
+from emdiffuse.config import Model, Patches
 from emdiffuse.errors import DataError
 from emdiffuse.progress import logger, progress
+from emdiffuse.settings import settings_hash
 from emdiffuse.tasks import CONDITION_OFFSETS
 from emdiffuse.volume import Array, Volume, create_array, open_volume, read_metadata, replaced, write_group
 

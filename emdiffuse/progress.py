@@ -40,6 +40,8 @@ def setup(log: Path | None = None) -> None:
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
+    if log is None:
+        return
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     logger.info("emdiffuse %s on node %s, process %d", __version__, node, os.getpid())
 
@@ -79,7 +81,7 @@ def progress(items: Iterable[Item], total: int, what: str, unit: str, done: int 
                 _line(f"{what}: {done + count} of {total} {unit}s, {rate:.3g} a second, {left} left", bar)
 
 
-def _line(text: str, bar: tqdm) -> None:  # type: ignore[type-arg]
+def _line(text: str, bar: tqdm) -> None:
     """Write a line where it is read: not over a bar on a terminal."""
     record = logger.makeRecord(logger.name, logging.INFO, __file__, 0, text, (), None)
     for handler in logger.handlers:

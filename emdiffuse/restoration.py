@@ -29,12 +29,13 @@ import torch
 from numpy.typing import NDArray
 
 from emdiffuse.acquisition import to_unit
-from emdiffuse.config import Restoration, Sampler, Tiling, anisotropy_factor, settings_hash
+from emdiffuse.config import Restoration, Sampler, Tiling, anisotropy_factor
 from emdiffuse.errors import DataError, StoreError
 from emdiffuse.geometry import Block, BlockGrid, SliceGrid, TileAxis, noise_field, owned
 from emdiffuse.inference import GapModel, estimator
 from emdiffuse.networks.weights import load_description
 from emdiffuse.progress import logger, progress
+from emdiffuse.settings import settings_hash
 from emdiffuse.tasks import CONDITION_OFFSETS
 from emdiffuse.volume import Array, Volume, create_array, create_image_array, open_volume, write_atomically
 

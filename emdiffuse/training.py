@@ -31,20 +31,21 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from emdiffuse import __version__
-from emdiffuse.config import Model, Training, settings_hash
+from emdiffuse.config import Model, Training
 from emdiffuse.diffusion.objectives import training_target
 from emdiffuse.diffusion.schedules import q_sample
 from emdiffuse.errors import DataError, EmdiffuseError
 from emdiffuse.inference import correlate, gap_denoiser
 from emdiffuse.metrics import psnr, ssim
 from emdiffuse.networks.gap import GapNetwork, linear_interpolation
+from emdiffuse.networks.precision import autocast_for
 from emdiffuse.networks.weights import save_model
 from emdiffuse.patches import PatchStore
 from emdiffuse.progress import clock, logger, progress
+from emdiffuse.settings import settings_hash
 from emdiffuse.volume import write_atomically
 
 VALIDATION_PATCHES = 64
-AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
@@ -54,6 +55,7 @@ class State:
     network: GapNetwork
     average: GapNetwork
     optimizer: torch.optim.Optimizer
+    autocast: torch.autocast
     scaler: torch.amp.GradScaler
     step: int = 0
     seconds: float = 0.0
@@ -113,28 +115,14 @@ def _new_state(model: Model, patches: PatchStore, device: torch.device) -> State
     optimizer = torch.optim.AdamW(
         network.parameters(), training.learning_rate, weight_decay=training.weight_decay
     )
-    return State(
-        network,
-        average,
-        optimizer,
-        torch.amp.GradScaler(device.type, enabled=_precision(training, device) is torch.float16),
-    )
-
-
-def _precision(training: Training, device: torch.device) -> torch.dtype | None:
-    """Return the type of autocast: bfloat16 or float16 on a GPU, none on a CPU, unless settings say so."""
-    if training.precision != "auto":
-        return AUTOCAST[training.precision]
-    if device.type != "cuda":
-        return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return State(network, average, optimizer, *autocast_for(device, training.precision))
 
 
 def _loop(
     state: State, model: Model, patches: PatchStore, run: Path, identity: str, device: torch.device
 ) -> None:
     """Take steps until the settings' limit of steps or minutes."""
-    training, precision = model.training, _precision(model.training, device)
+    training = model.training
     begin, saved = time.monotonic() - state.seconds, time.monotonic()
     scalars = SummaryWriter(str(run / "tensorboard"), purge_step=state.step)
     losses: list[float] = []
@@ -146,7 +134,7 @@ def _loop(
         if share >= 1:
             logger.info("the limit of %g minutes is reached after %d steps", training.minutes, step)
             break
-        loss = _step(state, model, next(batches), share, precision, device)
+        loss = _step(state, model, next(batches), share, device)
         if not math.isfinite(loss):
             raise EmdiffuseError(
                 f"{run}: the loss is {loss} at step {step}, patches "
@@ -171,7 +159,6 @@ def _step(
     model: Model,
     batch: tuple[Tensor, Tensor],
     share: float,
-    precision: torch.dtype | None,
     device: torch.device,
 ) -> float:
     """Take one optimizer step on a batch; return the loss."""
@@ -186,7 +173,7 @@ def _step(
         warm = min(1.0, (state.step + 1) / max(training.warmup, 1))
         group["lr"] = training.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
     factor = torch.full((len(target),), float(model.factor), device=device)
-    with torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None):
+    with state.autocast:
         output = state.network(x, gamma, condition, positions, factor)
     loss = (output.float() - wanted).square().mean()
     state.optimizer.zero_grad(set_to_none=True)

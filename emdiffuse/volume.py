@@ -70,7 +70,8 @@ class Array:
         self.attributes: dict[str, Any] = metadata.get("attributes", {})
         self.shape: tuple[int, ...] = tuple(self._store.shape)
         self.dtype: np.dtype[Any] = self._store.dtype.numpy_dtype
-        self.chunk: tuple[int, ...] = tuple(int(n or 0) for n in self._store.chunk_layout.write_chunk.shape or ())
+        written = self._store.chunk_layout.write_chunk.shape or ()
+        self.chunk: tuple[int, ...] = tuple(int(n or 0) for n in written)
 
     def __getitem__(self, box: Box) -> NDArray[Any]:
         try:
@@ -135,8 +136,10 @@ def create_array(
     attributes : dict
         Attributes.
 
-    Notes ----- A chunk or shard that was never written reads as zeros. One that is all zeros is written all
-    the same, since its existence says that it is done.
+    Notes
+    -----
+    A chunk or shard that was never written reads as zeros. One that is all zeros is written all the same,
+    since its existence says that it is done.
     """
     shutil.rmtree(path, ignore_errors=True)
     path.parent.mkdir(parents=True, exist_ok=True)

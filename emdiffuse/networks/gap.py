@@ -10,8 +10,8 @@ Conventions
   exactly.
 * At pure noise (gamma = 0) the noisy slices say nothing and are not shown: the network's answer there is a
   function of the condition alone, the posterior mean.
-* The noisy slices are shown again to the last block: at low noise the answer is made of their finest detail, which
-  would not pass through the few channels of the entry.
+* The noisy slices are shown again to the last block: at low noise the answer is made of their finest detail,
+  which would not pass through the few channels of the entry.
 * No convolution runs at full resolution: 2 x 2 pixels become channels at the entry (space to depth).
 * Normalisation is local: over the channels of a pixel (Ba et al. 2016, arXiv 1607.06450), and there is no
   global attention. So a tile with enough halo gives what the whole image would give.

@@ -48,6 +48,6 @@ def test_the_volume_is_identical_to_a_local_run_with_the_same_weights(on_slurm, 
     restored = on_slurm.output / "restored.ome.zarr"
     shutil.copytree(restored, tmp_path / "restored.ome.zarr")
     shutil.rmtree(on_slurm.output)
-    done = on_slurm.run(profile="local")
+    done = on_slurm.run("--forcerun", "plan", profile="local")
     assert "rule train" not in done.stderr and "rule restore" in done.stderr
     assert content(restored) == content(tmp_path / "restored.ome.zarr")

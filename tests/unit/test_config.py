@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from emdiffuse.config import Config, anisotropy_factor, json_schema, parse, settings_hash, validate
+from emdiffuse.config import Config, anisotropy_factor, json_schema, validate
 from emdiffuse.errors import ConfigError
+from emdiffuse.settings import parse, settings_hash
 
 ROOT = Path(__file__).parents[2]
 DEMO = yaml.safe_load((ROOT / "config/config.yaml").read_text())

@@ -14,11 +14,12 @@ import imagecodecs
 import numpy as np
 import pytest
 
-from emdiffuse.config import Config, parse
+from emdiffuse.config import Config
 from emdiffuse.evaluation import evaluate
 from emdiffuse.report import write_report
 from emdiffuse.report.pictures import encode, scale_bar, to_gray
 from emdiffuse.report.text import chart, flatten, table, verdict
+from emdiffuse.settings import parse
 from emdiffuse.volume import create_image_array, write_image
 
 CHROMIUM = Path("/usr/bin/chromium")

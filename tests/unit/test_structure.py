@@ -13,7 +13,7 @@ PACKAGE = ROOT / "emdiffuse"
 ORDER = [
     "cli", "report", "evaluation", "baselines", "stitching", "restoration", "training", "inference",
     "patches", "registration", "acquisition", "readers", "diffusion", "networks", "metrics", "volume",
-    "geometry", "config", "tasks", "progress", "errors",
+    "geometry", "config", "settings", "tasks", "progress", "errors",
 ]  # fmt: skip
 
 
