@@ -17,6 +17,7 @@ $(VENV)/installed: pyproject.toml
 
 demo: env  ## The whole chain on real data; ends with the path of the report.
 	snakemake --profile profiles/local
+	@echo "report: $(CURDIR)/results/report.html"
 
 test: env lint  ## Everything: style, types, workflow checks, and all tests.
 	pytest

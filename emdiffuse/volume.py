@@ -16,6 +16,7 @@ Conventions
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -330,7 +331,7 @@ def build_pyramid(image: Path, voxel_size: Sequence[float]) -> list[tuple[int, i
     """Add the levels 1, 2, ... beside level ``0`` of an image: averages of 2 x 2 x 2 voxels.
 
     An axis is halved as long as its voxel is not larger than twice the smallest, so that anisotropic volumes
-    become isotropic first. Memory is that of one shard and its eight sources.
+    become isotropic first. Memory is that of one shard, which is filled by rows of chunks.
 
     Parameters
     ----------
@@ -358,14 +359,26 @@ def build_pyramid(image: Path, voxel_size: Sequence[float]) -> list[tuple[int, i
         )
         for index in np.ndindex(*target.grid):
             box = target.box(index)
-            fine = tuple(
-                slice(b.start * s, min(b.stop * s, n))
-                for b, s, n in zip(box, step, source.shape, strict=True)
-            )
-            target[box] = _average(source[fine], step)
+            target[box] = _average_box(source, box, step)
         scales.append(tuple(s * t for s, t in zip(scales[-1], step, strict=True)))  # type: ignore[arg-type]
         source = target
     return scales
+
+
+def _average_box(source: Array, box: Box, step: tuple[int, ...]) -> NDArray[Any]:
+    """Return a box (z, y, x) of the level above a source, row of chunks by row of chunks."""
+    values = np.empty([side.stop - side.start for side in box], source.dtype)
+    for corner in itertools.product(*(range(0, n, c) for n, c in zip(values.shape, CHUNK[:2], strict=False))):
+        row = (
+            *(slice(at, at + c) for at, c in zip(corner, CHUNK[:2], strict=True)),
+            slice(0, values.shape[2]),
+        )
+        fine = tuple(
+            slice((side.start + part.start) * s, min((side.start + part.stop) * s, n))
+            for side, part, s, n in zip(box, row, step, source.shape, strict=True)
+        )
+        values[row] = _average(source[fine], step)
+    return values
 
 
 def _average(values: NDArray[Any], step: tuple[int, ...]) -> NDArray[Any]:

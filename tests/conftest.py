@@ -1,6 +1,9 @@
 """What tests share: small real volumes, and a small model whose weights are random but fixed."""
 
+import os
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is loaded
 
 import numpy as np
 import pytest

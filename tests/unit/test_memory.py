@@ -1,0 +1,76 @@
+"""Bounded memory: what a worker needs follows from blocks and tiles, not from the volume."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers import write_volume
+
+# a process of its own: a peak never falls, and that of a child counts what its parent held when it was forked
+STAGE = """
+import json, resource, sys
+import torch
+from pathlib import Path
+from emdiffuse.restoration import make_plan, restore
+from emdiffuse.stitching import pyramid, stitch
+torch.set_num_threads(1)
+stage, plan = sys.argv[1], Path(sys.argv[2])
+if stage == "plan":
+    from emdiffuse.config import Restoration
+    make_plan(Path(sys.argv[3]), Path(sys.argv[4]), Restoration.model_validate_json(sys.argv[5]), plan)
+elif stage == "restore":
+    restore(plan, 1, int(sys.argv[3]), "cpu")
+elif stage == "fill":
+    import numpy as np
+    from emdiffuse.restoration import read_plan
+    from emdiffuse.volume import Array
+    array = Array(read_plan(plan).tiles)
+    for index in np.ndindex(*array.grid):
+        array[array.box(index)] = np.full(array.chunk, index[0] % 7 / 7, np.float32)
+elif stage == "stitch":
+    stitch(plan, 1, 1)
+else:
+    pyramid(plan)
+status = Path("/proc/self/status").read_text().split()
+print(json.dumps({"peak": int(status[status.index("VmHWM:") + 1]) / 1024}))
+"""
+
+SETTINGS = {
+    "dataset": "a",
+    "model": "m",
+    "sampler": {"steps": 1},
+    "tiling": {"tile": 128, "halo": 16, "blend": 16, "block": [1, 2, 2]},
+}
+
+
+def peak(*arguments: object) -> float:
+    """Run a stage in a process of its own; return its peak memory in MiB."""
+    done = subprocess.run(
+        [sys.executable, "-c", STAGE, *map(str, arguments)], capture_output=True, text=True, check=True
+    )
+    return float(json.loads(done.stdout.splitlines()[-1])["peak"])
+
+
+@pytest.fixture(scope="module")
+def peaks(medulla, small_model, tmp_path_factory):
+    """Peak memory of each stage for a volume and one eight times as large."""
+    found = {}
+    for size, (slices, side) in {"small": (13, 768), "large": (25, 1536)}.items():
+        folder = tmp_path_factory.mktemp(size)
+        values = np.tile(medulla[:slices], (1, 9, 9))[:, :side, :side]
+        path = write_volume(folder / "a.ome.zarr", values, (60, 10, 10))
+        plan = folder / "plan.json"
+        found[size, "plan"] = peak("plan", plan, path, small_model, json.dumps(SETTINGS))
+        # the same number of blocks in either volume: what differs is the volume alone
+        found[size, "restore"] = peak("restore", plan, json.loads(plan.read_text())["blocks"] // 6)
+        peak("fill", plan)
+        found[size, "stitch"] = peak("stitch", plan)
+        found[size, "pyramid"] = peak("pyramid", plan)
+    return found
+
+
+@pytest.mark.parametrize("stage", ["plan", "restore", "stitch", "pyramid"])
+def test_peak_memory_does_not_grow_with_the_volume(peaks, stage):
+    assert peaks["large", stage] < 1.1 * peaks["small", stage], peaks
