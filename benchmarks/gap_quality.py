@@ -3,7 +3,7 @@
     python benchmarks/gap_quality.py TRAIN.tif TEST.tif --minutes 30 --threads 2
 
 Voxels are 10 nm; every 6th slice of the test volume is kept. One model gives the one-call posterior mean, one
-sample, and the mean of 8 samples; nearest, linear and cubic interpolation stand beside them on the same voxels.
+sample, and the mean of 8; nearest, linear and cubic interpolation stand beside them on the same voxels.
 """
 
 import argparse
