@@ -16,6 +16,8 @@ Conventions
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import itertools
 import json
 import os
@@ -224,18 +226,51 @@ def write_atomically(path: Path, text: str) -> None:
 def replaced(path: Path) -> Iterator[Path]:
     """Yield a folder beside `path` to build a store in; it takes the place of `path` when all went well.
 
-    The folder is removed when the body fails, and a leftover of a killed process is removed first.
+    The folder is removed when the body fails. Every process builds in a folder of its own, on which it holds a
+    lock, so that two of them do not mix; folders that a killed process left behind are removed.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{path.name}.partial-*"):
+        with contextlib.suppress(OSError), _locked(left):
+            shutil.rmtree(left)
+    with contextlib.ExitStack() as stack:
+        partial = None
+        while partial is None:  # until a new folder is ours, and not taken for a leftover by another process
+            new = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.partial-"))
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):
+                stack.enter_context(_locked(new))
+                partial = new if new.exists() else None
+        partial.chmod(0o755)
+        try:
+            yield partial
+            _take_place(partial, path)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def _take_place(partial: Path, path: Path) -> None:
+    """Rename a folder to `path`, whatever lies there, also while other processes do the same."""
+    while True:
+        shutil.rmtree(path, ignore_errors=True)
+        try:
+            partial.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:
+            return
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, which ends with the process; raise BlockingIOError when another holds it."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        yield partial
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    shutil.rmtree(path, ignore_errors=True)
-    partial.rename(path)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 def multiscale(

@@ -1,6 +1,7 @@
 """Stores: what is written is read, the unfinished or damaged is refused, the metadata is OME-Zarr 0.5."""
 
 import json
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -121,6 +122,45 @@ def test_replaced_keeps_the_old_until_the_new_is_whole(tmp_path):
         (partial / "b").write_text("2")
         raise RuntimeError
     assert [p.name for p in tmp_path.iterdir()] == ["store"] and [p.name for p in path.iterdir()] == ["a"]
+
+
+def _build(path, text, started, go):
+    with replaced(path) as partial:
+        (partial / text).write_text(text)
+        started.set()
+        go.wait(20)
+        (partial / f"{text}-end").write_text(text)
+
+
+def test_two_processes_that_build_one_store_do_not_mix(tmp_path):
+    path = tmp_path / "store"
+    context = multiprocessing.get_context("spawn")
+    events = [(context.Event(), context.Event()) for _ in range(2)]
+    builders = [context.Process(target=_build, args=(path, n, *e)) for n, e in zip("ab", events, strict=True)]
+    for builder, (started, _) in zip(builders, events, strict=True):
+        builder.start()
+        assert started.wait(20)
+    for builder, (_, go) in zip(builders, events, strict=True):
+        go.set()
+        builder.join()
+        assert builder.exitcode == 0
+    assert sorted(p.name for p in path.iterdir()) == ["b", "b-end"]
+    assert [p.name for p in tmp_path.iterdir()] == ["store"]
+
+
+def test_what_a_killed_builder_left_is_removed(tmp_path):
+    path = tmp_path / "store"
+    context = multiprocessing.get_context("spawn")
+    started, go = context.Event(), context.Event()
+    builder = context.Process(target=_build, args=(path, "a", started, go))
+    builder.start()
+    assert started.wait(20)
+    builder.kill()
+    builder.join()
+    assert len(list(tmp_path.glob(".store.partial-*"))) == 1
+    with replaced(path) as partial:
+        (partial / "c").write_text("c")
+    assert [p.name for p in tmp_path.iterdir()] == ["store"]
 
 
 def test_write_atomically_leaves_no_temporary_file(tmp_path):

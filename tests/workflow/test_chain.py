@@ -125,7 +125,7 @@ def test_bad_data_is_one_error_and_leaves_nothing(project):
     text = done.stdout + done.stderr
     assert done.returncode != 0 and "test.tif" in text and 'File "' not in text
     assert not (project.folder / "results/acquired/test.ome.zarr/zarr.json").exists()
-    assert not list((project.folder / "results/acquired").glob(".*partial"))
+    assert not list((project.folder / "results/acquired").glob(".*partial*"))
 
 
 def test_a_killed_run_goes_on_without_redoing_finished_blocks(project):
