@@ -226,8 +226,8 @@ def write_atomically(path: Path, text: str) -> None:
 def replaced(path: Path) -> Iterator[Path]:
     """Yield a folder beside `path` to build a store in; it takes the place of `path` when all went well.
 
-    The folder is removed when the body fails. Every process builds in a folder of its own, on which it holds a
-    lock, so that two of them do not mix; folders that a killed process left behind are removed.
+    The folder is removed when the body fails. Every process builds in a folder of its own and holds a lock on
+    it, so that two of them do not mix; folders that a killed process left behind are removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{path.name}.partial-*"):
