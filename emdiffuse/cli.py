@@ -21,7 +21,7 @@ from typing import Annotated
 import typer
 
 from emdiffuse.errors import ConfigError, EmdiffuseError
-from emdiffuse.progress import logger, setup
+from emdiffuse.progress import fail, setup
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
@@ -197,16 +197,13 @@ def main() -> None:
     try:
         app()
     except EmdiffuseError as error:
-        logger.error("%s", error) if logger.handlers else print(f"error: {error}", file=sys.stderr)
+        fail(error)
         sys.exit(1)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
-        logger.error(
-            "%s: %s; make room or choose another folder, and start again",
-            error.filename or "output",
-            error.strerror,
-        )
+        where = error.filename or "the output"
+        fail(OSError(f"{where}: {error.strerror}; make room or choose another folder, and start again"))
         sys.exit(1)
 
 

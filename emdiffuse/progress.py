@@ -46,6 +46,14 @@ def setup(log: Path | None = None) -> None:
     logger.info("emdiffuse %s on node %s, process %d", __version__, node, os.getpid())
 
 
+def fail(error: BaseException) -> None:
+    """Tell a user's mistake in one line: as ``error: ...`` on standard error, and in the log."""
+    print(f"error: {error}", file=sys.stderr)
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(logger.makeRecord(logger.name, logging.ERROR, __file__, 0, str(error), (), None))
+
+
 def clock(seconds: float) -> str:
     """Return a duration as m:ss or h:mm:ss."""
     minutes, second = divmod(round(seconds), 60)

@@ -1,0 +1,62 @@
+"""The command line: a user's mistake is one line and exit code 1, and published weights can be imported."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from plain_unet import PlainUNet, random_weights
+
+from emdiffuse.networks import UNet, load_network
+
+
+def emdiffuse(*arguments):
+    """Run the command line in a process of its own, as a rule does."""
+    command = [sys.executable, "-m", "emdiffuse.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+MISTAKES = {
+    "no such file": (
+        ("acquire", "a", "out", "--settings", "{source: no.tif, voxel_size: {z: 1, y: 1, x: 1}}"),
+        "no.tif",
+    ),
+    "unknown key": (
+        ("acquire", "a", "out", "--settings", "{sauce: no.tif}"),
+        "error: datasets.a: sauce: unknown key",
+    ),
+    "no plan": (("restore", "nowhere/plan.json"), "there is no plan here"),
+    "odd worker": (("stitch", "plan.json", "--worker", "3-of-2"), "--worker: '3-of-2'"),
+    "no model": (
+        ("plan", "a", "b", "plan.json", "--settings", "{dataset: a, model: b}"),
+        "a: there is no finished Zarr",
+    ),
+    "not a checkpoint": (("import-weights", __file__, "--task", "emdiffuse-n", "--out", "m"), "test_cli.py"),
+    "unknown task": (("import-weights", __file__, "--task", "emdiffuse-z", "--out", "m"), "emdiffuse-z"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments, message = MISTAKES[name]
+    done = emdiffuse(*arguments)
+    assert done.returncode == 1
+    assert message in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_published_weights_are_imported_and_run(tmp_path):
+    shapes = {name: list(value.shape) for name, value in UNet(in_channels=2).state_dict().items()}
+    weights = random_weights(shapes, seed=0)
+    state = {f"denoise_fn.{name}": value for name, value in weights.items()}
+    torch.save({**state, "gammas": torch.ones(2000)}, tmp_path / "published.pth")
+    out = tmp_path / "experiments" / "published" / "best"
+    done = emdiffuse("import-weights", tmp_path / "published.pth", "--task", "emdiffuse-n", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((out / "model.json").read_text())["task"] == "emdiffuse-n"
+    x, gamma = torch.randn(1, 2, 64, 64), torch.tensor([0.3])
+    with torch.inference_mode():
+        ours, theirs = load_network(out)(x, gamma), PlainUNet(weights)(x, gamma)
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
