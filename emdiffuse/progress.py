@@ -11,6 +11,7 @@ Conventions
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import sys
@@ -61,7 +62,9 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-def progress(items: Iterable[Item], total: int, what: str, unit: str, done: int = 0) -> Iterator[Item]:
+def progress(
+    items: Iterable[Item], total: int, what: str, unit: str, done: int = 0, seconds: float = math.inf
+) -> Iterator[Item]:
     """Yield items and report how far they are.
 
     Parameters
@@ -74,6 +77,8 @@ def progress(items: Iterable[Item], total: int, what: str, unit: str, done: int 
         Name of the work, and of one item.
     done : int
         How many were done before this run; they do not count for the time left.
+    seconds : float
+        After which the work ends in any case; the time left is never said to be longer.
     """
     bar = tqdm(total=total, initial=done, desc=what, unit=unit, disable=not sys.stderr.isatty(), leave=False)
     start = last = time.monotonic()
@@ -85,7 +90,7 @@ def progress(items: Iterable[Item], total: int, what: str, unit: str, done: int 
             if now - last >= LINE_SECONDS or done + count == total:
                 last = now
                 rate = count / max(now - start, 1e-9)
-                left = clock((total - done - count) / rate)
+                left = clock(max(min((total - done - count) / rate, seconds - (now - start)), 0))
                 _line(f"{what}: {done + count} of {total} {unit}s, {rate:.3g} a second, {left} left", bar)
 
 

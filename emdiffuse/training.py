@@ -13,16 +13,13 @@ Conventions
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from emdiffuse import __version__
+from emdiffuse import __version__, checkpoints
 from emdiffuse.config import Model, Training
 from emdiffuse.diffusion.objectives import training_target
 from emdiffuse.diffusion.schedules import q_sample
@@ -46,6 +43,8 @@ from emdiffuse.settings import settings_hash
 from emdiffuse.volume import write_atomically
 
 VALIDATION_PATCHES = 64
+PLAIN = ("step", "seconds", "best", "history")
+STATEFUL = ("network", "average", "optimizer", "scaler")
 
 
 @dataclass
@@ -89,7 +88,7 @@ def train(store: Path, model: Model, name: str, experiment: Path, device: str = 
     patches = PatchStore(store)
     run = experiment / "run"
     run.mkdir(parents=True, exist_ok=True)
-    with _only_one(run / "lock"):
+    with checkpoints.only_one(run / "lock"):
         identity = settings_hash(model, patches.facts["hash"], __version__)
         state = _new_state(model, patches, place)
         _resume(run / "state.pt", identity, state)
@@ -127,9 +126,9 @@ def _loop(
     scalars = SummaryWriter(str(run / "tensorboard"), purge_step=state.step)
     losses: list[float] = []
     batches = _batches(patches, training, state.step)
-    for step in progress(
-        range(state.step, training.steps), training.steps, "training", "step", done=state.step
-    ):
+    steps = range(state.step, training.steps)
+    left = 60 * (training.minutes or math.inf) - state.seconds
+    for step in progress(steps, training.steps, "training", "step", done=state.step, seconds=left):
         share = max(step / training.steps, (time.monotonic() - begin) / 60 / (training.minutes or math.inf))
         if share >= 1:
             logger.info("the limit of %g minutes is reached after %d steps", training.minutes, step)
@@ -323,55 +322,26 @@ def _validate(
     )  # fmt: skip
     if entry["validation_psnr"] > state.best:
         state.best = entry["validation_psnr"]
-        _write(run / "best.pt", state.average.state_dict())
-
-
-def _write(path: Path, content: Any) -> None:
-    """Write with torch.save beside the place, and rename."""
-    temporary = path.with_suffix(".partial")
-    torch.save(content, temporary)
-    temporary.replace(path)
+        checkpoints.write(run / "best.pt", state.average.state_dict())
 
 
 def _save(path: Path, identity: str, state: State) -> None:
     """Save all that a resume needs."""
-    content = {name: getattr(state, name) for name in ("step", "seconds", "best", "history")}
-    parts = {
-        name: getattr(state, name).state_dict() for name in ("network", "average", "optimizer", "scaler")
-    }
-    _write(path, {"identity": identity, **content, **parts})
+    content = {name: getattr(state, name) for name in PLAIN}
+    parts = {name: getattr(state, name).state_dict() for name in STATEFUL}
+    checkpoints.write(path, {"identity": identity, **content, **parts})
 
 
 def _resume(path: Path, identity: str, state: State) -> None:
-    """Take up a saved state, unless it is of other settings or data, or damaged."""
-    if not path.exists():
+    """Take up a saved state of the same settings and data, if there is one."""
+    saved = checkpoints.read(path, identity)
+    if saved is None:
         return
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        same = saved["identity"] == identity
-    except Exception as error:
-        logger.warning("%s is damaged (%s); the training begins anew", path, type(error).__name__)
-        return
-    if not same:
-        logger.info("%s was made with other settings or data; the training begins anew", path)
-        return
-    for name in ("network", "average", "optimizer", "scaler"):
+    for name in STATEFUL:
         getattr(state, name).load_state_dict(saved[name])
-    for name in ("step", "seconds", "best", "history"):
+    for name in PLAIN:
         setattr(state, name, saved[name])
     logger.info("the training goes on from step %d", state.step)
-
-
-@contextmanager
-def _only_one(lock: Path) -> Iterator[None]:
-    """Hold a lock while training: a second process waits, and then finds the work done."""
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.warning("another process trains here (%s); waiting for it", lock)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _finish(

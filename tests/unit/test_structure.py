@@ -11,9 +11,9 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "emdiffuse"
 # imports only go down this list
 ORDER = [
-    "cli", "report", "evaluation", "baselines", "stitching", "restoration", "training", "inference",
-    "patches", "registration", "acquisition", "readers", "diffusion", "networks", "metrics", "volume",
-    "geometry", "config", "settings", "tasks", "progress", "errors",
+    "cli", "report", "evaluation", "baselines", "stitching", "restoration", "training", "checkpoints",
+    "inference", "patches", "registration", "acquisition", "readers", "diffusion", "networks", "metrics",
+    "volume", "geometry", "config", "settings", "tasks", "progress", "errors",
 ]  # fmt: skip
 
 
@@ -22,6 +22,8 @@ def imported(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("emdiffuse."):
             yield node.module.split(".")[1]
+        elif isinstance(node, ast.ImportFrom) and node.module == "emdiffuse":
+            yield from (name.name for name in node.names if name.name in ORDER)
         elif isinstance(node, ast.Import):
             yield from (name.name.split(".")[1] for name in node.names if name.name.startswith("emdiffuse."))
 
