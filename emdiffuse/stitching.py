@@ -67,13 +67,18 @@ def stitch_box(plan: Plan, volume: Volume, tiles: Array, quantity: int, box: Box
     sums = np.zeros([e - b for b, e in zip(begin, end, strict=True)], np.float32)
     for block in grid.overlapping(begin, end):
         number = (block.index[0] * grid.counts[1] + block.index[1]) * nx + block.index[2]
-        if not tiles.exists((number, 0, 0, 0, 0)):
-            raise StoreError(f"{tiles.path}: block {number} is missing; run the stage `restore` again")
+        chunk = tiles.chunk_path((number, 0, 0, 0, 0))
+        if not chunk.exists():
+            raise StoreError(f"{chunk}: block {number} is missing; run again with `--forcerun restore`")
         low = [max(a, b) for a, b in zip(begin, block.begin, strict=True)]
         high = [min(a, b) for a, b in zip(end, block.end, strict=True)]
         there = tuple(slice(lo - b, hi - b) for lo, hi, b in zip(low, high, block.begin, strict=True))
         here = tuple(slice(lo - b, hi - b) for lo, hi, b in zip(low, high, begin, strict=True))
-        sums[here] += tiles[(slice(number, number + 1), slice(quantity, quantity + 1), *there)][0, 0]
+        try:
+            sums[here] += tiles[(slice(number, number + 1), slice(quantity, quantity + 1), *there)][0, 0]
+        except StoreError:
+            hint = "delete this file and run again with `--forcerun restore`"
+            raise StoreError(f"{chunk}: block {number} is damaged; {hint}") from None
     intensity = volume.facts["intensity"]
     if quantity == 1:
         return sums * np.float32((intensity["high"] - intensity["low"]) / 2)

@@ -152,6 +152,20 @@ def test_a_missing_block_is_named_by_the_stitcher(dataset, small_model, tmp_path
         stitch(tmp_path / "plan.json", 1, 1)
 
 
+def test_a_damaged_block_is_named_and_can_be_made_again(dataset, small_model, reference, tmp_path):
+    plan = run(dataset, small_model, tmp_path)
+    chunk = Array(plan.tiles).chunk_path((1, 0, 0, 0, 0))
+    content_of_chunk = bytearray(chunk.read_bytes())
+    content_of_chunk[len(content_of_chunk) // 2] ^= 1
+    chunk.write_bytes(content_of_chunk)
+    shutil.rmtree(plan.restored / "restored" / "0" / "c")
+    with pytest.raises(StoreError, match=r"1/0/0/0/0: block 1 is damaged; delete this file"):
+        stitch(tmp_path / "plan.json", 1, 1)
+    chunk.unlink()
+    plan = run(dataset, small_model, tmp_path)
+    assert content(plan.restored) == content(reference.restored)
+
+
 def _restore_in_a_process(path):
     torch.set_num_threads(1)
     restore(path, 1, 1, "cpu")
