@@ -6,7 +6,7 @@ Plain is `tests/unit/plain_unet.py`: float32, eager, NCHW, one obvious operation
 are timed in turns in one process for each allocator, so that both meet the same machine:
 
 - `stock`: glibc's defaults, as the published code is launched;
-- `workers`: glibc keeps freed memory instead of giving it back, as this package's workers are launched.
+- `workers`: glibc keeps freed memory instead of giving it back.
 
 The ceiling is what this machine's convolutions reach by themselves: each 3x3 convolution of the plain network
 is timed alone, channels last, and these times are summed. The package's network makes fewer multiplications,
