@@ -10,7 +10,7 @@ rule train:
         "logs/train/{model}.log",
     conda:
         "../envs/emdiffuse.yaml"
-    threads: 2
+    threads: training_threads()
     resources:
         mem_mb=8000,
         runtime=1440,
