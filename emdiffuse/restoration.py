@@ -39,6 +39,7 @@ from emdiffuse.settings import settings_hash
 from emdiffuse.tasks import CONDITION_OFFSETS
 from emdiffuse.volume import Array, Volume, create_array, create_image_array, open_volume, write_atomically
 
+WEIGHTS = "model.safetensors"
 QUANTITIES = ("restored", "uncertainty")
 
 
@@ -54,6 +55,8 @@ class Plan:
         Identifies input, model and settings.
     input, model : Path
         The registered volume and the folder of the model.
+    weights : str
+        SHA-256 of the model's weights.
     factor : Fraction
         Anisotropy factor.
     slices : int
@@ -70,6 +73,7 @@ class Plan:
     hash: str
     input: Path
     model: Path
+    weights: str
     factor: Fraction
     slices: int
     shape: tuple[int, int, int]
@@ -129,15 +133,17 @@ def make_plan(dataset: Path, model: Path, settings: Restoration, out: Path) -> P
     slices, height, width = volume.array.shape
     if slices < 2:
         raise DataError(f"{dataset}: one slice has no gap to fill; at least two are needed")
+    weights = _file_hash(model / WEIGHTS)
     identity = settings_hash(
         settings.sampler, settings.tiling, str(factor), [slices, height, width],
         volume.facts.get("sources"), volume.facts.get("intensity"),
-        _file_hash(model / "model.safetensors"), description,
+        weights, description,
     )  # fmt: skip
     content = {
         "hash": identity,
         "input": str(dataset),
         "model": str(model),
+        "weights": weights,
         "factor": str(factor),
         "slices": slices,
         "shape": [SliceGrid(slices, factor).length, height, width],
@@ -171,8 +177,11 @@ def make_plan(dataset: Path, model: Path, settings: Restoration, out: Path) -> P
 
 
 def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise StoreError(f"{path}: there are no weights here; train or import the model first") from None
 
 
 def _make_stores(plan: Plan, volume: Volume) -> None:
@@ -238,6 +247,7 @@ def _parse_plan(content: dict[str, Any], folder: Path) -> Plan:
         hash=content["hash"],
         input=Path(content["input"]),
         model=Path(content["model"]),
+        weights=content["weights"],
         factor=Fraction(content["factor"]),
         slices=content["slices"],
         shape=(z, y, x),
@@ -268,6 +278,8 @@ def restore(path: Path, worker: int, workers: int, device: str = "auto") -> None
     volume, tiles, grid = open_volume(plan.input), open_array_of(plan, plan.tiles), plan.grid
     if volume.facts.get("sources") != plan.facts["sources"]:
         raise StoreError(f"{plan.input}: changed since {path} was made; run the stage `plan` again")
+    if _file_hash(plan.model / WEIGHTS) != plan.weights:
+        raise StoreError(f"{plan.model}: changed since {path} was made; run the stage `plan` again")
     mine = owned(len(grid), worker, workers)
     todo = [number for number in mine if not tiles.exists((number, 0, 0, 0, 0))]
     if not todo:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import write_volume
+from safetensors.torch import load_file, save_file
 
 from emdiffuse.config import Restoration
 from emdiffuse.errors import ConfigError, StoreError
@@ -142,6 +143,22 @@ def test_a_changed_input_is_refused(medulla, small_model, tmp_path):
     write_volume(path, medulla[:13:6, :64, :64], (60, 10, 10), sources=[{"sha256": "2"}])
     with pytest.raises(StoreError, match="changed since"):
         restore(tmp_path / "plan.json", 1, 1, "cpu")
+
+
+def test_a_changed_model_is_refused(dataset, small_model, tmp_path):
+    model = shutil.copytree(small_model, tmp_path / "model")
+    make_plan(dataset, model, settings(), tmp_path / "plan.json")
+    weights = load_file(model / "model.safetensors")
+    save_file({name: value * 1.1 for name, value in weights.items()}, model / "model.safetensors")
+    with pytest.raises(StoreError, match="model: changed since"):
+        restore(tmp_path / "plan.json", 1, 1, "cpu")
+
+
+def test_a_model_without_weights_is_refused(dataset, small_model, tmp_path):
+    model = shutil.copytree(small_model, tmp_path / "model")
+    (model / "model.safetensors").unlink()
+    with pytest.raises(StoreError, match="model.safetensors: there are no weights here"):
+        make_plan(dataset, model, settings(), tmp_path / "plan.json")
 
 
 def test_a_missing_block_is_named_by_the_stitcher(dataset, small_model, tmp_path):
