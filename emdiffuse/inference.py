@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from emdiffuse.diffusion.samplers import SAMPLERS, ddpm
 from emdiffuse.diffusion.schedules import log_snr_levels
 from emdiffuse.networks import load_network
 from emdiffuse.networks.gap import GapNetwork, linear_interpolation
-from emdiffuse.networks.weights import load_description
+from emdiffuse.networks.weights import ModelError, load_description
 
 GAMMA_LAST = 0.98
 """Highest level at which the network is called: what noise is left there is below that of the data."""
@@ -86,6 +86,21 @@ def gap_denoiser(network: GapNetwork, condition: Tensor, positions: Tensor, fact
     return denoise
 
 
+def gap_description(directory: Path) -> dict[str, Any]:
+    """Return the description of a native vEM model.
+
+    Raises
+    ------
+    ModelError
+        If it is missing, damaged, or of another kind of network, such as a published one.
+    """
+    description = load_description(directory)
+    kind = description["network"]["architecture"]
+    if kind != "gap":
+        raise ModelError(f"{directory}: '{kind}' cannot fill gaps; train a model of the task vemdiffuse-i")
+    return description
+
+
 @dataclass(frozen=True)
 class GapModel:
     """A trained vEM model.
@@ -116,9 +131,8 @@ class GapModel:
         ModelError
             If its files are missing, damaged, or of another kind.
         """
-        description: dict[str, Any] = load_description(directory)
-        network = load_network(directory, device)
-        assert isinstance(network, GapNetwork)
+        description = gap_description(directory)
+        network = cast(GapNetwork, load_network(directory, device))
         noise = description["noise"]
         return cls(network, float(noise["correlation"]), int(description["factor"]), torch.device(device))
 

@@ -32,8 +32,7 @@ from emdiffuse.acquisition import to_unit
 from emdiffuse.config import Restoration, Sampler, Tiling, anisotropy_factor
 from emdiffuse.errors import DataError, StoreError
 from emdiffuse.geometry import Block, BlockGrid, SliceGrid, TileAxis, noise_field, owned
-from emdiffuse.inference import GapModel, estimator
-from emdiffuse.networks.weights import load_description
+from emdiffuse.inference import GapModel, estimator, gap_description
 from emdiffuse.progress import logger, progress
 from emdiffuse.settings import settings_hash
 from emdiffuse.tasks import CONDITION_OFFSETS
@@ -124,7 +123,7 @@ def make_plan(dataset: Path, model: Path, settings: Restoration, out: Path) -> P
     DataError
         If the volume has fewer than two slices, or no anisotropy that a model could remove.
     """
-    volume, description = open_volume(dataset), load_description(model)
+    volume, description = open_volume(dataset), gap_description(model)
     factor = anisotropy_factor(volume.voxel_size, str(dataset))
     if factor != description["factor"]:
         logger.warning(

@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from emdiffuse.config import Restoration
 from emdiffuse.errors import ConfigError, StoreError
 from emdiffuse.inference import GapModel
+from emdiffuse.networks import UNet
+from emdiffuse.networks.weights import ModelError, save_model
 from emdiffuse.restoration import make_plan, read_condition, read_plan, restore, restore_block
 from emdiffuse.stitching import pyramid, stitch
 from emdiffuse.volume import Array, open_volume
@@ -157,8 +159,18 @@ def test_a_changed_model_is_refused(dataset, small_model, tmp_path):
 def test_a_model_without_weights_is_refused(dataset, small_model, tmp_path):
     model = shutil.copytree(small_model, tmp_path / "model")
     (model / "model.safetensors").unlink()
-    with pytest.raises(StoreError, match="model.safetensors: there are no weights here"):
+    with pytest.raises(StoreError, match=r"model.safetensors: there are no weights here"):
         make_plan(dataset, model, settings(), tmp_path / "plan.json")
+
+
+def test_a_published_network_is_refused(dataset, tmp_path):
+    save_model(
+        tmp_path / "m",
+        UNet(2),
+        {"task": "emdiffuse-n", "network": {"architecture": "unet", "in_channels": 2}},
+    )
+    with pytest.raises(ModelError, match="'unet' cannot fill gaps"):
+        make_plan(dataset, tmp_path / "m", settings(), tmp_path / "plan.json")
 
 
 def test_a_missing_block_is_named_by_the_stitcher(dataset, small_model, tmp_path):
