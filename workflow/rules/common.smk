@@ -77,11 +77,6 @@ def model_settings(wildcards):
     return CONFIG.models[wildcards.model].canonical()
 
 
-def training_threads():
-    """All cores of the machine, up to where a small network gains no more; a cluster's profile sets its own."""
-    return min(workflow.cores or 8, 8)
-
-
 def restoration(wildcards):
     found = [
         item

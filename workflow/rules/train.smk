@@ -10,7 +10,7 @@ rule train:
         "logs/train/{model}.log",
     conda:
         "../envs/emdiffuse.yaml"
-    threads: training_threads()
+    threads: 8  # or all cores of a smaller machine; a small network gains no more
     resources:
         mem_mb=8000,
         runtime=1440,
