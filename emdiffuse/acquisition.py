@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from emdiffuse.atomic import replaced
 from emdiffuse.errors import DataError
 from emdiffuse.progress import progress
 from emdiffuse.readers import Slices, open_source
-from emdiffuse.volume import Array, create_image_array, open_volume, replaced, write_image
+from emdiffuse.volume import Array, create_image_array, open_volume, write_image
 
 LOW, HIGH = 0.005, 0.995
 SLAB_MEMORY = 2**30

@@ -186,7 +186,7 @@ def _share(text: str) -> tuple[int, int]:
 
 
 def _mark(path: Path | None, content: str) -> None:
-    from emdiffuse.volume import write_atomically
+    from emdiffuse.atomic import write_atomically
 
     if path is not None:
         write_atomically(path, f"{content}\n")

@@ -32,12 +32,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdiffuse import metrics
+from emdiffuse.atomic import write_atomically
 from emdiffuse.baselines import KINDS, interpolate
 from emdiffuse.config import anisotropy_factor
 from emdiffuse.errors import DataError
 from emdiffuse.geometry import SliceGrid
 from emdiffuse.progress import progress
-from emdiffuse.volume import Volume, open_volume, write_atomically
+from emdiffuse.volume import Volume, open_volume
 
 METHODS = (*KINDS, "restored")
 PLANES = {"xy": 0, "xz": 1, "yz": 2}

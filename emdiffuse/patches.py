@@ -22,12 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdiffuse.acquisition import to_unit
+from emdiffuse.atomic import replaced
 from emdiffuse.config import Model, Patches
 from emdiffuse.errors import DataError
 from emdiffuse.progress import logger, progress
 from emdiffuse.settings import settings_hash
 from emdiffuse.tasks import CONDITION_OFFSETS
-from emdiffuse.volume import Array, Volume, create_array, open_volume, read_metadata, replaced, write_group
+from emdiffuse.volume import Array, Volume, create_array, open_volume, read_metadata, write_group
 
 PATCHES_PER_SHARD = 64
 TRAINING, VALIDATION = 0, 1

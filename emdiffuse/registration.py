@@ -39,10 +39,11 @@ import scipy.fft
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from emdiffuse.atomic import replaced, write_atomically
 from emdiffuse.config import Alignment
 from emdiffuse.errors import DataError
 from emdiffuse.progress import progress
-from emdiffuse.volume import Volume, open_volume, replaced, write_atomically, write_image
+from emdiffuse.volume import Volume, open_volume, write_image
 
 PATCH = 64
 REACH = 8

@@ -29,6 +29,7 @@ import torch
 from numpy.typing import NDArray
 
 from emdiffuse.acquisition import to_unit
+from emdiffuse.atomic import write_atomically
 from emdiffuse.config import Restoration, Sampler, Tiling, anisotropy_factor
 from emdiffuse.errors import DataError, StoreError
 from emdiffuse.geometry import Block, BlockGrid, SliceGrid, TileAxis, noise_field, owned
@@ -36,7 +37,7 @@ from emdiffuse.inference import GapModel, estimator, gap_description
 from emdiffuse.progress import logger, progress
 from emdiffuse.settings import settings_hash
 from emdiffuse.tasks import CONDITION_OFFSETS
-from emdiffuse.volume import Array, Volume, create_array, create_image_array, open_volume, write_atomically
+from emdiffuse.volume import Array, Volume, create_array, create_image_array, open_volume
 
 WEIGHTS = "model.safetensors"
 QUANTITIES = ("restored", "uncertainty")

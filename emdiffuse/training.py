@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from emdiffuse import __version__, checkpoints
+from emdiffuse.atomic import write_atomically
 from emdiffuse.config import Model, Training
 from emdiffuse.diffusion.objectives import training_target
 from emdiffuse.diffusion.schedules import q_sample
@@ -40,7 +41,6 @@ from emdiffuse.networks.weights import save_model
 from emdiffuse.patches import PatchStore
 from emdiffuse.progress import clock, logger, progress
 from emdiffuse.settings import settings_hash
-from emdiffuse.volume import write_atomically
 
 VALIDATION_PATCHES = 64
 PLAIN = ("step", "seconds", "best", "history")

@@ -15,15 +15,10 @@ Conventions
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import itertools
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -35,6 +30,7 @@ import zarr
 from numpy.typing import DTypeLike, NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
+from emdiffuse.atomic import write_atomically
 from emdiffuse.errors import StoreError
 
 CHUNK = (32, 64, 64)
@@ -204,73 +200,6 @@ def write_group(path: Path, attributes: dict[str, Any]) -> None:
     """Write a group's ``zarr.json``, atomically: the last thing that the maker of a store does."""
     metadata = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
     write_atomically(path / "zarr.json", json.dumps(metadata, indent=2))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file beside its place and rename it: readers see all of it, or what was there before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-@contextlib.contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """Yield a folder beside `path` to build a store in; it takes the place of `path` when all went well.
-
-    The folder is removed when the body fails. Every process builds in a folder of its own and holds a lock on
-    it, so that two of them do not mix; folders that a killed process left behind are removed.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{path.name}.partial-*"):
-        with contextlib.suppress(OSError), _locked(left):
-            shutil.rmtree(left)
-    with contextlib.ExitStack() as stack:
-        partial = None
-        while partial is None:  # until a new folder is ours, and not taken for a leftover by another process
-            new = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.partial-"))
-            with contextlib.suppress(BlockingIOError, FileNotFoundError):
-                stack.enter_context(_locked(new))
-                partial = new if new.exists() else None
-        partial.chmod(0o755)
-        try:
-            yield partial
-            _take_place(partial, path)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-
-
-def _take_place(partial: Path, path: Path) -> None:
-    """Rename a folder to `path`, whatever lies there, also while other processes do the same."""
-    while True:
-        shutil.rmtree(path, ignore_errors=True)
-        try:
-            partial.rename(path)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        else:
-            return
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock, which ends with the process; raise BlockingIOError when another holds it."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(handle)
 
 
 def multiscale(

@@ -18,10 +18,10 @@ from typing import Any
 
 import jinja2
 
+from emdiffuse.atomic import write_atomically
 from emdiffuse.config import Config, Restoration, Section
 from emdiffuse.report.pictures import COLUMNS, View, open_view, panels, scale_bar, viewer
 from emdiffuse.report.text import chart, flatten, table, verdict
-from emdiffuse.volume import write_atomically
 
 BUDGET = 10_000_000
 """Bytes that all pictures together may take; base64 makes them a third larger."""

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "emdiffuse"
 ORDER = [
     "cli", "report", "evaluation", "baselines", "stitching", "restoration", "training", "checkpoints",
     "inference", "patches", "registration", "acquisition", "readers", "diffusion", "networks", "metrics",
-    "volume", "geometry", "config", "settings", "tasks", "progress", "errors",
+    "volume", "atomic", "geometry", "config", "settings", "tasks", "progress", "errors",
 ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from ome_zarr.io import parse_url
 from ome_zarr.reader import Reader
 from ome_zarr_models.v05 import Image
 
+from emdiffuse.atomic import replaced, write_atomically
 from emdiffuse.errors import StoreError
 from emdiffuse.volume import (
     Array,
@@ -19,8 +20,6 @@ from emdiffuse.volume import (
     create_image_array,
     multiscale,
     open_volume,
-    replaced,
-    write_atomically,
     write_group,
     write_image,
 )
