@@ -73,4 +73,5 @@ def peaks(medulla, small_model, tmp_path_factory):
 
 @pytest.mark.parametrize("stage", ["plan", "restore", "stitch", "pyramid"])
 def test_peak_memory_does_not_grow_with_the_volume(peaks, stage):
-    assert peaks["large", stage] < 1.1 * peaks["small", stage], peaks
+    """Eight times the volume; a fifth more is allowed, since the small one does not fill whole shards."""
+    assert peaks["large", stage] < 1.2 * peaks["small", stage], peaks
