@@ -74,7 +74,7 @@ def keep_every(volume: Path, factor: int, name: str, out: Path) -> None:
 def register(volume: Path, out: Path, quality: Path, figure: Path, settings: Settings) -> None:
     """Check that the slices of a volume are aligned, and pass it on."""
     from emdiffuse.config import Alignment
-    from emdiffuse.registration import check_alignment
+    from emdiffuse.registration.volumes import check_alignment
     from emdiffuse.settings import parse
 
     check_alignment(volume, parse(Alignment, settings, "alignment"), out, quality, figure)

@@ -11,7 +11,7 @@ from helpers import ROOT, write_volume
 
 from emdiffuse.config import Alignment
 from emdiffuse.errors import DataError
-from emdiffuse.registration import Measured, check_alignment, judge, measure
+from emdiffuse.registration.volumes import Measured, check_alignment, judge, measure
 from emdiffuse.volume import Volume, open_volume
 
 MARGIN = 8
