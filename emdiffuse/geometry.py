@@ -84,6 +84,46 @@ class SliceGrid:
 
 
 @dataclass(frozen=True)
+class ImageStack:
+    """Slices that are restored one by one: every slice is a gap of its own, and none is real.
+
+    Parameters
+    ----------
+    slices : int
+        Number of slices.
+    """
+
+    slices: int
+    factor: Fraction = Fraction(1)
+
+    @property
+    def gaps(self) -> int:
+        """Number of slices."""
+        return self.slices
+
+    @property
+    def length(self) -> int:
+        """Number of slices."""
+        return self.slices
+
+    def first(self, gap: int) -> int:
+        """Return the slice of a gap: itself."""
+        return gap
+
+    def generated(self, gap: int) -> range:
+        """Return the slice of a gap: itself."""
+        return range(gap, gap + 1)
+
+    def positions(self, gap: int) -> NDArray[np.float32]:
+        """Return the position of an image, which is 1/2 by convention (`emdiffuse.processes`)."""
+        return np.array([0.5], np.float32)
+
+    def real(self, z: int) -> int | None:
+        """Return None: no slice is passed on as it is."""
+        return None
+
+
+@dataclass(frozen=True)
 class TileAxis:
     """Tiles along y or x.
 
@@ -173,7 +213,7 @@ class BlockGrid:
 
     Parameters
     ----------
-    z : SliceGrid
+    z : SliceGrid or ImageStack
         Output slices.
     y, x : TileAxis
         Tiles along y and x.
@@ -181,7 +221,7 @@ class BlockGrid:
         Gaps, tiles along y and tiles along x in a block.
     """
 
-    z: SliceGrid
+    z: SliceGrid | ImageStack
     y: TileAxis
     x: TileAxis
     block: tuple[int, int, int]

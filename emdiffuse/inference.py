@@ -1,158 +1,108 @@
-"""A trained model, ready to fill gaps: the network, its description, and how samples are drawn and averaged.
+"""A trained model, ready to restore: the network, its process, and how samples are averaged.
 
 Conventions
 -----------
-* Images are scaled to [-1, 1]; what is sampled is the residual to linear interpolation, in units of the
-  network's `residual_scale`. Levels are gammas, from 0 (pure noise) up; see `emdiffuse.diffusion`.
-* Noise is white in the plane and, along z, correlated as exp(-|dt| / correlation) with dt the difference of
-  positions in the gap, in training and in sampling alike; a correlation of 0 is white noise.
+* Images are scaled to [-1, 1]; see `emdiffuse.processes` for what a batch and a sample are.
+* Mean and standard deviation over samples are streamed: no more than one sample is held.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from emdiffuse.config import Sampler
-from emdiffuse.diffusion.objectives import Denoiser, as_denoiser
-from emdiffuse.diffusion.samplers import SAMPLERS, ddpm
-from emdiffuse.diffusion.schedules import log_snr_levels
 from emdiffuse.networks import load_network
-from emdiffuse.networks.gap import GapNetwork, linear_interpolation
-from emdiffuse.networks.weights import ModelError, load_description
-
-GAMMA_LAST = 0.98
-"""Highest level at which the network is called: what noise is left there is below that of the data."""
+from emdiffuse.networks.precision import autocast_for
+from emdiffuse.networks.weights import PUBLISHED_SAMPLER, ModelError, load_description
+from emdiffuse.processes import Batch, Process, process_of
+from emdiffuse.tasks import TASKS
 
 WhiteNoise = Callable[[int, int], Tensor]
 
 
-def estimator(sampler: Sampler) -> str:
+def differ(description: dict[str, Any], sampler: Sampler) -> bool:
+    """Tell whether samples of a model differ: not where a native network gives the posterior mean."""
+    return description["network"]["architecture"] != "native" or sampler.steps != 1
+
+
+def estimator(sampler: Sampler, description: dict[str, Any]) -> str:
     """Say in words what the restored volume is."""
-    if sampler.steps == 1:
+    if not differ(description, sampler):
         return "posterior mean in one call"
     what = f"mean of {sampler.samples} samples" if sampler.samples > 1 else "one sample"
     return f"{what} of {sampler.steps} calls ({sampler.name})"
 
 
-def correlate(white: Tensor, positions: Tensor, correlation: float) -> Tensor:
-    """Correlate white noise along the slices of gaps.
-
-    Parameters
-    ----------
-    white : Tensor
-        (N, D, H, W), standard normal.
-    positions : Tensor
-        (N, D), positions in the gap; NaN where a slice is absent.
-    correlation : float
-        Length of the correlation, in gaps.
-
-    Returns
-    -------
-    Tensor
-        (N, D, H, W); every voxel is standard normal.
-    """
-    if correlation == 0:
-        return white
-    t = positions.double().nan_to_num(1e6)
-    distance = (t[:, :, None] - t[:, None, :]).abs() / correlation
-    jitter = 1e-9 * torch.eye(t.shape[1], dtype=torch.float64, device=t.device)
-    factor = torch.linalg.cholesky(torch.exp(-distance) + jitter)
-    return torch.einsum("nde,nehw->ndhw", factor.to(white.dtype), white)
+def resolve(sampler: Sampler, description: dict[str, Any]) -> Sampler:
+    """Fill in what a sampler's settings leave to the model: its own sampler, and number of calls."""
+    own = description.get("sampler", PUBLISHED_SAMPLER)
+    name = sampler.name or own["name"]
+    steps = sampler.steps or (TASKS[description["task"]].published_steps if name == "ddpm" else own["steps"])
+    return sampler.model_copy(update={"name": name, "steps": steps})
 
 
-def gap_denoiser(network: GapNetwork, condition: Tensor, positions: Tensor, factor: Tensor) -> Denoiser:
-    """Bind a network to its condition, as a denoiser of the residual.
-
-    At pure noise the noisy residual is not shown, so that the answer is the posterior mean.
-    """
-
-    def call(x: Tensor, gamma: Tensor) -> Tensor:
-        out: Tensor = network(x, gamma.to(x.dtype), condition, positions, factor)
-        return out
-
-    flow = as_denoiser(call, "flow")
-
-    def denoise(x: Tensor, gamma: Tensor) -> Tensor:
-        visible = (gamma > 0).to(x.dtype)[:, None, None, None]
-        return flow(x * visible, gamma)
-
-    return denoise
-
-
-def gap_description(directory: Path) -> dict[str, Any]:
-    """Return the description of a native vEM model.
-
-    Raises
-    ------
-    ModelError
-        If it is missing, damaged, or of another kind of network, such as a published one.
-    """
-    description = load_description(directory)
-    kind = description["network"]["architecture"]
-    if kind != "gap":
-        raise ModelError(f"{directory}: '{kind}' cannot fill gaps; train a model of the task vemdiffuse-i")
-    return description
+def trained_for(description: dict[str, Any], factor: Fraction) -> bool:
+    """Tell whether a model was trained for an anisotropy factor, or for factors around it."""
+    factors = description.get("factors")
+    return not factors or min(factors) <= factor <= max(factors)
 
 
 @dataclass(frozen=True)
-class GapModel:
-    """A trained vEM model.
+class RestorationModel:
+    """A trained model.
 
     Attributes
     ----------
-    network : GapNetwork
+    network : Module
         Its moving-average weights, in eval mode.
-    correlation : float
-        Correlation length of its noise along z, in gaps.
-    factor : int
-        Anisotropy factor that it was trained for.
+    process : Process
+        How it is sampled.
+    description : dict
+        ``model.json``.
     device : torch.device
         Where it runs.
     """
 
-    network: GapNetwork
-    correlation: float
-    factor: int
+    network: nn.Module
+    process: Process
+    description: dict[str, Any]
     device: torch.device
 
     @classmethod
-    def load(cls, directory: Path, device: str = "cpu") -> GapModel:
-        """Open a model that training wrote.
+    def load(cls, directory: Path, device: str = "cpu") -> RestorationModel:
+        """Open a model that training or `import-weights` wrote.
 
         Raises
         ------
         ModelError
-            If its files are missing, damaged, or of another kind.
+            If its files are missing or damaged, or say too little to run it.
         """
-        description = gap_description(directory)
-        network = cast(GapNetwork, load_network(directory, device))
-        noise = description["noise"]
-        return cls(network, float(noise["correlation"]), int(description["factor"]), torch.device(device))
+        description = load_description(directory)
+        network = load_network(directory, device)
+        try:
+            process = process_of(description)
+        except KeyError as error:
+            raise ModelError(f"{directory}/model.json does not say '{error.args[0]}'; train again") from None
+        return cls(network, process, description, torch.device(device))
 
     @torch.inference_mode()
-    def restore(
-        self, condition: Tensor, positions: Tensor, factor: float, sampler: Sampler, white: WhiteNoise
-    ) -> tuple[Tensor, Tensor]:
-        """Fill gaps.
+    def restore(self, batch: Batch, sampler: Sampler, white: WhiteNoise) -> tuple[Tensor, Tensor]:
+        """Restore images, or the slices of gaps.
 
         Parameters
         ----------
-        condition : Tensor
-            (N, 4, H, W), float32 in [-1, 1]: the real slices at `tasks.CONDITION_OFFSETS`; H and W multiples
-            of the network's stride.
-        positions : Tensor
-            (N, D), float32, positions of the slices in their gap.
-        factor : float
-            Anisotropy factor.
+        batch : Batch
+            What is known; H and W multiples of the network's stride.
         sampler : Sampler
-            Which sampler, how many calls and samples.
+            Which sampler, how many calls and samples; see `resolve` for what may be left open.
         white : callable
             ``white(sample, step)``: standard normal noise (N, D, H, W), different for each sample and step.
 
@@ -162,36 +112,17 @@ class GapModel:
             Mean and standard deviation over the samples, (N, D, H, W), float32 in units of [-1, 1]; the
             standard deviation of one sample is 0.
         """
-        factors = torch.full((len(condition),), factor, device=condition.device)
-        denoise = gap_denoiser(self.network, condition, positions, factors)
-        base = linear_interpolation(condition, positions)
-        if sampler.steps == 1:
-            residual = denoise(torch.zeros_like(base), torch.zeros(len(condition), device=base.device))
-            return base + self.network.residual_scale * residual, torch.zeros_like(base)
-        levels = log_snr_levels(sampler.steps, 0.0, GAMMA_LAST)
-        mean, squares = torch.zeros_like(base), torch.zeros_like(base)
-        for sample in range(sampler.samples):
-            residual = self._sample(denoise, positions, levels, sampler, white, sample)
-            delta = residual - mean
+        sampler = resolve(sampler, self.description)
+        batch = batch.to(self.device)
+        mean = torch.zeros(batch.shape, device=self.device)
+        squares = torch.zeros_like(mean)
+        autocast, _ = autocast_for(self.device)
+        samples = sampler.samples if differ(self.description, sampler) else 1
+        for sample in range(samples):
+            noise = partial(white, sample)
+            with autocast:
+                values = self.process.sample(self.network, batch, sampler, noise).float()
+            delta = values - mean
             mean = mean + delta / (sample + 1)
-            squares = squares + delta * (residual - mean)
-        deviation = (squares / max(sampler.samples - 1, 1)).sqrt()
-        return base + self.network.residual_scale * mean, self.network.residual_scale * deviation
-
-    def _sample(
-        self,
-        denoise: Denoiser,
-        positions: Tensor,
-        levels: np.ndarray[Any, np.dtype[np.float64]],
-        sampler: Sampler,
-        white: WhiteNoise,
-        sample: int,
-    ) -> Tensor:
-        """Draw one sample of the residual."""
-
-        def noise(step: int) -> Tensor:
-            return correlate(white(sample, step), positions, self.correlation)
-
-        if sampler.name == "ddpm":
-            return ddpm(denoise, noise(0), levels, noise)
-        return SAMPLERS[sampler.name](denoise, noise(0), levels)
+            squares = squares + delta * (values - mean)
+        return mean, (squares / max(samples - 1, 1)).sqrt()

@@ -11,6 +11,8 @@ Conventions
   stitching takes them from the input.
 * A chunk that exists is a block that is done. Worker w of N owns the blocks w - 1, w - 1 + N, ...
 * Beyond the volume's edges the input is mirrored.
+* Images (emdiffuse-n, emdiffuse-r) take the same path: a stack of slices, each restored by itself, whose
+  tiles lie on the pixel grid of the output, `scale` times as fine as the input's.
 """
 
 from __future__ import annotations
@@ -32,11 +34,14 @@ from emdiffuse.acquisition import to_unit
 from emdiffuse.atomic import write_atomically
 from emdiffuse.config import Restoration, Sampler, Tiling, anisotropy_factor
 from emdiffuse.errors import DataError, StoreError
-from emdiffuse.geometry import Block, BlockGrid, SliceGrid, TileAxis, noise_field, owned
-from emdiffuse.inference import GapModel, estimator, gap_description
+from emdiffuse.geometry import Block, BlockGrid, ImageStack, SliceGrid, TileAxis, noise_field, owned
+from emdiffuse.inference import RestorationModel, differ, estimator, resolve, trained_for
+from emdiffuse.networks.weights import load_description
+from emdiffuse.processes import Batch
 from emdiffuse.progress import logger, progress
+from emdiffuse.resampling import enlarge
 from emdiffuse.settings import settings_hash
-from emdiffuse.tasks import CONDITION_OFFSETS
+from emdiffuse.tasks import CONDITION_OFFSETS, TASKS
 from emdiffuse.volume import Array, Volume, create_array, create_image_array, open_volume
 
 WEIGHTS = "model.safetensors"
@@ -58,9 +63,13 @@ class Plan:
     weights : str
         SHA-256 of the model's weights.
     factor : Fraction
-        Anisotropy factor.
+        Anisotropy factor; 1 for images.
+    images : bool
+        Whether each slice is restored by itself, rather than gaps between slices.
+    scale : int
+        Output pixels of one input pixel along y and x.
     slices : int
-        Real slices.
+        Slices of the input.
     shape : tuple of int
         Shape (z, y, x) of the restored volume.
     sampler, tiling
@@ -75,6 +84,8 @@ class Plan:
     model: Path
     weights: str
     factor: Fraction
+    images: bool
+    scale: int
     slices: int
     shape: tuple[int, int, int]
     sampler: Sampler
@@ -94,14 +105,15 @@ class Plan:
     @property
     def quantities(self) -> tuple[str, ...]:
         """What is written for every voxel."""
-        return QUANTITIES if self.sampler.samples > 1 and self.sampler.steps > 1 else QUANTITIES[:1]
+        return QUANTITIES if self.sampler.samples > 1 else QUANTITIES[:1]
 
     @property
     def grid(self) -> BlockGrid:
         """The blocks."""
         t = self.tiling
         y, x = (TileAxis(length, t.tile, t.halo, t.blend) for length in self.shape[1:])
-        return BlockGrid(SliceGrid(self.slices, self.factor), y, x, t.block)
+        z = ImageStack(self.slices) if self.images else SliceGrid(self.slices, self.factor)
+        return BlockGrid(z, y, x, t.block)
 
 
 def make_plan(dataset: Path, model: Path, settings: Restoration, out: Path) -> Plan:
@@ -124,18 +136,24 @@ def make_plan(dataset: Path, model: Path, settings: Restoration, out: Path) -> P
     DataError
         If the volume has fewer than two slices, or no anisotropy that a model could remove.
     """
-    volume, description = open_volume(dataset), gap_description(model)
-    factor = anisotropy_factor(volume.voxel_size, str(dataset))
-    if factor != description["factor"]:
-        logger.warning(
-            "%s: factor %s, but %s was trained for %s", dataset, factor, model, description["factor"]
-        )
+    volume, description = open_volume(dataset), load_description(model)
+    task = TASKS[description["task"]]
     slices, height, width = volume.array.shape
-    if slices < 2:
-        raise DataError(f"{dataset}: one slice has no gap to fill; at least two are needed")
+    factor = Fraction(1)
+    if task.volumetric:
+        factor = anisotropy_factor(volume.voxel_size, str(dataset))
+        if slices < 2:
+            raise DataError(f"{dataset}: one slice has no gap to fill; at least two are needed")
+        if not trained_for(description, factor):
+            logger.warning(
+                "%s: factor %s, but %s was trained for %s", dataset, factor, model, description["factors"]
+            )
+    sampler = resolve(settings.sampler, description)
+    if not differ(description, sampler):
+        sampler = sampler.model_copy(update={"samples": 1})
     weights = _file_hash(model / WEIGHTS)
     identity = settings_hash(
-        settings.sampler, settings.tiling, str(factor), [slices, height, width],
+        sampler, settings.tiling, str(factor), [slices, height, width],
         volume.facts.get("sources"), volume.facts.get("intensity"),
         weights, description,
     )  # fmt: skip
@@ -145,9 +163,15 @@ def make_plan(dataset: Path, model: Path, settings: Restoration, out: Path) -> P
         "model": str(model),
         "weights": weights,
         "factor": str(factor),
+        "images": not task.volumetric,
+        "scale": task.scale,
         "slices": slices,
-        "shape": [SliceGrid(slices, factor).length, height, width],
-        "sampler": settings.sampler.model_dump(mode="json"),
+        "shape": [
+            SliceGrid(slices, factor).length if task.volumetric else slices,
+            height * task.scale,
+            width * task.scale,
+        ],
+        "sampler": sampler.model_dump(mode="json"),
         "tiling": settings.tiling.model_dump(mode="json"),
         "facts": {
             "stage": "restored",
@@ -155,10 +179,10 @@ def make_plan(dataset: Path, model: Path, settings: Restoration, out: Path) -> P
             "model": settings.model,
             "task": description["task"],
             "factor": str(factor),
-            "estimator": estimator(settings.sampler),
-            "sampler": settings.sampler.model_dump(mode="json"),
+            "estimator": estimator(sampler, description),
+            "sampler": sampler.model_dump(mode="json"),
             "sources": volume.facts.get("sources", []),
-            "training_sources": description["sources"],
+            "training_sources": description.get("sources", []),
             "intensity": volume.facts["intensity"],
             "hash": identity,
         },
@@ -170,7 +194,7 @@ def make_plan(dataset: Path, model: Path, settings: Restoration, out: Path) -> P
     logger.info(
         "%s voxels in %d blocks of at most %s voxels; %d calls a tile",
         " x ".join(map(str, plan.shape)), len(grid), " x ".join(map(str, grid.chunk)),
-        plan.sampler.steps * plan.sampler.samples,
+        (sampler.steps or 1) * sampler.samples,
     )  # fmt: skip
     write_atomically(out, json.dumps(content, indent=2))
     return plan
@@ -249,6 +273,8 @@ def _parse_plan(content: dict[str, Any], folder: Path) -> Plan:
         model=Path(content["model"]),
         weights=content["weights"],
         factor=Fraction(content["factor"]),
+        images=content["images"],
+        scale=content["scale"],
         slices=content["slices"],
         shape=(z, y, x),
         sampler=Sampler.model_validate(content["sampler"]),
@@ -286,7 +312,7 @@ def restore(path: Path, worker: int, workers: int, device: str = "auto") -> None
         logger.info("all %d blocks of worker %d are done", len(mine), worker)
         return
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    model = GapModel.load(plan.model, place)
+    model = RestorationModel.load(plan.model, place)
     what = f"restoring, worker {worker} of {workers}"
     for number in progress(todo, len(mine), what, "block", done=len(mine) - len(todo)):
         sums = restore_block(plan, grid, grid[number], volume, model)
@@ -297,7 +323,7 @@ def restore(path: Path, worker: int, workers: int, device: str = "auto") -> None
 
 
 def restore_block(
-    plan: Plan, grid: BlockGrid, block: Block, volume: Volume, model: GapModel
+    plan: Plan, grid: BlockGrid, block: Block, volume: Volume, model: RestorationModel
 ) -> NDArray[np.float32]:
     """Return the weighted partial sums of a block's tiles, (quantity, z, y, x), over its support."""
     sums = np.zeros((len(plan.quantities), *block.shape), np.float32)
@@ -323,20 +349,23 @@ def restore_block(
 
 
 def _restore_tile(
-    plan: Plan, grid: BlockGrid, gap: int, row: int, column: int, volume: Volume, model: GapModel
+    plan: Plan, grid: BlockGrid, gap: int, row: int, column: int, volume: Volume, model: RestorationModel
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Fill one gap in one tile; return mean and standard deviation, (D, tile, tile), in units of [-1, 1]."""
     top, left = grid.y.starts[row], grid.x.starts[column]
     shape = (grid.y.tile, grid.x.tile)
-    condition = read_condition(volume, gap, (top, left), shape)
     zs = grid.z.generated(gap)
-    mean, deviation = model.restore(
-        torch.from_numpy(condition)[None].to(model.device),
-        torch.from_numpy(grid.z.positions(gap))[None].to(model.device),
-        float(plan.factor),
-        plan.sampler,
-        tile_noise(plan.sampler.seed, (zs.start, top, left), (len(zs), *shape), model.device),
+    if plan.images:
+        condition = read_image(volume, gap, (top, left), shape, plan.scale)
+    else:
+        condition = read_condition(volume, gap, (top, left), shape)
+    batch = Batch(
+        torch.from_numpy(condition)[None],
+        torch.from_numpy(grid.z.positions(gap))[None],
+        torch.full((1,), float(plan.factor)),
     )
+    noise = tile_noise(plan.sampler.seed, (zs.start, top, left), (len(zs), *shape), model.device)
+    mean, deviation = model.restore(batch, plan.sampler, noise)
     return mean[0].cpu().numpy(), deviation[0].cpu().numpy()
 
 
@@ -378,3 +407,35 @@ def read_condition(
     unit = np.pad(to_unit(values, volume.facts["intensity"]), [(0, 0), *missing], mode="symmetric")
     rows = [min(max(gap + offset, 0), depth - 1) - first for offset in CONDITION_OFFSETS]
     return np.ascontiguousarray(unit[rows], np.float32)
+
+
+def read_image(
+    volume: Volume, z: int, origin: tuple[int, int], shape: tuple[int, int], scale: int
+) -> NDArray[np.float32]:
+    """Return an input image on the pixel grid of the output, in a tile that may reach past the edges.
+
+    Parameters
+    ----------
+    volume : Volume
+        The registered input.
+    z : int
+        The slice.
+    origin, shape : tuple of int
+        The tile (y, x), in output pixels, multiples of `scale`; mirrored beyond the edges.
+    scale : int
+        Output pixels of one input pixel.
+
+    Returns
+    -------
+    ndarray
+        (1, H, W), float32, in [-1, 1]. Enlarged images are those of the whole input, but for two input pixels
+        along an inner border, which lie in the tile's halo.
+    """
+    begin = [o // scale for o in origin]
+    ends = [
+        min(b + n // scale, side) for b, n, side in zip(begin, shape, volume.array.shape[1:], strict=True)
+    ]
+    values = volume.array[slice(z, z + 1), slice(begin[0], ends[0]), slice(begin[1], ends[1])]
+    unit = enlarge(to_unit(values, volume.facts["intensity"]), scale)
+    missing = [(0, n - have) for n, have in zip(shape, unit.shape[1:], strict=True)]
+    return np.ascontiguousarray(np.pad(unit, [(0, 0), *missing], mode="symmetric"))

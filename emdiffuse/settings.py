@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from typing import Any, TypeVar
 
 import yaml
@@ -28,6 +29,9 @@ class Section(BaseModel):
         """Return the section as JSON with sorted keys: what a stage is given, and what its hash is of."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True)
 
+
+UNION = re.compile(r"function-after|(constrained-)?(int|str|float)|tuple\[.*")
+"""What pydantic adds to a key's place where a key may be of several types."""
 
 SectionType = TypeVar("SectionType", bound=Section)
 
@@ -66,7 +70,7 @@ def _sentence(section: type[Section], error: ValidationError) -> str:
     """Turn pydantic's errors into one sentence about the first of them."""
     errors = error.errors()
     first = errors[0]
-    key = ".".join(str(part) for part in first["loc"] if part != "function-after")
+    key = ".".join(str(part) for part in first["loc"] if not UNION.fullmatch(str(part)))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         known = _keys_at(section, first["loc"][:-1])

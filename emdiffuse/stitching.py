@@ -104,8 +104,8 @@ def pyramid(path: Path) -> None:
         If a shard is missing.
     """
     plan = read_plan(path)
-    lateral = open_volume(plan.input).voxel_size[1]
-    voxel_size = (lateral, lateral, lateral)
+    z, y, x = open_volume(plan.input).voxel_size
+    voxel_size = (z, y / plan.scale, x / plan.scale) if plan.images else (y, y, y)
     images = []
     for name in plan.quantities:
         array = open_array_of(plan, plan.restored / name / "0")

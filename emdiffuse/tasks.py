@@ -26,6 +26,8 @@ class Task:
         One line for a person.
     volumetric : bool
         Whether slices are made between slices (a gap), rather than an image from an image.
+    scale : int
+        Output pixels of one input pixel, along y and x.
     published_channels : int
         Input channels of the published network: the condition's, then the noisy image.
     published_steps : int
@@ -34,15 +36,16 @@ class Task:
 
     title: str
     volumetric: bool
+    scale: int
     published_channels: int
     published_steps: int
 
 
 TASKS: dict[str, Task] = {
-    "emdiffuse-n": Task("denoising of registered fast and slow scans", False, 2, 1000),
-    "emdiffuse-r": Task("super-resolution (2x) of registered pairs", False, 2, 1000),
-    "vemdiffuse-i": Task("isotropic volumes, trained on an isotropic volume", True, 3, 200),
-    "vemdiffuse-a": Task("isotropic volumes, without isotropic training data", True, 3, 200),
+    "emdiffuse-n": Task("denoising of registered fast and slow scans", False, 1, 2, 1000),
+    "emdiffuse-r": Task("super-resolution (2x) of registered pairs", False, 2, 2, 1000),
+    "vemdiffuse-i": Task("isotropic volumes, trained on an isotropic volume", True, 1, 3, 200),
+    "vemdiffuse-a": Task("isotropic volumes, without isotropic training data", True, 1, 3, 200),
 }
 
 CONDITION_OFFSETS = (-1, 0, 1, 2)

@@ -7,8 +7,8 @@ Conventions
 * `run/state.pt` holds weights, their moving average, the optimizer and the step, written beside its place and
   renamed. A state of other settings or other data is not resumed into; the training begins anew.
 * What is kept is the moving average of the weights (EMA), of the validation with the highest PSNR.
-* Objective: rectified flow (Liu et al. 2022, arXiv 2209.03003) of the residual to linear interpolation; a
-  share of each batch is at pure noise, where the network learns the posterior mean.
+* What is learned from a batch, and how the network is then sampled, is the process' (`emdiffuse.processes`).
+* A batch is drawn whole, then shared out among accumulated parts: their number changes rounding alone.
 """
 
 from __future__ import annotations
@@ -20,27 +20,32 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from emdiffuse import __version__, checkpoints
 from emdiffuse.atomic import write_atomically
-from emdiffuse.config import Model, Training
-from emdiffuse.diffusion.objectives import training_target
-from emdiffuse.diffusion.schedules import q_sample
+from emdiffuse.augmentation import augment
+from emdiffuse.config import Model, Sampler, Training
 from emdiffuse.errors import DataError, EmdiffuseError
-from emdiffuse.inference import correlate, gap_denoiser
 from emdiffuse.metrics import psnr, ssim
-from emdiffuse.networks.gap import GapNetwork, linear_interpolation
+from emdiffuse.networks import build_network
+from emdiffuse.networks.native import NativeNetwork, plain_estimate
 from emdiffuse.networks.precision import autocast_for
-from emdiffuse.networks.weights import save_model
+from emdiffuse.networks.weights import PUBLISHED_SAMPLER, load_description, load_weights, save_model
 from emdiffuse.patches import PatchStore
+from emdiffuse.processes import Batch, Process, new_process
 from emdiffuse.progress import clock, logger, progress
 from emdiffuse.settings import settings_hash
+from emdiffuse.tasks import CONDITION_OFFSETS, TASKS
+
+NATIVE_SAMPLER = {"name": "dpm++", "steps": 4}
+"""What a native model is sampled with, unless the settings say otherwise: see ``benchmarks/README.md``."""
 
 VALIDATION_PATCHES = 64
 PLAIN = ("step", "seconds", "best", "history")
@@ -51,8 +56,9 @@ STATEFUL = ("network", "average", "optimizer", "scaler")
 class State:
     """All that a training is made of at a step."""
 
-    network: GapNetwork
-    average: GapNetwork
+    process: Process
+    network: nn.Module
+    average: nn.Module
     optimizer: torch.optim.Optimizer
     autocast: torch.autocast
     scaler: torch.amp.GradScaler
@@ -70,7 +76,7 @@ def train(store: Path, model: Model, name: str, experiment: Path, device: str = 
     store : Path
         Patch store of `patches.cut_patches`.
     model : Model
-        Task, factor, network and training settings.
+        Task, factors, network and training settings.
     name : str
         Name of the model, for its description.
     experiment : Path
@@ -82,14 +88,14 @@ def train(store: Path, model: Model, name: str, experiment: Path, device: str = 
     Raises
     ------
     EmdiffuseError
-        If the loss becomes NaN; names the step.
+        If the loss becomes NaN, naming the step; if the model to begin from has another network.
     """
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     patches = PatchStore(store)
     run = experiment / "run"
     run.mkdir(parents=True, exist_ok=True)
     with checkpoints.only_one(run / "lock"):
-        identity = settings_hash(model, patches.facts["hash"], __version__)
+        identity = settings_hash(model, patches.facts["hash"], __version__, _origin(model))
         state = _new_state(model, patches, place)
         _resume(run / "state.pt", identity, state)
         if state.step == 0:
@@ -103,18 +109,53 @@ def train(store: Path, model: Model, name: str, experiment: Path, device: str = 
         _finish(experiment, name, model, patches, state, place)
 
 
+def network_spec(model: Model, residual_scale: float) -> dict[str, Any]:
+    """Return what `networks.build_network` makes of a model's settings."""
+    settings, volumetric = model.network, TASKS[model.task].volumetric
+    spec: dict[str, Any] = {"architecture": settings.architecture, "blocks": settings.blocks}
+    if settings.multipliers is not None:
+        spec["multipliers"] = list(settings.multipliers)
+    if settings.architecture == "native":
+        images = {} if volumetric else {"conditions": 1, "slots": 1}
+        return {**spec, **images, "channels": settings.channels, "residual_scale": residual_scale}
+    return {
+        **spec,
+        "in_channels": TASKS[model.task].published_channels,
+        "out_channels": 2 if model.training.loss == "difficulty" else 1,
+        "base_channels": settings.channels,
+        "dropout": settings.dropout,
+        "slice_index": volumetric,
+    }
+
+
+def _origin(model: Model) -> dict[str, Any] | None:
+    """Return the description of the model whose weights are begun from, if there is one."""
+    return load_description(model.training.init_from) if model.training.init_from else None
+
+
 def _new_state(model: Model, patches: PatchStore, device: torch.device) -> State:
     """Build the network, its average and the optimizer."""
-    torch.manual_seed(model.training.seed)
-    settings = {**model.network.model_dump(), "residual_scale": patches.facts["residual_scale"]}
-    network, average = GapNetwork(**settings).to(device), GapNetwork(**settings).to(device)
+    training = model.training
+    torch.manual_seed(training.seed)
+    origin = _origin(model)
+    scale = patches.facts["residual_scale"]
+    if origin is not None:
+        # the network answers in units of this; keeping it keeps the meaning of the weights
+        scale = origin["network"].get("residual_scale", scale)
+    spec = network_spec(model, scale)
+    network, average = (
+        build_network({**spec, "checkpointing": model.network.checkpointing}) for _ in range(2)
+    )
+    if training.init_from:
+        load_weights(training.init_from, network)
+    network, average = network.to(device), average.to(device)
     average.load_state_dict(network.state_dict())
     average.eval().requires_grad_(False)
-    training = model.training
     optimizer = torch.optim.AdamW(
         network.parameters(), training.learning_rate, weight_decay=training.weight_decay
     )
-    return State(network, average, optimizer, *autocast_for(device, training.precision))
+    process = new_process(network, training)
+    return State(process, network, average, optimizer, *autocast_for(device, training.precision))
 
 
 def _loop(
@@ -142,13 +183,13 @@ def _loop(
         losses.append(loss)
         state.step, state.seconds = step + 1, time.monotonic() - begin
         if state.step % training.validate_every == 0:
-            _validate(state, model, patches, run, losses, scalars, device)
+            _validate(state, patches, run, losses, scalars, device)
             losses.clear()
         if time.monotonic() - saved > 60 * training.checkpoint_minutes:
             _save(run / "state.pt", identity, state)
             saved = time.monotonic()
     if not state.history or state.history[-1]["step"] != state.step:
-        _validate(state, model, patches, run, losses, scalars, device)
+        _validate(state, patches, run, losses, scalars, device)
     _save(run / "state.pt", identity, state)
     scalars.close()
 
@@ -156,27 +197,26 @@ def _loop(
 def _step(
     state: State,
     model: Model,
-    batch: tuple[Tensor, Tensor],
+    batch: tuple[Batch, Tensor],
     share: float,
     device: torch.device,
 ) -> float:
     """Take one optimizer step on a batch; return the loss."""
     training = model.training
     generator = torch.Generator().manual_seed(_seed(training.seed, state.step, 1))
-    condition, target = augment(*batch, generator)
-    condition, target = condition.to(device, non_blocking=True), target.to(device, non_blocking=True)
-    x, gamma, wanted, positions = flow_batch(
-        condition, target, state.network.residual_scale, training, generator
-    )
+    inputs, target = augment(*batch, generator)
+    arguments, wanted = state.process.example(inputs.to(device), target.to(device), generator)
     for group in state.optimizer.param_groups:
         warm = min(1.0, (state.step + 1) / max(training.warmup, 1))
         group["lr"] = training.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
-    factor = torch.full((len(target),), float(model.factor), device=device)
-    with state.autocast:
-        output = state.network(x, gamma, condition, positions, factor)
-    loss = (output.float() - wanted).square().mean()
     state.optimizer.zero_grad(set_to_none=True)
-    state.scaler.scale(loss).backward()
+    total = 0.0
+    for part in torch.arange(len(wanted), device=device).chunk(training.accumulate):
+        with state.autocast:
+            output = state.network(*(argument[part] for argument in arguments))
+        loss = state.process.loss(output, wanted[part]) * (len(part) / len(wanted))
+        state.scaler.scale(loss).backward()
+        total += float(loss.detach())
     state.scaler.unscale_(state.optimizer)
     torch.nn.utils.clip_grad_norm_(state.network.parameters(), training.clip)
     state.scaler.step(state.optimizer)
@@ -186,60 +226,7 @@ def _step(
         pairs = zip(state.average.parameters(), state.network.parameters(), strict=True)
         for average, current in pairs:
             average.lerp_(current, 1 - decay)
-    return float(loss.detach())
-
-
-def augment(condition: Tensor, target: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Flip and transpose gaps at random, and now and then take an outer real slice away.
-
-    Parameters
-    ----------
-    condition, target : Tensor
-        (N, 4, H, W) and (N, D, H, W), H = W.
-    generator : torch.Generator
-        Where the choices come from.
-
-    Returns
-    -------
-    tuple of Tensor
-        The same shapes. A missing outer slice is replaced by the one next to it, as at the ends of a volume.
-    """
-    choices = torch.rand((len(condition), 6), generator=generator)
-    conditions, targets = [], []
-    for c, t, choice in zip(condition, target, choices, strict=True):
-        for i, axis in enumerate((0, 1, 2)):
-            if choice[i] < 0.5:
-                c, t = c.flip(axis), t.flip(axis)
-        if choice[3] < 0.5:
-            c, t = c.transpose(1, 2), t.transpose(1, 2)
-        c = torch.stack([c[1] if choice[4] < 0.08 else c[0], c[1], c[2], c[2] if choice[5] < 0.08 else c[3]])
-        conditions.append(c)
-        targets.append(t)
-    return torch.stack(conditions), torch.stack(targets)
-
-
-def flow_batch(
-    condition: Tensor, target: Tensor, scale: float, training: Training, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Draw noise levels and noise for a batch.
-
-    Returns
-    -------
-    tuple of Tensor
-        The noisy residual x (N, D, H, W), gamma (N,), the flow that the network should predict (N, D, H, W),
-        and the positions (N, D).
-    """
-    count, depth = target.shape[:2]
-    positions = (torch.arange(1, depth + 1, device=target.device) / (depth + 1)).expand(count, -1)
-    x0 = (target - linear_interpolation(condition, positions)) / scale
-    time_of_flow = torch.sigmoid(torch.randn(count, generator=generator)).to(target.device)
-    means = round(training.mean_share * count)
-    time_of_flow[:means] = 1.0
-    eps = torch.randn(target.shape, generator=generator).to(target.device)
-    eps = correlate(eps, positions, training.noise_correlation)
-    eps[:means] = 0.0
-    gamma = (1 - time_of_flow) ** 2 / ((1 - time_of_flow) ** 2 + time_of_flow**2)
-    return q_sample(x0, gamma, eps), gamma, training_target("flow", x0, eps, gamma), positions
+    return total
 
 
 def _seed(seed: int, step: int, stream: int) -> int:
@@ -259,15 +246,14 @@ def _rows(patches: PatchStore, training: Training, step: int) -> NDArray[np.int6
     return patches.training[rows]
 
 
-def _batches(patches: PatchStore, training: Training, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(patches: PatchStore, training: Training, step: int) -> Iterator[tuple[Batch, Tensor]]:
     """Yield batches from a step on; the next ones are read in a thread while the network works."""
 
-    def read(number: int) -> tuple[Tensor, Tensor]:
-        condition, target = (
-            torch.from_numpy(part) for part in patches.read(_rows(patches, training, number))
-        )
-        pin = torch.cuda.is_available()
-        return (condition.pin_memory(), target.pin_memory()) if pin else (condition, target)
+    def read(number: int) -> tuple[Batch, Tensor]:
+        batch, target = read_batch(patches, _rows(patches, training, number))
+        if torch.cuda.is_available():
+            batch, target = Batch(*(tensor.pin_memory() for tensor in batch)), target.pin_memory()
+        return batch, target
 
     with ThreadPoolExecutor(1) as pool:
         waiting = [pool.submit(read, step + i) for i in range(3)]
@@ -277,33 +263,48 @@ def _batches(patches: PatchStore, training: Training, step: int) -> Iterator[tup
             yield waiting.pop(0).result()
 
 
+def read_batch(patches: PatchStore, rows: NDArray[np.int64]) -> tuple[Batch, Tensor]:
+    """Return the batch of rows, and its target (N, D, H, W), NaN where a slice is absent."""
+    condition, target = (torch.from_numpy(values) for values in patches.read(rows))
+    factor = torch.from_numpy(patches.factor[rows]).float()
+    if condition.shape[1] != len(CONDITION_OFFSETS):
+        return Batch.of_images(condition), target
+    positions = torch.arange(1, target.shape[1] + 1) / factor[:, None]
+    return Batch(condition, positions.where(positions < 1 - 1e-6, torch.nan), factor), target
+
+
 @torch.inference_mode()
 def _validate(
     state: State,
-    model: Model,
     patches: PatchStore,
     run: Path,
     losses: list[float],
     scalars: SummaryWriter,
     device: torch.device,
 ) -> None:
-    """Compare the posterior mean with linear interpolation on validation patches; keep the best weights."""
-    rows = patches.validation[:: max(len(patches.validation) // VALIDATION_PATCHES, 1)][:VALIDATION_PATCHES]
+    """Compare what is restored with the plain estimate on validation patches; keep the best weights."""
+    sampler = Sampler(name="dpm++", steps=1 if isinstance(state.network, NativeNetwork) else 8)
+    assert sampler.steps is not None
+    wanted = VALIDATION_PATCHES // sampler.steps
+    rows = patches.validation[:: max(len(patches.validation) // wanted, 1)][:wanted]
     numbers: dict[str, list[float]] = {
-        k: [] for k in ("validation_psnr", "validation_ssim", "linear_psnr", "linear_ssim")
+        k: [] for k in ("validation_psnr", "validation_ssim", "plain_psnr", "plain_ssim")
     }
     for row in rows:
-        condition, target = (torch.from_numpy(part).to(device) for part in patches.read(np.array([row])))
-        positions = (torch.arange(1, target.shape[1] + 1, device=device) / (target.shape[1] + 1))[None]
-        factor = torch.full((1,), float(model.factor), device=device)
-        linear = linear_interpolation(condition, positions)
-        denoise = gap_denoiser(state.average, condition, positions, factor)
-        mean = linear + state.average.residual_scale * denoise(
-            torch.zeros_like(linear), torch.zeros(1, device=device)
-        )
-        truth = target[0].cpu().numpy()
-        for name, image in (("validation", mean), ("linear", linear)):
-            values = image[0].float().cpu().numpy()
+        batch, target = read_batch(patches, np.array([row]))
+        batch = batch.to(device)
+
+        def white(step: int, row: int = int(row), shape: tuple[int, ...] = batch.shape) -> Tensor:
+            generator = torch.Generator().manual_seed(_seed(row, step, 2))
+            return torch.randn(shape, generator=generator).to(device)
+
+        with state.autocast:
+            restored = state.process.sample(state.average, batch, sampler, white)
+        present = ~torch.isnan(target[0, :, 0, 0])
+        truth = target[0][present].numpy()
+        plain = plain_estimate(batch.condition, batch.positions)
+        for name, image in (("validation", restored), ("plain", plain)):
+            values = image[0].float().cpu()[present].numpy()
             numbers[f"{name}_psnr"].append(psnr(values, truth, 2.0))
             numbers[f"{name}_ssim"] += [ssim(a, b, 2.0) for a, b in zip(values, truth, strict=True)]
     entry: dict[str, float] = {"step": state.step, "seconds": round(state.seconds, 1)}
@@ -316,9 +317,9 @@ def _validate(
     for name, value in entry.items():
         scalars.add_scalar(name, value, state.step)
     logger.info(
-        "step %d (%s): validation PSNR %.2f dB (linear %.2f), SSIM %.3f (linear %.3f)",
-        state.step, clock(state.seconds), entry["validation_psnr"], entry["linear_psnr"],
-        entry["validation_ssim"], entry["linear_ssim"],
+        "step %d (%s): validation PSNR %.2f dB (plain %.2f), SSIM %.3f (plain %.3f)",
+        state.step, clock(state.seconds), entry["validation_psnr"], entry["plain_psnr"],
+        entry["validation_ssim"], entry["plain_ssim"],
     )  # fmt: skip
     if entry["validation_psnr"] > state.best:
         state.best = entry["validation_psnr"]
@@ -352,23 +353,18 @@ def _finish(
     state.average.load_state_dict(weights)
     if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
         raise DataError(f"{experiment}: the weights are not finite; lower `training.learning_rate`")
-    best = experiment / "best"
+    best, native = experiment / "best", isinstance(state.network, NativeNetwork)
     save_model(
         best,
         state.average,
         {
-            "format": "emdiffuse-model",
-            "version": 1,
             "name": name,
             "task": model.task,
-            "factor": model.factor,
-            "network": {
-                "architecture": "gap",
-                **model.network.model_dump(mode="json"),
-                "residual_scale": patches.facts["residual_scale"],
-            },
-            "objective": {"prediction": "flow"},
+            "factors": list(model.factors),
+            "network": network_spec(model, getattr(state.network, "residual_scale", 1.0)),
+            "objective": {"prediction": "flow" if native else "epsilon"},
             "noise": {"correlation": model.training.noise_correlation},
+            "sampler": NATIVE_SAMPLER if native else PUBLISHED_SAMPLER,
             "training": model.training.model_dump(mode="json"),
             "sources": patches.facts["sources"],
             "emdiffuse": __version__,

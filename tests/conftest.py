@@ -11,7 +11,7 @@ import tifffile
 import torch
 from helpers import ROOT
 
-from emdiffuse.networks.gap import GapNetwork
+from emdiffuse.networks.native import NativeNetwork
 from emdiffuse.networks.weights import save_model
 
 
@@ -26,7 +26,7 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model with random weights, none of them zero: it makes no tissue, but it uses every path."""
     torch.manual_seed(0)
     settings = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "residual_scale": 0.2}
-    network = GapNetwork(**settings)
+    network = NativeNetwork(**settings)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -35,14 +35,13 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         directory,
         network,
         {
-            "format": "emdiffuse-model",
-            "version": 1,
             "name": "small",
             "task": "vemdiffuse-i",
-            "factor": 6,
-            "network": {"architecture": "gap", **settings},
+            "factors": [6],
+            "network": {"architecture": "native", **settings},
             "objective": {"prediction": "flow"},
             "noise": {"correlation": 0.3},
+            "sampler": {"name": "dpm++", "steps": 4},
             "sources": [],
         },
     )

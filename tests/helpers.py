@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from emdiffuse.volume import create_image_array, write_image
+from emdiffuse.volume import create_image_array, write_group, write_image
 
 ROOT = Path(__file__).parents[1]
 INTENSITY = {
@@ -26,4 +26,18 @@ def write_volume(
         array[array.box(index)] = values[array.box(index)]
     known = {"stage": "register", "dataset": path.name.split(".")[0], "intensity": INTENSITY, "sources": []}
     write_image(path, path.name, voxel_size, {**known, **facts})
+    return path
+
+
+def write_pairs(path: Path, pairs: list[tuple[np.ndarray, np.ndarray]], scale: int = 1) -> Path:
+    """Write a store of registered image pairs (moving, fixed), each a field, as the chain would."""
+    fields = []
+    for number, pair in enumerate(pairs):
+        group = f"{number:04d}"
+        for name, image, side in zip(("moving", "fixed"), pair, (5.0 * scale, 5.0), strict=True):
+            write_volume(path / group / name, image[None], (side, side, side))
+        fields.append({"group": group, "name": f"cell_1/noise_level_1/image{number}"})
+    facts = {"stage": "register", "kind": "pairs", "dataset": path.name.split(".")[0], "scale": scale}
+    facts |= {"intensity": {"moving": INTENSITY, "fixed": INTENSITY}, "sources": [], "fields": fields}
+    write_group(path, {"emdiffuse": facts})
     return path

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from emdiffuse.networks.native import NativeNetwork
 from emdiffuse.networks.unet import UNet
 from emdiffuse.networks.weights import DESCRIPTION_FILE, ModelError, load_description, load_weights
 
-__all__ = ["ModelError", "UNet", "build_network", "load_network"]
+__all__ = ["ModelError", "NativeNetwork", "UNet", "build_network", "load_network"]
 
 
 def build_network(spec: dict[str, Any]) -> nn.Module:
@@ -27,7 +28,7 @@ def build_network(spec: dict[str, Any]) -> nn.Module:
     Parameters
     ----------
     spec : dict
-        ``architecture``, "unet" or "gap"; all other keys are keyword arguments of that network's class.
+        ``architecture``, "unet" or "native"; all other keys are keyword arguments of that network's class.
 
     Returns
     -------
@@ -44,11 +45,9 @@ def build_network(spec: dict[str, Any]) -> nn.Module:
     architecture = kwargs.pop("architecture", None)
     if architecture == "unet":
         return UNet(**kwargs)
-    if architecture == "gap":
-        from emdiffuse.networks.gap import GapNetwork
-
-        return GapNetwork(**kwargs)
-    raise ValueError(f"the architecture is 'unet' or 'gap', not {architecture!r}")
+    if architecture == "native":
+        return NativeNetwork(**kwargs)
+    raise ValueError(f"the architecture is 'unet' or 'native', not {architecture!r}")
 
 
 def load_network(model_dir: Path | str, device: torch.device | str = "cpu") -> nn.Module:

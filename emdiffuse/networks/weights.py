@@ -55,6 +55,10 @@ class ModelError(EmdiffuseError):
     """A model or checkpoint that is missing, damaged or of another kind; names its file."""
 
 
+PUBLISHED_SAMPLER = {"name": "dpm++", "steps": DEFAULT_CALLS}
+"""What a model of the published process is sampled with, unless the settings say otherwise."""
+
+
 def save_model(directory: Path | str, network: nn.Module, description: dict[str, Any]) -> None:
     """Write a model, whole or not at all.
 
@@ -184,13 +188,8 @@ def import_published(path: Path | str, task: str) -> tuple[UNet, dict[str, Any]]
         "task": task,
         "network": {"architecture": "unet", **kwargs},
         "objective": {"prediction": "epsilon", "schedule": PUBLISHED_SCHEDULE, "clip": [-1.0, 1.0]},
-        "sampler": {
-            "name": "dpm++",
-            "steps": DEFAULT_CALLS,
-            "gamma_min": PUBLISHED_GAMMAS[0],
-            "gamma_max": PUBLISHED_GAMMAS[1],
-        },
-        "source": {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()},
+        "sampler": PUBLISHED_SAMPLER,
+        "sources": [{"path": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}],
     }
     return network.eval(), description
 

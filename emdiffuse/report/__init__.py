@@ -160,8 +160,8 @@ def _training(experiments: Path, name: str) -> dict[str, Any] | None:
     history = [entry for entry in found.get("history", []) if "step" in entry]
     charts = [
         chart("Training loss", history, {"loss": "training"}),
-        chart("Validation PSNR (dB)", history, {"validation_psnr": "model", "linear_psnr": "linear"}),
-        chart("Validation SSIM", history, {"validation_ssim": "model", "linear_ssim": "linear"}),
+        chart("Validation PSNR (dB)", history, {"validation_psnr": "model", "plain_psnr": "input or linear"}),
+        chart("Validation SSIM", history, {"validation_ssim": "model", "plain_ssim": "input or linear"}),
     ]
     return {"name": name, "facts": ", ".join(facts), "charts": [found for found in charts if found]}
 
@@ -186,7 +186,7 @@ def _versions() -> dict[str, str]:
 
 def _references(config: Config) -> list[dict[str, str]]:
     """Return the publications that this run rests on."""
-    samplers = [item.sampler.name for item in config.restorations]
+    samplers = [item.sampler.name or "dpm++" for item in config.restorations]
     keys = ["emdiffuse", *dict.fromkeys(samplers), "ssim", "fsim", "cubic", "ome", "snakemake"]
     return [dict(zip(("text", "doi", "what"), REFERENCES[key], strict=True)) for key in keys]
 

@@ -45,7 +45,7 @@ VOXEL = ("datasets", "medulla_test", "voxel_size")
 MISTAKES = {
     "unknown section": (("dataset",), {}, "dataset: unknown key; did you mean 'datasets'?"),
     "unknown key": (("models", "gap6", "training", "learning_rat"), 1, "models.gap6.training.learning_rat: unknown key; did you mean 'learning_rate'?"),
-    "missing key": (("models", "gap6", "factor"), ..., "models.gap6.factor: this key is missing"),
+    "missing key": (("models", "gap6", "factor"), ..., "models.gap6: `factor` is missing"),
     "wrong type": (("models", "gap6", "training", "steps"), "many", "models.gap6.training.steps: .*'many'"),
     "not positive": (("models", "gap6", "training", "learning_rate"), -1, "learning_rate: .*greater than 0.*-1"),
     "missing file": (("datasets", "medulla_test", "source"), "nowhere.tif", "datasets.medulla_test.source: there is no 'nowhere.tif'"),

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from emdiffuse.config import Restoration
 from emdiffuse.errors import ConfigError, StoreError
-from emdiffuse.inference import GapModel
-from emdiffuse.networks import UNet
-from emdiffuse.networks.weights import ModelError, save_model
+from emdiffuse.inference import RestorationModel
+from emdiffuse.networks import NativeNetwork, UNet
+from emdiffuse.networks.weights import save_model
 from emdiffuse.restoration import make_plan, read_condition, read_plan, restore, restore_block
 from emdiffuse.stitching import pyramid, stitch
 from emdiffuse.volume import Array, open_volume
@@ -37,20 +37,20 @@ def dataset(medulla, tmp_path_factory):
     )
 
 
-def settings(block=(2, 2, 1), **sampler):
+def settings(block=(2, 2, 1), tile=64, **sampler):
     return Restoration.model_validate(
         {
             "dataset": "a",
             "model": "m",
             "sampler": {**SAMPLER, **sampler},
-            "tiling": {"tile": 64, "halo": 8, "blend": 8, "block": block},
+            "tiling": {"tile": tile, "halo": 8, "blend": 8, "block": block},
         }
     )
 
 
-def run(dataset, model, folder, block=(2, 2, 1), workers=1, order=None, **sampler):
+def run(dataset, model, folder, block=(2, 2, 1), workers=1, order=None, tile=64, **sampler):
     """Plan, restore and stitch; return the plan."""
-    plan = make_plan(dataset, model, settings(block, **sampler), folder / "plan.json")
+    plan = make_plan(dataset, model, settings(block, tile, **sampler), folder / "plan.json")
     for worker in order or range(1, workers + 1):
         restore(folder / "plan.json", worker, workers, "cpu")
     for worker in range(1, workers + 1):
@@ -163,14 +163,49 @@ def test_a_model_without_weights_is_refused(dataset, small_model, tmp_path):
         make_plan(dataset, model, settings(), tmp_path / "plan.json")
 
 
-def test_a_published_network_is_refused(dataset, tmp_path):
-    save_model(
-        tmp_path / "m",
-        UNet(2),
-        {"task": "emdiffuse-n", "network": {"architecture": "unet", "in_channels": 2}},
-    )
-    with pytest.raises(ModelError, match="'unet' cannot fill gaps"):
-        make_plan(dataset, tmp_path / "m", settings(), tmp_path / "plan.json")
+def published(folder, task, **network):
+    torch.manual_seed(0)
+    spec = {"base_channels": 16, "multipliers": [1, 2], "blocks": 1, **network}
+    net = UNet(**spec)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    save_model(folder, net, {"task": task, "network": {"architecture": "unet", **spec}})
+    return folder
+
+
+def test_a_published_network_fills_gaps_slice_by_slice(dataset, tmp_path):
+    model = published(tmp_path / "m", "vemdiffuse-i", in_channels=3, slice_index=True)
+    plan = run(dataset, model, tmp_path / "out", name="ddim", steps=2, samples=1)
+    assert plan.facts["estimator"] == "one sample of 2 calls (ddim)"
+    values = open_volume(plan.restored / "restored").array[:, :, :]
+    assert values.shape == plan.shape and values[1].std() > 0 and not np.array_equal(values[1], values[2])
+
+
+@pytest.mark.parametrize(("task", "scale"), [("emdiffuse-n", 1), ("emdiffuse-r", 2)])
+def test_images_take_the_same_path(medulla, tmp_path, task, scale):
+    """A stack of images: each by itself, on the finer grid for super-resolution, in any tiling."""
+    stack = write_volume(tmp_path / "s.ome.zarr", medulla[:2, :72, :90], (50, 4, 4))
+    torch.manual_seed(0)
+    spec = {
+        "conditions": 1,
+        "slots": 1,
+        "channels": 8,
+        "multipliers": [1, 2],
+        "blocks": 1,
+        "residual_scale": 0.2,
+    }
+    network = NativeNetwork(**spec)
+    torch.nn.init.normal_(network.exit.weight, std=0.05)
+    description = {"task": task, "network": {"architecture": "native", **spec}, "noise": {"correlation": 0.0}}
+    save_model(tmp_path / "m", network, description)
+    plan = run(stack, tmp_path / "m", tmp_path / "out", name="dpm++", steps=3, samples=2)
+    restored = open_volume(plan.restored / "restored")
+    assert restored.array.shape == (2, 72 * scale, 90 * scale)
+    assert restored.voxel_size == (50, 4 / scale, 4 / scale)
+    again = run(stack, tmp_path / "m", tmp_path / "whole", tile=192, name="dpm++", steps=3, samples=2)
+    one, other = (open_volume(p.restored / "restored").array[:, :, :].astype(float) for p in (plan, again))
+    assert np.abs(one - other).max() <= 2 and one.std() > 5
 
 
 def test_a_missing_block_is_named_by_the_stitcher(dataset, small_model, tmp_path):
@@ -244,7 +279,7 @@ def test_condition_is_mirrored_and_ends_repeat(dataset, medulla):
 def test_block_of_linear_interpolation(dataset, small_model, tmp_path):
     """With a network that says nothing, tiles blend to linear interpolation exactly: no seam, no shift."""
     plan = make_plan(dataset, small_model, settings(steps=1, samples=1), tmp_path / "plan.json")
-    model = GapModel.load(small_model)
+    model = RestorationModel.load(small_model)
     with torch.no_grad():
         for parameter in model.network.exit.parameters():
             parameter.zero_()

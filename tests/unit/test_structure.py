@@ -12,8 +12,9 @@ PACKAGE = ROOT / "emdiffuse"
 # imports only go down this list
 ORDER = [
     "cli", "report", "evaluation", "baselines", "stitching", "restoration", "training", "checkpoints",
-    "inference", "patches", "registration", "acquisition", "readers", "diffusion", "networks", "metrics",
-    "volume", "atomic", "geometry", "config", "settings", "tasks", "progress", "errors",
+    "inference", "augmentation", "processes", "patches", "registration", "acquisition", "readers",
+    "resampling", "diffusion", "networks", "metrics", "volume", "atomic", "geometry", "config", "settings",
+    "tasks", "progress", "errors",
 ]  # fmt: skip
 
 

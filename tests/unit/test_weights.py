@@ -113,8 +113,8 @@ def test_published_checkpoint_is_imported_and_reached(tmp_path, published, prefi
     assert description["network"] == {"architecture": "unet", "in_channels": 2}
     assert description["objective"]["prediction"] == "epsilon"
     assert description["sampler"]["name"] == "dpm++"
-    assert description["source"]["file"] == "20_Network_ema.pth"
-    assert len(description["source"]["sha256"]) == 64
+    assert description["sources"][0]["path"] == "20_Network_ema.pth"
+    assert len(description["sources"][0]["sha256"]) == 64
 
 
 def test_volume_checkpoint_takes_an_index(tmp_path):

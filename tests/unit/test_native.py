@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from emdiffuse.networks import load_network
-from emdiffuse.networks.gap import SLOTS, linear_interpolation, slot_weights
+from emdiffuse.networks.native import SLOTS, linear_interpolation, slot_weights
 
 
 @pytest.fixture

@@ -1,17 +1,19 @@
-"""The native vEM network: all slices of a gap at once, for any number of them and any anisotropy factor.
+"""The native network: images from images, and all slices of a gap at once for any anisotropy factor.
 
 Conventions
 -----------
-* Images are scaled to [-1, 1]. What is diffused is the *residual*: the slice less the linear interpolation of
-  the two real slices around it, in units of `residual_scale`, so that its variance is near one.
+* Images are scaled to [-1, 1]. What is diffused is the *residual* to a plain estimate, in units of
+  `residual_scale`, so that its variance is near one. The plain estimate of a slice in a gap is the linear
+  interpolation of the two real slices around it; that of an image is the input itself (upsampled, for
+  super-resolution).
 * A slice is known by its position in the gap (0 at the real slice before it, 1 at the one after it), never by
   a channel: slices are spread over `SLOTS` fixed slots along z with the weights of linear interpolation, the
   network works on the slots, and its output is interpolated back. Factors 2, 3, 4, 6 and 12 meet slots
-  exactly.
+  exactly. An image is a gap of one slice in one slot, at position 1/2.
 * At pure noise (gamma = 0) the noisy slices say nothing and are not shown: the network's answer there is a
   function of the condition alone, the posterior mean.
-* The noisy slices are shown again to the last block: at low noise the answer is made of their finest detail,
-  which would not pass through the few channels of the entry.
+* All that the entry sees is shown again to the last block: at low noise the answer is made of its finest
+  detail, which would not pass through the few channels of the entry.
 * No convolution runs at full resolution: 2 x 2 pixels become channels at the entry (space to depth).
 * Normalisation is local: over the channels of a pixel (Ba et al. 2016, arXiv 1607.06450), and there is no
   global attention. So a tile with enough halo gives what the whole image would give.
@@ -24,28 +26,31 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from emdiffuse.tasks import CONDITION_OFFSETS
 
 SLOTS = 11
 
 
-def slot_weights(positions: Tensor) -> Tensor:
+def slot_weights(positions: Tensor, count: int = SLOTS) -> Tensor:
     """Return how slices at given positions are spread over the slots.
 
     Parameters
     ----------
     positions : Tensor
         (N, D), in (0, 1); NaN marks a slice that is absent.
+    count : int
+        Number of slots.
 
     Returns
     -------
     Tensor
-        (N, D, SLOTS): linear interpolation between the slots at 1/12, 2/12, ..., 11/12; zeros for absent
-        slices.
+        (N, D, count): linear interpolation between the slots, which for 11 lie at 1/12, 2/12, ..., 11/12;
+        zeros for absent slices.
     """
-    slots = torch.arange(1, SLOTS + 1, device=positions.device, dtype=positions.dtype)
-    nearest = (positions * (SLOTS + 1)).clamp(1, SLOTS)
+    slots = torch.arange(1, count + 1, device=positions.device, dtype=positions.dtype)
+    nearest = (positions * (count + 1)).clamp(1, count)
     return (1 - (nearest.unsqueeze(-1) - slots).abs()).clamp(min=0).nan_to_num(0.0)
 
 
@@ -103,11 +108,35 @@ class ResidualBlock(nn.Module):
         return self.skip(x) + self.conv2(h)
 
 
-class GapNetwork(nn.Module):
-    """U-Net over the slots of a gap, at half resolution.
+def plain_estimate(condition: Tensor, positions: Tensor) -> Tensor:
+    """Return what the residual is added to: interpolated slices, or the input image.
 
     Parameters
     ----------
+    condition : Tensor
+        (N, 4, H, W), the real slices around a gap, or (N, 1, H, W), an image.
+    positions : Tensor
+        (N, D), positions in the gap; of an image only the shape (N, 1) matters.
+
+    Returns
+    -------
+    Tensor
+        (N, D, H, W).
+    """
+    if condition.shape[1] == 1:
+        return condition
+    return linear_interpolation(condition, positions)
+
+
+class NativeNetwork(nn.Module):
+    """U-Net over the slots of a gap, or over an image, at half resolution.
+
+    Parameters
+    ----------
+    conditions : int
+        Images that condition it: 4 real slices around a gap, or 1.
+    slots : int
+        Slots along z: `SLOTS` for gaps, 1 for images.
     channels : int
         Channels at half resolution.
     multipliers : sequence of int
@@ -115,17 +144,25 @@ class GapNetwork(nn.Module):
     blocks : int
         Residual blocks a level.
     residual_scale : float
-        Standard deviation of the residual to linear interpolation in the training data.
+        Standard deviation of the residual to the plain estimate in the training data.
+    checkpointing : bool
+        Whether the blocks' activations are computed again in the backward pass instead of kept (arXiv
+        1604.06174).
     """
 
     def __init__(
         self,
+        conditions: int = len(CONDITION_OFFSETS),
+        slots: int = SLOTS,
         channels: int = 32,
         multipliers: tuple[int, ...] | list[int] = (1, 2, 4),
         blocks: int = 2,
         residual_scale: float = 1.0,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.checkpointing = checkpointing
+        self.slots = slots
         self.residual_scale = residual_scale
         self.stride = 2 ** len(multipliers)
         width = 4 * channels
@@ -134,8 +171,8 @@ class GapNetwork(nn.Module):
             nn.Linear(4 * self.frequencies, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
         )
         widths = [channels * m for m in multipliers]
-        inputs = len(CONDITION_OFFSETS) + 1 + SLOTS
-        self.entry = nn.Conv2d(4 * inputs, widths[0], 3, padding=1)
+        seen = 4 * (conditions + (1 if conditions > 1 else 0) + slots)
+        self.entry = nn.Conv2d(seen, widths[0], 3, padding=1)
         self.down = nn.ModuleList()
         self.up = nn.ModuleList()
         current = widths[0]
@@ -154,9 +191,9 @@ class GapNetwork(nn.Module):
                 self.up.append(nn.ConvTranspose2d(current, widths[level - 1], 2, stride=2))
                 current = widths[level - 1]
         last = 3 * channels // 2
-        self.last = ResidualBlock(current + 4 * SLOTS, last, width)
+        self.last = ResidualBlock(current + seen, last, width)
         self.norm = PixelNorm(last)
-        self.exit = nn.Conv2d(last, 4 * SLOTS, 3, padding=1)
+        self.exit = nn.Conv2d(last, 4 * slots, 3, padding=1)
         for parameter in self.exit.parameters():
             nn.init.zeros_(parameter)
 
@@ -172,11 +209,11 @@ class GapNetwork(nn.Module):
         gamma : Tensor
             (N,), the signal's share of the variance, 0 (pure noise) to 1.
         condition : Tensor
-            (N, 4, H, W), the real slices, in [-1, 1].
+            (N, conditions, H, W), the real slices or the image, in [-1, 1].
         positions : Tensor
             (N, D), positions in the gap; NaN where a slice is absent.
         factor : Tensor
-            (N,), anisotropy factor.
+            (N,), anisotropy factor; 1 for images.
 
         Returns
         -------
@@ -185,27 +222,35 @@ class GapNetwork(nn.Module):
             mean.
         """
         visible = (gamma > 0).to(x.dtype)[:, None, None, None]
-        weights = slot_weights(positions)
-        noisy = F.pixel_unshuffle(torch.einsum("ndm,ndhw->nmhw", weights, x * visible), 2)
-        difference = (condition[:, 2:3] - condition[:, 1:2]) / self.residual_scale
-        real = F.pixel_unshuffle(torch.cat([condition, difference], 1), 2)
-        h = self.entry(torch.cat([real, noisy], 1))
+        weights = slot_weights(positions, self.slots)
+        shown = [condition, torch.einsum("ndm,ndhw->nmhw", weights, x * visible)]
+        if condition.shape[1] > 1:
+            shown.insert(1, (condition[:, 2:3] - condition[:, 1:2]) / self.residual_scale)
+        seen = F.pixel_unshuffle(torch.cat(shown, 1), 2)
+        h = self.entry(seen)
         embedding = self.embed(self._features(gamma, factor))
         skips = []
         for module in self.down:
             if isinstance(module, ResidualBlock):
-                h = module(h, embedding)
+                h = self._block(module, h, embedding)
             else:
                 skips.append(h)
                 h = module(h)
         for module in self.up:
             if isinstance(module, ResidualBlock):
-                h = module(h, embedding)
+                h = self._block(module, h, embedding)
             else:
                 h = torch.cat([module(h), skips.pop()], 1)
-        h = self.last(torch.cat([h, noisy], 1), embedding)
+        h = self._block(self.last, torch.cat([h, seen], 1), embedding)
         out = F.pixel_shuffle(self.exit(F.silu(self.norm(h))), 2)
         return torch.einsum("ndm,nmhw->ndhw", weights, out)
+
+    def _block(self, block: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            out: Tensor = checkpoint(block, h, embedding, use_reentrant=False)
+        else:
+            out = block(h, embedding)
+        return out
 
     def _features(self, gamma: Tensor, factor: Tensor) -> Tensor:
         """Embed the time of the flow and the factor by sines and cosines."""

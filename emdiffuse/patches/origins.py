@@ -1,0 +1,66 @@
+"""Where patches come from: what a source of patches must offer.
+
+Conventions
+-----------
+* An *origin* says where a patch was cut; its first voxel is (z, y, x) in the voxels of its dataset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emdiffuse.config import Model
+
+TRAINING, VALIDATION = 0, 1
+ORIGIN_COLUMNS = ("dataset", "axis", "z", "y", "x", "factor", "split")
+Cut = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+class Origin(NamedTuple):
+    """Number of the dataset, axis taken as depth (or number of the field), first voxel, factor, split."""
+
+    dataset: int
+    axis: int
+    z: int
+    y: int
+    x: int
+    factor: int
+    split: int
+
+
+class Source(Protocol):
+    """A dataset that patches are cut from."""
+
+    path: Path
+
+    def __init__(self, path: Path, model: Model) -> None: ...
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the dataset says of itself."""
+
+    def origins(self, number: int) -> Iterator[Origin]:
+        """Yield the places of all patches, of both splits; `number` is that of the dataset."""
+
+    def usable(self, origin: Origin) -> bool:
+        """Tell whether a patch is neither blank nor invalid."""
+
+    def cut(self, origin: Origin) -> Cut:
+        """Return condition (C, H, W) and target (D, H, W), float32 in [-1, 1], NaN in absent slices."""
+
+
+def training_length(length: int, share: float, unit: int, gap: int) -> tuple[int, int]:
+    """Split a length into what is trained on and, behind a gap, what is kept for validation.
+
+    Returns
+    -------
+    tuple of int
+        End of the training part, and begin of the validation part, which holds at least `unit`.
+    """
+    kept = max(round(length * share), unit)
+    return length - kept - gap, length - kept

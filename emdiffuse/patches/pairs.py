@@ -1,0 +1,99 @@
+"""Patches cut from registered image pairs, for emdiffuse-n and emdiffuse-r.
+
+Conventions
+-----------
+* Both images are scaled by the range of the moving ones, which alone is known when a model is applied.
+* The condition is the moving image (noisy, or of low resolution and then enlarged to the pixel grid of the
+  other), the target the fixed one. Sizes and origins are in pixels of the fixed image.
+* A patch with less than `VALID` of its pixels inside the registration's mask is left out, and so is a field
+  that registration excluded.
+* Whole fields are kept for validation; of a single field, its lower end, `MARGIN` pixels away from what is
+  trained on.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from emdiffuse.acquisition import to_unit
+from emdiffuse.config import Model
+from emdiffuse.errors import DataError
+from emdiffuse.geometry import ceil_to
+from emdiffuse.patches.origins import TRAINING, VALIDATION, Cut, Origin, training_length
+from emdiffuse.resampling import enlarge
+from emdiffuse.tasks import TASKS
+from emdiffuse.volume import Volume, open_volume, read_metadata
+
+VALID = 0.99
+MARGIN = 16
+
+
+class PairSource:
+    """A store of registered pairs that patches are cut from; see the module, and `origins.Source`."""
+
+    def __init__(self, path: Path, model: Model) -> None:
+        self.path = path
+        self.model = model
+        self._facts: dict[str, Any] = read_metadata(path, "group")["attributes"].get("emdiffuse", {})
+        if self._facts.get("kind") != "pairs":
+            raise DataError(f"{path}: {model.task} learns from image pairs, but this is a volume")
+        self.scale = int(self._facts["scale"])
+        wanted = TASKS[model.task].scale
+        if self.scale != wanted:
+            raise DataError(
+                f"{path}: {model.task} learns from pairs of scale {wanted}, but these have scale {self.scale}"
+            )
+        self.fields = [field for field in self._facts["fields"] if not field.get("excluded")]
+        if not self.fields:
+            raise DataError(f"{path}: every field was excluded by registration; look at its quality")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the store says of itself."""
+        return self._facts
+
+    def image(self, field: int, name: str) -> Volume:
+        """Open an image of a field: "moving", "fixed" or "mask"."""
+        return open_volume(self.path / self.fields[field]["group"] / name)
+
+    def origins(self, number: int) -> Iterator[Origin]:
+        """Yield the places of all patches: regular grids in the fields, or the region, of each split."""
+        size, share = self.model.patches.size, self.model.patches.validation
+        trained, _ = training_length(len(self.fields), share, 1, 0)
+        for field in range(len(self.fields)):
+            _, height, width = self.image(field, "fixed").array.shape
+            regions = {TRAINING if field < trained else VALIDATION: (0, height)}
+            if len(self.fields) == 1:
+                end, begin = training_length(height, share, size, MARGIN)
+                regions = {TRAINING: (0, end), VALIDATION: (begin, height)}
+            for split, (low, high) in regions.items():
+                step = size if split == VALIDATION else max(round(size * (1 - self.model.patches.overlap)), 1)
+                step = ceil_to(step, self.scale)
+                rows = range(ceil_to(low, self.scale), high - size + 1, step)
+                for y, x in itertools.product(rows, range(0, width - size + 1, step)):
+                    yield Origin(number, field, 0, y, x, 1, split)
+
+    def usable(self, origin: Origin) -> bool:
+        """Tell whether a patch has contrast, and lies inside the mask."""
+        group = self.path / self.fields[origin.axis]["group"]
+        if (group / "mask").exists():
+            mask = self.image(origin.axis, "mask").array[self._box(origin, 1)]
+            if mask.mean() < VALID:
+                return False
+        _, target = self.cut(origin)
+        return bool(target.std() >= self.model.patches.minimum_contrast)
+
+    def cut(self, origin: Origin) -> Cut:
+        """Return condition and target, each (1, H, W)."""
+        moving = self.image(origin.axis, "moving").array[self._box(origin, self.scale)]
+        fixed = self.image(origin.axis, "fixed").array[self._box(origin, 1)]
+        intensity = self._facts["intensity"]["moving"]
+        return enlarge(to_unit(moving, intensity), self.scale), to_unit(fixed, intensity)
+
+    def _box(self, origin: Origin, scale: int) -> tuple[slice, slice, slice]:
+        size = self.model.patches.size // scale
+        y, x = origin.y // scale, origin.x // scale
+        return slice(0, 1), slice(y, y + size), slice(x, x + size)
