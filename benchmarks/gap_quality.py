@@ -16,8 +16,9 @@ FACTOR = 6
 VOXEL = (10.0, 10.0, 10.0)
 ESTIMATORS = {
     "one-call mean": {"steps": 1},
+    "one sample, 4 calls": {"steps": 4, "samples": 1},
     "one sample, 8 calls": {"steps": 8, "samples": 1},
-    "mean of 8 samples": {"steps": 8, "samples": 8},
+    "mean of 8 samples": {"steps": 4, "samples": 8},
 }
 
 
