@@ -93,10 +93,12 @@ def patches(volumes: list[Path], out: Annotated[Path, typer.Option()], settings:
 @app.command()
 def train(store: Path, name: str, experiment: Path, settings: Settings, device: Device = "auto") -> None:
     """Train a model from a patch store, or go on with an interrupted training."""
+    from emdiffuse.allocator import keep_freed_memory
     from emdiffuse.config import Model
     from emdiffuse.settings import parse
     from emdiffuse.training import train as run
 
+    keep_freed_memory()
     run(store, parse(Model, settings, f"models.{name}"), name, experiment, device)
 
 
@@ -123,9 +125,11 @@ def plan(dataset: Path, model: Path, out: Path, settings: Settings) -> None:
 @app.command()
 def restore(plan: Path, worker: Share = "1-of-1", done: Done = None, device: Device = "auto") -> None:
     """Restore a worker's share of a plan's blocks; blocks that are done are not done again."""
+    from emdiffuse.allocator import keep_freed_memory
     from emdiffuse.restoration import read_plan
     from emdiffuse.restoration import restore as run
 
+    keep_freed_memory()
     run(plan, *_share(worker), device)
     _mark(done, read_plan(plan).hash)
 

@@ -181,11 +181,11 @@ class PublishedProcess:
 
     Attributes
     ----------
-    difficulty : bool
+    difficulty_map : bool
         Whether the network has a second output, the difficulty map, and the difficulty-aware loss.
     """
 
-    difficulty: bool = False
+    difficulty_map: bool = False
 
     def example(
         self, batch: Batch, target: Tensor, generator: torch.Generator
@@ -207,7 +207,7 @@ class PublishedProcess:
 
     def loss(self, output: Tensor, wanted: Tensor) -> Tensor:
         """Squared error, or the difficulty-aware loss."""
-        if self.difficulty:
+        if self.difficulty_map:
             return difficulty_aware(wanted, output)
         return (output.float() - wanted).square().mean()
 
@@ -221,21 +221,54 @@ class PublishedProcess:
         """
         if batch.condition.shape[1] > 1 and bool((batch.factor != batch.factor.round()).any()):
             raise DataError("a published network fills gaps of integer factors alone; use a native model")
-        count, depth = batch.positions.shape
-        condition = _published_condition(batch.condition).repeat_interleave(depth, 0)
-        index = torch.arange(depth, device=condition.device).repeat(count)
+        answer = _published_call(network, batch)
 
         def call(x: Tensor, gamma: Tensor) -> Tensor:
-            shown = torch.cat([condition, x], 1)
-            out: Tensor = network(shown, gamma) if condition.shape[1] == 1 else network(shown, gamma, index)
-            return split_difficulty(out)[0] if self.difficulty else out
+            return split_difficulty(answer(x, gamma))[0] if self.difficulty_map else answer(x, gamma)
 
         def noise(step: int) -> Tensor:
-            return white(step).reshape(count * depth, 1, *batch.condition.shape[2:])
+            return white(step).reshape(-1, 1, *batch.shape[2:])
 
         denoise = as_denoiser(call, "epsilon", clip=(-1.0, 1.0))
         images = _walk(sampler, denoise, published_levels(sampler), noise)
         return images.reshape(batch.shape)
+
+    def difficulty(
+        self, network: nn.Module, batch: Batch, restored: Tensor, gamma: float, eps: Tensor
+    ) -> Tensor:
+        """Ask a network with a difficulty map how hard each pixel is.
+
+        Parameters
+        ----------
+        network : Module
+            Trained with the difficulty-aware loss.
+        batch : Batch
+            What is known.
+        restored : Tensor
+            (N, D, H, W), in [-1, 1]: what was restored, which is noised again to the level.
+        gamma : float
+            The level, in (0, 1).
+        eps : Tensor
+            Standard normal noise of the same shape.
+
+        Returns
+        -------
+        Tensor
+            (N, D, H, W): phi, positive; twice its square is about the expected squared error of the noise's
+            estimate.
+
+        Raises
+        ------
+        DataError
+            If the network was trained without the map.
+        """
+        if not self.difficulty_map:
+            raise DataError("this network has no difficulty map: train with `training.loss: difficulty`")
+        call = _published_call(network, batch)
+        levels = torch.full((restored.shape[0] * restored.shape[1],), gamma, device=restored.device)
+        shape = (len(levels), 1, *restored.shape[2:])
+        output = call(q_sample(restored.reshape(shape), levels, eps.reshape(shape)), levels)
+        return split_difficulty(output)[1].reshape(restored.shape)
 
 
 def published_levels(sampler: Sampler) -> Levels:
@@ -299,6 +332,20 @@ def _walk(sampler: Sampler, denoise: Denoiser, levels: Levels | np.ndarray[Any, 
     if sampler.name == "ddpm":
         return ddpm(denoise, noise(0), levels, noise)
     return SAMPLERS[sampler.name](denoise, noise(0), levels)
+
+
+def _published_call(network: nn.Module, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
+    """Bind a published network to its condition; it then takes every slice as an image (N D, 1, H, W)."""
+    count, depth = batch.positions.shape
+    condition = _published_condition(batch.condition).repeat_interleave(depth, 0)
+    index = torch.arange(depth, device=condition.device).repeat(count)
+
+    def call(x: Tensor, gamma: Tensor) -> Tensor:
+        shown = torch.cat([condition, x], 1)
+        out: Tensor = network(shown, gamma) if condition.shape[1] == 1 else network(shown, gamma, index)
+        return out
+
+    return call
 
 
 def _published_condition(condition: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ ORDER = [
     "cli", "report", "evaluation", "baselines", "stitching", "restoration", "training", "checkpoints",
     "inference", "augmentation", "processes", "patches", "registration", "acquisition", "readers",
     "resampling", "diffusion", "networks", "metrics", "volume", "atomic", "geometry", "config", "settings",
-    "tasks", "progress", "errors",
+    "tasks", "progress", "allocator", "errors",
 ]  # fmt: skip
 
 

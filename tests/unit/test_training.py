@@ -257,4 +257,7 @@ def test_the_published_network_trains_by_its_own_process(store, noisy_store, tmp
             batch = Batch(torch.rand(1, 4, 32, 32), torch.tensor([[1 / 3, 2 / 3]]), torch.tensor([3.0]))
         noise = torch.randn((2, 2, *batch.shape), generator=torch.Generator().manual_seed(0))
         mean, deviation = loaded.restore(batch, Sampler(steps=2, samples=2), lambda s, k, n=noise: n[s, k])
+        if loss == "difficulty":
+            phi = loaded.process.difficulty(loaded.network, batch, mean, 0.5, noise[0, 0])
+            assert phi.shape == batch.shape and phi.min() > 0
         assert mean.shape == batch.shape and mean.abs().max() <= 1 and deviation.max() > 0
