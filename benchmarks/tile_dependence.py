@@ -2,9 +2,9 @@
 
     python benchmarks/tile_dependence.py MODEL VOLUME.tif [--published]
 
-MODEL is a trained native vEM model, VOLUME an isotropic volume, mirrored where it is smaller than 512. The error
-is the largest difference inside the tile's default halo, over the largest value there; with `--published` a
-published network with random weights stands beside it.
+MODEL is a trained native vEM model, VOLUME an isotropic one, mirrored where it is smaller than 512. The error
+is the largest difference inside a halo, over the largest value there; with `--published` a
+published network with random weights stands beside it. The default halo is named above the table.
 """
 
 import argparse

@@ -1,10 +1,12 @@
-"""Classical interpolation of slices: what a restored volume has to beat.
+"""Classical interpolation and smoothing: what a restored volume or image has to beat.
 
 Conventions
 -----------
 * Axes are (z, y, x). Output slices are those of `geometry.SliceGrid`: slice z is at z / factor of the real.
 * Every kind passes through the real slices, and each output slice depends on four real slices at most, so
   that a part of a volume needs only the few slices around it. Behind the ends the outermost is repeated.
+* Of images, ``input`` is the noisy image as it is, ``gaussian`` the same after a Gaussian of `SIGMA` pixels;
+  ``nearest`` and ``cubic`` enlarge a coarse one to the pixels of the output.
 * Values are rounded and clipped to the dtype of the input as a restored volume's are (`volume.cast_to`).
 """
 
@@ -12,16 +14,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from math import floor
+from math import ceil, floor
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
+from emdiffuse.resampling import enlarge
 from emdiffuse.volume import cast_to
 
 Kind = Literal["nearest", "linear", "cubic"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+IMAGE_KINDS = {"emdiffuse-n": ("input", "gaussian"), "emdiffuse-r": ("nearest", "cubic")}
+"""What stands beside restored images, by task."""
+SIGMA = 1.0
 _EVERYTHING = (slice(None), slice(None))
 
 
@@ -113,3 +120,38 @@ def interpolate(
             weights[row, min(max(before + offset, 0), last) - first] += weight
     values = np.tensordot(weights, real.astype(work), axes=1)
     return cast_to(values, slices.dtype)
+
+
+def image_baseline(images: Slices, box: Sequence[slice], kind: str, scale: int) -> NDArray[Any]:
+    """Smooth or enlarge images.
+
+    Parameters
+    ----------
+    images : array-like
+        Input images (z, y, x); only what the box needs is read.
+    box : sequence of slice
+        The part (z, y, x) to make, in pixels of the output.
+    kind : str
+        One of `IMAGE_KINDS`.
+    scale : int
+        Output pixels of one input pixel.
+
+    Returns
+    -------
+    ndarray
+        The box, in the dtype of `images`.
+    """
+    margin = ceil(4 * SIGMA) if kind == "gaussian" else 2
+    starts = [max(part.start // scale - margin, 0) for part in box[1:]]
+    stops = [
+        min(-(-part.stop // scale) + margin, n) for part, n in zip(box[1:], images.shape[1:], strict=True)
+    ]
+    values = images[(box[0], *(slice(a, b) for a, b in zip(starts, stops, strict=True)))]
+    if kind == "gaussian":
+        values = cast_to(gaussian_filter(values.astype(np.float32), (0, SIGMA, SIGMA)), images.dtype)
+    elif kind == "nearest":
+        values = values.repeat(scale, 1).repeat(scale, 2)
+    elif kind == "cubic":
+        values = cast_to(enlarge(values, scale), images.dtype)
+    inner = (slice(p.start - a * scale, p.stop - a * scale) for p, a in zip(box[1:], starts, strict=True))
+    return values[(slice(None), *inner)]

@@ -301,7 +301,8 @@ class Config(Section):
             if (item.dataset, item.model) in pairs:
                 raise ValueError(f"{key}: '{item.dataset}' by '{item.model}' is listed twice")
             pairs.add((item.dataset, item.model))
-            anisotropy_factor(self.voxel_size(item.dataset), f"{key}.dataset")
+            if TASKS[self.models[item.model].task].volumetric:
+                anisotropy_factor(self.voxel_size(item.dataset), f"{key}.dataset")
             truth = self.truth(item)
             if truth is not None:
                 self._known(f"{key}.truth", truth, self.datasets)

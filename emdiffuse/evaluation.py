@@ -1,15 +1,16 @@
-"""Measures a restored volume against the truth, beside interpolation, on the same voxels.
+"""Measures restored volumes and images against the truth, beside classical methods, on the same voxels.
 
 Conventions
 -----------
 * Axes are (z, y, x). Output slice 0 is real slice 0 is truth slice 0; all volumes share the lateral grid.
 * Only *generated* slices count: never a real one, which every method passes through. In xz and yz planes the
   structural similarity is mapped on whole planes, and its values on generated rows are counted.
+* Images (emdiffuse-n, emdiffuse-r) are measured whole, each by itself: only xy planes count.
 * A measure is taken a plane at a time, and averaged over planes. Planes that equal the truth have no finite
   PSNR: they are counted as ``identical`` and left out of its mean, which is null when there is no other
   plane.
 * Intervals are 95 % bootstrap intervals of that mean. Neighbouring planes resemble each other, so what is
-  drawn again is the gap (xy) or a run of `RUN` planes (xz, yz), the same draws for every method.
+  drawn again is the gap or image (xy) or a run of `RUN` planes (xz, yz), the same draws for every method.
 * Work goes by blocks with the margin that the windows need, so that memory depends on the block size alone,
   and the numbers do not depend on blocks; FSIM and the spectra alone are of tiles of at most `TILE` pixels a
   side.
@@ -33,14 +34,14 @@ from numpy.typing import NDArray
 
 from emdiffuse import metrics
 from emdiffuse.atomic import write_atomically
-from emdiffuse.baselines import KINDS, interpolate
+from emdiffuse.baselines import IMAGE_KINDS, KINDS, image_baseline, interpolate
 from emdiffuse.config import anisotropy_factor
 from emdiffuse.errors import DataError
-from emdiffuse.geometry import SliceGrid
+from emdiffuse.geometry import ImageStack, SliceGrid
 from emdiffuse.progress import progress
+from emdiffuse.tasks import TASKS
 from emdiffuse.volume import Volume, open_volume
 
-METHODS = (*KINDS, "restored")
 PLANES = {"xy": 0, "xz": 1, "yz": 2}
 """Each orientation, and the axis that its planes are perpendicular to."""
 MEASURES = {
@@ -52,6 +53,8 @@ MEASURES = {
 }
 TILE, DEPTH = 256, 32
 """Lateral side and depth of a block, in voxels, at most; a block holds one gap at least."""
+REFERENCES = {"emdiffuse-n": "input", "emdiffuse-r": "cubic"}
+"""What a restoration is compared with by name; gaps with linear interpolation."""
 RUN = 16
 RESAMPLES = 2000
 Vector = NDArray[np.float64]
@@ -76,7 +79,10 @@ class _Block:
     windows: tuple[NDArray[np.int64], ...]
 
 
-def _blocks(grid: SliceGrid, shape: tuple[int, ...]) -> Iterator[_Block]:
+Grid = SliceGrid | ImageStack
+
+
+def _blocks(grid: Grid, shape: tuple[int, ...]) -> Iterator[_Block]:
     """Cut the evaluated volume into blocks: some gaps, and a tile along y and x."""
     generated = np.array([z for gap in range(grid.gaps) for z in grid.generated(gap)])
     gaps = max(int(DEPTH / grid.factor), 1)
@@ -113,9 +119,10 @@ class _Truth:
 class _Sums:
     """What adds up over the blocks of every plane, for one method."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, shape: tuple[int, ...], planes: dict[str, int]) -> None:
+        self.planes = planes
         self.error, self.voxels, self.similarity, self.windows = (
-            {name: np.zeros(shape[axis]) for name, axis in PLANES.items()} for _ in range(4)
+            {name: np.zeros(shape[axis]) for name, axis in planes.items()} for _ in range(4)
         )
         self.energy, self.power, self.true_power, self.feature, self.weight = np.zeros((5, shape[0]))
 
@@ -124,7 +131,7 @@ class _Sums:
         inner = np.ix_(*block.counted)
         planes = image[inner]
         error = (planes.astype(np.float64) - truth.values[inner]) ** 2
-        for name, axis in PLANES.items():
+        for name, axis in self.planes.items():
             here = block.counted[axis] + block.box[axis].start
             first, second = (other for other in range(3) if other != axis)
             self.error[name][here] += error.sum(axis=(first, second))
@@ -146,7 +153,7 @@ class _Sums:
         """Return every measure of every plane, by orientation; not a number where there is none."""
         scores: dict[str, dict[str, Vector]] = {}
         with np.errstate(divide="ignore", invalid="ignore"):
-            for name in PLANES:
+            for name in self.planes:
                 error = self.error[name] / self.voxels[name]
                 ssim = self.similarity[name] / self.windows[name]
                 scores[name] = {"psnr": 10 * np.log10(data_range**2 / error), "ssim": ssim}
@@ -192,16 +199,16 @@ def summary(values: Vector, groups: NDArray[np.int64]) -> dict[str, float | int 
 
 
 def evaluate(restored: Path, dataset: Path, truth: Path, out: Path) -> dict[str, Any]:
-    """Measure a restored volume and the interpolations of its input against the truth.
+    """Measure a restored volume, and what classical methods make of its input, against the truth.
 
     Parameters
     ----------
     restored : Path
-        Restored volume (z, y, x), isotropic.
+        Restored volume (z, y, x), isotropic, or a stack of restored images.
     dataset : Path
-        The registered, anisotropic volume that was restored.
+        The registered volume, or stack, that was restored.
     truth : Path
-        The registered isotropic volume to compare with: same dtype and lateral shape, at least as deep.
+        The registered volume to compare with: same dtype and lateral shape, at least as deep.
     out : Path
         JSON file to write; a CSV file with the same table is written beside it.
 
@@ -209,7 +216,7 @@ def evaluate(restored: Path, dataset: Path, truth: Path, out: Path) -> dict[str,
     -------
     dict
         What was written: ``methods[method][orientation][measure]`` with mean, low and high;
-        ``gain_over_linear`` (the paired difference in xy) and ``beats_linear``; voxels, data_range,
+        ``gain`` (the paired difference in xy to the method ``reference``) and ``beats``; voxels, data_range,
         estimator and the names of the volumes.
 
     Raises
@@ -224,7 +231,10 @@ def evaluate(restored: Path, dataset: Path, truth: Path, out: Path) -> dict[str,
     grid = _check(**volumes)
     shape = (grid.length, *volumes["truth"].array.shape[1:])
     data_range = _data_range(volumes["truth"])
-    sums = {method: _Sums(shape) for method in METHODS}
+    images = isinstance(grid, ImageStack)
+    kinds = IMAGE_KINDS[volumes["restored"].facts["task"]] if images else KINDS
+    planes = {"xy": 0} if images else PLANES
+    sums = {method: _Sums(shape, planes) for method in (*kinds, "restored")}
     blocks = list(_blocks(grid, shape))
     for block in progress(blocks, len(blocks), "evaluate", "block"):
         if not len(block.counted[0]):
@@ -241,19 +251,22 @@ def evaluate(restored: Path, dataset: Path, truth: Path, out: Path) -> dict[str,
         "voxels": int(sums["restored"].voxels["xy"].sum()),
         "data_range": data_range,
         "units": MEASURES,
-        "interval": f"95 % bootstrap interval over gaps (xy) and runs of {RUN} planes (xz, yz)",
-        **_table(scores, grid),
+        "interval": "95 % bootstrap interval over images"
+        if images
+        else f"95 % bootstrap interval over gaps (xy) and runs of {RUN} planes (xz, yz)",
+        **_table(scores, grid, REFERENCES.get(volumes["restored"].facts.get("task", ""), "linear")),
     }
     write_atomically(out, json.dumps(result, indent=2, allow_nan=False))
     write_atomically(out.with_suffix(".csv"), as_csv(result))
     return result
 
 
-def _table(scores: dict[str, dict[str, dict[str, Vector]]], grid: SliceGrid) -> dict[str, Any]:
-    """Summarise the scores of all planes, and compare the restored volume with linear interpolation."""
+def _table(scores: dict[str, dict[str, dict[str, Vector]]], grid: Grid, reference: str) -> dict[str, Any]:
+    """Summarise the scores of all planes, and compare the restored volume with the method of reference."""
     gaps = np.array([int(z / grid.factor) for z in range(grid.length)])
     groups = dict.fromkeys(("xy",), gaps)
-    groups |= {name: np.arange(len(scores["linear"][name]["psnr"])) // RUN for name in ("xz", "yz")}
+    for name in scores[reference].keys() - {"xy"}:
+        groups[name] = np.arange(len(scores[reference][name]["psnr"])) // RUN
     methods = {
         method: {
             name: {measure: summary(values, groups[name]) for measure, values in own.items()}
@@ -263,13 +276,13 @@ def _table(scores: dict[str, dict[str, dict[str, Vector]]], grid: SliceGrid) -> 
     }
     gain, beats = {}, {}
     for measure in ("psnr", "ssim"):
-        ours, linear = (scores[method]["xy"][measure] for method in ("restored", "linear"))
+        ours, theirs = (scores[method]["xy"][measure] for method in ("restored", reference))
         with np.errstate(invalid="ignore"):
-            gain[measure] = summary(np.where(np.isfinite(ours), ours - linear, np.nan), gaps)
-        means = [methods[method]["xy"][measure]["mean"] for method in ("restored", "linear")]
+            gain[measure] = summary(np.where(np.isfinite(ours), ours - theirs, np.nan), gaps)
+        means = [methods[method]["xy"][measure]["mean"] for method in ("restored", reference)]
         first, second = (inf if mean is None else mean for mean in means)
         beats[measure] = first > second
-    return {"methods": methods, "gain_over_linear": gain, "beats_linear": beats}
+    return {"methods": methods, "reference": reference, "gain": gain, "beats": beats}
 
 
 def as_csv(result: dict[str, Any]) -> str:
@@ -285,10 +298,13 @@ def as_csv(result: dict[str, Any]) -> str:
     return text.getvalue()
 
 
-def _method(method: str, volumes: dict[str, Volume], grid: SliceGrid, block: _Block) -> NDArray[Any]:
-    """Return a block of the restored volume, or interpolate it."""
+def _method(method: str, volumes: dict[str, Volume], grid: Grid, block: _Block) -> NDArray[Any]:
+    """Return a block of the restored volume, or make it by a classical method."""
     if method == "restored":
         return _read(volumes["restored"], block)
+    if isinstance(grid, ImageStack):
+        scale = volumes["restored"].array.shape[1] // volumes["input"].array.shape[1]
+        return image_baseline(volumes["input"].array, block.box, method, scale)
     z, *window = block.box
     kind = next(kind for kind in KINDS if kind == method)
     return interpolate(volumes["input"].array, grid.factor, range(z.start, z.stop), kind, window)
@@ -302,10 +318,13 @@ def _read(volume: Volume, block: _Block) -> NDArray[Any]:
     return values
 
 
-def _check(restored: Volume, input: Volume, truth: Volume) -> SliceGrid:
+def _check(restored: Volume, input: Volume, truth: Volume) -> Grid:
     """Return the output slices, when the three volumes fit together."""
-    grid = SliceGrid(input.array.shape[0], anisotropy_factor(input.voxel_size, str(input.path)))
-    expected = (grid.length, *input.array.shape[1:])
+    task = TASKS[restored.facts.get("task", "vemdiffuse-i")]
+    grid: Grid = ImageStack(input.array.shape[0])
+    if task.volumetric:
+        grid = SliceGrid(input.array.shape[0], anisotropy_factor(input.voxel_size, str(input.path)))
+    expected = (grid.length, *(n * task.scale for n in input.array.shape[1:]))
     if restored.array.shape != expected:
         raise DataError(
             f"{restored.path}: it has {_by(restored.array.shape)} voxels, but {input.path} restored has "

@@ -254,7 +254,7 @@ class PublishedProcess:
         Returns
         -------
         Tensor
-            (N, D, H, W): phi, positive; twice its square is about the expected squared error of the noise's
+            (N, D, H, W): phi, positive; half its square is about the expected squared error of the noise's
             estimate.
 
         Raises

@@ -20,6 +20,7 @@ import jinja2
 
 from emdiffuse.atomic import write_atomically
 from emdiffuse.config import Config, Restoration, Section
+from emdiffuse.geometry import ImageStack
 from emdiffuse.report.pictures import COLUMNS, View, open_view, panels, scale_bar, viewer
 from emdiffuse.report.text import chart, flatten, table, verdict
 
@@ -27,13 +28,15 @@ BUDGET = 10_000_000
 """Bytes that all pictures together may take; base64 makes them a third larger."""
 LABELS = {
     "input": "Input (nearest real slice)",
-    "nearest": "Nearest slice",
+    "gaussian": "Gaussian",
+    "nearest": "Nearest",
     "linear": "Linear interpolation",
     "cubic": "Cubic interpolation",
     "restored": "Restored",
     "truth": "Truth",
     "uncertainty": "Standard deviation of the samples",
 }
+WITHOUT_TRUTH = "There is no truth to compare with: the report shows pictures, but no measures."
 PACKAGES = (
     *("emdiffuse", "torch", "numpy", "scipy", "zarr", "tensorstore", "ome-zarr", "opencv-python-headless"),
     *("imagecodecs", "snakemake"),
@@ -95,7 +98,9 @@ def _restoration(
     truth = config.truth(item)
     view = open_view(config, item, truth, results, budget)
     evaluation = _read_json(results / "evaluation" / item.dataset / f"{item.model}.json")
-    names = [name for name in COLUMNS if name in ("input", "linear") or name in view.volumes]
+    images = isinstance(view.grid, ImageStack)
+    made = ("input",) if images else ("input", "linear")
+    names = [name for name in COLUMNS if name in made or name in view.volumes]
     rows, white = panels(view, names, budget // 2)
     used = sum(len(cell["image"]) for row in rows for cell in row["cells"]) * 3 // 4
     voxel = view.volumes["restored"].voxel_size[2]
@@ -114,7 +119,8 @@ def _restoration(
         "reference": view.reference,
         "white": f"{white:.4g}",
         "voxel": f"{voxel:.4g}",
-        "viewer": viewer(view, [name for name in names if name != "input"], budget - used),
+        "viewer": viewer(view, [n for n in names if images or n != "input"], budget - used),
+        "images": images,
         "bar": scale_bar(len(view.box[2]), voxel),
         "size": [len(extent) for extent in view.box],
     }
@@ -123,13 +129,21 @@ def _restoration(
 def _sentences(config: Config, item: Restoration, truth: str | None, view: View) -> list[str]:
     """Say in two sentences what was done."""
     model, (depth, _, lateral) = config.models[item.model], view.volumes["input"].voxel_size
+    if isinstance(view.grid, ImageStack):
+        first = (
+            f"{item.dataset}, {view.grid.length} image(s) with pixels of {lateral:.4g} nm, was restored by the "
+            f"model {item.model} (task {model.task}), which was trained on {' and '.join(model.datasets)}."
+        )
+        if truth is None:
+            return [first, WITHOUT_TRUTH]
+        return [first, f"All pixels are compared with {truth}, which the model never saw."]
     first = (
         f"{item.dataset}, {view.grid.slices} slices {depth:.4g} nm apart, was restored to {view.grid.length} "
         f"slices {lateral:.4g} nm apart by the model {item.model} (task {model.task}), which was trained on "
         f"{' and '.join(model.datasets)}."
     )
     if truth is None:
-        return [first, "There is no truth to compare with: the report shows pictures, but no measures."]
+        return [first, WITHOUT_TRUTH]
     second = (
         f"Every slice made between two real ones is compared with {truth}, which the model never saw, "
         "beside interpolation of the same slices on the same voxels."

@@ -22,9 +22,10 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.baselines import Kind, interpolate
+from emdiffuse.baselines import Kind, image_baseline, interpolate
 from emdiffuse.config import Config, Restoration, anisotropy_factor
-from emdiffuse.geometry import SliceGrid
+from emdiffuse.geometry import ImageStack, SliceGrid
+from emdiffuse.tasks import TASKS
 from emdiffuse.volume import Volume, open_volume
 
 SCRUBBED = 31
@@ -44,7 +45,7 @@ class View:
     ----------
     volumes : dict
         input, restored, and truth where there is one.
-    grid : SliceGrid
+    grid : SliceGrid or ImageStack
         Output slices.
     box : tuple of range
         The region (z, y, x), about the middle.
@@ -55,10 +56,15 @@ class View:
     """
 
     volumes: dict[str, Volume]
-    grid: SliceGrid
+    grid: SliceGrid | ImageStack
     box: tuple[range, range, range]
     middle: tuple[int, int, int]
     contrast: tuple[float, float]
+
+    @property
+    def scale(self) -> int:
+        """Output pixels of one input pixel."""
+        return self.volumes["restored"].array.shape[1] // self.volumes["input"].array.shape[1]
 
     @property
     def reference(self) -> str:
@@ -69,7 +75,10 @@ class View:
         """Return a box of a volume, or of the interpolated input (nearest for `input`)."""
         z, *window = box
         slices = [slice(r.start, r.stop) for r in window]
-        if name in ("input", "linear"):
+        if name == "input" and isinstance(self.grid, ImageStack):
+            part = (slice(z.start, z.stop), *slices)
+            values = image_baseline(self.volumes["input"].array, part, "nearest", self.scale)
+        elif name in ("input", "linear"):
             kind: Kind = "linear" if name == "linear" else "nearest"
             values = interpolate(self.volumes["input"].array, self.grid.factor, z, kind, slices)
         else:
@@ -94,9 +103,10 @@ def open_view(config: Config, item: Restoration, truth: str | None, results: Pat
         volumes["truth"] = open_volume(results / "registered" / f"{truth}.ome.zarr")
     if (restored / "uncertainty" / "zarr.json").exists():
         volumes["uncertainty"] = open_volume(restored / "uncertainty")
-    grid = SliceGrid(
-        volumes["input"].array.shape[0], anisotropy_factor(volumes["input"].voxel_size, item.dataset)
-    )
+    depth = volumes["input"].array.shape[0]
+    grid: SliceGrid | ImageStack = ImageStack(depth)
+    if TASKS[config.models[item.model].task].volumetric:
+        grid = SliceGrid(depth, anisotropy_factor(volumes["input"].voxel_size, item.dataset))
     shape = (grid.length, *volumes["restored"].array.shape[1:])
     side = min(config.report.width, math.isqrt(budget // BYTES_A_PIXEL))
     starts = [max((n - side) // 2, 0) for n in shape]
@@ -104,7 +114,8 @@ def open_view(config: Config, item: Restoration, truth: str | None, results: Pat
     generated = grid.generated(grid.gaps // 2)
     middle = (generated[len(generated) // 2], *((r.start + r.stop) // 2 for r in box[1:]))
     reference = volumes["truth" if truth else "input"].array
-    window = [slice(r.start, r.stop) for r in box[1:]]
+    scale = 1 if truth else shape[1] // volumes["input"].array.shape[1]
+    window = [slice(r.start // scale, -(-r.stop // scale)) for r in box[1:]]
     chosen = np.unique(np.linspace(0, reference.shape[0] - 1, 16).astype(int))
     sample = [reference[(slice(z, z + 1), *window)] for z in chosen.tolist()]
     low, high = (float(v) for v in np.percentile(np.concatenate(sample), config.report.percentiles))
@@ -130,7 +141,8 @@ def panels(view: View, names: list[str], budget: int) -> tuple[list[dict[str, An
         rows.append({"kind": kind, "at": at, "bar": bar, "wide": width >= 2 * height, "cells": list(cells)})
         pictures.extend(to_gray(values, black, white) for values in cells.values())
 
-    for plane, axis in (("xy", 0), ("xz", 1), ("yz", 2)):
+    planes = (("xy", 0),) if isinstance(view.grid, ImageStack) else (("xy", 0), ("xz", 1), ("yz", 2))
+    for plane, axis in planes:
         cells = {name: view.plane(name, axis) for name in names}
         at = f"{'zyx'[axis]} = {view.middle[axis] * voxel:.4g} nm"
         add(plane, at, cells, *view.contrast)
@@ -156,12 +168,15 @@ def viewer(view: View, names: list[str], budget: int) -> dict[str, Any]:
     slices = range(first, first + count)
     images = encode([to_gray(view.plane(n, 0, z), *view.contrast) for n in names for z in slices], budget)
     voxel = view.volumes["restored"].voxel_size[0]
-    kinds = ["generated" if view.grid.real(z) is None else "real" for z in slices]
+    texts = [f"image {z + 1}" for z in slices]
+    if not isinstance(view.grid, ImageStack):
+        kinds = ["generated" if view.grid.real(z) is None else "real" for z in slices]
+        texts = [f"z = {z * voxel:.4g} nm, {kind} slice" for z, kind in zip(slices, kinds, strict=True)]
     return {
         "names": names,
         "start": view.middle[0] - first,
         "images": {name: images[i * count : (i + 1) * count] for i, name in enumerate(names)},
-        "texts": [f"z = {z * voxel:.4g} nm, {kind} slice" for z, kind in zip(slices, kinds, strict=True)],
+        "texts": texts,
     }
 
 

@@ -19,13 +19,15 @@ COLUMNS = (
 )
 """Orientation, measure, heading and decimals of the columns of the table."""
 UNRANKED = ("high_frequency_ratio",)
+OTHERS = {"linear": "linear interpolation", "input": "its input", "cubic": "cubic interpolation"}
+"""What a restoration is compared with, in words."""
 
 
 def verdict(evaluation: dict[str, Any]) -> str:
-    """Say in one sentence whether the restored volume beats linear interpolation, in xy."""
-    beats, parts = evaluation["beats_linear"], []
+    """Say in one sentence whether what was restored beats its reference, in xy."""
+    beats, parts, other = evaluation["beats"], [], OTHERS[evaluation["reference"]]
     for measure, name, unit, digits in (("psnr", "PSNR", " dB", 2), ("ssim", "SSIM", "", 3)):
-        gain = evaluation["gain_over_linear"][measure]
+        gain = evaluation["gain"][measure]
         if gain["mean"] is None:
             parts.append(f"{name} (the restored volume equals the truth)")
             continue
@@ -34,19 +36,18 @@ def verdict(evaluation: dict[str, Any]) -> str:
             interval = f"; 95 % interval {gain['low']:+.{digits}f} to {gain['high']:+.{digits}f}"
         parts.append(f"{name} ({gain['mean']:+.{digits}f}{unit}{interval})")
     if all(beats.values()):
-        return f"The restored volume beats linear interpolation in both {parts[0]} and {parts[1]}."
+        return f"The restored volume beats {other} in both {parts[0]} and {parts[1]}."
     if not any(beats.values()):
-        return f"The restored volume beats linear interpolation neither in {parts[0]} nor in {parts[1]}."
+        return f"The restored volume beats {other} neither in {parts[0]} nor in {parts[1]}."
     better, worse = (parts[0], parts[1]) if beats["psnr"] else (parts[1], parts[0])
-    return (
-        f"The restored volume does not beat linear interpolation in both: better in {better}, not in {worse}."
-    )
+    return f"The restored volume does not beat {other} in both: better in {better}, not in {worse}."
 
 
 def table(evaluation: dict[str, Any]) -> dict[str, Any]:
     """Return the table of measures as text: rows are methods, and the best of a column is marked."""
     rows: list[dict[str, Any]] = [{"name": name, "cells": []} for name in evaluation["methods"]]
-    for plane, measure, _, digits in COLUMNS:
+    columns = [column for column in COLUMNS if column[0] in evaluation["methods"]["restored"]]
+    for plane, measure, _, digits in columns:
         values = [evaluation["methods"][row["name"]][plane][measure] for row in rows]
         ranks = [_rank(value) for value in values]
         for row, value, rank in zip(rows, values, ranks, strict=True):
@@ -57,7 +58,8 @@ def table(evaluation: dict[str, Any]) -> dict[str, Any]:
             if value["low"] is not None:
                 cell["interval"] = f"{value['low']:.{digits}f} to {value['high']:.{digits}f}"
             row["cells"].append(cell)
-    return {"columns": COLUMNS, "rows": rows}
+    planes = {plane: sum(column[0] == plane for column in columns) for plane, *_ in columns}
+    return {"columns": columns, "planes": planes, "rows": rows}
 
 
 def _rank(value: dict[str, Any]) -> float:

@@ -213,7 +213,7 @@ def test_the_verdict_is_plain(psnr, ssim, words):
     gain = {
         name: {"mean": v, "low": v - 0.1, "high": v + 0.1} for name, v in (("psnr", psnr), ("ssim", ssim))
     }
-    said = verdict({"beats_linear": {"psnr": psnr > 0, "ssim": ssim > 0}, "gain_over_linear": gain})
+    said = verdict({"reference": "linear", "beats": {"psnr": psnr > 0, "ssim": ssim > 0}, "gain": gain})
     assert re.search(words, said)
 
 
