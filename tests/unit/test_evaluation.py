@@ -226,14 +226,13 @@ def test_interval_covers_the_mean_of_the_population():
 
 @pytest.mark.parametrize(("task", "scale"), [("emdiffuse-n", 1), ("emdiffuse-r", 2)])
 def test_images_stand_beside_their_own_baselines(medulla, tmp_path, task, scale):
-    """Each kind is, on the whole images, what it is by hand; the restored image is compared with its reference."""
+    """Each kind is what it is by hand on whole images; the restored one is compared with its reference."""
     truth = medulla[:2, :300, :280]
     coarse = truth[:, ::scale, ::scale]
     noise = np.random.default_rng(0).normal(0, 20, coarse.shape)
     given = np.clip(np.rint(coarse + noise), 0, 255).astype(np.uint8)
-    better = np.clip(np.rint(truth + np.random.default_rng(1).normal(0, 2, truth.shape)), 0, 255).astype(
-        np.uint8
-    )
+    little = np.random.default_rng(1).normal(0, 2, truth.shape)
+    better = np.clip(np.rint(truth + little), 0, 255).astype(np.uint8)
     paths = [
         write_volume(tmp_path / "restored", better, (5, 5, 5), task=task),
         write_volume(tmp_path / "input", given, (5, 5 * scale, 5 * scale)),
