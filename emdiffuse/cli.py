@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,13 @@ Settings = Annotated[str, typer.Option(help="The section of the configuration, a
 Device = Annotated[str, typer.Option(help="auto, cpu, or a CUDA device such as cuda:0.")]
 Share = Annotated[str, typer.Option(metavar="I-of-N", help="Which worker this is, of how many, e.g. 1-of-4.")]
 Done = Annotated[Path | None, typer.Option(help="File to write when this worker's share is done.")]
+
+
+class Launcher(StrEnum):
+    """Where a training runs."""
+
+    local = "local"
+    submitit = "submitit"
 
 
 @app.callback()
@@ -91,15 +99,28 @@ def patches(volumes: list[Path], out: Annotated[Path, typer.Option()], settings:
 
 
 @app.command()
-def train(store: Path, name: str, experiment: Path, settings: Settings, device: Device = "auto") -> None:
+def train(
+    store: Path,
+    name: str,
+    experiment: Path,
+    settings: Settings,
+    device: Device = "auto",
+    processes: Annotated[int, typer.Option(min=1, help="Processes here that share a batch: one a GPU.")] = 1,
+    launcher: Annotated[Launcher, typer.Option(help="Train here, or in a job of SLURM.")] = Launcher.local,
+    resources: Annotated[
+        str, typer.Option(help="What the job asks for, as JSON: partition, gpus, ...")
+    ] = "{}",
+) -> None:
     """Train a model from a patch store, or go on with an interrupted training."""
-    from emdiffuse.allocator import keep_freed_memory
+    from emdiffuse import launch
     from emdiffuse.config import Model
     from emdiffuse.settings import parse
-    from emdiffuse.training import train as run
 
-    keep_freed_memory()
-    run(store, parse(Model, settings, f"models.{name}"), name, experiment, device)
+    work = launch.TrainingJob(store, parse(Model, settings, f"models.{name}"), name, experiment, device)
+    if launcher is Launcher.local:
+        launch.train_here(work, processes)
+    else:
+        launch.train_on_slurm(work, parse(launch.Resources, resources, "--resources"))
 
 
 @app.command()
@@ -202,7 +223,7 @@ def main() -> None:
         app()
     except EmdiffuseError as error:
         fail(error)
-        sys.exit(1)
+        sys.exit(error.exit_code)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise

@@ -8,6 +8,8 @@ code 1. Anything else that escapes a stage is a defect of ours, and keeps its tr
 class EmdiffuseError(ValueError):
     """A mistake of the user's, or of the data: one sentence that names the file or key, and what to do."""
 
+    exit_code = 1
+
 
 class ConfigError(EmdiffuseError):
     """A wrong configuration; names the key."""
@@ -19,3 +21,7 @@ class DataError(EmdiffuseError):
 
 class StoreError(EmdiffuseError):
     """A store that is missing, damaged, or was made with other settings; names its path."""
+
+
+class LaunchError(EmdiffuseError):
+    """A job of a cluster that could not be submitted, failed or was lost; names the job."""

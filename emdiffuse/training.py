@@ -8,16 +8,19 @@ Conventions
   renamed. A state of other settings or other data is not resumed into; the training begins anew.
 * What is kept is the moving average of the weights (EMA), of the validation with the highest PSNR.
 * What is learned from a batch, and how the network is then sampled, is the process' (`emdiffuse.processes`).
-* A batch is drawn whole, then shared out among accumulated parts: their number changes rounding alone.
+* A batch is drawn whole, then shared out among processes (`emdiffuse.parallel`) and accumulated parts: their
+  numbers change rounding alone.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,12 +35,14 @@ from emdiffuse import __version__, checkpoints
 from emdiffuse.atomic import write_atomically
 from emdiffuse.augmentation import augment
 from emdiffuse.config import Model, Sampler, Training
-from emdiffuse.errors import DataError, EmdiffuseError
+from emdiffuse.errors import DataError, EmdiffuseError, StoreError
+from emdiffuse.interruption import Interrupted, Stop
 from emdiffuse.metrics import psnr, ssim
 from emdiffuse.networks import build_network
 from emdiffuse.networks.native import NativeNetwork, plain_estimate
 from emdiffuse.networks.precision import autocast_for
 from emdiffuse.networks.weights import PUBLISHED_SAMPLER, load_description, load_weights, save_model
+from emdiffuse.parallel import Ranks, joined
 from emdiffuse.patches import PatchStore
 from emdiffuse.processes import Batch, Process, new_process
 from emdiffuse.progress import clock, logger, progress
@@ -68,7 +73,14 @@ class State:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-def train(store: Path, model: Model, name: str, experiment: Path, device: str = "auto") -> None:
+def train(
+    store: Path,
+    model: Model,
+    name: str,
+    experiment: Path,
+    device: str = "auto",
+    stop: Stop | None = None,
+) -> None:
     """Train a model from a patch store, or go on with a training that was interrupted.
 
     Parameters
@@ -84,29 +96,38 @@ def train(store: Path, model: Model, name: str, experiment: Path, device: str = 
         resume needs.
     device : str
         "auto", "cpu" or a CUDA device.
+    stop : Stop, optional
+        Looked at after each step: when a signal has come, the state is saved and the training stops.
 
     Raises
     ------
+    Interrupted
+        If it was stopped; the state is saved.
     EmdiffuseError
         If the loss becomes NaN, naming the step; if the model to begin from has another network.
     """
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     patches = PatchStore(store)
     run = experiment / "run"
     run.mkdir(parents=True, exist_ok=True)
-    with checkpoints.only_one(run / "lock"):
+    with joined(device) as ranks, checkpoints.only_one(run / "lock") if ranks.first else nullcontext():
+        ranks.require_divides(model.training.batch)
         identity = settings_hash(model, patches.facts["hash"], __version__, _origin(model))
-        state = _new_state(model, patches, place)
+        state = _new_state(model, patches, ranks.device)
         _resume(run / "state.pt", identity, state)
-        if state.step == 0:
+        if len({step for (step,) in ranks.gather(state.step)}) > 1:
+            raise StoreError(f"{run}: the processes find different states; all nodes must share this folder")
+        if ranks.first and state.step == 0:
             (run / "stats.jsonl").unlink(missing_ok=True)
         logger.info(
-            "training %s on %s: %d weights, %d training patches, %d validation patches",
-            name, place, sum(p.numel() for p in state.network.parameters()),
+            "training %s on %s, process %d of %d: %d weights, %d training patches, %d validation patches",
+            name, ranks.device, ranks.rank + 1, ranks.size,
+            sum(p.numel() for p in state.network.parameters()),
             len(patches.training), len(patches.validation),
         )  # fmt: skip
-        _loop(state, model, patches, run, identity, place)
-        _finish(experiment, name, model, patches, state, place)
+        _loop(state, model, patches, run, identity, ranks, stop or Stop())
+        if ranks.first:
+            _finish(experiment, name, model, patches, state, ranks.device)
+        ranks.wait()
 
 
 def network_spec(model: Model, residual_scale: float) -> dict[str, Any]:
@@ -159,49 +180,69 @@ def _new_state(model: Model, patches: PatchStore, device: torch.device) -> State
 
 
 def _loop(
-    state: State, model: Model, patches: PatchStore, run: Path, identity: str, device: torch.device
+    state: State,
+    model: Model,
+    patches: PatchStore,
+    run: Path,
+    identity: str,
+    ranks: Ranks,
+    stop: Stop,
 ) -> None:
-    """Take steps until the settings' limit of steps or minutes."""
+    """Take steps until the settings' limit of steps or minutes, or until a signal comes."""
     training = model.training
     begin, saved = time.monotonic() - state.seconds, time.monotonic()
-    scalars = SummaryWriter(str(run / "tensorboard"), purge_step=state.step)
+    scalars = SummaryWriter(str(run / "tensorboard"), purge_step=state.step) if ranks.first else None
     losses: list[float] = []
     batches = _batches(patches, training, state.step)
+    forward = ranks.wrap(state.network)
     steps = range(state.step, training.steps)
     left = 60 * (training.minutes or math.inf) - state.seconds
-    for step in progress(steps, training.steps, "training", "step", done=state.step, seconds=left):
-        share = max(step / training.steps, (time.monotonic() - begin) / 60 / (training.minutes or math.inf))
+    shown = progress(steps, training.steps, "training", "step", done=state.step, seconds=left)
+    for step in shown if ranks.first else steps:
+        share = max(step / training.steps, state.seconds / 60 / (training.minutes or math.inf))
         if share >= 1:
             logger.info("the limit of %g minutes is reached after %d steps", training.minutes, step)
             break
-        loss = _step(state, model, next(batches), share, device)
+        own = _step(state, forward, model, next(batches), share, ranks)
+        told = ranks.gather(own, stop.number, time.monotonic() - begin)
+        loss, came = sum(t[0] for t in told) / ranks.size, int(max(t[1] for t in told))
         if not math.isfinite(loss):
             raise EmdiffuseError(
                 f"{run}: the loss is {loss} at step {step}, patches "
                 f"{_rows(patches, training, step).tolist()}; lower `learning_rate`, or look at those patches"
             )
         losses.append(loss)
-        state.step, state.seconds = step + 1, time.monotonic() - begin
+        state.step, state.seconds = step + 1, told[0][2]
         if state.step % training.validate_every == 0:
-            _validate(state, patches, run, losses, scalars, device)
+            if scalars:
+                _validate(state, patches, run, losses, scalars, ranks.device)
             losses.clear()
-        if time.monotonic() - saved > 60 * training.checkpoint_minutes:
+        ends = came and state.step < training.steps
+        if ranks.first and (ends or time.monotonic() - saved > 60 * training.checkpoint_minutes):
             _save(run / "state.pt", identity, state)
             saved = time.monotonic()
-    if not state.history or state.history[-1]["step"] != state.step:
-        _validate(state, patches, run, losses, scalars, device)
-    _save(run / "state.pt", identity, state)
-    scalars.close()
+        if ends:
+            ranks.wait()  # until it is saved
+            name = signal.Signals(came).name
+            message = f"{run}: {name} came; the state after step {state.step} is saved: start again to go on"
+            raise Interrupted(came, message)
+    if scalars:
+        if not state.history or state.history[-1]["step"] != state.step:
+            _validate(state, patches, run, losses, scalars, ranks.device)
+        _save(run / "state.pt", identity, state)
+        scalars.close()
 
 
 def _step(
     state: State,
+    forward: nn.Module,
     model: Model,
     batch: tuple[Batch, Tensor],
     share: float,
-    device: torch.device,
+    ranks: Ranks,
 ) -> float:
-    """Take one optimizer step on a batch; return the loss."""
+    """Take one optimizer step on a batch, of which this process does its part; return that part's loss."""
+    device = ranks.device
     training = model.training
     generator = torch.Generator().manual_seed(_seed(training.seed, state.step, 1))
     inputs, target = augment(*batch, generator)
@@ -211,11 +252,14 @@ def _step(
         group["lr"] = training.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
     state.optimizer.zero_grad(set_to_none=True)
     total = 0.0
-    for part in torch.arange(len(wanted), device=device).chunk(training.accumulate):
-        with state.autocast:
-            output = state.network(*(argument[part] for argument in arguments))
-        loss = state.process.loss(output, wanted[part]) * (len(part) / len(wanted))
-        state.scaler.scale(loss).backward()
+    own = ranks.part(torch.arange(len(wanted), device=device))
+    parts = own.chunk(training.accumulate)
+    for part in parts:
+        with ranks.exchanging(forward, part is parts[-1]):
+            with state.autocast:
+                output = forward(*(argument[part] for argument in arguments))
+            loss = state.process.loss(output, wanted[part]) * (len(part) / len(own))
+            state.scaler.scale(loss).backward()
         total += float(loss.detach())
     state.scaler.unscale_(state.optimizer)
     torch.nn.utils.clip_grad_norm_(state.network.parameters(), training.clip)

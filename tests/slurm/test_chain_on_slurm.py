@@ -11,7 +11,6 @@ STAGES = {
     "keep_every",
     "register",
     "patches",
-    "train",
     "plan",
     "restore",
     "stitch",
@@ -36,6 +35,12 @@ def on_slurm(cluster, tmp_path_factory, medulla):
 def test_each_stage_is_a_job_of_its_own(on_slurm):
     submitted = set(re.findall(r"submitted with SLURM jobid \d+ \(log: \S+/rule_(\w+?)/", on_slurm.log))
     assert submitted == STAGES
+
+
+def test_the_training_is_a_job_that_emdiffuse_follows(on_slurm):
+    log = (on_slurm.folder / "logs/train/gap3.log").read_text()
+    assert re.search(r"job \d+ \(emdiffuse-train-gap3\) runs on n\d", log)
+    assert "step 20 " in log
 
 
 def test_workers_run_on_both_nodes(on_slurm):

@@ -1,6 +1,7 @@
 # Reads the configuration once, and answers the rules' questions about it.
 import fcntl
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -75,6 +76,30 @@ def patch_settings(wildcards):
 
 def model_settings(wildcards):
     return CONFIG.models[wildcards.model].canonical()
+
+
+def launch_options(wildcards, resources, threads):
+    """Where a training runs; what follows from resources and threads alone makes nothing run again."""
+    gpus = resources.get("gpu", 0)
+    if resources.launcher == "local":
+        return f"--processes {max(gpus, 1)}"
+    asked = {
+        "partition": resources.get("slurm_partition"),
+        "account": resources.get("slurm_account"),
+        "qos": resources.get("qos"),
+        "constraint": resources.get("constraint"),
+        "nodes": resources.get("nodes", 1),
+        "gpus": gpus,
+        "gpu_model": resources.get("gpu_model"),
+        "cpus": threads,
+        "memory_mb": resources.mem_mb,
+        "minutes": resources.runtime,
+        "requeues": resources.get("requeues"),
+    }
+    given = {key: value for key, value in asked.items() if value is not None}
+    return (
+        f"--launcher {resources.launcher} --resources {shlex.quote(json.dumps(given))}"
+    )
 
 
 def restoration(wildcards):
