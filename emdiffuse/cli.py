@@ -59,15 +59,20 @@ def common(
 
 @app.command()
 def acquire(name: str, out: Path, settings: Settings) -> None:
-    """Convert a raw volume (TIFF, or a folder of numbered slices) to OME-Zarr."""
-    from emdiffuse.acquisition import acquire as run
+    """Convert a raw volume (TIFF, or a folder of numbered slices) or image pairs to OME-Zarr."""
+    from emdiffuse.acquisition import acquire as acquire_volume
+    from emdiffuse.acquisition.pairs import acquire_pairs
     from emdiffuse.config import Dataset
     from emdiffuse.settings import parse
 
     dataset = parse(Dataset, settings, f"datasets.{name}")
-    if dataset.source is None or dataset.voxel_size is None:
-        raise ConfigError(f"datasets.{name}: `source` and `voxel_size` are needed to acquire it")
-    run(dataset.source, dataset.voxel_size.nanometers, out, name)
+    if dataset.voxel_size is None:
+        raise ConfigError(f"datasets.{name}: only raw data are acquired; see `keep-every`")
+    size, pairs = dataset.voxel_size.nanometers, dataset.pairs
+    if pairs is not None:
+        acquire_pairs(pairs.folder, size, out, name, pairs.pattern, pairs.keep_going)
+    elif dataset.source is not None:
+        acquire_volume(dataset.source, size, out, name, dataset.images)
 
 
 @app.command()
@@ -80,12 +85,12 @@ def keep_every(volume: Path, factor: int, name: str, out: Path) -> None:
 
 @app.command()
 def register(volume: Path, out: Path, quality: Path, figure: Path, settings: Settings) -> None:
-    """Check that the slices of a volume are aligned, and pass it on."""
+    """Check that the slices of a volume, or the images of pairs, are aligned, and pass them on."""
     from emdiffuse.config import Alignment
-    from emdiffuse.registration.volumes import check_alignment
+    from emdiffuse.registration import register as run
     from emdiffuse.settings import parse
 
-    check_alignment(volume, parse(Alignment, settings, "alignment"), out, quality, figure)
+    run(volume, parse(Alignment, settings, "alignment"), out, quality, figure)
 
 
 @app.command()

@@ -61,25 +61,45 @@ class Alignment(Section):
     slices: int = Field(64, ge=2, description="How many neighbouring pairs are looked at, at most.")
 
 
+class Pairs(Section):
+    """Image pairs: the same fields imaged twice, noisy and clean, or of low and of high resolution."""
+
+    folder: str = Field(description="The folder that holds the images, also in folders within it.")
+    pattern: str | None = Field(
+        None,
+        description="How the files are named, if in none of the known layouts: `{role}` and `{field}`, and "
+        "if there are any `{specimen}` and `{level}`, such as `{specimen}/{role}-{field}.tif`.",
+    )
+    keep_going: bool = Field(
+        False, description="Leave out pairs that cannot be used, with a warning, instead of stopping."
+    )
+
+
 class Dataset(Section):
-    """A raw volume, or one derived from another."""
+    """A raw volume, one derived from another, or image pairs."""
 
     source: str | None = Field(
         None,
         description="A multi-page TIFF, a folder of numbered slices (0.tif ... n.tif), or a glob of them.",
     )
-    voxel_size: VoxelSize | None = Field(None, description="Voxel size; required with `source`.")
+    images: bool = Field(False, description="The source holds separate images, not the slices of a volume.")
+    voxel_size: VoxelSize | None = Field(
+        None, description="Voxel size, of pairs that of the clean images; required with `source` and `pairs`."
+    )
     keep_every: KeepEvery | None = Field(
         None, description="Instead of `source`: keep every n-th slice of another dataset."
     )
+    pairs: Pairs | None = Field(None, description="Instead of `source`: image pairs to learn from.")
     alignment: Alignment = Field(default_factory=Alignment, description="The check of the slices' alignment.")
 
     @model_validator(mode="after")
     def _one_origin(self) -> Dataset:
-        if (self.source is None) == (self.keep_every is None):
-            raise ValueError("give either `source` or `keep_every`")
-        if self.source is not None and self.voxel_size is None:
+        if sum(origin is not None for origin in (self.source, self.keep_every, self.pairs)) != 1:
+            raise ValueError("give one of `source`, `keep_every` and `pairs`")
+        if self.keep_every is None and self.voxel_size is None:
             raise ValueError("`voxel_size` is missing")
+        if self.images and self.source is None:
+            raise ValueError("`images` says what a `source` holds; remove it")
         if self.keep_every is not None and self.voxel_size is not None:
             raise ValueError("`voxel_size` follows from `keep_every`; remove it")
         return self
@@ -294,14 +314,28 @@ class Config(Section):
         for name, model in self.models.items():
             for dataset in model.datasets:
                 self._known(f"models.{name}.datasets", dataset, self.datasets)
+                wants = not TASKS[model.task].volumetric
+                if wants != (self.datasets[dataset].pairs is not None):
+                    kind = "image pairs" if wants else "volumes"
+                    raise ValueError(
+                        f"models.{name}.datasets: {model.task} learns from {kind}, not '{dataset}'"
+                    )
         for index, item in enumerate(self.restorations):
             key = f"restorations.{index}"
             self._known(f"{key}.dataset", item.dataset, self.datasets)
             self._known(f"{key}.model", item.model, self.models)
+            if self.datasets[item.dataset].pairs is not None:
+                raise ValueError(
+                    f"{key}.dataset: '{item.dataset}' are image pairs; give the images as `source`"
+                )
             if (item.dataset, item.model) in pairs:
                 raise ValueError(f"{key}: '{item.dataset}' by '{item.model}' is listed twice")
             pairs.add((item.dataset, item.model))
-            if TASKS[self.models[item.model].task].volumetric:
+            task = self.models[item.model].task
+            if TASKS[task].volumetric == self.datasets[self.origin(item.dataset)].images:
+                kind = "a volume" if TASKS[task].volumetric else "images (`images: true` of the dataset)"
+                raise ValueError(f"{key}.dataset: {task} restores {kind}, not '{item.dataset}'")
+            if TASKS[task].volumetric:
                 anisotropy_factor(self.voxel_size(item.dataset), f"{key}.dataset")
             truth = self.truth(item)
             if truth is not None:
@@ -317,7 +351,7 @@ class Config(Section):
     def _separate(self, key: str, item: Restoration, truth: str) -> None:
         """Refuse to evaluate a model on a volume that it was trained on."""
         trained = {self.origin(name) for name in self.models[item.model].datasets}
-        sources = {self.datasets[name].source for name in trained}
+        sources = {self.datasets[name].source for name in trained} - {None}
         for name in (item.dataset, truth):
             if self.origin(name) in trained or self.datasets[self.origin(name)].source in sources:
                 raise ValueError(
@@ -391,6 +425,11 @@ def validate(values: Any, where: str = "config") -> Config:
         if dataset.source is not None and not source_exists(dataset.source):
             raise ConfigError(
                 f"{where}: datasets.{name}.source: there is no '{dataset.source}'; check the path"
+            )
+        if dataset.pairs is not None and not Path(dataset.pairs.folder).is_dir():
+            raise ConfigError(
+                f"{where}: datasets.{name}.pairs.folder: there is no folder '{dataset.pairs.folder}'; "
+                "check the path"
             )
     return config
 

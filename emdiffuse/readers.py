@@ -112,16 +112,11 @@ def open_source(source: str) -> Slices:
     Raises
     ------
     DataError
-        If there is no such file, a slice is missing, repeated, unreadable or unlike the others, the type of
-        the pixels is not supported, or there are fewer than two slices.
+        If there is no such file, a slice is missing, repeated, unreadable or unlike the others, or the
+        type of the pixels is not supported.
     """
     files = source_files(source)
-    stack = _open_file(files[0]) if len(files) == 1 else _open_numbered(source, files)
-    if stack.shape[0] < 2:
-        raise DataError(
-            f"{source}: there is only one slice; a volume needs two or more, as pages or numbered files"
-        )
-    return stack
+    return _open_file(files[0]) if len(files) == 1 else _open_numbered(source, files)
 
 
 def source_files(source: str) -> list[Path]:

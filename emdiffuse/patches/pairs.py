@@ -22,10 +22,11 @@ from emdiffuse.acquisition import to_unit
 from emdiffuse.config import Model
 from emdiffuse.errors import DataError
 from emdiffuse.geometry import ceil_to
+from emdiffuse.pairs import holds_pairs, open_pairs
 from emdiffuse.patches.origins import TRAINING, VALIDATION, Cut, Origin, training_length
 from emdiffuse.resampling import enlarge
 from emdiffuse.tasks import TASKS
-from emdiffuse.volume import Volume, open_volume, read_metadata
+from emdiffuse.volume import Volume
 
 VALID = 0.99
 MARGIN = 16
@@ -37,27 +38,27 @@ class PairSource:
     def __init__(self, path: Path, model: Model) -> None:
         self.path = path
         self.model = model
-        self._facts: dict[str, Any] = read_metadata(path, "group")["attributes"].get("emdiffuse", {})
-        if self._facts.get("kind") != "pairs":
+        if not holds_pairs(path):
             raise DataError(f"{path}: {model.task} learns from image pairs, but this is a volume")
-        self.scale = int(self._facts["scale"])
+        self.pairs = open_pairs(path)
+        self.scale = self.pairs.scale
         wanted = TASKS[model.task].scale
         if self.scale != wanted:
             raise DataError(
                 f"{path}: {model.task} learns from pairs of scale {wanted}, but these have scale {self.scale}"
             )
-        self.fields = [field for field in self._facts["fields"] if not field.get("excluded")]
+        self.fields = [field for field in self.pairs.fields if not field.get("excluded")]
         if not self.fields:
             raise DataError(f"{path}: every field was excluded by registration; look at its quality")
 
     @property
     def facts(self) -> dict[str, Any]:
         """What the store says of itself."""
-        return self._facts
+        return self.pairs.facts
 
     def image(self, field: int, name: str) -> Volume:
         """Open an image of a field: "moving", "fixed" or "mask"."""
-        return open_volume(self.path / self.fields[field]["group"] / name)
+        return self.pairs.image(self.fields[field], name)
 
     def origins(self, number: int) -> Iterator[Origin]:
         """Yield the places of all patches: regular grids in the fields, or the region, of each split."""
@@ -78,8 +79,7 @@ class PairSource:
 
     def usable(self, origin: Origin) -> bool:
         """Tell whether a patch has contrast, and lies inside the mask."""
-        group = self.path / self.fields[origin.axis]["group"]
-        if (group / "mask").exists():
+        if self.pairs.has_mask(self.fields[origin.axis]):
             mask = self.image(origin.axis, "mask").array[self._box(origin, 1)]
             if mask.mean() < VALID:
                 return False
@@ -90,7 +90,7 @@ class PairSource:
         """Return condition and target, each (1, H, W)."""
         moving = self.image(origin.axis, "moving").array[self._box(origin, self.scale)]
         fixed = self.image(origin.axis, "fixed").array[self._box(origin, 1)]
-        intensity = self._facts["intensity"]["moving"]
+        intensity = self.facts["intensity"]["moving"]
         return enlarge(to_unit(moving, intensity), self.scale), to_unit(fixed, intensity)
 
     def _box(self, origin: Origin, scale: int) -> tuple[slice, slice, slice]:

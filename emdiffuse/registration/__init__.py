@@ -1,1 +1,40 @@
-"""The alignment of what a model learns from: slices of volumes (`volumes`), pairs of images (`pairs`)."""
+"""The alignment of what a model learns from: slices of volumes (`volumes`), images and pairs (`images`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from emdiffuse.config import Alignment
+from emdiffuse.registration.images import check_pairs, pass_images
+from emdiffuse.registration.volumes import check_alignment
+from emdiffuse.volume import read_metadata
+
+
+def register(store: Path, alignment: Alignment, out: Path, quality: Path, figure: Path) -> None:
+    """Check the alignment of an acquired store, and pass on what is aligned.
+
+    Parameters
+    ----------
+    store : Path
+        A volume, separate images, or pairs, as acquisition wrote them.
+    alignment : Alignment
+        Settings.
+    out : Path
+        The store to write.
+    quality, figure : Path
+        What was found, as JSON and as a picture.
+
+    Raises
+    ------
+    DataError
+        If it is not aligned; `out` is not written.
+    StoreError
+        If it cannot be read.
+    """
+    kind = read_metadata(store, "group")["attributes"].get("emdiffuse", {}).get("kind", "volume")
+    if kind == "pairs":
+        check_pairs(store, alignment, out, quality, figure)
+    elif kind == "images":
+        pass_images(store, out, quality, figure)
+    else:
+        check_alignment(store, alignment, out, quality, figure)

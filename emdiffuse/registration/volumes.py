@@ -120,7 +120,7 @@ def check_alignment(volume: Path, alignment: Alignment, out: Path, quality: Path
         key: value for key, value in report.items() if key not in ("dataset", "pairs", "slices", "reason")
     }
     with replaced(out) as partial:
-        _link(opened.array.path, partial / "0")
+        link(opened.array.path, partial / "0")
         facts = {**opened.facts, "stage": "register", "alignment": summary}
         write_image(partial, name, opened.voxel_size, facts)
 
@@ -142,11 +142,11 @@ def measure(volume: Volume, pairs: int) -> Measured:
     @lru_cache(maxsize=2)
     def look(z: int) -> tuple[NDArray[np.float32], NDArray[np.complex64]]:
         field = volume.array[(slice(z, z + 1), *middle)][0].astype(np.float32)
-        return field, _spectra(field)
+        return field, spectra(field)
 
     @lru_cache(maxsize=2)
     def surfaces(z: int) -> NDArray[np.float32]:
-        return _correlate(look(z)[1], look(z + 1)[1])
+        return correlate(look(z)[1], look(z + 1)[1])
 
     measured = Measured((min(height, FIELD), min(width, FIELD)), {}, {}, {}, [])
     chosen = _chosen_pairs(depth, pairs)
@@ -154,7 +154,7 @@ def measure(volume: Volume, pairs: int) -> Measured:
         blank |= {n for n in (z, z + 1) if np.ptp(look(n)[0]) == 0}
         if blank & {z, z + 1}:
             continue
-        measured.shifts[z] = _peak(surfaces(z).sum(0))
+        measured.shifts[z] = peak(surfaces(z).sum(0))
         measured.ncc[z] = float(np.corrcoef(look(z)[0].ravel(), look(z + 1)[0].ravel())[0, 1])
         if z - 1 in measured.shifts:
             measured.jitter[z] = _jitter(surfaces(z - 1), surfaces(z))
@@ -174,7 +174,7 @@ def _chosen_pairs(depth: int, pairs: int) -> list[int]:
     return sorted({z for middle in middles for z in (middle - 1, middle)})
 
 
-def _spectra(field: NDArray[np.float32]) -> NDArray[np.complex64]:
+def spectra(field: NDArray[np.float32]) -> NDArray[np.complex64]:
     """Return the spectra (patches, height, width) of the patches of a slice: no mean, Hann window.
 
     Patches overlap by half or more, or lie apart where the field holds more than 16 of them along an axis.
@@ -190,7 +190,7 @@ def _spectra(field: NDArray[np.float32]) -> NDArray[np.complex64]:
     return scipy.fft.fft2((patches - patches.mean((1, 2), keepdims=True)) * window)
 
 
-def _correlate(before: NDArray[np.complex64], after: NDArray[np.complex64]) -> NDArray[np.float32]:
+def correlate(before: NDArray[np.complex64], after: NDArray[np.complex64]) -> NDArray[np.float32]:
     """Return the correlation of each patch with its neighbour, for all shifts that are looked at.
 
     Returns
@@ -224,10 +224,10 @@ def _jitter(before: NDArray[np.float32], after: NDArray[np.float32]) -> NDArray[
         there = before[:, y : y + 2 * reach + 1, x : x + 2 * reach + 1]
         back = after[:, 2 * reach - y : 4 * reach + 1 - y, 2 * reach - x : 4 * reach + 1 - x]
         scores[y, x] = (there + back).max((1, 2)).sum()
-    return _peak(scores)
+    return peak(scores)
 
 
-def _peak(surface: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+def peak(surface: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """Return where a surface is highest, from its middle, refined by a parabola along each axis."""
     top = np.unravel_index(int(surface.argmax()), surface.shape)
     place = np.array(top, np.float64) - np.array(surface.shape) // 2
@@ -350,6 +350,11 @@ def _draw(measured: Measured, report: dict[str, Any], path: Path) -> None:
         panel.spines[["top", "right"]].set_visible(False)
     verdict = ("aligned" if report["conclusive"] else "not judged") if report["aligned"] else "NOT aligned"
     figure.suptitle(f"{report['dataset']}: {verdict}")
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG beside its place, and rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -359,7 +364,7 @@ def _draw(measured: Measured, report: dict[str, Any], path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
     """Make an array at `target` of the chunks of another: hard links, or copies on another file system."""
 
     def place(origin: str, copy: str) -> None:

@@ -132,7 +132,7 @@ def _sentences(config: Config, item: Restoration, truth: str | None, view: View)
     if isinstance(view.grid, ImageStack):
         first = (
             f"{item.dataset}, {view.grid.length} image(s) with pixels of {lateral:.4g} nm, was restored "
-            f"by the model {item.model} (task {model.task}), which was trained on {' and '.join(model.datasets)}."
+            f"by the model {item.model} (task {model.task}), trained on {' and '.join(model.datasets)}."
         )
         if truth is None:
             return [first, WITHOUT_TRUTH]

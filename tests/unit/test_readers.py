@@ -112,7 +112,6 @@ def test_a_relative_glob_and_a_folder_with_one_stack(tmp_path, monkeypatch):
         (["1.tif", "slice2.tif"], "not numbered alike"),
         (["first.tif", "second.tif"], "not numbered alike"),
         ([], "no TIFF file"),
-        (["0.tif"], "only one slice"),
     ],
 )
 def test_wrong_names_in_a_folder(tmp_path, names, sentence):
@@ -235,12 +234,11 @@ def test_one_bad_page_is_named(tmp_path):
     assert "slice 1 (counted from 0)" in only_error(write(tmp_path / "b.tif", values))
 
 
-def test_two_loops_and_one_slice_are_no_volume(tmp_path):
+def test_two_loops_are_no_volume(tmp_path):
     both = np.zeros((3, 2, 6, 4), np.uint8)
     assert "3 along Z and 2 along C" in only_error(
         write(tmp_path / "a.tif", both, ome=True, metadata={"axes": "ZCYX"})
     )
-    assert "only one slice" in only_error(write(tmp_path / "b.tif", both[0, 0]))
 
 
 @settings(max_examples=60, deadline=None)

@@ -5,8 +5,9 @@ import shlex
 import sys
 from pathlib import Path
 
+from emdiffuse.acquisition.layouts import find_pairs
 from emdiffuse.config import validate
-from emdiffuse.errors import ConfigError
+from emdiffuse.errors import ConfigError, EmdiffuseError
 from emdiffuse.readers import source_files
 
 try:
@@ -14,8 +15,8 @@ try:
 except ConfigError as error:
     sys.exit(f"error: {error}")
 
-RAW = [name for name, dataset in CONFIG.datasets.items() if dataset.source is not None]
-DERIVED = [name for name in CONFIG.datasets if name not in RAW]
+DERIVED = [name for name, dataset in CONFIG.datasets.items() if dataset.keep_every]
+RAW = [name for name in CONFIG.datasets if name not in DERIVED]
 
 
 def one_of(names):
@@ -41,13 +42,19 @@ def only_one_run():
 
 
 def raw_files(wildcards):
-    return source_files(CONFIG.datasets[wildcards.dataset].source)
+    dataset = CONFIG.datasets[wildcards.dataset]
+    if dataset.pairs is None:
+        return source_files(dataset.source)
+    try:
+        return find_pairs(Path(dataset.pairs.folder), dataset.pairs.pattern).files()
+    except EmdiffuseError as error:
+        sys.exit(f"error: {error}")
 
 
 def dataset_settings(wildcards):
     """What acquisition depends on; the alignment check is a later stage's."""
     dataset = CONFIG.datasets[wildcards.dataset]
-    return dataset.model_dump_json(include={"source", "voxel_size"})
+    return dataset.model_dump_json(include={"source", "voxel_size", "pairs", "images"})
 
 
 def alignment_settings(wildcards):

@@ -23,19 +23,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from emdiffuse.acquisition.statistics import Statistics
 from emdiffuse.atomic import replaced
 from emdiffuse.errors import DataError
 from emdiffuse.progress import progress
-from emdiffuse.readers import Slices, open_source
+from emdiffuse.readers import open_source
 from emdiffuse.volume import Array, create_image_array, open_volume, write_image
 
-LOW, HIGH = 0.005, 0.995
 SLAB_MEMORY = 2**30
 """Bytes of a slab that is kept in memory."""
-ROWS = 256
-"""Rows of a slice that are measured at a time."""
-BLANK = 0.05
-"""A slice whose standard deviation is below this share of the median slice's is blank."""
 
 logger = logging.getLogger(__name__)
 Fill = Callable[[int, int, NDArray[Any]], None]
@@ -67,7 +63,7 @@ def from_unit(values: ArrayLike, intensity: Mapping[str, float]) -> NDArray[np.f
     return (np.asarray(values, np.float32) + np.float32(1)) * np.float32((high - low) / 2) + np.float32(low)
 
 
-def acquire(source: str, voxel_size: Sequence[float], out: Path, name: str) -> None:
+def acquire(source: str, voxel_size: Sequence[float], out: Path, name: str, images: bool = False) -> None:
     """Convert raw files to an OME-Zarr image, with intensity statistics and a checksum of every file.
 
     Parameters
@@ -80,6 +76,8 @@ def acquire(source: str, voxel_size: Sequence[float], out: Path, name: str) -> N
         The OME-Zarr group to write.
     name : str
         Name of the dataset.
+    images : bool
+        Whether these are separate images, rather than the slices of a volume.
 
     Raises
     ------
@@ -89,6 +87,11 @@ def acquire(source: str, voxel_size: Sequence[float], out: Path, name: str) -> N
         If `out` cannot be written.
     """
     slices = open_source(source)
+    if slices.shape[0] < 2 and not images:
+        raise DataError(
+            f"{source}: there is only one slice; a volume needs two or more; for separate "
+            "images say `images: true`"
+        )
 
     def fill(z0: int, z1: int, slab: NDArray[Any]) -> None:
         for z in range(z0, z1):
@@ -97,7 +100,14 @@ def acquire(source: str, voxel_size: Sequence[float], out: Path, name: str) -> N
     with replaced(out) as partial:
         array = create_image_array(partial / "0", slices.shape, slices.dtype)
         measured = _stream(array, fill, source, f"acquire {name}")
-        facts = {"stage": "acquire", "dataset": name, "sources": _checksums(slices, name), **measured}
+        kind = "images" if images else "volume"
+        facts = {
+            "stage": "acquire",
+            "kind": kind,
+            "dataset": name,
+            "sources": checksums(slices.files, name),
+            **measured,
+        }
         write_image(partial, name, voxel_size, facts)
 
 
@@ -159,7 +169,7 @@ def _stream(array: Array, fill: Fill, where: str, what: str) -> dict[str, Any]:
     dict
         The facts `intensity` and `suspect_slices`.
     """
-    statistics = _Statistics(array.dtype)
+    statistics = Statistics(array.dtype)
     with _slab(array) as slab:
         for start in progress(range(0, array.shape[0], array.chunk[0]), array.grid[0], what, "slab"):
             stop = min(start + array.chunk[0], array.shape[0])
@@ -168,7 +178,7 @@ def _stream(array: Array, fill: Fill, where: str, what: str) -> dict[str, Any]:
                 statistics.add(values)
             for box in _shards(array, start, stop):
                 array[box] = slab[: stop - start, box[1], box[2]]
-    intensity = statistics.intensity(where, array)
+    intensity = statistics.intensity(where, [array])
     suspect = statistics.suspect_slices()
     for reason, numbers in suspect.items():
         if numbers:
@@ -204,109 +214,16 @@ def _slab(array: Array) -> Iterator[NDArray[Any]]:
 _SUSPECT = {"blank": "slices without an image", "repeated": "slices that repeat the one before"}
 
 
-class _Statistics:
-    """Statistics of a volume, slice by slice: moments, and a histogram of the leading 16 bits."""
+def checksums(files: Sequence[Path], name: str) -> list[dict[str, Any]]:
+    """Return path, size and SHA-256 of every source file of a dataset.
 
-    def __init__(self, dtype: np.dtype[Any]) -> None:
-        self._dtype = dtype
-        self._counts = np.zeros(2**16, np.int64)
-        self._slices: list[
-            tuple[float, float, float, float]
-        ] = []  # minimum, maximum, mean, standard deviation
-        self._repeated: list[int] = []
-        self._last = b""
-
-    def add(self, values: NDArray[Any]) -> None:
-        """Take in the next slice (y, x)."""
-        mean, squares, digest = float(values.mean(dtype=np.float64)), 0.0, hashlib.blake2b()
-        for start in range(0, len(values), ROWS):
-            rows = np.ascontiguousarray(values[start : start + ROWS])
-            squares += float((np.subtract(rows, mean, dtype=np.float64) ** 2).sum())
-            self._counts += np.bincount(_leading(_order(rows)), minlength=2**16)
-            digest.update(rows.tobytes())
-        deviation = float(np.sqrt(squares / values.size))
-        self._slices.append((float(values.min()), float(values.max()), mean, deviation))
-        if digest.digest() == self._last:
-            self._repeated.append(len(self._slices) - 1)
-        self._last = digest.digest()
-
-    def suspect_slices(self) -> dict[str, list[int]]:
-        """Return the slices that hold next to nothing, and those that repeat the one before."""
-        deviations = np.array([s[3] for s in self._slices])
-        blank = np.flatnonzero(deviations <= BLANK * np.median(deviations)).tolist()
-        return {"blank": blank, "repeated": [z for z in self._repeated if z not in blank]}
-
-    def intensity(self, where: str, array: Array) -> dict[str, float]:
-        """Return the intensity facts of the volume, which was written to `array`.
-
-        Raises
-        ------
-        DataError
-            If all voxels have the same value.
-        """
-        minima, maxima, means, deviations = np.array(self._slices).T
-        minimum, maximum = float(minima.min()), float(maxima.max())
-        if minimum == maximum:
-            raise DataError(f"{where}: every voxel is {minimum:g}; there is no image in this volume")
-        mean = float(means.mean())
-        low, high = (self._percentile(share, array) for share in (LOW, HIGH))
-        if low == high:  # nearly all voxels are alike: the robust range is empty
-            low, high = minimum, maximum
-        return {
-            "minimum": minimum,
-            "maximum": maximum,
-            "mean": mean,
-            "standard_deviation": float(np.sqrt((deviations**2 + (means - mean) ** 2).mean())),
-            "low": low,
-            "high": high,
-        }
-
-    def _percentile(self, share: float, array: Array) -> float:
-        """Return the smallest value that at least a share of all voxels does not pass, by radix selection."""
-        below = np.cumsum(self._counts)
-        rank = int(np.ceil(share * below[-1]))
-        lead = int(np.searchsorted(below, rank))
-        if self._dtype.itemsize < 4:
-            return float(_value(lead, self._dtype))
-        counts = np.zeros(
-            2**16, np.int64
-        )  # of the trailing 16 bits, among the voxels with the same leading ones
-        for index in np.ndindex(*array.grid):
-            order = _order(array[array.box(index)]).ravel()
-            counts += np.bincount(order[order >> 16 == lead] & 0xFFFF, minlength=2**16)
-        trail = int(np.searchsorted(np.cumsum(counts), rank - (below[lead] - self._counts[lead])))
-        return float(_value(lead << 16 | trail, self._dtype))
-
-
-def _order(values: NDArray[Any]) -> NDArray[Any]:
-    """Return unsigned integers in the order of the values, from their bits."""
-    if values.dtype == np.int16:
-        return values.view(np.uint16) ^ np.uint16(0x8000)
-    if values.dtype == np.float32:
-        bits = np.ascontiguousarray(values).view(np.uint32)
-        return np.where(bits >> 31, ~bits, bits | np.uint32(0x80000000))
-    return values
-
-
-def _leading(order: NDArray[Any]) -> NDArray[Any]:
-    """Return the leading 16 bits, flat."""
-    return (order >> 16 if order.dtype == np.uint32 else order).ravel()
-
-
-def _value(order: int, dtype: np.dtype[Any]) -> float:
-    """Return the value at a place of the order: the inverse of `_order`."""
-    if dtype == np.int16:
-        return float(order - 0x8000)
-    if dtype == np.float32:
-        bits = order & 0x7FFFFFFF if order >> 31 else ~order & 0xFFFFFFFF
-        return float(np.uint32(bits).view(np.float32))
-    return float(order)
-
-
-def _checksums(slices: Slices, name: str) -> list[dict[str, Any]]:
-    """Return path, size and SHA-256 of every source file."""
+    Raises
+    ------
+    DataError
+        If a file cannot be read.
+    """
     sources = []
-    for path in progress(slices.files, len(slices.files), f"checksums {name}", "file"):
+    for path in progress(files, len(files), f"checksums {name}", "file"):
         try:
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()

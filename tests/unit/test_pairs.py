@@ -1,0 +1,149 @@
+"""Image pairs: found in every layout, written to one store, and refused by name where they cannot be used."""
+
+import logging
+
+import numpy as np
+import pytest
+import tifffile
+
+from emdiffuse.acquisition.layouts import find_pairs
+from emdiffuse.acquisition.pairs import acquire_pairs
+from emdiffuse.errors import DataError, StoreError
+from emdiffuse.pairs import holds_pairs, open_pairs
+
+VOXEL = (50, 4, 4)
+
+
+def write(folder, files, shape=(20, 24), dtype=np.uint8):
+    """Write an image a file, each with values of its own."""
+    for number, file in enumerate(files):
+        path = folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = np.random.default_rng(number).integers(10, 200, shape).astype(dtype)
+        tifffile.imwrite(path, image)
+    return folder
+
+
+def published(kind, images=2):
+    return [
+        f"cell_{cell}/{kind}_{level}/{role}_image{image}.tif"
+        for cell in (1, 2)
+        for level in (1, 2)
+        for image in range(1, images + 1)
+        for role in ("wf", "gt")
+    ]
+
+
+LAYOUTS = {
+    "noise levels": (published("noise_level"), 8, ("cell_1/noise_level_1/image1", "wf_image1", "gt_image1")),
+    "zoom levels": (published("zoom_level"), 8, ("cell_1/zoom_level_1/image1", "wf_image1", "gt_image1")),
+    "two folders": (["img/1.tif", "img/2.tif", "gt/1.tif", "gt/2.tif"], 2, ("1", "img/1", "gt/1")),
+    "dwell times": (
+        [f"Brain_1/Brain__4w_{n:02d}.tif" for n in range(4, 10)],
+        5,
+        ("Brain_1/Brain__4w_4", "4w_04", "4w_09"),
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_known_layouts_are_found(tmp_path, layout):
+    files, count, (name, moving, fixed) = LAYOUTS[layout]
+    found = find_pairs(write(tmp_path, files))
+    assert len(found.pairs) == count and not found.alone
+    first = found.pairs[0]
+    assert first.name == name and moving in str(first.moving) and fixed in str(first.fixed)
+
+
+def test_what_was_found_is_said(tmp_path, caplog):
+    write(tmp_path / "raw", published("noise_level"))
+    with caplog.at_level(logging.INFO):
+        acquire_pairs(str(tmp_path / "raw"), VOXEL, tmp_path / "a.ome.zarr", "a")
+    assert "found 8 pairs, 2 specimens, 2 levels" in caplog.text
+
+
+def test_any_naming_is_described_by_a_pattern(tmp_path):
+    write(tmp_path, ["m1/s3-noisy.tiff", "m1/s3-clean.tiff", "m1/notes.tif"])
+    with pytest.raises(DataError, match=r"no known layout .* describe it by `pattern`"):
+        find_pairs(tmp_path)
+    (pair,) = find_pairs(tmp_path, "{specimen}/{field}-{role}.tif").pairs
+    assert (pair.specimen, pair.name, pair.moving.name) == ("m1", "m1/s3", "s3-noisy.tiff")
+    with pytest.raises(DataError, match=r"it needs \{role\} and \{field\}"):
+        find_pairs(tmp_path, "{specimen}/{field}.tif")
+    with pytest.raises(DataError, match="no pair of images matches the pattern"):
+        find_pairs(tmp_path, "{role}/{field}.tif")
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_a_store_holds_the_images(tmp_path, scale, dtype):
+    files = ["cell_1/l_1/wf_a.tif", "cell_1/l_1/gt_a.tif"]
+    write(tmp_path / "raw", files[:1], (20, 24), dtype)
+    write(tmp_path / "raw", files[1:], (20 * scale, 24 * scale), dtype)
+    acquire_pairs(str(tmp_path / "raw"), VOXEL, tmp_path / "a.ome.zarr", "a")
+    pairs = open_pairs(tmp_path / "a.ome.zarr")
+    assert pairs.scale == scale and len(pairs.facts["sources"]) == 2
+    (field,) = pairs.fields
+    assert field == {"group": "0000", "name": "cell_1/l_1/a", "specimen": "cell_1", "level": "l_1"}
+    for role, file in zip(("moving", "fixed"), files, strict=True):
+        volume, raw = pairs.image(field, role), tifffile.imread(tmp_path / "raw" / file)
+        np.testing.assert_array_equal(volume.array[:, :, :][0], raw)
+        assert volume.array.dtype == dtype
+        low = pairs.facts["intensity"][role]["low"]
+        assert (raw < low).mean() < 0.005 <= (raw <= low).mean()
+    assert pairs.image(field, "moving").voxel_size == (50, 4 * scale, 4 * scale)
+
+
+def test_a_volume_is_no_store_of_pairs(tmp_path):
+    from helpers import write_volume
+
+    path = write_volume(tmp_path / "v.ome.zarr", np.ones((2, 8, 8), np.uint8), (1, 1, 1))
+    assert not holds_pairs(path)
+    with pytest.raises(StoreError, match="a store of image pairs is expected"):
+        open_pairs(path)
+
+
+def spoil(folder, how):
+    bad = folder / "cell_1/noise_level_1/wf_image1.tif"
+    if how == "missing partner":
+        bad.unlink()
+    elif how == "other type":
+        tifffile.imwrite(bad, np.random.default_rng(0).integers(0, 9999, (20, 24)).astype(np.uint16))
+    elif how == "black":
+        tifffile.imwrite(bad, np.zeros((20, 24), np.uint8))
+    elif how == "other size":
+        tifffile.imwrite(bad, np.random.default_rng(0).integers(0, 99, (31, 24)).astype(np.uint8))
+    elif how == "cut off":
+        bad.write_bytes(bad.read_bytes()[:100])
+    elif how == "several pages":
+        tifffile.imwrite(bad, np.random.default_rng(0).integers(0, 99, (5, 20, 24)).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("missing partner", "1 images have no partner, such as cell_1/noise_level_1/gt_image1.tif"),
+        ("other type", "wf_image1.tif: its pixels are uint16, those of gt_image1.tif uint8"),
+        ("black", "wf_image1.tif: every pixel is 0"),
+        ("other size", "wf_image1.tif: 31 x 24 pixels beside 20 x 24 of gt_image1.tif"),
+        ("cut off", "wf_image1.tif"),
+        ("several pages", "wf_image1.tif: it holds 5 images"),
+    ],
+)
+def test_a_bad_pair_is_named_and_left_out_if_wanted(tmp_path, how, message, caplog):
+    folder = write(tmp_path / "raw", published("noise_level"))
+    spoil(folder, how)
+    with pytest.raises(DataError, match=message):
+        acquire_pairs(str(folder), VOXEL, tmp_path / "a.ome.zarr", "a")
+    assert not (tmp_path / "a.ome.zarr").exists()
+    acquire_pairs(str(folder), VOXEL, tmp_path / "a.ome.zarr", "a", keep_going=True)
+    pairs = open_pairs(tmp_path / "a.ome.zarr")
+    assert len(pairs.fields) == 7 and len(pairs.facts["skipped"]) == 1
+    assert message in caplog.text
+
+
+def test_a_folder_of_other_things_is_refused(tmp_path):
+    with pytest.raises(DataError, match="there is no such folder"):
+        find_pairs(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="there are no TIFF images"):
+        find_pairs(tmp_path)
