@@ -4,9 +4,9 @@
     python benchmarks/published_process.py vem TRAIN.tif TEST.tif --minutes 10
 
 `n` denoises the last 256 x 256 pixels of an image pair, whose rows above are trained on; `vem` fills one gap
-of up to 256 x 256 pixels between two slices 6 apart. The published network is run by its own process (1000
-calls an image, 200 a slice) and by the default for imported weights, the native one by its defaults; all in
-one process, so that the ratios are of one run and one allocator.
+of 256 x 256 pixels between two slices 6 apart; `--side` says another size. The published network is run by its
+own process (1000 calls an image, 200 a slice) and by the default for imported weights, the native one by its
+defaults; all in one process, so that the ratios are of one run and one allocator.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 FACTOR = 6
-SIDE = 256
+TEST_ROWS = 256
 MARGIN = 32
 
 
@@ -26,6 +26,9 @@ def main() -> None:
     parser.add_argument("first", type=Path)
     parser.add_argument("second", type=Path)
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument(
+        "--side", type=int, default=256, help="Side of the square that is restored, in pixels."
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--folder", type=Path, help="Where to work; what is trained there is not trained again."
@@ -48,9 +51,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     setup()
     keep_freed_memory()
     torch.set_num_threads(options.threads)
-    store, batch, truth, task = (images if options.task == "n" else gaps)(
-        options.first, options.second, folder
-    )
+    store, batch, truth, task = (images if options.task == "n" else gaps)(options, folder)
     models = {
         name: RestorationModel.load(trained(folder, store, task, name, options))
         for name in ("unet", "native")
@@ -88,7 +89,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
         print(f"| {label} | {cost} | {psnr:.2f} | {ssim:.3f} | {fsim:.3f} | {fine:.2f} |")
 
 
-def images(noisy: Path, clean: Path, folder: Path):
+def images(options: argparse.Namespace, folder: Path):
     """Write the pair's upper rows as a store of pairs; return it, and the last square as a batch."""
     import tifffile
     import torch
@@ -96,9 +97,9 @@ def images(noisy: Path, clean: Path, folder: Path):
     from emdiffuse.processes import Batch
     from emdiffuse.volume import create_image_array, write_group, write_image
 
-    pair = {"moving": tifffile.imread(noisy), "fixed": tifffile.imread(clean)}
+    pair = {"moving": tifffile.imread(options.first), "fixed": tifffile.imread(options.second)}
     height, width = pair["fixed"].shape
-    rows = height - SIDE - MARGIN
+    rows = height - TEST_ROWS - MARGIN
     intensity = measured(pair["moving"][:rows])
     store = folder / "pairs.ome.zarr"
     for name, image in pair.items():
@@ -108,11 +109,14 @@ def images(noisy: Path, clean: Path, folder: Path):
         write_image(store / "0000" / name, name, (1, 1, 1), {"intensity": intensity})
     facts = {"kind": "pairs", "scale": 1, "sources": [], "fields": [{"group": "0000", "name": "0"}]}
     write_group(store, {"emdiffuse": {**facts, "intensity": {"moving": intensity, "fixed": intensity}}})
-    last = {name: unit(image[-SIDE:, width - SIDE :], intensity)[None, None] for name, image in pair.items()}
+    last = {
+        name: unit(image[-options.side :, width - options.side :], intensity)[None, None]
+        for name, image in pair.items()
+    }
     return store, Batch.of_images(torch.from_numpy(last["moving"])), last["fixed"][0], "emdiffuse-n"
 
 
-def gaps(train: Path, test: Path, folder: Path):
+def gaps(options: argparse.Namespace, folder: Path):
     """Acquire the training volume; return it, and the middle gap of the test volume as a batch."""
     import tifffile
     import torch
@@ -122,9 +126,9 @@ def gaps(train: Path, test: Path, folder: Path):
 
     store = folder / "train.ome.zarr"
     if not store.exists():
-        acquire(str(train), (10.0, 10.0, 10.0), store, "train")
-    volume = tifffile.imread(test)
-    side = min(SIDE, *volume.shape[1:]) // 16 * 16
+        acquire(str(options.first), (10.0, 10.0, 10.0), store, "train")
+    volume = tifffile.imread(options.second)
+    side = min(options.side, *volume.shape[1:]) // 16 * 16
     z = len(volume) // 2
     values = unit(volume[z - FACTOR : z + 2 * FACTOR + 1, :side, :side], measured(volume))
     positions = torch.arange(1, FACTOR)[None] / FACTOR

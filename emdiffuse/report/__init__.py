@@ -210,7 +210,9 @@ def _models(config: Config) -> list[str]:
 
 
 def _used(config: Config) -> list[str]:
-    return list(dict.fromkeys(item.dataset for item in config.restorations))
+    """Return the datasets that are restored or trained on."""
+    names = [item.dataset for item in config.restorations]
+    return list(dict.fromkeys(names + [name for model in config.models.values() for name in model.datasets]))
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

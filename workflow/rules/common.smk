@@ -140,6 +140,13 @@ def reported(pattern):
     ]
 
 
+def registered(pattern):
+    """A file of every dataset that is restored or trained on."""
+    names = [item.dataset for item in CONFIG.restorations]
+    names += [name for model in CONFIG.models.values() for name in model.datasets]
+    return [pattern.format(dataset=name) for name in dict.fromkeys(names)]
+
+
 def truths():
     names = {CONFIG.truth(item) for item in CONFIG.restorations} - {None}
     return [f"results/registered/{name}.ome.zarr/zarr.json" for name in sorted(names)]

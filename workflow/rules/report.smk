@@ -2,8 +2,8 @@
 rule report:
     input:
         reported("results/restored/{dataset}/{model}/restored.ome.zarr/zarr.json"),
-        reported("results/registered/{dataset}.quality.json"),
-        reported("results/registered/{dataset}.quality.png"),
+        registered("results/registered/{dataset}.quality.json"),
+        registered("results/registered/{dataset}.quality.png"),
         truths(),
         reported("experiments/{model}/best/metrics.json"),
         evaluations(),
