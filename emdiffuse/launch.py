@@ -352,6 +352,7 @@ def _follow(job: str, work: TrainingJob, log: Log, stop: Stop) -> None:
         time.sleep(0.5)
     outcome, value = pickle_load(result)
     if outcome == "error":
+        cancel(job)  # other processes of it may still be there
         raise LaunchError(f"{who}: {reason(value)}; its log is {log.path}")
 
 

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from emdiffuse.errors import ConfigError
+from emdiffuse.errors import ConfigError, LaunchError
 
 TIMEOUT = timedelta(hours=1)
 """How long the others wait for the first process, which may validate. (One that died is noticed at once.)"""
@@ -93,6 +93,11 @@ def joined(device: str) -> Iterator[Ranks]:
     ----------
     device : str
         "auto", "cpu" or a CUDA device; of several processes on "auto" or "cuda", each takes a GPU of its own.
+
+    Raises
+    ------
+    LaunchError
+        If another process ended before its time.
     """
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
@@ -108,5 +113,9 @@ def joined(device: str) -> Iterator[Ranks]:
     dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield Ranks(place, rank, size)
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise LaunchError(f"process {rank + 1} of {size} lost the others: one of them has ended") from error
     finally:
         dist.destroy_process_group()

@@ -89,7 +89,8 @@ def nodes_down(nodes: str) -> list[str]:
     command = ["sinfo", "--noheader", "--Node", f"--nodes={nodes}", "--format=%N %T"]
     said = subprocess.run(command, capture_output=True, text=True)
     states = dict(line.split()[:2] for line in said.stdout.splitlines())
-    return sorted(node for node, state in states.items() if state.startswith("down"))
+    # an asterisk means that a node does not answer; while its jobs are cleared away it is not yet "down"
+    return sorted(node for node, state in states.items() if state.startswith("down") or state[-1] == "*")
 
 
 def parse_exit(text: str) -> tuple[int, int]:

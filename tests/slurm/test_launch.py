@@ -67,7 +67,9 @@ class Launcher:
         try:
             _, text = self.process.communicate(timeout=seconds)
         finally:
-            self.process.kill()
+            if self.process.poll() is None:
+                self.process.kill()
+                run("scancel", self.job)
         assert "Traceback" not in text or "error" in text
         return self.process.returncode, [line for line in text.splitlines() if line.startswith("error:")]
 
