@@ -4,9 +4,9 @@
     python benchmarks/published_process.py vem TRAIN.tif TEST.tif --minutes 10
 
 `n` denoises the last 256 x 256 pixels of an image pair, whose rows above are trained on; `vem` fills one gap
-of 256 x 256 pixels between two slices 6 apart; `--side` says another size. The published network is run by its
-own process (1000 calls an image, 200 a slice) and by the default for imported weights, the native one by its
-defaults; all in one process, so that the ratios are of one run and one allocator.
+of 256 x 256 pixels between two slices 6 apart; `--side` says another size. The published network is run by
+its own process (1000 calls an image, 200 a slice) and by the default for imported weights, the native one by
+its defaults; all in one process, so that the ratios are of one run and one allocator.
 """
 
 import argparse

@@ -37,7 +37,7 @@ def main() -> None:
     low, high = np.percentile(values, [0.5, 99.5])
     missing = [(0, max(SIDE - n, 0)) for n in stack.shape[1:]]
     stack = np.pad(stack, [(0, 0), *missing], mode="symmetric")[:, :SIDE, :SIDE]
-    condition = torch.from_numpy((stack - low) / (high - low) * 2 - 1)[None]
+    condition = torch.from_numpy((stack - low) / (high - low) * 2 - 1).float()[None]
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(1, FACTOR - 1, SIDE, SIDE, generator=generator)
     positions, factor = torch.arange(1, FACTOR)[None] / FACTOR, torch.full((1,), float(FACTOR))
