@@ -251,6 +251,7 @@ def _step(
         warm = min(1.0, (state.step + 1) / max(training.warmup, 1))
         group["lr"] = training.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
     state.optimizer.zero_grad(set_to_none=True)
+    torch.manual_seed(_seed(training.seed, state.step, 3))  # for dropout
     total = 0.0
     own = ranks.part(torch.arange(len(wanted), device=device))
     parts = own.chunk(training.accumulate)

@@ -13,7 +13,7 @@ from helpers import INTENSITY, write_pairs, write_volume
 
 import emdiffuse.training as training_module
 from emdiffuse.augmentation import augment
-from emdiffuse.config import Model, Sampler
+from emdiffuse.config import Model, Network, Sampler
 from emdiffuse.errors import DataError, EmdiffuseError
 from emdiffuse.inference import RestorationModel
 from emdiffuse.patches import ORIGIN_COLUMNS, TRAINING, VALIDATION, PatchStore, cut_patches
@@ -133,6 +133,18 @@ def test_a_killed_training_ends_in_the_same_weights(store, tmp_path):
     train(store, model, "m", tmp_path / "killed", "cpu")
     whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
+
+
+def test_dropout_follows_from_the_step(noisy_store, tmp_path):
+    network = {"architecture": "unet", "channels": 16, "multipliers": [1, 2], "blocks": 1, "dropout": 0.5}
+    for name, seed in (("a", 1), ("b", 2)):
+        torch.manual_seed(seed)  # what came before must not matter
+        model = image_model(steps=2, validate_every=2, checkpoint_minutes=1e-6)
+        train(
+            noisy_store, model.model_copy(update={"network": Network(**network)}), "m", tmp_path / name, "cpu"
+        )
+    a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_a_state_of_other_settings_or_a_torn_one_is_not_resumed(store, tmp_path):
