@@ -49,7 +49,7 @@ from emdiffuse.progress import clock, logger, progress
 from emdiffuse.settings import settings_hash
 from emdiffuse.tasks import CONDITION_OFFSETS, TASKS
 
-NATIVE_SAMPLER = {"name": "dpm++", "steps": 4}
+NATIVE_SAMPLER = {"name": "dpm++", "steps": 8}
 """What a native model is sampled with, unless the settings say otherwise: see ``benchmarks/README.md``."""
 
 VALIDATION_PATCHES = 64
