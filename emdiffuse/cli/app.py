@@ -1,0 +1,57 @@
+"""The application, what its commands share, and how a mistake is said."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from emdiffuse.errors import EmdiffuseError
+from emdiffuse.progress import fail, setup
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Restore electron microscopy with diffusion models, one command a stage.",
+)
+
+Settings = Annotated[str, typer.Option(help="The section of the configuration, as JSON or YAML.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, or a CUDA device such as cuda:0.")]
+Share = Annotated[str, typer.Option(metavar="I-of-N", help="Which worker this is, of how many, e.g. 1-of-4.")]
+Done = Annotated[Path | None, typer.Option(help="File to write when this worker's share is done.")]
+
+
+@app.callback()
+def common(
+    log: Annotated[Path | None, typer.Option(help="Also write what is said to this file.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads for numerical work; all cores by default.")
+    ] = None,
+) -> None:
+    """Restore electron-microscopy volumes with diffusion models, from raw files to measured OME-Zarr."""
+    setup(log)
+    # threads that wait by spinning slow each other down many times as soon as cores are shared
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if threads is not None:
+        for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            os.environ[variable] = str(threads)
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except EmdiffuseError as error:
+        fail(error)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        where = error.filename or "the output"
+        fail(OSError(f"{where}: {error.strerror}; make room or choose another folder, and start again"))
+        sys.exit(1)

@@ -1,0 +1,193 @@
+"""The configuration: pydantic models that are the one truth of every key.
+
+Conventions
+-----------
+* Lengths are in voxels unless a key says otherwise; voxel sizes carry their own unit and are kept in
+  nanometers.
+* The workflow's JSON schema (``workflow/schemas/config.schema.yaml``) is generated from here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from emdiffuse.config.datasets import (
+    MAXIMUM_FACTOR,
+    MINIMUM_FACTOR,
+    Alignment,
+    Dataset,
+    Factor,
+    KeepEvery,
+    Name,
+    Pairs,
+    VoxelSize,
+    anisotropy_factor,
+    source_exists,
+)
+from emdiffuse.config.models import Model, Network, Patches, Training
+from emdiffuse.config.restorations import Restoration, Sampler, Tiling
+from emdiffuse.errors import ConfigError
+from emdiffuse.settings import Section, parse
+from emdiffuse.tasks import TASKS
+
+__all__ = [
+    "MAXIMUM_FACTOR",
+    "MINIMUM_FACTOR",
+    "Alignment",
+    "Config",
+    "Dataset",
+    "Factor",
+    "KeepEvery",
+    "Model",
+    "Name",
+    "Network",
+    "Pairs",
+    "Patches",
+    "Report",
+    "Restoration",
+    "Sampler",
+    "Tiling",
+    "Training",
+    "VoxelSize",
+    "anisotropy_factor",
+    "json_schema",
+    "source_exists",
+    "validate",
+]
+
+
+class Report(Section):
+    """The report; nothing here changes a number."""
+
+    title: str = Field("emdiffuse", description="Title of the report.")
+    percentiles: tuple[float, float] = Field(
+        (0.5, 99.5), description="Percentiles of the truth shown as black and white, the same in every panel."
+    )
+    width: int = Field(320, ge=64, le=2000, description="Width of a panel, in pixels.")
+
+
+class Config(Section):
+    """The whole configuration."""
+
+    datasets: dict[Name, Dataset] = Field(min_length=1, description="The data, by name.")
+    models: dict[Name, Model] = Field(min_length=1, description="The models, by name.")
+    restorations: tuple[Restoration, ...] = Field(
+        min_length=1, description="What is restored, by which model."
+    )
+    report: Report = Field(default_factory=Report, description="The report.")
+
+    @field_validator("datasets")
+    @classmethod
+    def _derived_exist(cls, datasets: dict[str, Dataset]) -> dict[str, Dataset]:
+        for name, dataset in datasets.items():
+            origin = dataset.keep_every and dataset.keep_every.dataset
+            if origin and (origin not in datasets or datasets[origin].source is None):
+                raise ValueError(f"{name}.keep_every.dataset: there is no raw dataset named '{origin}'")
+        return datasets
+
+    @model_validator(mode="after")
+    def _references(self) -> Config:
+        pairs = set()
+        for name, model in self.models.items():
+            for dataset in model.datasets:
+                self._known(f"models.{name}.datasets", dataset, self.datasets)
+                wants = not TASKS[model.task].volumetric
+                if wants != (self.datasets[dataset].pairs is not None):
+                    kind = "image pairs" if wants else "volumes"
+                    raise ValueError(
+                        f"models.{name}.datasets: {model.task} learns from {kind}, not '{dataset}'"
+                    )
+        for index, item in enumerate(self.restorations):
+            key = f"restorations.{index}"
+            self._known(f"{key}.dataset", item.dataset, self.datasets)
+            self._known(f"{key}.model", item.model, self.models)
+            if self.datasets[item.dataset].pairs is not None:
+                raise ValueError(
+                    f"{key}.dataset: '{item.dataset}' are image pairs; give the images as `source`"
+                )
+            if (item.dataset, item.model) in pairs:
+                raise ValueError(f"{key}: '{item.dataset}' by '{item.model}' is listed twice")
+            pairs.add((item.dataset, item.model))
+            task = self.models[item.model].task
+            if TASKS[task].volumetric == self.datasets[self.origin(item.dataset)].images:
+                kind = "a volume" if TASKS[task].volumetric else "images (`images: true` of the dataset)"
+                raise ValueError(f"{key}.dataset: {task} restores {kind}, not '{item.dataset}'")
+            if TASKS[task].volumetric:
+                anisotropy_factor(self.voxel_size(item.dataset), f"{key}.dataset")
+            truth = self.truth(item)
+            if truth is not None:
+                self._known(f"{key}.truth", truth, self.datasets)
+                self._separate(key, item, truth)
+        return self
+
+    @staticmethod
+    def _known(key: str, name: str, names: dict[str, Any]) -> None:
+        if name not in names:
+            raise ValueError(f"{key}: there is no '{name}'; known: {', '.join(names)}")
+
+    def _separate(self, key: str, item: Restoration, truth: str) -> None:
+        """Refuse to evaluate a model on a volume that it was trained on."""
+        trained = {self.origin(name) for name in self.models[item.model].datasets}
+        sources = {self.datasets[name].source for name in trained} - {None}
+        for name in (item.dataset, truth):
+            if self.origin(name) in trained or self.datasets[self.origin(name)].source in sources:
+                raise ValueError(
+                    f"{key}: model '{item.model}' was trained on '{self.origin(name)}' and cannot be "
+                    "evaluated on it"
+                )
+
+    def origin(self, dataset: str) -> str:
+        """Return the raw dataset that a dataset comes from (itself, when it is raw)."""
+        keep = self.datasets[dataset].keep_every
+        return keep.dataset if keep else dataset
+
+    def truth(self, item: Restoration) -> str | None:
+        """Return the dataset that a restoration is compared with, if there is one."""
+        keep = self.datasets[item.dataset].keep_every
+        return item.truth or (keep.dataset if keep else None)
+
+    def voxel_size(self, dataset: str) -> tuple[float, float, float]:
+        """Return the voxel size (z, y, x) of a dataset in nanometers."""
+        keep = self.datasets[dataset].keep_every
+        size = self.datasets[self.origin(dataset)].voxel_size
+        assert size is not None
+        z, y, x = size.nanometers
+        return (z * keep.factor if keep else z, y, x)
+
+
+def validate(values: Any, where: str = "config") -> Config:
+    """Validate a whole configuration, and that the files it names exist.
+
+    Parameters
+    ----------
+    values : Any
+        The mapping that YAML gave.
+    where : str
+        Name of the file, for the error.
+
+    Raises
+    ------
+    ConfigError
+        One sentence that names the key.
+    """
+    config = parse(Config, values, where)
+    for name, dataset in config.datasets.items():
+        if dataset.source is not None and not source_exists(dataset.source):
+            raise ConfigError(
+                f"{where}: datasets.{name}.source: there is no '{dataset.source}'; check the path"
+            )
+        if dataset.pairs is not None and not Path(dataset.pairs.folder).is_dir():
+            raise ConfigError(
+                f"{where}: datasets.{name}.pairs.folder: there is no folder '{dataset.pairs.folder}'; "
+                "check the path"
+            )
+    return config
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of the configuration file."""
+    schema = Config.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -1,0 +1,133 @@
+"""The `datasets` section of the configuration: raw data, what is derived from them, and voxel sizes."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from emdiffuse.errors import ConfigError
+from emdiffuse.settings import Section
+
+NANOMETERS = {"nanometer": 1.0, "micrometer": 1000.0, "angstrom": 0.1}
+MINIMUM_FACTOR, MAXIMUM_FACTOR = 2, 12
+Factor = Annotated[int, Field(ge=MINIMUM_FACTOR, le=MAXIMUM_FACTOR)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+class VoxelSize(Section):
+    """Size of a voxel along z, y and x."""
+
+    z: float = Field(gt=0, description="Distance between slices, in `unit`.")
+    y: float = Field(gt=0, description="Height of a pixel, in `unit`.")
+    x: float = Field(gt=0, description="Width of a pixel, in `unit`.")
+    unit: Literal["nanometer", "micrometer", "angstrom"] = Field(
+        "nanometer", description="Unit of the three numbers."
+    )
+
+    @property
+    def nanometers(self) -> tuple[float, float, float]:
+        """Voxel size (z, y, x) in nanometers."""
+        scale = NANOMETERS[self.unit]
+        return (self.z * scale, self.y * scale, self.x * scale)
+
+
+class KeepEvery(Section):
+    """An anisotropic volume made from an isotropic one, whose left-out slices are the truth."""
+
+    dataset: Name = Field(description="The dataset that is thinned out.")
+    factor: int = Field(ge=2, le=12, description="Every factor-th slice is kept, from the first.")
+
+
+class Alignment(Section):
+    """The check of slice-to-slice alignment of a volume."""
+
+    tolerance: float = Field(
+        1.0,
+        gt=0,
+        description="Largest misplacement of a slice in an aligned volume, in pixels, for slices as far "
+        "apart as pixels; more is allowed the further they are apart.",
+    )
+    slices: int = Field(64, ge=2, description="How many neighbouring pairs are looked at, at most.")
+
+
+class Pairs(Section):
+    """Image pairs: the same fields imaged twice, noisy and clean, or of low and of high resolution."""
+
+    folder: str = Field(description="The folder that holds the images, also in folders within it.")
+    pattern: str | None = Field(
+        None,
+        description="How the files are named, if in none of the known layouts: `{role}` and `{field}`, and "
+        "if there are any `{specimen}` and `{level}`, such as `{specimen}/{role}-{field}.tif`.",
+    )
+    keep_going: bool = Field(
+        False, description="Leave out pairs that cannot be used, with a warning, instead of stopping."
+    )
+
+
+class Dataset(Section):
+    """A raw volume, one derived from another, or image pairs."""
+
+    source: str | None = Field(
+        None,
+        description="A multi-page TIFF, a folder of numbered slices (0.tif ... n.tif), or a glob of them.",
+    )
+    images: bool = Field(False, description="The source holds separate images, not the slices of a volume.")
+    voxel_size: VoxelSize | None = Field(
+        None, description="Voxel size, of pairs that of the clean images; required with `source` and `pairs`."
+    )
+    keep_every: KeepEvery | None = Field(
+        None, description="Instead of `source`: keep every n-th slice of another dataset."
+    )
+    pairs: Pairs | None = Field(None, description="Instead of `source`: image pairs to learn from.")
+    alignment: Alignment = Field(default_factory=Alignment, description="The check of the slices' alignment.")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Dataset:
+        if sum(origin is not None for origin in (self.source, self.keep_every, self.pairs)) != 1:
+            raise ValueError("give one of `source`, `keep_every` and `pairs`")
+        if self.keep_every is None and self.voxel_size is None:
+            raise ValueError("`voxel_size` is missing")
+        if self.images and self.source is None:
+            raise ValueError("`images` says what a `source` holds; remove it")
+        if self.keep_every is not None and self.voxel_size is not None:
+            raise ValueError("`voxel_size` follows from `keep_every`; remove it")
+        return self
+
+
+def anisotropy_factor(voxel_size: tuple[float, float, float], key: str = "voxel_size") -> Fraction:
+    """Return the ratio of the axial to the lateral voxel size, exactly.
+
+    Parameters
+    ----------
+    voxel_size : tuple of float
+        Voxel size (z, y, x), in any one unit.
+    key : str
+        What to name in an error.
+
+    Raises
+    ------
+    ConfigError
+        If pixels are not square, or the ratio is not between 2 and 12.
+    """
+    z, y, x = (Fraction(v).limit_denominator(10**6) for v in voxel_size)
+    if abs(y - x) > y / 1000:
+        raise ConfigError(f"{key}: pixels must be square, but y is {float(y):g} and x is {float(x):g}")
+    factor = (z / y).limit_denominator(1000)
+    if not MINIMUM_FACTOR <= factor <= MAXIMUM_FACTOR:
+        raise ConfigError(
+            f"{key}: the anisotropy factor z/y is {float(factor):g}; it must be between "
+            f"{MINIMUM_FACTOR} and {MAXIMUM_FACTOR}"
+        )
+    return factor
+
+
+def source_exists(source: str) -> bool:
+    """Tell whether a source (a file, a folder or a glob) names anything."""
+    path = Path(source)
+    if path.exists():
+        return True
+    pattern = str(path.relative_to(path.anchor))
+    return any(c in source for c in "*?[") and any(True for _ in Path(path.anchor).glob(pattern))

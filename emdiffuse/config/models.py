@@ -1,0 +1,134 @@
+"""The `models` section of the configuration: task, patches, network and training."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from emdiffuse.config.datasets import Factor, Name
+from emdiffuse.settings import Section
+from emdiffuse.tasks import TASKS
+
+
+class Patches(Section):
+    """The patch store that a model is trained from."""
+
+    size: int = Field(64, ge=16, multiple_of=8, description="Height and width of a patch, in pixels.")
+    overlap: float = Field(0.5, ge=0, lt=1, description="Share of a patch that its neighbour repeats.")
+    validation: float = Field(
+        0.125, gt=0, lt=1, description="Share of the volume, at its far end in z, kept for validation."
+    )
+    minimum_contrast: float = Field(
+        0.02, ge=0, description="Patches with a standard deviation below this (range [-1, 1]) are blank."
+    )
+    limit: int = Field(20000, ge=1, description="Most patches kept, drawn evenly from all.")
+    seed: int = Field(0, ge=0, description="Seed of that draw.")
+
+
+class Network(Section):
+    """The network."""
+
+    architecture: Literal["native", "unet"] = Field(
+        "native", description="The native network, or the U-Net of the published work."
+    )
+    channels: int = Field(
+        32,
+        ge=8,
+        multiple_of=8,
+        description="Channels at the finest level, half resolution for native.",
+    )
+    multipliers: tuple[int, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Channels a level, times `channels`; by default [1, 2, 4], and [1, 2, 4, 8] for unet.",
+    )
+    blocks: int = Field(2, ge=1, description="Residual blocks a level.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in the residual blocks (unet).")
+    checkpointing: bool = Field(
+        False,
+        description="Compute activations again in the backward pass: less memory, more time.",
+    )
+
+    @model_validator(mode="after")
+    def _of_its_architecture(self) -> Network:
+        if self.architecture == "native" and self.dropout:
+            raise ValueError("`dropout` is for the architecture unet; remove it")
+        if self.architecture == "unet" and self.channels % 16:
+            raise ValueError("`channels` of the architecture unet must be a multiple of 16")
+        return self
+
+
+class Training(Section):
+    """The training loop."""
+
+    steps: int = Field(20000, ge=1, description="Optimizer steps.")
+    minutes: float | None = Field(None, gt=0, description="Wall time after which training ends early.")
+    batch: int = Field(8, ge=1, description="Patches a step.")
+    accumulate: int = Field(
+        1, ge=1, description="Parts that a batch is worked through in, one after another, to save memory."
+    )
+    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW.")
+    warmup: int = Field(100, ge=0, description="Steps of linear warm-up, before the cosine decay.")
+    weight_decay: float = Field(1e-4, ge=0, description="Weight decay of AdamW.")
+    ema: float = Field(0.999, ge=0, lt=1, description="Decay of the moving average of the weights.")
+    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    loss: Literal["mse", "difficulty"] = Field(
+        "mse", description="Squared error, or the published difficulty-aware loss (architecture unet)."
+    )
+    mean_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of a batch at pure noise, where a native network learns the posterior mean.",
+    )
+    noise_correlation: float = Field(
+        0.0,
+        ge=0,
+        description="Correlation length of a native model's noise along z, in gaps; 0: white.",
+    )
+    validate_every: int = Field(500, ge=1, description="Steps between validations.")
+    checkpoint_minutes: float = Field(2.0, gt=0, description="Minutes between saved states.")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Precision of the network; auto chooses by device."
+    )
+    init_from: str | None = Field(
+        None,
+        description="Folder of a trained or imported model whose weights are begun from (transfer); its "
+        "network must be the same.",
+    )
+    seed: int = Field(0, ge=0, description="Seed of the weights, the order of the data and the noise.")
+
+
+class Model(Section):
+    """A model: its task, the data that it is trained on, its network and its training."""
+
+    task: Literal["emdiffuse-n", "emdiffuse-r", "vemdiffuse-i", "vemdiffuse-a"] = Field(
+        description="What the model learns."
+    )
+    datasets: tuple[Name, ...] = Field(min_length=1, description="Datasets that it is trained on.")
+    factor: Factor | tuple[Factor, ...] | None = Field(
+        None,
+        description="Anisotropy factors that it is trained for, one or several; required for volumes. It "
+        "also serves the factors between them.",
+    )
+    patches: Patches = Field(default_factory=Patches, description="The patch store.")
+    network: Network = Field(default_factory=Network, description="The network.")
+    training: Training = Field(default_factory=Training, description="The training loop.")
+
+    @property
+    def factors(self) -> tuple[int, ...]:
+        """The anisotropy factors, in increasing order; (1,) for images."""
+        if self.factor is None:
+            return (1,)
+        return (self.factor,) if isinstance(self.factor, int) else tuple(sorted(set(self.factor)))
+
+    @model_validator(mode="after")
+    def _of_its_task(self) -> Model:
+        if TASKS[self.task].volumetric and not self.factor:
+            raise ValueError(f"`factor` is missing: {self.task} is trained for anisotropy factors")
+        if not TASKS[self.task].volumetric and self.factor is not None:
+            raise ValueError(f"`factor` is for volumes; remove it, {self.task} restores images")
+        if self.training.loss == "difficulty" and self.network.architecture != "unet":
+            raise ValueError("`training.loss: difficulty` is for the architecture unet")
+        return self

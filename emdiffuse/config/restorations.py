@@ -1,0 +1,61 @@
+"""The `restorations` section of the configuration: sampler and tiling."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from emdiffuse.config.datasets import Name
+from emdiffuse.settings import Section
+
+
+class Sampler(Section):
+    """How a trained network is run."""
+
+    name: Literal["ddpm", "ddim", "dpm++", "heun"] | None = Field(
+        None, description="The sampler; by default the model's own."
+    )
+    steps: int | None = Field(
+        None,
+        ge=1,
+        description="Levels that a sample is walked through, one network call each (Heun: two); by default "
+        "the model's own number. With a native model 1 is the posterior mean in one call.",
+    )
+    samples: int = Field(1, ge=1, description="Samples; their mean is the restored volume.")
+    seed: int = Field(0, ge=0, description="Seed of the noise.")
+
+
+class Tiling(Section):
+    """How the work is cut."""
+
+    tile: int = Field(256, ge=32, multiple_of=16, description="Height and width of a tile, in pixels.")
+    halo: int = Field(24, ge=0, description="Margin of a tile that is computed and thrown away, in pixels.")
+    blend: int = Field(
+        16, ge=8, multiple_of=2, description="Width of the seam in which two tiles blend, in pixels."
+    )
+    block: tuple[int, int, int] = Field(
+        (4, 2, 2),
+        description="Gaps, tiles along y and tiles along x in a block: the unit of work and of resume.",
+    )
+
+    @model_validator(mode="after")
+    def _room(self) -> Tiling:
+        if min(self.block) < 1:
+            raise ValueError("`block` needs at least one gap and one tile along each axis")
+        if 2 * self.halo + 3 * self.blend > self.tile:
+            raise ValueError("`tile` is too small: it must be at least 2 * `halo` + 3 * `blend`")
+        return self
+
+
+class Restoration(Section):
+    """One dataset restored by one model."""
+
+    dataset: Name = Field(description="The dataset to restore.")
+    model: Name = Field(description="The model that restores it.")
+    sampler: Sampler = Field(default_factory=Sampler, description="The sampler.")
+    tiling: Tiling = Field(default_factory=Tiling, description="Tiles and blocks.")
+    truth: Name | None = Field(
+        None,
+        description="The isotropic dataset to compare with; a `keep_every` dataset has its origin as truth.",
+    )
