@@ -1,9 +1,12 @@
 """Quality of one gap model: trained on one isotropic volume, measured on another place of the same tissue.
 
     python benchmarks/gap_quality.py TRAIN.tif TEST.tif --minutes 30 --threads 2
+    python benchmarks/gap_quality.py TRAIN.tif TEST.tif --model '{"factor": [4, 6, 8]}' \\
+        --factors 4 5 6 8 --mean-only
 
-Voxels are 10 nm; every 6th slice of the test volume is kept. One model gives the one-call posterior mean, one
-sample, and the mean of 8; nearest, linear and cubic interpolation stand beside them on the same voxels.
+Voxels are 10 nm; every 6th slice of the test volume is kept, or others (`--factors`). One model gives the
+one-call posterior mean, one sample, and the mean of 8; nearest, linear and cubic interpolation stand beside
+them on the same voxels.
 """
 
 import argparse
@@ -28,6 +31,8 @@ def main() -> None:
     parser.add_argument("test", type=Path)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--factors", type=int, nargs="+", default=[FACTOR], help="Factors of the test.")
+    parser.add_argument("--mean-only", action="store_true", help="Measure the one-call mean alone.")
     parser.add_argument("--model", default="{}", help="Further settings of the model, as JSON.")
     parser.add_argument(
         "--folder", type=Path, help="Where to work; a model that is there is not trained again."
@@ -62,27 +67,27 @@ def run(options: argparse.Namespace, folder: Path) -> None:
         **further,
     }
     model = parse(Model, settings, "model")
-    volumes = {name: folder / f"{name}.ome.zarr" for name in ("train", "test", "thin")}
+    train_volume, test = folder / "train.ome.zarr", folder / "test.ome.zarr"
     if not (folder / "model" / "best" / "model.json").exists():
-        acquire(str(options.train), VOXEL, volumes["train"], "train")
-        acquire(str(options.test), VOXEL, volumes["test"], "test")
-        keep_every(volumes["test"], FACTOR, volumes["thin"], "thin")
-        cut_patches([volumes["train"]], model, folder / "patches.zarr")
+        acquire(str(options.train), VOXEL, train_volume, "train")
+        acquire(str(options.test), VOXEL, test, "test")
+        cut_patches([train_volume], model, folder / "patches.zarr")
         train(folder / "patches.zarr", model, "gap", folder / "model")
-    rows = {}
-    for name, sampler in ESTIMATORS.items():
-        values = {"dataset": "thin", "model": "gap", "sampler": sampler}
-        out = folder / "restored" / name.replace(" ", "-")
-        plan = make_plan(
-            volumes["thin"], folder / "model" / "best", parse(Restoration, values), out / "plan.json"
-        )
-        restore(out / "plan.json", 1, 1)
-        stitch(out / "plan.json", 1, 1)
-        pyramid(out / "plan.json")
-        found = evaluate(plan.restored, volumes["thin"], volumes["test"], out / "evaluation.json")
-        rows |= {method: found["methods"][method] for method in ("nearest", "linear", "cubic")}
-        rows[name] = found["methods"]["restored"]
-    print_table(rows)
+    for factor in options.factors:
+        thin, rows = folder / f"thin{factor}.ome.zarr", {}
+        keep_every(test, factor, thin, "thin")
+        for name, sampler in list(ESTIMATORS.items())[: 1 if options.mean_only else None]:
+            values = {"dataset": "thin", "model": "gap", "sampler": sampler}
+            out = folder / f"restored{factor}" / name.replace(" ", "-")
+            plan = make_plan(thin, folder / "model" / "best", parse(Restoration, values), out / "plan.json")
+            restore(out / "plan.json", 1, 1)
+            stitch(out / "plan.json", 1, 1)
+            pyramid(out / "plan.json")
+            found = evaluate(plan.restored, thin, test, out / "evaluation.json")
+            rows |= {method: found["methods"][method] for method in ("nearest", "linear", "cubic")}
+            rows[name] = found["methods"]["restored"]
+        print(f"\nfactor {factor}\n")
+        print_table(rows)
 
 
 def print_table(rows: dict[str, dict]) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from emdiffuse.networks import load_network
+from emdiffuse.networks.export import export_network
 from emdiffuse.networks.native import SLOTS, linear_interpolation, slot_weights
 
 
@@ -79,3 +80,10 @@ def test_a_tile_gives_what_the_whole_image_gives(network):
     tile = tuple(v[:, :, 16:144, 16:144] if v.ndim == 4 else v for v in whole)
     inside, there = network(*tile)[:, :, 40:-40, 40:-40], network(*whole)[:, :, 56:-56, 56:-56]
     assert (inside - there).abs().max() / there.abs().max() < 1e-4
+
+
+def test_exported_network_equals_the_eager_one(network):
+    x, gamma, *rest = inputs()
+    graph = export_network(network, x, gamma, *rest).module()
+    with torch.no_grad():
+        torch.testing.assert_close(graph(2 * x, gamma / 2, *rest), network(2 * x, gamma / 2, *rest))
