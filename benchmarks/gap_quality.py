@@ -49,8 +49,9 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     from emdiffuse.config import Model, Restoration
     from emdiffuse.evaluation import evaluate
     from emdiffuse.patches import cut_patches
+    from emdiffuse.planning import make_plan
     from emdiffuse.progress import setup
-    from emdiffuse.restoration import make_plan, restore
+    from emdiffuse.restoration import restore
     from emdiffuse.settings import parse
     from emdiffuse.stitching import pyramid, stitch
     from emdiffuse.training import train

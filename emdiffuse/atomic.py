@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import os
 import shutil
 import tempfile
@@ -36,14 +37,14 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """Yield a folder beside `path` to build a store in; it takes the place of `path` when all went well.
+def scratch(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path` to work in, which is removed at the end, also when the body fails.
 
-    The folder is removed when the body fails. Every process builds in a folder of its own and holds a lock on
-    it, so that two of them do not mix; folders that a killed process left behind are removed.
+    Every process works in a folder of its own and holds a lock on it, so that two of them do not mix; folders
+    that a killed process left behind are removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{path.name}.partial-*"):
+    for left in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
         with contextlib.suppress(OSError), _locked(left):
             shutil.rmtree(left)
     with contextlib.ExitStack() as stack:
@@ -56,13 +57,19 @@ def replaced(path: Path) -> Iterator[Path]:
         partial.chmod(0o755)
         try:
             yield partial
-            _take_place(partial, path)
-        except BaseException:
+        finally:
             shutil.rmtree(partial, ignore_errors=True)
-            raise
 
 
-def _take_place(partial: Path, path: Path) -> None:
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Yield a folder beside `path` to build a store in; it takes the place of `path` when all went well."""
+    with scratch(path) as partial:
+        yield partial
+        take_place(partial, path)
+
+
+def take_place(partial: Path, path: Path) -> None:
     """Rename a folder to `path`, whatever lies there, also while other processes do the same."""
     while True:
         shutil.rmtree(path, ignore_errors=True)

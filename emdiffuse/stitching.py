@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from emdiffuse.acquisition import from_unit
 from emdiffuse.errors import StoreError
 from emdiffuse.geometry import owned
+from emdiffuse.planning import Plan, open_array_of, read_plan
 from emdiffuse.progress import logger, progress
-from emdiffuse.restoration import Plan, open_array_of, read_plan
 from emdiffuse.volume import Array, Box, Volume, build_pyramid, cast_to, multiscale, open_volume, write_group
 
 

@@ -295,7 +295,8 @@ def build_pyramid(image: Path, voxel_size: Sequence[float]) -> list[tuple[int, i
     """Add the levels 1, 2, ... beside level ``0`` of an image: averages of 2 x 2 x 2 voxels.
 
     An axis is halved as long as its voxel is not larger than twice the smallest, so that anisotropic volumes
-    become isotropic first. Memory is that of one shard, which is filled by rows of chunks.
+    become isotropic first; an axis of one voxel does not count. Memory is that of one shard, which is filled
+    by rows of chunks.
 
     Parameters
     ----------
@@ -313,8 +314,9 @@ def build_pyramid(image: Path, voxel_size: Sequence[float]) -> list[tuple[int, i
     source = Array(image / "0")
     while max(source.shape[1:]) > SMALLEST_LEVEL:
         sizes = [v * s for v, s in zip(voxel_size, scales[-1], strict=True)]
+        smallest = min(size for n, size in zip(source.shape, sizes, strict=True) if n > 1)
         step = tuple(
-            2 if n > 1 and size < 2 * min(sizes) else 1 for n, size in zip(source.shape, sizes, strict=True)
+            2 if n > 1 and size < 2 * smallest else 1 for n, size in zip(source.shape, sizes, strict=True)
         )
         target = create_image_array(
             image / str(len(scales)),

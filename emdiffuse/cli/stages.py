@@ -94,7 +94,7 @@ def train(
 def plan(dataset: Path, model: Path, out: Path, settings: Settings) -> None:
     """Plan the restoration of a volume: tiles, blocks, settings and their hash."""
     from emdiffuse.config import Restoration
-    from emdiffuse.restoration import make_plan
+    from emdiffuse.planning import make_plan
     from emdiffuse.settings import parse
 
     make_plan(dataset, model, parse(Restoration, settings, "restoration"), out)
@@ -104,7 +104,7 @@ def plan(dataset: Path, model: Path, out: Path, settings: Settings) -> None:
 def restore(plan: Path, worker: Share = "1-of-1", done: Done = None, device: Device = "auto") -> None:
     """Restore a worker's share of a plan's blocks; blocks that are done are not done again."""
     from emdiffuse.allocator import keep_freed_memory
-    from emdiffuse.restoration import read_plan
+    from emdiffuse.planning import read_plan
     from emdiffuse.restoration import restore as run
 
     keep_freed_memory()
@@ -115,7 +115,7 @@ def restore(plan: Path, worker: Share = "1-of-1", done: Done = None, device: Dev
 @app.command()
 def stitch(plan: Path, worker: Share = "1-of-1", done: Done = None) -> None:
     """Blend a worker's share of the restored volume from the tiles."""
-    from emdiffuse.restoration import read_plan
+    from emdiffuse.planning import read_plan
     from emdiffuse.stitching import stitch as run
 
     run(plan, *_share(worker))

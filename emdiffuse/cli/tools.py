@@ -2,12 +2,117 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from emdiffuse.cli.app import app
+from emdiffuse.cli.app import Device, app
+from emdiffuse.errors import ConfigError
+
+if TYPE_CHECKING:
+    from emdiffuse.enhance import Enhancement
+
+Model = Annotated[Path, typer.Option(help="Folder of the model, such as experiments/gap6/best.")]
+Factor = Annotated[
+    str | None, typer.Option(help="Distance of slices in pixels, of a volume: 6, or 45/8.", metavar="F")
+]
+VoxelSize = Annotated[
+    str | None, typer.Option(help="Voxel size in nanometers, where the file does not say.", metavar="Z,Y,X")
+]
+Steps = Annotated[
+    int | None,
+    typer.Option(help="Network calls a sample; 1 is the mean in one call. The model's own by default."),
+]
+Samples = Annotated[int, typer.Option(help="Samples, whose mean is written.")]
+Seed = Annotated[int, typer.Option(help="Seed of the noise.")]
+
+
+@app.command()
+def enhance(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A TIFF, or a folder of numbered slices.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A .tif, or an .ome.zarr.")],
+    model: Model,
+    factor: Factor = None,
+    voxel_size: VoxelSize = None,
+    steps: Steps = None,
+    samples: Samples = 1,
+    seed: Seed = 0,
+    uncertainty: Annotated[
+        Path | None, typer.Option(help="TIFF for the standard deviation over the samples.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Restore one image or volume, without a workflow."""
+    from emdiffuse.allocator import keep_freed_memory
+    from emdiffuse.enhance import enhance as run
+
+    keep_freed_memory()
+    run(source, output, _enhancement(model, factor, voxel_size, steps, samples, seed, device), uncertainty)
+
+
+@app.command()
+def watch(
+    folder: Annotated[Path, typer.Argument(help="Where TIFFs come.")],
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Folder for the restored TIFFs.")],
+    factor: Factor = None,
+    voxel_size: VoxelSize = None,
+    steps: Steps = None,
+    samples: Samples = 1,
+    seed: Seed = 0,
+    settle: Annotated[
+        float, typer.Option(help="Seconds without a change after which a file is complete.")
+    ] = 5,
+    patience: Annotated[
+        float, typer.Option(help="Seconds after which an unreadable file is set aside.")
+    ] = 60,
+    once: Annotated[bool, typer.Option(help="End when all that is there is restored or set aside.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Restore each image that comes into a folder; Ctrl-C ends it."""
+    from emdiffuse.allocator import keep_freed_memory
+    from emdiffuse.watch import watch as run
+
+    keep_freed_memory()
+    how = _enhancement(model, factor, voxel_size, steps, samples, seed, device)
+    run(folder, out, how, once, settle, patience)
+
+
+def _enhancement(
+    model: Path,
+    factor: str | None,
+    voxel_size: str | None,
+    steps: int | None,
+    samples: int,
+    seed: int,
+    device: str,
+) -> Enhancement:
+    """Check what was said, and put it together."""
+    from emdiffuse.config import Sampler
+    from emdiffuse.enhance import Enhancement
+    from emdiffuse.settings import parse
+
+    sampler = parse(Sampler, {"steps": steps, "samples": samples, "seed": seed}, "options")
+    ratio = None
+    if factor is not None:
+        try:
+            ratio = Fraction(factor)
+        except (ValueError, ZeroDivisionError):
+            raise ConfigError(f"--factor: '{factor}' is not a number such as 6, 5.5 or 45/8") from None
+    size = None
+    if voxel_size is not None:
+        try:
+            z, y, x = (float(part) for part in voxel_size.split(","))
+        except ValueError:
+            raise ConfigError(
+                f"--voxel-size: '{voxel_size}' is not of the form Z,Y,X, such as 60,10,10"
+            ) from None
+        if min(z, y, x) <= 0:
+            raise ConfigError(f"--voxel-size: {voxel_size} must be above zero")
+        size = (z, y, x)
+    return Enhancement(model, sampler, ratio, size, device)
 
 
 @app.command()

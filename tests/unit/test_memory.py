@@ -13,7 +13,8 @@ STAGE = """
 import json, resource, sys
 import torch
 from pathlib import Path
-from emdiffuse.restoration import make_plan, restore
+from emdiffuse.planning import make_plan
+from emdiffuse.restoration import restore
 from emdiffuse.stitching import pyramid, stitch
 torch.set_num_threads(1)
 stage, plan = sys.argv[1], Path(sys.argv[2])
@@ -24,7 +25,7 @@ elif stage == "restore":
     restore(plan, 1, int(sys.argv[3]), "cpu")
 elif stage == "fill":
     import numpy as np
-    from emdiffuse.restoration import read_plan
+    from emdiffuse.planning import read_plan
     from emdiffuse.volume import Array
     array = Array(read_plan(plan).tiles)
     for index in np.ndindex(*array.grid):

@@ -17,7 +17,8 @@ from emdiffuse.errors import ConfigError, StoreError
 from emdiffuse.inference import RestorationModel
 from emdiffuse.networks import NativeNetwork, UNet
 from emdiffuse.networks.weights import save_model
-from emdiffuse.restoration import make_plan, read_condition, read_plan, restore, restore_block
+from emdiffuse.planning import make_plan, read_plan
+from emdiffuse.restoration import read_condition, restore, restore_block
 from emdiffuse.stitching import pyramid, stitch
 from emdiffuse.volume import Array, open_volume
 

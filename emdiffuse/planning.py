@@ -1,0 +1,279 @@
+"""Plan: all that the workers of a restoration need to know, and their empty stores.
+
+Conventions
+-----------
+* The *plan* (``plan.json``) names input, model, tiling, sampler, and the hash of these. Making a plan wipes
+  what another plan left; workers only open what the plan's stores are, and refuse stores of another hash.
+* The *tile store* is one array (block, quantity, z, y, x), float32, one chunk a block: the weighted partial
+  sums of the block's tiles over its support (`geometry.Block`). Quantity 0 is the mean over the samples, in
+  [-1, 1]; quantity 1, with more than one sample, their standard deviation. Real slices are left at 0:
+  stitching takes them from the input.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emdiffuse.atomic import write_atomically
+from emdiffuse.config import Restoration, Sampler, Tiling, anisotropy_factor
+from emdiffuse.errors import DataError, StoreError
+from emdiffuse.geometry import BlockGrid, ImageStack, SliceGrid, TileAxis
+from emdiffuse.inference import differ, estimator, resolve, trained_for
+from emdiffuse.networks.weights import load_description
+from emdiffuse.progress import logger
+from emdiffuse.settings import settings_hash
+from emdiffuse.tasks import TASKS
+from emdiffuse.volume import Array, Volume, create_array, create_image_array, open_volume
+
+WEIGHTS = "model.safetensors"
+QUANTITIES = ("restored", "uncertainty")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done, read from ``plan.json``.
+
+    Attributes
+    ----------
+    folder : Path
+        Where the plan lies, with the tile store and the restored volume beside it.
+    hash : str
+        Identifies input, model and settings.
+    input, model : Path
+        The registered volume and the folder of the model.
+    weights : str
+        SHA-256 of the model's weights.
+    factor : Fraction
+        Anisotropy factor; 1 for images.
+    images : bool
+        Whether each slice is restored by itself, rather than gaps between slices.
+    scale : int
+        Output pixels of one input pixel along y and x.
+    slices : int
+        Slices of the input.
+    shape : tuple of int
+        Shape (z, y, x) of the restored volume.
+    sampler, tiling
+        Settings.
+    facts : dict
+        What the restored volume says of itself.
+    """
+
+    folder: Path
+    hash: str
+    input: Path
+    model: Path
+    weights: str
+    factor: Fraction
+    images: bool
+    scale: int
+    slices: int
+    shape: tuple[int, int, int]
+    sampler: Sampler
+    tiling: Tiling
+    facts: dict[str, Any]
+
+    @property
+    def tiles(self) -> Path:
+        """The tile store."""
+        return self.folder / "tiles.zarr"
+
+    @property
+    def restored(self) -> Path:
+        """The restored volume."""
+        return self.folder / "restored.ome.zarr"
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """What is written for every voxel."""
+        return QUANTITIES if self.sampler.samples > 1 else QUANTITIES[:1]
+
+    @property
+    def grid(self) -> BlockGrid:
+        """The blocks."""
+        t = self.tiling
+        y, x = (TileAxis(length, t.tile, t.halo, t.blend) for length in self.shape[1:])
+        z = ImageStack(self.slices) if self.images else SliceGrid(self.slices, self.factor)
+        return BlockGrid(z, y, x, t.block)
+
+
+def make_plan(dataset: Path, model: Path, settings: Restoration, out: Path) -> Plan:
+    """Plan the restoration of a volume, and make its empty stores.
+
+    Parameters
+    ----------
+    dataset : Path
+        Registered OME-Zarr volume, anisotropic.
+    model : Path
+        Folder of a trained model.
+    settings : Restoration
+        Sampler and tiling.
+    out : Path
+        ``plan.json``. The tile store and the level 0 of the restored volume are made beside it, unless they
+        are there with the same hash.
+
+    Raises
+    ------
+    DataError
+        If the volume has fewer than two slices, or no anisotropy that a model could remove.
+    """
+    volume, description = open_volume(dataset), load_description(model)
+    task = TASKS[description["task"]]
+    slices, height, width = volume.array.shape
+    factor = Fraction(1)
+    if task.volumetric:
+        factor = anisotropy_factor(volume.voxel_size, str(dataset))
+        if slices < 2:
+            raise DataError(f"{dataset}: one slice has no gap to fill; at least two are needed")
+        if not trained_for(description, factor):
+            logger.warning(
+                "%s: factor %s, but %s was trained for %s", dataset, factor, model, description["factors"]
+            )
+    sampler = resolve(settings.sampler, description)
+    if not differ(description, sampler):
+        sampler = sampler.model_copy(update={"samples": 1})
+    weights = file_hash(model / WEIGHTS)
+    identity = settings_hash(
+        sampler, settings.tiling, str(factor), [slices, height, width],
+        volume.facts.get("sources"), volume.facts.get("intensity"),
+        weights, description,
+    )  # fmt: skip
+    content = {
+        "hash": identity,
+        "input": str(dataset),
+        "model": str(model),
+        "weights": weights,
+        "factor": str(factor),
+        "images": not task.volumetric,
+        "scale": task.scale,
+        "slices": slices,
+        "shape": [
+            SliceGrid(slices, factor).length if task.volumetric else slices,
+            height * task.scale,
+            width * task.scale,
+        ],
+        "sampler": sampler.model_dump(mode="json"),
+        "tiling": settings.tiling.model_dump(mode="json"),
+        "facts": {
+            "stage": "restored",
+            "dataset": settings.dataset,
+            "model": settings.model,
+            "task": description["task"],
+            "factor": str(factor),
+            "estimator": estimator(sampler, description),
+            "sampler": sampler.model_dump(mode="json"),
+            "sources": volume.facts.get("sources", []),
+            "training_sources": description.get("sources", []),
+            "intensity": volume.facts["intensity"],
+            "hash": identity,
+        },
+    }
+    plan = _parse_plan(content, out.parent)
+    _make_stores(plan, volume)
+    grid = plan.grid
+    content["blocks"] = len(grid)
+    logger.info(
+        "%s voxels in %d blocks of at most %s voxels; %d calls a tile",
+        " x ".join(map(str, plan.shape)), len(grid), " x ".join(map(str, grid.chunk)),
+        (sampler.steps or 1) * sampler.samples,
+    )  # fmt: skip
+    write_atomically(out, json.dumps(content, indent=2))
+    return plan
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a model's weights.
+
+    Raises
+    ------
+    StoreError
+        If there are none.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise StoreError(f"{path}: there are no weights here; train or import the model first") from None
+
+
+def _make_stores(plan: Plan, volume: Volume) -> None:
+    """Make the tile store and the level 0 of the restored volume, unless they are of this very plan."""
+    grid = plan.grid
+    if not _is_of(plan, plan.tiles):
+        chunk = (1, len(plan.quantities), *grid.chunk)
+        create_array(
+            plan.tiles, (len(grid), *chunk[1:]), np.float32, chunk=chunk, attributes={"hash": plan.hash}
+        )
+    if not all(_is_of(plan, plan.restored / name / "0") for name in plan.quantities):
+        shutil.rmtree(plan.restored, ignore_errors=True)
+        for name in plan.quantities:
+            dtype = volume.array.dtype if name == "restored" else np.dtype(np.float32)
+            create_image_array(plan.restored / name / "0", plan.shape, dtype, {"hash": plan.hash})
+
+
+def _is_of(plan: Plan, path: Path) -> bool:
+    try:
+        return bool(Array(path).attributes.get("hash") == plan.hash)
+    except StoreError:
+        return False
+
+
+def open_array_of(plan: Plan, path: Path) -> Array:
+    """Open an array that `make_plan` made.
+
+    Raises
+    ------
+    StoreError
+        If it is missing, or belongs to another plan.
+    """
+    array = Array(path)
+    if array.attributes.get("hash") != plan.hash:
+        raise StoreError(
+            f"{path}: made with other settings than {plan.folder}/plan.json; run the stage `plan` again"
+        )
+    return array
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan.
+
+    Raises
+    ------
+    StoreError
+        If there is none, or it cannot be read.
+    """
+    try:
+        return _parse_plan(json.loads(path.read_text()), path.parent)
+    except FileNotFoundError:
+        raise StoreError(f"{path}: there is no plan here; run the stage `plan`") from None
+    except (ValueError, KeyError, TypeError):
+        raise StoreError(
+            f"{path}: not a plan that this version can read; run the stage `plan` again"
+        ) from None
+
+
+def _parse_plan(content: dict[str, Any], folder: Path) -> Plan:
+    z, y, x = content["shape"]
+    return Plan(
+        folder=folder,
+        hash=content["hash"],
+        input=Path(content["input"]),
+        model=Path(content["model"]),
+        weights=content["weights"],
+        factor=Fraction(content["factor"]),
+        images=content["images"],
+        scale=content["scale"],
+        slices=content["slices"],
+        shape=(z, y, x),
+        sampler=Sampler.model_validate(content["sampler"]),
+        tiling=Tiling.model_validate(content["tiling"]),
+        facts=content["facts"],
+    )

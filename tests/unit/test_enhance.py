@@ -1,0 +1,136 @@
+"""One file restored without a workflow: the chain's voxels, the file's own metadata, nothing half-written."""
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+from emdiffuse.acquisition import acquire
+from emdiffuse.config import Restoration, Sampler
+from emdiffuse.enhance import Enhancement, enhance
+from emdiffuse.errors import ConfigError, DataError
+from emdiffuse.networks import NativeNetwork
+from emdiffuse.networks.weights import save_model
+from emdiffuse.planning import make_plan
+from emdiffuse.restoration import restore
+from emdiffuse.stitching import pyramid, stitch
+from emdiffuse.tiff import tiff_facts
+from emdiffuse.volume import open_volume
+
+SAMPLER = Sampler(steps=2, samples=2, seed=3)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def image_models(tmp_path_factory):
+    """A small denoiser and a small upsampler with random weights."""
+    folder = tmp_path_factory.mktemp("models")
+    for task in ("emdiffuse-n", "emdiffuse-r"):
+        torch.manual_seed(0)
+        spec = {"conditions": 1, "slots": 1, "channels": 8, "multipliers": [1, 2], "blocks": 1}
+        network = NativeNetwork(**spec, residual_scale=0.2)
+        torch.nn.init.normal_(network.exit.weight, std=0.05)
+        spec |= {"architecture": "native", "residual_scale": 0.2}
+        save_model(folder / task, network, {"task": task, "network": spec, "noise": {"correlation": 0.0}})
+    return folder
+
+
+def test_a_volume_has_the_voxels_of_the_chain(medulla, small_model, tmp_path):
+    raw = tmp_path / "raw.tif"
+    tifffile.imwrite(raw, medulla[:19:6, :70, :90], photometric="minisblack")
+    acquire(str(raw), (60, 10, 10), tmp_path / "a.ome.zarr", "a")
+    settings = Restoration(dataset="a", model="m", sampler=SAMPLER)
+    plan = make_plan(tmp_path / "a.ome.zarr", small_model, settings, tmp_path / "plan.json")
+    for worker in (1, 2, 3):
+        restore(tmp_path / "plan.json", worker, 3, "cpu")
+    stitch(tmp_path / "plan.json", 1, 1)
+    pyramid(tmp_path / "plan.json")
+    chain = open_volume(plan.restored).array[:, :, :]
+    spread = open_volume(plan.restored / "uncertainty").array[:, :, :]
+
+    how = Enhancement(small_model, SAMPLER, voxel_size=(60, 10, 10), device="cpu")
+    enhance(raw, tmp_path / "out.tif", how, tmp_path / "spread.tif")
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), chain)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "spread.tif"), spread)
+    enhance(raw, tmp_path / "out.ome.zarr", how)
+    volume = open_volume(tmp_path / "out.ome.zarr")
+    np.testing.assert_array_equal(volume.array[:, :, :], chain)
+    assert volume.voxel_size == (10, 10, 10)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert not [name for name in left if name.startswith(".")]
+
+
+def test_the_factor_comes_from_the_file_or_must_be_said(medulla, small_model, tmp_path):
+    raw = tmp_path / "raw.tif"
+    tifffile.imwrite(raw, medulla[:3, :40, :40], photometric="minisblack")
+    how = Enhancement(small_model, Sampler(steps=1), device="cpu")
+    with pytest.raises(DataError, match=r"raw.tif: the file does not say .* add `--factor`"):
+        enhance(raw, tmp_path / "out.tif", how)
+    metadata = {"axes": "ZYX", "spacing": 0.045, "unit": "um"}
+    tifffile.imwrite(raw, medulla[:3, :40, :40], imagej=True, resolution=(125, 125), metadata=metadata)
+    enhance(raw, tmp_path / "out.tif", how)  # 45 nm slices of 8 nm pixels: a factor of 45/8
+    assert tifffile.imread(tmp_path / "out.tif").shape == (12, 40, 40)
+    facts = tiff_facts(tmp_path / "out.tif")
+    assert facts.kind == "imagej" and (facts.pixel, facts.spacing) == pytest.approx((8, 8))
+
+
+@pytest.mark.parametrize(("task", "scale"), [("emdiffuse-n", 1), ("emdiffuse-r", 2)])
+@pytest.mark.parametrize("kind", ["plain", "imagej", "ome"])
+def test_an_image_keeps_what_its_file_says(medulla, image_models, tmp_path, task, scale, kind):
+    raw = tmp_path / "raw.tif"
+    image = medulla[0, :40, :56].astype(np.uint16) * 100
+    options = {
+        "plain": {
+            "resolution": (2e6, 2e6), "resolutionunit": "CENTIMETER", "description": "a cell",
+            "metadata": None,
+            "extratags": [(34680, "s", 0, "[Beam] HV=2000", True), (315, "s", 0, "somebody", True)],
+        },
+        "imagej": {"imagej": True, "resolution": (200, 200), "metadata": {"unit": "um", "Info": "a cell"}},
+        "ome": {"ome": True, "metadata": {"axes": "YX", "PhysicalSizeX": 5.0, "PhysicalSizeXUnit": "nm"}},
+    }[kind]  # fmt: skip
+    tifffile.imwrite(raw, image, **options)
+    assert tiff_facts(raw).pixel == pytest.approx(5)
+    enhance(raw, tmp_path / "out.tif", Enhancement(image_models / task, Sampler(steps=2), device="cpu"))
+    restored = tifffile.imread(tmp_path / "out.tif")
+    assert restored.shape == (40 * scale, 56 * scale) and restored.dtype == np.uint16
+    assert np.corrcoef(restored[::scale, ::scale].ravel(), image.ravel())[0, 1] > 0.5
+    facts = tiff_facts(tmp_path / "out.tif")
+    assert facts.kind == kind and facts.pixel == pytest.approx(5 / scale)
+    if kind == "plain":
+        assert facts.description == "a cell"
+        # the microscope's own words are of its pixels; who sat at it stays in any case
+        assert {tag[0] for tag in facts.tags} == ({315, 34680} if scale == 1 else {315})
+    if kind == "imagej":
+        assert facts.imagej["Info"] == "a cell"
+
+
+def test_pixels_of_unknown_size_stay_so(medulla, image_models, tmp_path):
+    tifffile.imwrite(tmp_path / "raw.tif", medulla[0, :40, :40], resolution=(72, 72), resolutionunit="INCH")
+    enhance(
+        tmp_path / "raw.tif", tmp_path / "out.tif", Enhancement(image_models / "emdiffuse-n", device="cpu")
+    )
+    assert tiff_facts(tmp_path / "out.tif").pixel is None
+
+
+MISTAKES = {
+    "ending": ({"output": "out.png"}, {}, "say what to write"),
+    "itself": ({"output": "raw.tif"}, {}, "this is the input"),
+    "one sample": ({"uncertainty": "u.tif"}, {}, "`--samples` of 2 or more"),
+    "one call": ({"uncertainty": "u.tif"}, {"sampler": Sampler(steps=1, samples=4)}, "do not differ"),
+    "two sizes": ({}, {"voxel_size": (60, 10, 10)}, "not both"),
+    "factor": ({}, {"factor": 14}, "must be between 2 and 12"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_said_and_leaves_nothing(medulla, small_model, tmp_path, name):
+    paths, settings, message = MISTAKES[name]
+    tifffile.imwrite(tmp_path / "raw.tif", medulla[:3, :40, :40], photometric="minisblack")
+    paths = {key: tmp_path / value for key, value in {"output": "out.tif", **paths}.items()}
+    with pytest.raises(ConfigError, match=message):
+        enhance(tmp_path / "raw.tif", how=Enhancement(small_model, **{"factor": 6, **settings}), **paths)
+    assert [path.name for path in tmp_path.iterdir()] == ["raw.tif"]
