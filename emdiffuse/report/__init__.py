@@ -21,8 +21,11 @@ import jinja2
 from emdiffuse.atomic import write_atomically
 from emdiffuse.config import Config, Restoration, Section
 from emdiffuse.geometry import ImageStack
-from emdiffuse.report.pictures import COLUMNS, View, open_view, panels, scale_bar, viewer
-from emdiffuse.report.text import chart, flatten, table, verdict
+from emdiffuse.report.pictures import COLUMNS, View, open_view, panels, scale_bar
+from emdiffuse.report.tables import as_csv, heading, long_table, short_table
+from emdiffuse.report.text import chart, flatten, verdict
+from emdiffuse.report.times import stage_times
+from emdiffuse.report.viewer import viewer
 
 BUDGET = 10_000_000
 """Bytes that all pictures together may take; base64 makes them a third larger."""
@@ -49,14 +52,18 @@ REFERENCES = {
     "heun": ("Karras et al. 2022", "10.48550/arXiv.2206.00364", "the Heun sampler"),
     "ssim": ("Wang et al. 2004", "10.1109/TIP.2003.819861", "SSIM"),
     "fsim": ("Zhang et al. 2011", "10.1109/TIP.2011.2109730", "FSIM"),
+    "ms_ssim": ("Wang et al. 2003", "10.1109/ACSSC.2003.1292216", "MS-SSIM"),
+    "lpips": ("Zhang et al. 2018", "10.48550/arXiv.1801.03924", "LPIPS"),
+    "raft": ("Teed & Deng 2020", "10.48550/arXiv.2003.12039", "RAFT, optical flow"),
     "cubic": ("Keys 1981", "10.1109/TASSP.1981.1163711", "cubic interpolation"),
     "ome": ("Moore et al. 2023", "10.1007/s00418-023-02209-1", "OME-Zarr"),
+    "zarr": ("Zarr developers 2020", "10.5281/zenodo.3773449", "Zarr"),
     "snakemake": ("Mölder et al. 2021", "10.12688/f1000research.29032.2", "Snakemake"),
 }
 
 
 def write_report(config: Config, results: Path, experiments: Path, out: Path) -> None:
-    """Write the report.
+    """Write the report, and its numbers as ``.json`` and its tables as ``.csv`` beside it.
 
     Parameters
     ----------
@@ -73,21 +80,39 @@ def write_report(config: Config, results: Path, experiments: Path, out: Path) ->
         If a restored volume, or one that it is compared with, is missing.
     """
     share = BUDGET // len(config.restorations)
+    restorations = [
+        _restoration(config, item, results, number, share)
+        for number, item in enumerate(config.restorations, 1)
+    ]
+    evaluations = [item["evaluation"] for item in restorations if item["evaluation"]]
+    trainings = {name: _read_json(experiments / name / "best" / "metrics.json") for name in _models(config)}
+    seconds = {name: found["seconds"] for name, found in trainings.items() if found and "seconds" in found}
+    times = stage_times(results, _subjects(config), seconds)
+    numbers = {
+        "title": config.report.title,
+        "evaluations": evaluations,
+        "trainings": {name: found for name, found in trainings.items() if found},
+        "times": [{key: value for key, value in row.items() if key != "texts"} for row in times],
+        "versions": _versions(),
+    }
     context = {
         "title": config.report.title,
-        "restorations": [
-            _restoration(config, item, results, number, share)
-            for number, item in enumerate(config.restorations, 1)
-        ],
+        "restorations": restorations,
         "alignments": [found for name in _used(config) if (found := _alignment(results, name))],
-        "trainings": [found for name in _models(config) if (found := _training(experiments, name))],
+        "trainings": [
+            _training(experiments / name, name, found) for name, found in trainings.items() if found
+        ],
+        "times": times,
         "parameters": _parameters(config),
-        "versions": _versions(),
-        "references": _references(config),
+        "versions": numbers["versions"],
+        "references": _references(config, evaluations),
     }
     loader = jinja2.PackageLoader("emdiffuse", "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["label"] = lambda name: LABELS.get(name, name)
+    environment.filters["label"] = lambda name: LABELS.get(name, name.replace("_", " ").capitalize())
+    environment.filters["heading"] = heading
+    write_atomically(out.with_suffix(".json"), json.dumps(numbers, indent=2))
+    write_atomically(out.with_suffix(".csv"), as_csv(evaluations))
     write_atomically(out, environment.get_template("report.html.j2").render(context))
 
 
@@ -101,7 +126,7 @@ def _restoration(
     images = isinstance(view.grid, ImageStack)
     made = ("input",) if images else ("input", "linear")
     names = [name for name in COLUMNS if name in made or name in view.volumes]
-    rows, white = panels(view, names, budget // 2)
+    rows, white = panels(view, names, budget // 4)
     used = sum(len(cell["image"]) for row in rows for cell in row["cells"]) * 3 // 4
     voxel = view.volumes["restored"].voxel_size[2]
     return {
@@ -111,7 +136,8 @@ def _restoration(
         "sentences": _sentences(config, item, truth, view),
         "estimator": (evaluation or {}).get("estimator") or view.volumes["restored"].facts.get("estimator"),
         "verdict": verdict(evaluation) if evaluation else None,
-        "table": table(evaluation) if evaluation else None,
+        "table": short_table(evaluation) if evaluation else None,
+        "measures": long_table(evaluation) if evaluation else None,
         "evaluation": evaluation,
         "panels": rows,
         "contrast": [f"{value:.4g}" for value in view.contrast],
@@ -119,10 +145,12 @@ def _restoration(
         "reference": view.reference,
         "white": f"{white:.4g}",
         "voxel": f"{voxel:.4g}",
-        "viewer": viewer(view, [n for n in names if images or n != "input"], budget - used),
+        "viewer": viewer(
+            view, config.models[item.model].task, white if "truth" in view.volumes else None, budget - used
+        ),
         "images": images,
         "bar": scale_bar(len(view.box[2]), voxel),
-        "size": [len(extent) for extent in view.box],
+        "cropped": view.cropped,
     }
 
 
@@ -163,11 +191,8 @@ def _alignment(results: Path, name: str) -> dict[str, Any] | None:
     return {"name": name, "conclusion": quality.get("conclusion"), "numbers": numbers, "image": image}
 
 
-def _training(experiments: Path, name: str) -> dict[str, Any] | None:
-    """Gather how a model was trained: a line of facts, and curves."""
-    found = _read_json(experiments / name / "best" / "metrics.json")
-    if found is None:
-        return None
+def _training(experiment: Path, name: str, found: dict[str, Any]) -> dict[str, Any]:
+    """Gather how a model was trained: a line of facts, curves, and a picture of a batch."""
     facts = [f"{found['steps']} steps"] if "steps" in found else []
     facts += [f"{found['seconds'] / 60:.1f} minutes"] if "seconds" in found else []
     facts += [f"on {found['device']}"] if "device" in found else []
@@ -177,7 +202,19 @@ def _training(experiments: Path, name: str) -> dict[str, Any] | None:
         chart("Validation PSNR (dB)", history, {"validation_psnr": "model", "plain_psnr": "input or linear"}),
         chart("Validation SSIM", history, {"validation_ssim": "model", "plain_ssim": "input or linear"}),
     ]
-    return {"name": name, "facts": ", ".join(facts), "charts": [found for found in charts if found]}
+    return {
+        "name": name,
+        "facts": ", ".join(facts),
+        "charts": [drawn for drawn in charts if drawn],
+        "batch": _embedded(experiment / "best" / "batch.png"),
+    }
+
+
+def _embedded(path: Path) -> str | None:
+    """Return a PNG as a data URI, or None when there is none."""
+    if not path.exists():
+        return None
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _parameters(config: Config) -> list[dict[str, Any]]:
@@ -198,11 +235,26 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _references(config: Config) -> list[dict[str, str]]:
+def _references(config: Config, evaluations: list[dict[str, Any]]) -> list[dict[str, str]]:
     """Return the publications that this run rests on."""
     samplers = [item.sampler.name or "dpm++" for item in config.restorations]
-    keys = ["emdiffuse", *dict.fromkeys(samplers), "ssim", "fsim", "cubic", "ome", "snakemake"]
+    used = {name for found in evaluations for method in found["methods"].values() for name in _deep(method)}
+    used |= {name for found in evaluations for name in found["methods"]}
+    pairs = any(dataset.pairs for dataset in config.datasets.values())
+    keys = ["emdiffuse", *samplers, *(key for key in REFERENCES if key in used), *["raft"] * pairs]
+    keys = list(dict.fromkeys([*keys, "ome", "zarr", "snakemake"]))
     return [dict(zip(("text", "doi", "what"), REFERENCES[key], strict=True)) for key in keys]
+
+
+def _deep(method: dict[str, Any]) -> set[str]:
+    """Return the measures of a method, in whatever orientation."""
+    return {measure for measures in method.values() for measure in measures}
+
+
+def _subjects(config: Config) -> set[str]:
+    """Return what a job of this run can be about."""
+    pairs = {f"{item.dataset}-{item.model}" for item in config.restorations}
+    return pairs | set(config.datasets) | set(config.models)
 
 
 def _models(config: Config) -> list[str]:

@@ -28,13 +28,15 @@ from emdiffuse.geometry import ImageStack, SliceGrid
 from emdiffuse.tasks import TASKS
 from emdiffuse.volume import Volume, open_volume
 
-SCRUBBED = 31
-"""Slices that the viewer runs through, at most."""
-QUALITIES = (None, 92, 80, 60)
+QUALITIES = (None, 97, 90, 75, 60)
 """WebP qualities in the order they are tried; None is lossless."""
 BYTES_A_PIXEL = 16
 """What all pictures together may take for each pixel of the region, with few slices in the viewer."""
 COLUMNS = ("input", "linear", "restored", "truth")
+"""What is shown side by side, where there is such a thing."""
+VOLUME_KINDS: dict[str, Kind] = {"input": "nearest", "linear": "linear", "cubic": "cubic"}
+IMAGE_NAMES = {"input": "nearest", "gaussian": "gaussian", "cubic": "cubic"}
+"""What is made of the input while the report is written, and the kind of `baselines` that makes it."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,12 @@ class View:
         return self.volumes["restored"].array.shape[1] // self.volumes["input"].array.shape[1]
 
     @property
+    def cropped(self) -> bool:
+        """Whether the region is a part of the slices only."""
+        whole = self.volumes["restored"].array.shape[1:]
+        return any(len(side) < n for side, n in zip(self.box[1:], whole, strict=True))
+
+    @property
     def reference(self) -> str:
         """What the contrast is taken from."""
         return "truth" if "truth" in self.volumes else "input"
@@ -75,12 +83,11 @@ class View:
         """Return a box of a volume, or of the interpolated input (nearest for `input`)."""
         z, *window = box
         slices = [slice(r.start, r.stop) for r in window]
-        if name == "input" and isinstance(self.grid, ImageStack):
+        if name in IMAGE_NAMES and isinstance(self.grid, ImageStack):
             part = (slice(z.start, z.stop), *slices)
-            values = image_baseline(self.volumes["input"].array, part, "nearest", self.scale)
-        elif name in ("input", "linear"):
-            kind: Kind = "linear" if name == "linear" else "nearest"
-            values = interpolate(self.volumes["input"].array, self.grid.factor, z, kind, slices)
+            values = image_baseline(self.volumes["input"].array, part, IMAGE_NAMES[name], self.scale)
+        elif name in VOLUME_KINDS and not isinstance(self.grid, ImageStack):
+            values = interpolate(self.volumes["input"].array, self.grid.factor, z, VOLUME_KINDS[name], slices)
         else:
             values = self.volumes[name].array[(slice(z.start, z.stop), *slices)]
         return values.astype(np.float32)
@@ -157,27 +164,6 @@ def panels(view: View, names: list[str], budget: int) -> tuple[list[dict[str, An
     for row in rows:
         row["cells"] = [{"name": name, "image": next(queue)} for name in row["cells"]]
     return rows, top
-
-
-def viewer(view: View, names: list[str], budget: int) -> dict[str, Any]:
-    """Return what the viewer runs through: neighbouring slices about the middle, by every method."""
-    probe = to_gray(view.plane(names[-1], 0), *view.contrast)
-    smallest = len(encode([probe], 0)[0]) * 3 // 4 * len(names)
-    count = max(min(SCRUBBED, budget // smallest, view.grid.length), 1)
-    first = min(max(view.middle[0] - count // 2, 0), view.grid.length - count)
-    slices = range(first, first + count)
-    images = encode([to_gray(view.plane(n, 0, z), *view.contrast) for n in names for z in slices], budget)
-    voxel = view.volumes["restored"].voxel_size[0]
-    texts = [f"image {z + 1}" for z in slices]
-    if not isinstance(view.grid, ImageStack):
-        kinds = ["generated" if view.grid.real(z) is None else "real" for z in slices]
-        texts = [f"z = {z * voxel:.4g} nm, {kind} slice" for z, kind in zip(slices, kinds, strict=True)]
-    return {
-        "names": names,
-        "start": view.middle[0] - first,
-        "images": {name: images[i * count : (i + 1) * count] for i, name in enumerate(names)},
-        "texts": texts,
-    }
 
 
 def to_gray(values: NDArray[Any], black: float, white: float) -> NDArray[np.uint8]:

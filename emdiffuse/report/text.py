@@ -1,4 +1,4 @@
-"""The words and numbers of the report: its verdict, tables and curves, as plain values for the template."""
+"""The words and curves of the report: its verdict, charts and settings, as plain values for the template."""
 
 from __future__ import annotations
 
@@ -7,25 +7,14 @@ from typing import Any
 
 import numpy as np
 
-COLUMNS = (
-    ("xy", "psnr", "PSNR (dB)", 2),
-    ("xy", "ssim", "SSIM", 3),
-    ("xy", "fsim", "FSIM", 3),
-    ("xy", "high_frequency_ratio", "Fine detail (truth = 1)", 2),
-    ("xz", "psnr", "PSNR (dB)", 2),
-    ("xz", "ssim", "SSIM", 3),
-    ("yz", "psnr", "PSNR (dB)", 2),
-    ("yz", "ssim", "SSIM", 3),
-)
-"""Orientation, measure, heading and decimals of the columns of the table."""
-UNRANKED = ("high_frequency_ratio",)
 OTHERS = {"linear": "linear interpolation", "input": "its input", "cubic": "cubic interpolation"}
 """What a restoration is compared with, in words."""
 
 
 def verdict(evaluation: dict[str, Any]) -> str:
     """Say in one sentence whether what was restored beats its reference, in xy."""
-    beats, parts, other = evaluation["beats"], [], OTHERS[evaluation["reference"]]
+    beats, parts = evaluation["beats"], []
+    other = OTHERS.get(evaluation["reference"], evaluation["reference"])
     for measure, name, unit, digits in (("psnr", "PSNR", " dB", 2), ("ssim", "SSIM", "", 3)):
         gain = evaluation["gain"][measure]
         if gain["mean"] is None:
@@ -41,32 +30,6 @@ def verdict(evaluation: dict[str, Any]) -> str:
         return f"The restored volume beats {other} neither in {parts[0]} nor in {parts[1]}."
     better, worse = (parts[0], parts[1]) if beats["psnr"] else (parts[1], parts[0])
     return f"The restored volume does not beat {other} in both: better in {better}, not in {worse}."
-
-
-def table(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """Return the table of measures as text: rows are methods, and the best of a column is marked."""
-    rows: list[dict[str, Any]] = [{"name": name, "cells": []} for name in evaluation["methods"]]
-    columns = [column for column in COLUMNS if column[0] in evaluation["methods"]["restored"]]
-    for plane, measure, _, digits in columns:
-        values = [evaluation["methods"][row["name"]][plane][measure] for row in rows]
-        ranks = [_rank(value) for value in values]
-        for row, value, rank in zip(rows, values, ranks, strict=True):
-            cell = {"mean": "identical" if rank == math.inf else "n/a", "interval": "", "best": False}
-            if value["mean"] is not None:
-                cell["mean"] = f"{value['mean']:.{digits}f}"
-                cell["best"] = measure not in UNRANKED and rank == max(ranks)
-            if value["low"] is not None:
-                cell["interval"] = f"{value['low']:.{digits}f} to {value['high']:.{digits}f}"
-            row["cells"].append(cell)
-    planes = {plane: sum(column[0] == plane for column in columns) for plane, *_ in columns}
-    return {"columns": columns, "planes": planes, "rows": rows}
-
-
-def _rank(value: dict[str, Any]) -> float:
-    """Return what a value is ordered by: equality with the truth above every number."""
-    if value["mean"] is None:
-        return math.inf if value.get("identical") else -math.inf
-    return float(value["mean"])
 
 
 def chart(title: str, history: list[dict[str, Any]], keys: dict[str, str]) -> dict[str, Any] | None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import csv
 import html
+import io
 import json
 import math
+import os
 import re
 import shutil
 from pathlib import Path
@@ -18,7 +21,10 @@ from emdiffuse.config import Config
 from emdiffuse.evaluation import evaluate
 from emdiffuse.report import write_report
 from emdiffuse.report.pictures import encode, scale_bar, to_gray
-from emdiffuse.report.text import chart, flatten, table, verdict
+from emdiffuse.report.tables import as_csv, long_table, short_table
+from emdiffuse.report.text import chart, flatten, verdict
+from emdiffuse.report.times import stage_times
+from emdiffuse.report.viewer import SIDE, sheet
 from emdiffuse.settings import parse
 from emdiffuse.volume import create_image_array, write_image
 
@@ -52,6 +58,14 @@ def run(folder: Path, restored: np.ndarray, truth: np.ndarray) -> None:
     write(results / "restored/thin/net/restored.ome.zarr", restored, **facts)
 
 
+def measured(results: Path, name: str, seconds: float, memory: float | str) -> Path:
+    """Write what Snakemake measures of a job."""
+    path = results / "benchmarks" / f"{name}.tsv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"s\th:m:s\tmax_rss\tmean_load\n{seconds}\t0:00:01\t{memory}\t98.0\n")
+    return path
+
+
 def measure(folder: Path) -> dict:
     results = folder / "results"
     paths = ("restored/thin/net/restored.ome.zarr", "registered/thin.ome.zarr", "registered/whole.ome.zarr")
@@ -82,6 +96,7 @@ def made(tmp_path_factory):
     (best / "metrics.json").write_text(json.dumps({"history": history, "steps": 100, "device": "cpu"}))
     quality = {"conclusion": "The slices are aligned.", "aligned": True, "drift": {"largest": 0.25}}
     (folder / "results/registered/thin.quality.json").write_text(json.dumps(quality))
+    measured(folder / "results", "restore/thin-net-1-of-1", 61, 250)
     return folder, truth, report(folder)
 
 
@@ -124,6 +139,20 @@ def test_words_and_escapes(made):
     assert "nan" not in re.sub(r"base64,[^\"]+", "", text).lower().replace("nanometer", "")
 
 
+def test_the_numbers_lie_beside_the_report(made):
+    folder, _, text = made
+    numbers = json.loads((folder / "report.json").read_text())
+    assert numbers["evaluations"] == [json.loads((folder / "results/evaluation/thin/net.json").read_text())]
+    assert numbers["trainings"]["net"]["steps"] == 100
+    assert [(row["stage"], row["jobs"], row["seconds"]) for row in numbers["times"]] == [("restore", 1, 61.0)]
+    assert numbers["versions"]["emdiffuse"]
+    rows = list(csv.DictReader(io.StringIO((folder / "report.csv").read_text())))
+    found = numbers["evaluations"][0]["methods"]["linear"]["xz"]["ssim"]
+    row = next(r for r in rows if (r["method"], r["plane"], r["measure"]) == ("linear", "xz", "ssim"))
+    assert (row["dataset"], row["model"], float(row["mean"])) == ("thin", "net", found["mean"])
+    assert "1:01" in text and "250 MiB" in text
+
+
 def test_one_file_of_bounded_size_without_references_outside(made):
     text = made[2]
     assert len(text) < 2_000_000
@@ -141,6 +170,8 @@ def test_a_run_without_truth_training_or_alignment_has_a_report(tmp_path):
     text = report(tmp_path, config)
     assert "There is no truth to compare with" in text
     assert "<table>" not in text
+    assert "difference from the truth" not in text and "<h2>Training" not in text
+    assert (tmp_path / "report.csv").read_text().count("\n") == 1
     assert "of the input" in text
     assert {alt.split(",")[0] for alt, _ in pictures(text)} == {
         "Input (nearest real slice)",
@@ -193,12 +224,60 @@ def numbers(psnr: float | None, ssim: float) -> dict:
 
 
 def test_the_best_of_a_column_is_marked_and_equality_is_said():
-    rows = table({"methods": {"linear": numbers(20.0, 0.5), "restored": numbers(None, 0.25)}})["rows"]
+    rows = short_table({"methods": {"linear": numbers(20.0, 0.5), "restored": numbers(None, 0.25)}})["rows"]
     linear, restored = (row["cells"] for row in rows)
     assert linear[1] == {"mean": "0.500", "interval": "0.500 to 0.500", "best": True}
     assert restored[0]["mean"] == "identical"
     assert not linear[0]["best"]
     assert not any(row[3]["best"] for row in (linear, restored))
+
+
+def test_every_measure_and_method_is_in_the_long_table_whatever_they_are():
+    def value(mean: float) -> dict:
+        return {"mean": mean, "low": None, "high": None}
+
+    methods = {
+        "flow": {"xy": {"nrmse": value(0.2), "new_measure": value(1.23456)}},
+        "restored": {"xy": {"nrmse": value(0.1), "psnr": value(30)}, "xz": {"psnr": value(29)}},
+    }
+    found = long_table({"methods": methods, "units": {"nrmse": "share"}})
+    assert found["names"] == ["flow", "restored"]
+    assert [(row["plane"], row["heading"]) for row in found["rows"]] == [
+        ("xy", "PSNR (dB)"), ("xy", "NRMSE"), ("xy", "new measure"), ("xz", "PSNR (dB)"),
+    ]  # fmt: skip
+    assert [cell["mean"] for cell in found["rows"][1]["cells"]] == ["0.200", "0.100"]
+    assert [cell["best"] for cell in found["rows"][1]["cells"]] == [False, True], "less error is better"
+    assert [cell["mean"] for cell in found["rows"][0]["cells"]] == ["\u2013", "30.00"]
+    assert not any(cell["best"] for cell in found["rows"][2]["cells"]), "what is unknown is not ranked"
+    assert len(as_csv([{"methods": methods}]).splitlines()) == 6
+
+
+def test_times_add_up_over_the_jobs_of_this_run(tmp_path):
+    measured(tmp_path, "acquire/whole", 2, "NA")
+    for worker in (1, 2, 3):  # an earlier run, with three workers
+        os.utime(measured(tmp_path, f"restore/thin-net-{worker}-of-3", 1000, 1), (1, 1))
+    measured(tmp_path, "restore/thin-net-1-of-2", 60, 300)
+    measured(tmp_path, "restore/thin-net-2-of-2", 90.5, 200)
+    measured(tmp_path, "restore/other-net-1-of-2", 5000, 200)
+    measured(tmp_path, "train/net", 10, 700)
+    rows = stage_times(tmp_path, {"whole", "net", "thin-net"}, {"net": 3600.0})
+    told = [(r["stage"], r["jobs"], r["seconds"], r["longest"], r["memory"], r["texts"]) for r in rows]
+    assert told == [
+        ("acquire", 1, 2, 2, None, ["0:02", "0:02"]),
+        ("train", 1, 3600, 3600, 700, ["1:00:00", "1:00:00"]),
+        ("restore", 2, 150.5, 90.5, 300, ["2:30", "1:30"]),
+    ]
+    assert stage_times(tmp_path / "nowhere", {"net"}, {}) == []
+
+
+@pytest.mark.parametrize(("shape", "columns"), [((7, 5, 9), 3), ((1, 5, 9), 1), ((61, 300, 300), 8)])
+def test_a_sheet_holds_every_slice_where_the_browser_looks_for_it(shape, columns):
+    stack = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    laid = sheet(stack, columns)
+    assert max(laid.shape) <= SIDE
+    for z in range(shape[0]):
+        top, left = z // columns * shape[1], z % columns * shape[2]
+        np.testing.assert_array_equal(laid[top : top + shape[1], left : left + shape[2]], stack[z])
 
 
 @pytest.mark.parametrize(
@@ -255,43 +334,124 @@ def page(made):
         browser.close()
 
 
-def pixels(page) -> np.ndarray:
-    page.wait_for_function("[...document.images].every(image => image.complete)")
-    shot = imagecodecs.png_decode(page.locator(".stage").screenshot())
-    return shot[1:-1, 1:-1, 0].astype(int)  # the stage may lie between pixels: its edge shows the page
+def canvas(page, plane: str = "xy") -> np.ndarray:
+    """Return what is drawn in a plane, RGB, once it is drawn."""
+    page.locator('.viewer[aria-busy="false"]').wait_for()
+    code = """plane => {
+        const it = document.querySelector(`.plane.${plane} canvas`);
+        const copy = new OffscreenCanvas(it.width, it.height).getContext("2d", {willReadFrequently: true});
+        copy.drawImage(it, 0, 0);
+        return [it.height, it.width, ...copy.getImageData(0, 0, it.width, it.height).data];
+    }"""
+    height, width, *values = page.evaluate(code, plane)
+    return np.array(values, np.uint8).reshape(height, width, 4)[..., :3]
+
+
+def screenshot(page) -> np.ndarray:
+    page.locator('.viewer[aria-busy="false"]').wait_for()
+    shot = imagecodecs.png_decode(page.locator(".plane.xy").screenshot())
+    return shot[1:-1, 1:-1, :3].astype(int)  # the plane may lie between pixels: its edge shows the page
+
+
+def choose(page, **values: str | int) -> None:
+    for name, value in values.items():
+        control = page.locator(f".controls .{name}")
+        if control.evaluate("node => node.tagName") == "SELECT":
+            control.select_option(str(value))
+        else:
+            control.fill(str(value))
+
+
+def gray(values: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    return np.repeat(to_gray(values, truth.min(), truth.max())[..., None], 3, axis=2)
+
+
+def restored_of(truth: np.ndarray) -> np.ndarray:
+    restored = truth.copy()
+    restored[1::4] += 1
+    return restored
 
 
 @pytest.mark.browser
-def test_the_boundary_moves_by_keyboard(page):
-    before = pixels(page)
+def test_the_three_planes_show_the_volume_at_the_crosshair(page, made):
+    truth = made[1].astype(int)
+    restored = restored_of(truth)
+    choose(page, left="truth", right="restored", overlay="", cut=50, z=9, y=5, x=20)
+    cuts = {"xy": lambda v: v[9], "xz": lambda v: v[:, 5], "yz": lambda v: v[:, :, 20].T}
+    for plane, cut_along in cuts.items():
+        half = cut_along(truth).shape[1] / 2
+        left = np.arange(cut_along(truth).shape[1]) < half
+        expected = np.where(left, cut_along(truth), cut_along(restored))
+        shown = canvas(page, plane).astype(int)
+        assert np.abs(shown - gray(expected, truth)).max() <= 1, plane  # canvases cut off, numpy rounds
+    assert page.said == []
+
+
+@pytest.mark.browser
+def test_the_boundary_moves_by_keyboard_and_by_pointer(page):
+    choose(page, left="input", right="restored", overlay="", z=6)
     page.locator(".cut").focus()
+    page.keyboard.press("End")
+    all_left = screenshot(page)
     page.keyboard.press("Home")
-    after = pixels(page)
     assert page.locator(".cut").input_value() == "0"
-    assert (before != after).any()
+    all_right = screenshot(page)
+    assert (all_left != all_right).any()
+    choose(page, cut=50)
+    box = page.locator(".plane.xy").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 40)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 4, box["y"] + 40)
+    page.mouse.up()
+    assert 20 <= int(page.locator(".cut").input_value()) <= 30
+    mixed, middle = screenshot(page), all_left.shape[1] // 2
+    np.testing.assert_array_equal(mixed[:, middle + 8 :], all_right[:, middle + 8 :])
+    assert (mixed != all_right).any()
     assert page.said == []
 
 
 @pytest.mark.browser
 def test_the_scrubber_changes_the_slice(page):
-    before, text = pixels(page), page.locator("output").inner_text()
-    page.locator(".slice").focus()
+    choose(page, overlay="", z=5)
+    before, text = screenshot(page), page.locator("output").inner_text()
+    page.locator(".controls .z").focus()
     page.keyboard.press("ArrowRight")
+    assert (screenshot(page) != before).any()
     assert page.locator("output").inner_text() != text
-    assert (pixels(page) != before).any()
     page.keyboard.press("Home")
-    assert page.locator("output").inner_text() == "z = 0 nm, real slice"
+    canvas(page)
+    assert page.locator("output").inner_text().startswith("z = 0 nm, real slice")
+    assert "z = 0 nm, real slice" in page.locator(".plane.xy canvas").get_attribute("aria-label")
     assert page.said == []
 
 
 @pytest.mark.browser
-def test_the_left_picture_can_be_the_truth(page):
-    page.locator(".cut").fill("100")
-    page.locator(".slice").fill("1")
-    linear = pixels(page)
-    page.locator("select").select_option("truth")
-    assert (pixels(page) != linear).any()
-    assert "Truth" in page.locator(".over").get_attribute("alt")
+def test_a_click_in_one_plane_moves_the_others(page):
+    choose(page, left="restored", overlay="", cut=0, z=3, y=3, x=3)
+    before = canvas(page, "yz")
+    box = page.locator(".plane.xy").bounding_box()
+    page.mouse.click(box["x"] + box["width"] * 0.75, box["y"] + box["height"] * 0.5)
+    assert (canvas(page, "yz") != before).any()
+    assert [page.locator(f".controls .{axis}").input_value() for axis in "zyx"] == ["3", "24", "48"]
+    assert page.said == []
+
+
+@pytest.mark.browser
+def test_the_overlay_draws_differences_at_its_scale(page, made):
+    truth = made[1].astype(int)
+    choose(page, left="linear", right="restored", overlay="", cut=0, z=9)
+    plain = canvas(page).astype(int)
+    choose(page, overlay="truth")
+    drawn = canvas(page).astype(int)
+    white = json.loads(page.locator(".viewer script").inner_text())["white"]
+    expected = plain + (np.array([255, 140, 0]) - plain) * (1 / white)  # one intensity too bright everywhere
+    assert np.abs(drawn - expected).max() <= 1
+    assert page.locator(".legend").is_visible()
+    assert f"+{white:g} or more" in page.locator(".legend").inner_text()
+    choose(page, right="truth")
+    assert np.abs(canvas(page).astype(int) - gray(truth[9], truth)).max() <= 1, "the truth has no difference"
+    choose(page, overlay="")
+    assert not page.locator(".legend").is_visible()
     assert page.said == []
 
 
@@ -302,8 +462,8 @@ def test_nothing_is_wider_than_a_phone(page):
 
 @pytest.mark.browser
 def test_dark_mode_is_dark_and_pictures_stay_the_same(page):
-    picture = pixels(page)
+    picture = canvas(page)
     page.emulate_media(color_scheme="dark")
     color = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert max(int(v) for v in re.findall(r"\d+", color)) < 64
-    np.testing.assert_array_equal(pixels(page), picture)
+    np.testing.assert_array_equal(canvas(page), picture)

@@ -6,6 +6,8 @@ rule acquire:
         "results/acquired/{dataset}.ome.zarr/zarr.json",
     log:
         "logs/acquire/{dataset}.log",
+    benchmark:
+        "results/benchmarks/acquire/{dataset}.tsv"
     wildcard_constraints:
         dataset=one_of(RAW),
     conda:
@@ -28,6 +30,8 @@ rule keep_every:
         "results/acquired/{dataset}.ome.zarr/zarr.json",
     log:
         "logs/acquire/{dataset}.log",
+    benchmark:
+        "results/benchmarks/acquire/{dataset}.tsv"
     wildcard_constraints:
         dataset=one_of(DERIVED),
     conda:

@@ -13,6 +13,8 @@ rule evaluate:
         ),
     log:
         "logs/evaluate/{dataset}-{model}.log",
+    benchmark:
+        "results/benchmarks/evaluate/{dataset}-{model}.tsv"
     conda:
         "../envs/emdiffuse.yaml"
     resources:

@@ -6,6 +6,8 @@ rule patches:
         "results/patches/{model}.zarr/zarr.json",
     log:
         "logs/patches/{model}.log",
+    benchmark:
+        "results/benchmarks/patches/{model}.tsv"
     conda:
         "../envs/emdiffuse.yaml"
     resources:

@@ -12,6 +12,8 @@ rule register:
         ),
     log:
         "logs/register/{dataset}.log",
+    benchmark:
+        "results/benchmarks/register/{dataset}.tsv"
     conda:
         "../envs/emdiffuse.yaml"
     resources:

@@ -9,7 +9,7 @@ rule report:
         evaluations(),
     output:
         report(
-            "results/report.html",
+            multiext("results/report", html=".html", csv=".csv", json=".json"),
             caption="../report/report.rst",
             category="Report",
         ),
@@ -23,4 +23,4 @@ rule report:
     params:
         settings=CONFIG.canonical(),
     shell:
-        "emdiffuse --log {log} report results experiments {output} --settings {params.settings:q}"
+        "emdiffuse --log {log} report results experiments {output.html} --settings {params.settings:q}"

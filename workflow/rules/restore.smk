@@ -8,6 +8,8 @@ rule plan:
         "results/restored/{dataset}/{model}/plan.json",
     log:
         "logs/plan/{dataset}-{model}.log",
+    benchmark:
+        "results/benchmarks/plan/{dataset}-{model}.tsv"
     conda:
         "../envs/emdiffuse.yaml"
     resources:
@@ -27,6 +29,8 @@ rule restore:
         "results/restored/{dataset}/{model}/restored-{scatteritem}.done",
     log:
         "logs/restore/{dataset}-{model}-{scatteritem}.log",
+    benchmark:
+        "results/benchmarks/restore/{dataset}-{model}-{scatteritem}.tsv"
     conda:
         "../envs/emdiffuse.yaml"
     threads: 1
@@ -47,6 +51,8 @@ rule stitch:
         "results/restored/{dataset}/{model}/stitched-{scatteritem}.done",
     log:
         "logs/stitch/{dataset}-{model}-{scatteritem}.log",
+    benchmark:
+        "results/benchmarks/stitch/{dataset}-{model}-{scatteritem}.tsv"
     conda:
         "../envs/emdiffuse.yaml"
     threads: 1
@@ -67,6 +73,8 @@ rule pyramid:
         "results/restored/{dataset}/{model}/restored.ome.zarr/zarr.json",
     log:
         "logs/pyramid/{dataset}-{model}.log",
+    benchmark:
+        "results/benchmarks/pyramid/{dataset}-{model}.tsv"
     conda:
         "../envs/emdiffuse.yaml"
     resources:

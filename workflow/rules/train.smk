@@ -10,6 +10,8 @@ rule train:
         "experiments/{model}/best/metrics.json",
     log:
         "logs/train/{model}.log",
+    benchmark:
+        "results/benchmarks/train/{model}.tsv"
     localrule: True
     conda:
         "../envs/emdiffuse.yaml"

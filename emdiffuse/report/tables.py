@@ -1,0 +1,131 @@
+"""The tables of the report, on the page and as files: every measure of every method, whatever there is.
+
+Conventions
+-----------
+* An evaluation is what `evaluation.evaluate` wrote: ``methods[method][orientation][measure]`` with mean, low
+  and high (null where there is none), and the ``units`` of the measures.
+* The best of a column is marked where more, or less, is better by definition; other measures are not
+  ranked. Values that print alike share the mark.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from typing import Any
+
+HEADINGS: dict[str, tuple[str, int, int]] = {
+    "psnr": ("PSNR (dB)", 2, 1),
+    "ssim": ("SSIM", 3, 1),
+    "ms_ssim": ("MS-SSIM", 3, 1),
+    "fsim": ("FSIM", 3, 1),
+    "nrmse": ("NRMSE", 3, -1),
+    "lpips": ("LPIPS", 3, -1),
+    "high_frequency_ratio": ("Fine detail (truth = 1)", 2, 0),
+}
+"""Heading, decimals, and whether more (1) or less (-1) is better; 0: not ranked."""
+FIRST = ("psnr", "ssim", "fsim", "high_frequency_ratio")
+"""Measures of the short table, in this order; all are in the long one."""
+Cell = dict[str, Any]
+
+
+def short_table(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Return the table of the most telling measures: rows are methods.
+
+    Returns
+    -------
+    dict
+        columns (orientation, heading), planes (columns of each orientation), rows (name, cells).
+    """
+    keys = [key for key in _keys(evaluation) if key[1] in FIRST]
+    columns = {key: _column(evaluation, *key) for key in keys}
+    planes: dict[str, int] = {}
+    for plane, _ in keys:
+        planes[plane] = planes.get(plane, 0) + 1
+    rows = [{"name": name, "cells": [columns[key][name] for key in keys]} for name in evaluation["methods"]]
+    return {
+        "columns": [(plane, heading(measure)) for plane, measure in keys],
+        "planes": planes,
+        "rows": rows,
+    }
+
+
+def long_table(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Return the table of all measures: columns are methods.
+
+    Returns
+    -------
+    dict
+        names (of the methods), rows (orientation, heading, unit, cells).
+    """
+    names = list(evaluation["methods"])
+    rows = []
+    for plane, measure in _keys(evaluation):
+        column = _column(evaluation, plane, measure)
+        rows.append(
+            {
+                "plane": plane,
+                "heading": heading(measure),
+                "unit": evaluation.get("units", {}).get(measure, ""),
+                "cells": [column[name] for name in names],
+            }
+        )
+    return {"names": names, "rows": rows}
+
+
+def heading(measure: str) -> str:
+    """Return how a measure is called."""
+    return HEADINGS[measure][0] if measure in HEADINGS else measure.replace("_", " ")
+
+
+def _keys(evaluation: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return every (orientation, measure) that some method has, the most telling measures first."""
+    found = dict.fromkeys(
+        (plane, measure)
+        for method in evaluation["methods"].values()
+        for plane, measures in method.items()
+        for measure in measures
+    )
+    planes = list(dict.fromkeys(plane for plane, _ in found))
+    rank = {measure: place for place, measure in enumerate(FIRST)}
+    return sorted(found, key=lambda key: (planes.index(key[0]), rank.get(key[1], len(rank))))
+
+
+def _column(evaluation: dict[str, Any], plane: str, measure: str) -> dict[str, Cell]:
+    """Return a measure of every method as text, the best of them marked."""
+    _, digits, direction = HEADINGS.get(measure, ("", 3, 0))
+    cells: dict[str, Cell] = {}
+    ranks: dict[str, float] = {}
+    for name, method in evaluation["methods"].items():
+        value = method.get(plane, {}).get(measure, {})
+        cell = cells[name] = {"mean": "\u2013", "interval": "", "best": False}
+        mean = value.get("mean")
+        if mean is None and value.get("identical"):
+            cell["mean"], ranks[name] = "identical", math.inf
+        elif mean is not None:
+            cell["mean"], ranks[name] = f"{mean:.{digits}f}", direction * float(f"{mean:.{digits}f}")
+        if value.get("low") is not None:
+            cell["interval"] = f"{value['low']:.{digits}f} to {value['high']:.{digits}f}"
+    for name, rank in ranks.items():
+        cells[name]["best"] = bool(direction) and len(ranks) > 1 and rank == max(ranks.values())
+    return cells
+
+
+def as_csv(evaluations: list[dict[str, Any]]) -> str:
+    """Return the tables of all restorations as CSV: a row for each method, orientation and measure."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    head = ("dataset", "model", "truth", "plane", "measure", "unit", "method", "mean", "low", "high")
+    writer.writerow([*head, "identical"])
+    for evaluation in evaluations:
+        where = [evaluation.get(key) for key in head[:3]]
+        for method, orientations in evaluation["methods"].items():
+            for plane, measures in orientations.items():
+                for measure, value in measures.items():
+                    unit = evaluation.get("units", {}).get(measure, "")
+                    numbers = [value.get(key) for key in ("mean", "low", "high")]
+                    writer.writerow(
+                        [*where, plane, measure, unit, method, *numbers, value.get("identical", 0)]
+                    )
+    return text.getvalue()
