@@ -159,8 +159,9 @@ def _sentences(config: Config, item: Restoration, truth: str | None, view: View)
     model, (depth, _, lateral) = config.models[item.model], view.volumes["input"].voxel_size
     if isinstance(view.grid, ImageStack):
         first = (
-            f"{item.dataset}, {view.grid.length} image(s) with pixels of {lateral:.4g} nm, was restored "
-            f"by the model {item.model} (task {model.task}), trained on {' and '.join(model.datasets)}."
+            f"{item.dataset}, {_count(view.grid.length, 'image')} with pixels of {lateral:.4g} nm, was "
+            f"restored by the model {item.model} (task {model.task}), trained on "
+            f"{' and '.join(model.datasets)}."
         )
         if truth is None:
             return [first, WITHOUT_TRUTH]
@@ -177,6 +178,10 @@ def _sentences(config: Config, item: Restoration, truth: str | None, view: View)
         "beside interpolation of the same slices on the same voxels."
     )
     return [first, second]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _alignment(results: Path, name: str) -> dict[str, Any] | None:

@@ -18,18 +18,18 @@ def verdict(evaluation: dict[str, Any]) -> str:
     for measure, name, unit, digits in (("psnr", "PSNR", " dB", 2), ("ssim", "SSIM", "", 3)):
         gain = evaluation["gain"][measure]
         if gain["mean"] is None:
-            parts.append(f"{name} (the restored volume equals the truth)")
+            parts.append(f"{name} (what was restored equals the truth)")
             continue
         interval = ""
         if gain["low"] is not None:
             interval = f"; 95 % interval {gain['low']:+.{digits}f} to {gain['high']:+.{digits}f}"
         parts.append(f"{name} ({gain['mean']:+.{digits}f}{unit}{interval})")
     if all(beats.values()):
-        return f"The restored volume beats {other} in both {parts[0]} and {parts[1]}."
+        return f"The restoration beats {other} in both {parts[0]} and {parts[1]}."
     if not any(beats.values()):
-        return f"The restored volume beats {other} neither in {parts[0]} nor in {parts[1]}."
+        return f"The restoration beats {other} neither in {parts[0]} nor in {parts[1]}."
     better, worse = (parts[0], parts[1]) if beats["psnr"] else (parts[1], parts[0])
-    return f"The restored volume does not beat {other} in both: better in {better}, not in {worse}."
+    return f"The restoration does not beat {other} in both: better in {better}, not in {worse}."
 
 
 def chart(title: str, history: list[dict[str, Any]], keys: dict[str, str]) -> dict[str, Any] | None:

@@ -1,0 +1,285 @@
+"""Looking at a volume: a small web server for one OME-Zarr, with a link to Neuroglancer; or napari.
+
+Conventions
+-----------
+* The server listens on the loopback address alone unless told otherwise, answers GET, HEAD and OPTIONS, and
+  gives nothing but the files below its folder: links that lead out of it are not followed, folders are not
+  listed.
+* Every address begins with a secret token, new at each start: other users and web pages do not know it. Only
+  Neuroglancer's page may read the answers in a browser (CORS).
+* Byte ranges are answered, which sharded Zarr is read by.
+* An *image* is a group with OME-Zarr 0.5 ``multiscales``; its place is a path relative to the folder.
+"""
+
+from __future__ import annotations
+
+import http.server
+import json
+import re
+import secrets
+import shutil
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import quote, unquote, urlsplit
+
+import zarr
+
+from emdiffuse.errors import DataError, StoreError
+from emdiffuse.progress import logger
+from emdiffuse.volume import read_metadata
+
+NEUROGLANCER = "https://neuroglancer-demo.appspot.com"
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image of a store.
+
+    Attributes
+    ----------
+    place : str
+        Path of its group from the store; empty for the store itself.
+    name : str
+        What it is called on the screen.
+    levels : tuple of str
+        Paths of the levels of resolution from the group, the finest first.
+    scale : tuple of float
+        Voxel size (z, y, x) of the finest, in nanometers.
+    contrast : tuple of float, optional
+        Intensities shown as black and white, where the store knows them.
+    """
+
+    place: str
+    name: str
+    levels: tuple[str, ...]
+    scale: tuple[float, ...]
+    contrast: tuple[float, float] | None
+
+
+def find_images(store: Path) -> list[Image]:
+    """List the images of a store: those of its groups, two levels deep, or else its own.
+
+    Raises
+    ------
+    StoreError
+        If there is none.
+    """
+    own = read_metadata(store, "group").get("attributes", {}) if (store / "zarr.json").exists() else {}
+    found = []
+    for path in sorted([*store.glob("*/zarr.json"), *store.glob("*/*/zarr.json")]):
+        attributes = json.loads(path.read_text()).get("attributes", {})
+        if "multiscales" in attributes.get("ome", {}):
+            found.append(_image(store, path.parent, own | attributes))
+    if not found and "multiscales" in own.get("ome", {}):
+        found.append(_image(store, store, own))
+    if not found:
+        raise StoreError(f"{store}: there is no OME-Zarr image here; give the folder that ends in .ome.zarr")
+    return sorted(found, key=lambda image: image.name != "restored")
+
+
+def _image(store: Path, group: Path, attributes: dict[str, Any]) -> Image:
+    try:
+        image = attributes["ome"]["multiscales"][0]
+        levels = tuple(level["path"] for level in image["datasets"])
+        scale = tuple(image["datasets"][0]["coordinateTransformations"][0]["scale"])
+    except (KeyError, IndexError, TypeError):
+        raise StoreError(f"{group}: its OME-Zarr metadata cannot be read; make it anew") from None
+    place = group.relative_to(store).as_posix().removeprefix(".")
+    intensity = attributes.get("emdiffuse", {}).get("intensity") or {}
+    known = {"low", "high"} <= intensity.keys() and not place.endswith("uncertainty")
+    contrast = (float(intensity["low"]), float(intensity["high"])) if known else None
+    name = store.name.removesuffix(".ome.zarr")
+    return Image(place, place or name, levels, scale, contrast)
+
+
+def neuroglancer_link(address: str, images: list[Image]) -> str:
+    """Return a link that shows images in Neuroglancer; `address` is where the store is served."""
+    layers = []
+    for number, image in enumerate(images):
+        layer: dict[str, Any] = {
+            "type": "image",
+            "name": image.name,
+            "source": f"zarr://{address}{image.place}",
+            "visible": number == 0,
+        }
+        if image.contrast:
+            layer["shaderControls"] = {"normalized": {"range": list(image.contrast)}}
+        layers.append(layer)
+    state = {"layers": layers, "selectedLayer": {"layer": images[0].name}, "layout": "4panel"}
+    return f"{NEUROGLANCER}/#!{quote(json.dumps(state, separators=(',', ':')))}"
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves the files of one folder under a secret token.
+
+    Parameters
+    ----------
+    folder : Path
+        What is served.
+    host : str
+        Address to listen on.
+    port : int
+        Port; 0 takes a free one.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path, host: str = LOOPBACK, port: int = 0) -> None:
+        self.folder = folder.resolve()
+        self.token = secrets.token_urlsafe(24)
+        super().__init__((host, port), _Handler)
+
+    @property
+    def address(self) -> str:
+        """Where the folder is served, with a slash at the end."""
+        return f"http://{self.server_address[0]!s}:{self.server_address[1]}/{self.token}/"
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    """Answers requests for files."""
+
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def do_OPTIONS(self) -> None:
+        """Answer a browser that asks whether it may ask."""
+        self._begin(HTTPStatus.NO_CONTENT, 0)
+
+    def do_HEAD(self) -> None:
+        """Say how large a file is."""
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        """Send a file, or a range of its bytes."""
+        self._answer(body=True)
+
+    def _answer(self, body: bool) -> None:
+        _, token, *parts = unquote(urlsplit(self.path).path).split("/", 2)
+        if not secrets.compare_digest(token.encode(), self.server.token.encode()):
+            return self._begin(HTTPStatus.FORBIDDEN, 0)
+        try:
+            path = (self.server.folder / (parts[0] if parts else "")).resolve()
+            if not path.is_relative_to(self.server.folder) or not path.is_file():
+                return self._begin(HTTPStatus.NOT_FOUND, 0)
+            file = path.open("rb")
+        except (OSError, ValueError):  # unreadable, or no path at all
+            return self._begin(HTTPStatus.NOT_FOUND, 0)
+        with file:
+            self._send(file, path.stat().st_size, body)
+        return None
+
+    def _send(self, file: BinaryIO, size: int, body: bool) -> None:
+        wanted = byte_range(self.headers.get("Range"), size)
+        if wanted is None:
+            self._begin(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, 0, f"bytes */{size}")
+            return
+        if len(wanted) == size:
+            self._begin(HTTPStatus.OK, size)
+        else:
+            told = f"bytes {wanted.start}-{wanted.stop - 1}/{size}"
+            self._begin(HTTPStatus.PARTIAL_CONTENT, len(wanted), told)
+        if body and len(wanted) == size:
+            shutil.copyfileobj(file, self.wfile)
+        elif body:
+            file.seek(wanted.start)
+            self.wfile.write(file.read(len(wanted)))
+
+    def _begin(self, status: HTTPStatus, length: int, content_range: str | None = None) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(length))
+        self.send_header("Accept-Ranges", "bytes")
+        if content_range:
+            self.send_header("Content-Range", content_range)
+        self.send_header("Access-Control-Allow-Origin", NEUROGLANCER)
+        self.send_header("Access-Control-Allow-Methods", "GET, HEAD, OPTIONS")
+        self.send_header("Access-Control-Allow-Headers", "Range")
+        self.send_header("Access-Control-Expose-Headers", "Content-Length, Content-Range")
+        self.send_header("Access-Control-Allow-Private-Network", "true")
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing of requests: there are thousands, and they hold the token."""
+
+
+def byte_range(header: str | None, size: int) -> range | None:
+    """Return the bytes that a Range header asks for (RFC 9110, section 14); None: there are none.
+
+    What is not one range of bytes is answered with the whole file, as the RFC allows.
+    """
+    asked = re.fullmatch(r"bytes=(\d*)-(\d*)", header or "")
+    if asked is None or not (asked[1] or asked[2]):
+        return range(size)
+    if not asked[1]:
+        found = range(max(size - int(asked[2]), 0), size)
+    else:
+        found = range(int(asked[1]), min(int(asked[2]) + 1 if asked[2] else size, size))
+    return found or None
+
+
+def view(store: Path, host: str = LOOPBACK, port: int = 0) -> None:
+    """Serve a store until Ctrl-C, and print the link that shows it in Neuroglancer.
+
+    Raises
+    ------
+    StoreError
+        If there is no image.
+    DataError
+        If the address or port cannot be had.
+    """
+    images = find_images(store)
+    try:
+        server = Server(store, host, port)
+    except OSError as error:
+        raise DataError(f"{host}:{port} cannot be listened on ({error.strerror}); choose another") from None
+    if host not in (LOOPBACK, "localhost", "::1"):
+        logger.warning("whoever reaches %s and knows the link can read %s", host, store)
+    with server:
+        print(f"{store} is served at {server.address} (Ctrl-C ends it). Open:")
+        print(neuroglancer_link(server.address, images), flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print()
+
+
+def napari_layers(store: Path) -> list[dict[str, Any]]:
+    """Return the arguments of napari's ``add_image`` for every image of a store; nothing is read yet."""
+    layers = []
+    for number, image in enumerate(find_images(store)):
+        group = store / image.place
+        layers.append(
+            {
+                "data": [zarr.open_array(group / level, mode="r") for level in image.levels],
+                "multiscale": True,
+                "name": image.name,
+                "scale": image.scale,
+                "units": ("nm",) * len(image.scale),
+                "contrast_limits": image.contrast,
+                "visible": number == 0,
+            }
+        )
+    return layers
+
+
+def view_in_napari(store: Path) -> None:
+    """Show a store in napari until its window is closed.
+
+    Raises
+    ------
+    DataError
+        If napari is not installed.
+    """
+    try:
+        import napari
+    except ImportError:
+        raise DataError(
+            "napari is not installed; pip install 'napari[all]', or leave --napari out to look in a browser"
+        ) from None
+    viewer = napari.Viewer(title=str(store))
+    for layer in napari_layers(store):
+        viewer.add_image(**layer)
+    napari.run()
