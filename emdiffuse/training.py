@@ -38,6 +38,7 @@ from emdiffuse.config import Model, Sampler, Training
 from emdiffuse.errors import DataError, EmdiffuseError, StoreError
 from emdiffuse.interruption import Interrupted, Stop
 from emdiffuse.metrics import psnr, ssim
+from emdiffuse.modelcard import write_card
 from emdiffuse.networks import build_network
 from emdiffuse.networks.native import NativeNetwork, plain_estimate
 from emdiffuse.networks.precision import autocast_for
@@ -422,3 +423,4 @@ def _finish(
         "history": state.history,
     }
     write_atomically(best / "metrics.json", json.dumps(facts, indent=2))
+    write_card(best)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,6 +28,13 @@ Steps = Annotated[
 ]
 Samples = Annotated[int, typer.Option(help="Samples, whose mean is written.")]
 Seed = Annotated[int, typer.Option(help="Seed of the noise.")]
+
+
+class Format(StrEnum):
+    """What a model is exported as."""
+
+    bioimageio = "bioimageio"
+    torch = "torch"
 
 
 @app.command()
@@ -120,9 +128,31 @@ def import_weights(
     checkpoint: Path, task: Annotated[str, typer.Option()], out: Annotated[Path, typer.Option()]
 ) -> None:
     """Read a published EMDiffuse checkpoint (.pth) into a model folder."""
+    from emdiffuse.modelcard import write_card
     from emdiffuse.networks.weights import import_published, save_model
 
     save_model(out, *import_published(checkpoint, task))
+    write_card(out)
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="Folder of a native model, such as experiments/gap6/best.")],
+    out: Annotated[Path, typer.Argument(help="A .zip (bioimageio) or .pt2 (torch) to write.")],
+    format: Annotated[Format, typer.Option(help="Package of the BioImage Model Zoo, or a graph.")],
+    factor: Annotated[
+        int | None, typer.Option(help="Anisotropy factor, where a model knows several.")
+    ] = None,
+    license: Annotated[str, typer.Option(help="SPDX identifier of the package's licence.")] = "MIT",
+    side: Annotated[int, typer.Option(help="Height and width of the images that a graph takes.")] = 256,
+) -> None:
+    """Write a model's one-call mean for other programs."""
+    from emdiffuse import sharing
+
+    if format is Format.bioimageio:
+        sharing.export_bioimageio(model, out, factor, license)
+    else:
+        sharing.export_torch(model, out, factor, side)
 
 
 @app.command()
