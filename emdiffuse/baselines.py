@@ -5,30 +5,40 @@ Conventions
 * Axes are (z, y, x). Output slices are those of `geometry.SliceGrid`: slice z is at z / factor of the real.
 * Every kind passes through the real slices, and each output slice depends on four real slices at most, so
   that a part of a volume needs only the few slices around it. Behind the ends the outermost is repeated.
-* Of images, ``input`` is the noisy image as it is, ``gaussian`` the same after a Gaussian of `SIGMA` pixels;
-  ``nearest`` and ``cubic`` enlarge a coarse one to the pixels of the output.
+* ``flow`` moves the two slices of a gap along the optical flow between them, and blends them.
+* Of images, ``input`` is the noisy image as it is, ``gaussian`` the same after a Gaussian of `SIGMA` pixels,
+  ``nlm`` after non-local means, and ``bm3d`` after BM3D, where that library is installed (its licence is for
+  non-commercial use); ``nearest`` and ``cubic`` enlarge a coarse one to the pixels of the output.
+* A part is cut from the whole, but for ``flow``, ``nlm`` and ``bm3d``: they see `MARGIN` pixels around it,
+  and estimate flow or noise on that.
 * Values are rounded and clipped to the dtype of the input as a restored volume's are (`volume.cast_to`).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from fractions import Fraction
-from math import ceil, floor
+from importlib.util import find_spec
+from math import floor
 from typing import Any, Literal, Protocol, get_args
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
+from skimage.restoration import denoise_nl_means
 
 from emdiffuse.resampling import enlarge
 from emdiffuse.volume import cast_to
 
-Kind = Literal["nearest", "linear", "cubic"]
+Kind = Literal["nearest", "linear", "cubic", "flow"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-IMAGE_KINDS = {"emdiffuse-n": ("input", "gaussian"), "emdiffuse-r": ("nearest", "cubic")}
+_DENOISERS = ("input", "gaussian", "nlm", *(["bm3d"] if find_spec("bm3d") else []))
+IMAGE_KINDS = {"emdiffuse-n": _DENOISERS, "emdiffuse-r": ("nearest", "cubic")}
 """What stands beside restored images, by task."""
 SIGMA = 1.0
+MARGIN = 32
 _EVERYTHING = (slice(None), slice(None))
 
 
@@ -97,7 +107,7 @@ def interpolate(
     z_range : range
         Output slices to make: within ``range(SliceGrid(len(slices), factor).length)``, with step 1.
     kind : str
-        nearest, linear or cubic.
+        nearest, linear, cubic or flow.
     window : sequence of slice
         The part of y and x to make.
 
@@ -106,6 +116,8 @@ def interpolate(
     ndarray
         (len(z_range), y, x), the dtype of `slices`; equal to the real slices where z / factor is an integer.
     """
+    if kind == "flow":
+        return _along_flow(slices, factor, z_range, window)
     last = slices.shape[0] - 1
     first, stop = (
         max(floor(z_range.start / factor) - 1, 0),
@@ -120,6 +132,131 @@ def interpolate(
             weights[row, min(max(before + offset, 0), last) - first] += weight
     values = np.tensordot(weights, real.astype(work), axes=1)
     return cast_to(values, slices.dtype)
+
+
+def _along_flow(slices: Slices, factor: Fraction, z_range: range, window: Sequence[slice]) -> NDArray[Any]:
+    """Interpolate output slices along the optical flow between the real ones; see `interpolate`."""
+    spans = [w.indices(n)[:2] for w, n in zip(window, slices.shape[1:], strict=True)]
+    outer = [
+        slice(max(a - MARGIN, 0), min(b + MARGIN, n))
+        for (a, b), n in zip(spans, slices.shape[1:], strict=True)
+    ]
+    inner = tuple(slice(a - o.start, b - o.start) for (a, b), o in zip(spans, outer, strict=True))
+    planes = []
+    for gap, members in itertools.groupby(z_range, lambda z: floor(z / factor)):
+        pair = slices[(slice(gap, min(gap + 2, slices.shape[0])), *outer)].astype(np.float32)
+        between = Between(pair[0], pair[-1])
+        planes += [between.at(float(z / factor - gap))[inner] for z in members]
+    return cast_to(np.stack(planes), slices.dtype)
+
+
+class Between:
+    """Two slices and the optical flow between them, which slices in between are made along.
+
+    Parameters
+    ----------
+    first, second : ndarray
+        Planes of equal shape, float32.
+
+    Notes
+    -----
+    The flow from a slice in between to either is combined from the two flows between the slices, as if every
+    point moved in a straight line (Jiang et al. 2018, doi 10.1109/CVPR.2018.00938, equation 4).
+    """
+
+    def __init__(self, first: NDArray[np.float32], second: NDArray[np.float32]) -> None:
+        self.first, self.second = first, second
+        self.forward: NDArray[np.float32] | None = None
+        self.backward: NDArray[np.float32] | None = None
+
+    def at(self, t: float) -> NDArray[np.float32]:
+        """Return the slice at t, from 0 (the first) to 1 (the second)."""
+        if t == 0:
+            return self.first
+        if self.forward is None or self.backward is None:
+            self.forward, self.backward = (
+                slice_flow(self.first, self.second),
+                slice_flow(self.second, self.first),
+            )
+        to_first = t * (t * self.backward - (1 - t) * self.forward)
+        to_second = (1 - t) * ((1 - t) * self.forward - t * self.backward)
+        blend: NDArray[Any] = (1 - t) * _moved(self.first, to_first) + t * _moved(self.second, to_second)
+        return blend.astype(np.float32)
+
+
+def slice_flow(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the optical flow from one slice to the next, by dense inverse search.
+
+    Parameters
+    ----------
+    first, second : ndarray
+        Planes of equal shape, at least 16 pixels a side for any motion to be found.
+
+    Returns
+    -------
+    ndarray
+        (H, W, 2), pixels along x and y: where a pixel of the first lies in the second, less its own place.
+
+    References
+    ----------
+    Kroeger, Timofte, Dai and Van Gool 2016, doi 10.1007/978-3-319-46493-0_29; OpenCV's implementation.
+    """
+    if min(first.shape) < 16:
+        return np.zeros((*first.shape, 2), np.float32)
+    low, high = float(min(first.min(), second.min())), float(max(first.max(), second.max()))
+    scale = 255 / (high - low) if high > low else 0.0
+    gray = [np.rint((plane - low) * scale).astype(np.uint8) for plane in (first, second)]
+    method = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    return np.asarray(method.calc(gray[0], gray[1], np.zeros((*first.shape, 2), np.float32)), np.float32)
+
+
+def _moved(plane: NDArray[np.float32], flow: NDArray[Any]) -> NDArray[np.float32]:
+    """Return a plane as seen where the flow points to, cubic between pixels."""
+    y, x = np.mgrid[: plane.shape[0], : plane.shape[1]].astype(np.float32)
+    moved = cv2.remap(
+        plane, x + flow[..., 0], y + flow[..., 1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+    )
+    return np.asarray(moved, np.float32)
+
+
+def denoised(image: NDArray[Any], kind: str) -> NDArray[np.float32]:
+    """Denoise a plane by a classical method.
+
+    Parameters
+    ----------
+    image : ndarray
+        One plane.
+    kind : str
+        ``gaussian``; ``nlm``, non-local means of 5 x 5 patches within 6 pixels (Buades et al. 2005, doi
+        10.1109/CVPR.2005.38; scikit-image's fast mode, filter strength 0.8 times the noise); or ``bm3d``
+        (Dabov et al. 2007, doi 10.1109/TIP.2007.901238). The latter two are told `noise_of` the plane.
+    """
+    plane = image.astype(np.float32)
+    if kind == "gaussian":
+        return np.asarray(gaussian_filter(plane, SIGMA), np.float32)
+    noise = noise_of(plane)
+    if kind == "nlm":
+        return np.asarray(
+            denoise_nl_means(plane, 5, 6, h=0.8 * noise, sigma=noise, fast_mode=True), np.float32
+        )
+    from bm3d import bm3d
+
+    return np.asarray(bm3d(plane, noise), np.float32)
+
+
+def noise_of(plane: NDArray[Any]) -> float:
+    """Return the standard deviation of the noise, from the median of diagonal Haar wavelets.
+
+    The larger of the two finest scales counts (Donoho and Johnstone 1994, doi 10.1093/biomet/81.3.425, take
+    the finest): where registration or the microscope has smoothed the noise, the finest scale shows little.
+    """
+    found = []
+    for _ in range(2):
+        rows, columns = (n // 2 * 2 for n in plane.shape)
+        a, b, c, d = (plane[i:rows:2, j:columns:2] for i in (0, 1) for j in (0, 1))
+        found.append(float(np.median(np.abs(a - b - c + d))) / 2 / 0.6745)
+        plane = (a + b + c + d) / 2
+    return max(*found, 1e-6)
 
 
 def image_baseline(images: Slices, box: Sequence[slice], kind: str, scale: int) -> NDArray[Any]:
@@ -141,14 +278,14 @@ def image_baseline(images: Slices, box: Sequence[slice], kind: str, scale: int) 
     ndarray
         The box, in the dtype of `images`.
     """
-    margin = ceil(4 * SIGMA) if kind == "gaussian" else 2
+    margin = 2 if kind in ("nearest", "cubic") else MARGIN
     starts = [max(part.start // scale - margin, 0) for part in box[1:]]
     stops = [
         min(-(-part.stop // scale) + margin, n) for part, n in zip(box[1:], images.shape[1:], strict=True)
     ]
     values = images[(box[0], *(slice(a, b) for a, b in zip(starts, stops, strict=True)))]
-    if kind == "gaussian":
-        values = cast_to(gaussian_filter(values.astype(np.float32), (0, SIGMA, SIGMA)), images.dtype)
+    if kind in _DENOISERS[1:]:
+        values = cast_to(np.stack([denoised(plane, kind) for plane in values]), images.dtype)
     elif kind == "nearest":
         values = values.repeat(scale, 1).repeat(scale, 2)
     elif kind == "cubic":

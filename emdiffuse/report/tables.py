@@ -17,15 +17,20 @@ from typing import Any
 
 HEADINGS: dict[str, tuple[str, int, int]] = {
     "psnr": ("PSNR (dB)", 2, 1),
+    "psnr_fitted": ("PSNR after linear fit (dB)", 2, 1),
     "ssim": ("SSIM", 3, 1),
     "ms_ssim": ("MS-SSIM", 3, 1),
     "fsim": ("FSIM", 3, 1),
+    "frc_resolution": ("Ring correlation (nm)", 1, -1),
+    "frc_ratio": ("Ring correlation (input = 1)", 2, -1),
+    "fsc_resolution": ("Shell correlation (nm)", 1, -1),
+    "decorrelation_resolution": ("Decorrelation (nm)", 1, 0),
     "nrmse": ("NRMSE", 3, -1),
     "lpips": ("LPIPS", 3, -1),
     "high_frequency_ratio": ("Fine detail (truth = 1)", 2, 0),
 }
 """Heading, decimals, and whether more (1) or less (-1) is better; 0: not ranked."""
-FIRST = ("psnr", "ssim", "fsim", "high_frequency_ratio")
+FIRST = ("psnr", "ssim", "fsim", "frc_resolution", "high_frequency_ratio")
 """Measures of the short table, in this order; all are in the long one."""
 Cell = dict[str, Any]
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from fractions import Fraction
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
-from emdiffuse.baselines import KINDS, interpolate, kernel
+from emdiffuse.baselines import KINDS, Between, denoised, interpolate, kernel, noise_of, slice_flow
 from emdiffuse.geometry import SliceGrid
 
 
@@ -35,7 +38,7 @@ def test_cubic_reproduces_parabolas_inside():
     np.testing.assert_allclose(values[5:21], (fine**2 - 3 * fine + 1)[5:21], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "flow"])
 def test_weights_add_up_to_one(kind):
     assert [sum(kernel(kind, t)) for t in (0, 0.125, 0.5, 0.875, 1)] == [1] * 5
 
@@ -88,3 +91,52 @@ def test_overshoot_is_clipped_and_halves_round_to_even():
 
 def test_two_slices_suffice():
     assert whole(column(10, 20), Fraction(2), "cubic").ravel().tolist() == [10, 15, 20]
+
+
+def texture(shift: float, size: int = 96) -> np.ndarray:
+    """Return smooth random blobs that were moved along x, float32 in about [0, 250]."""
+    noise = np.random.default_rng(3).normal(size=(size, size))
+    fy, fx = np.fft.fftfreq(size)[:, None], np.fft.fftfreq(size)
+    spectrum = np.fft.fft2(noise) * np.exp(-200 * (fx**2 + fy**2)) * np.exp(-2j * np.pi * fx * shift)
+    values = np.fft.ifft2(spectrum).real
+    return (125 + 40 * values / values.std()).astype(np.float32)
+
+
+def test_flow_points_from_a_slice_to_the_next():
+    flow = slice_flow(texture(0), texture(3))[16:-16, 16:-16]
+    assert np.median(flow[..., 0]) == pytest.approx(3, abs=0.2)
+    assert np.median(flow[..., 1]) == pytest.approx(0, abs=0.2)
+
+
+@pytest.mark.parametrize("t", [0.25, 0.5, 0.75])
+def test_along_the_flow_what_moves_is_found_where_it_was(t):
+    first, second = texture(0), texture(4)
+    made, truth = Between(first, second).at(t)[16:-16, 16:-16], texture(4 * t)[16:-16, 16:-16]
+    plain = ((1 - t) * first + t * second)[16:-16, 16:-16]
+    assert np.mean((made - truth) ** 2) < np.mean((plain - truth) ** 2) / 10
+
+
+def test_noise_of_white_and_of_smoothed_noise():
+    white = np.random.default_rng(0).normal(0, 7, (256, 256))
+    assert noise_of(white) == pytest.approx(7, rel=0.05)
+    assert noise_of(gaussian_filter(white, 0.7)) == pytest.approx(gaussian_filter(white, 0.7).std(), rel=0.4)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "nlm"])
+def test_denoising_comes_nearer_to_the_truth(kind):
+    truth = np.kron(np.indices((4, 4)).sum(axis=0) % 2 * 100.0, np.ones((24, 24)))
+    noisy = truth + np.random.default_rng(0).normal(0, 15, truth.shape)
+    found = denoised(noisy, kind)
+    assert np.mean((found - truth) ** 2) < np.mean((noisy - truth) ** 2) * (0.45 if kind == "nlm" else 1)
+    np.testing.assert_allclose(denoised(np.full((20, 20), 7.0), kind), 7, atol=1e-3)
+
+
+def test_bm3d_is_told_the_noise(monkeypatch):
+    """Where the library is installed, it gets the plane and its noise."""
+    told = []
+    library = types.ModuleType("bm3d")
+    library.bm3d = lambda plane, noise: told.append(noise) or plane / 2
+    monkeypatch.setitem(sys.modules, "bm3d", library)
+    noisy = np.random.default_rng(0).normal(100, 15, (64, 64)).astype(np.float32)
+    np.testing.assert_allclose(denoised(noisy, "bm3d"), noisy / 2)
+    assert told == [noise_of(noisy)]

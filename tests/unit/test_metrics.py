@@ -99,10 +99,80 @@ def test_high_frequency_ratio_of_waves():
     y, x = np.mgrid[:64, :64]
     fast, slow = np.cos(2 * np.pi * 0.4 * x), 100 * np.cos(2 * np.pi * 0.1 * y)
     assert metrics.high_frequency_power_ratio(0.5 * fast + slow, fast + slow) == pytest.approx(0.25, rel=1e-2)
-    assert metrics.high_frequency_power(fast) == pytest.approx(0.5, rel=1e-2)
+    assert metrics.high_frequency_power(metrics.spectrum(fast), fast.shape) == pytest.approx(0.5, rel=1e-2)
     assert math.isnan(metrics.high_frequency_power_ratio(fast, np.full((64, 64), 7)))
 
 
 def test_high_frequency_power_of_white_noise():
     noise = np.random.default_rng(1).normal(0, 3, (256, 256))
-    assert metrics.high_frequency_power(noise) == pytest.approx((1 - np.pi / 16) * 9, rel=0.03)
+    assert metrics.high_frequency_power(metrics.spectrum(noise), noise.shape) == pytest.approx(
+        (1 - np.pi / 16) * 9, rel=0.03
+    )
+
+
+@pytest.mark.parametrize("size", [(192, 208), (176, 240)])
+def test_ms_ssim_agrees_with_piq(size):
+    """On sides that halve four times without a rest, where piq pads nothing; its weights sum to 1.0001."""
+    piq, torch = pytest.importorskip("piq"), pytest.importorskip("torch")
+    truth = data.camera()[: size[0], : size[1]]
+    noise = np.random.default_rng(0).normal(0, 10, truth.shape)
+    image = np.clip(gaussian(truth, 1.2, preserve_range=True) + noise, 0, 255)
+    tensors = [torch.from_numpy(p.astype(np.float64))[None, None] for p in (image, truth)]
+    expected = float(piq.multi_scale_ssim(*tensors, data_range=255))
+    assert metrics.ms_ssim(image, truth, 255) == pytest.approx(expected, abs=2e-5)
+    assert metrics.ms_ssim(truth, truth, 255) == pytest.approx(1)
+
+
+def test_ms_ssim_of_a_plane_of_one_scale_is_ssim(pair):
+    image, truth = (p[:16, :20] for p in pair)
+    assert metrics.ms_ssim(image, truth, 255) == pytest.approx(metrics.ssim(image, truth, 255))
+
+
+def band(shape, cut, seed=0):
+    """Return noise without frequencies above a cut-off (cycles a voxel), and its complement; variance one."""
+    axes = np.meshgrid(*(np.fft.fftfreq(n) for n in shape), indexing="ij")
+    low = np.sqrt(sum(f**2 for f in axes)) < cut
+    transform = np.fft.fftn(np.random.default_rng(seed).normal(size=shape))
+    parts = [np.fft.ifftn(transform * mask).real for mask in (low, ~low)]
+    return [part / part.std() for part in parts]
+
+
+def rings(image, truth):
+    return metrics.ring_sums(metrics.spectrum(image), metrics.spectrum(truth), truth.shape)
+
+
+@pytest.mark.parametrize("cut", [0.1, 0.2, 0.35])
+@pytest.mark.parametrize("shape", [(128, 160), (48, 64, 64)])
+def test_correlation_ends_where_the_common_band_ends(shape, cut):
+    """Two images that share the frequencies below the cut-off, and no other; to about a ring and a half."""
+    common, own = band(shape, cut)
+    other = band(shape, cut, seed=1)[1]
+    found = metrics.correlation_resolution(rings(common + other, common + own))
+    assert 1 / found == pytest.approx(cut, abs=0.02 if len(shape) == 2 else 0.04)
+
+
+def test_correlation_of_equal_and_of_constant_images(pair):
+    image, truth = pair
+    assert metrics.correlation_resolution(rings(truth, truth)) == 2
+    assert math.isnan(metrics.correlation_resolution(rings(np.full((64, 64), 3), truth[:64, :64])))
+    sums = rings(image, truth)
+    assert 2 < metrics.correlation_resolution(sums) == metrics.correlation_resolution(2 * sums) < 20
+
+
+def test_correlation_resolution_by_hand():
+    """Correlation 1 up to ring 9, 0 from ring 10: 1/7 is crossed 6/7 of the way between their centres."""
+    sums = np.ones((5, 64))
+    sums[0, 10:] = 0
+    assert 1 / metrics.correlation_resolution(sums) == pytest.approx((9.5 + 6 / 7) / 128)
+
+
+@pytest.mark.parametrize("cut", [0.1, 0.2, 0.35])
+@pytest.mark.parametrize("noise", [0.05, 0.5])
+def test_decorrelation_finds_the_end_of_the_band_through_noise(cut, noise):
+    image = band((192, 192), cut)[0] + noise * np.random.default_rng(2).normal(size=(192, 192))
+    assert 1 / metrics.decorrelation_resolution(rings(image, image)) == pytest.approx(cut, abs=0.012)
+
+
+def test_white_noise_has_no_decorrelation_resolution():
+    noise = np.random.default_rng(0).normal(size=(128, 128))
+    assert math.isnan(metrics.decorrelation_resolution(rings(noise, noise)))

@@ -17,6 +17,7 @@ rule evaluate:
         "results/benchmarks/evaluate/{dataset}-{model}.tsv"
     conda:
         "../envs/emdiffuse.yaml"
+    threads: 2
     resources:
         mem_mb=4000,
         runtime=240,

@@ -1,0 +1,172 @@
+"""What adds up over the blocks of a volume: the sums that every measure of every plane is made of.
+
+Conventions
+-----------
+* See `emdiffuse.evaluation`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emdiffuse import metrics
+from emdiffuse.geometry import ImageStack, SliceGrid
+
+PLANES = {"xy": 0, "xz": 1, "yz": 2}
+"""Each orientation, and the axis that its planes are perpendicular to."""
+TILE, DEPTH = 256, 32
+"""Lateral side and depth of a block, in voxels, at most; a block holds one gap at least."""
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A box of voxels, with the margin that SSIM's windows reach into.
+
+    Attributes
+    ----------
+    box : tuple of slice
+        With its margin, in the volume.
+    counted : tuple of ndarray
+        The voxels along each axis that it counts, from the corner of its box; along z the generated slices.
+    windows : tuple of ndarray
+        Those of them whose window lies within the volume; along z all.
+    own : tuple of slice
+        All voxels but the margin, real slices too, from the corner of its box.
+    """
+
+    box: tuple[slice, slice, slice]
+    counted: tuple[NDArray[np.int64], ...]
+    windows: tuple[NDArray[np.int64], ...]
+    own: tuple[slice, slice, slice]
+
+
+Grid = SliceGrid | ImageStack
+
+
+def blocks_of(grid: Grid, shape: tuple[int, ...]) -> Iterator[Block]:
+    """Cut the evaluated volume into blocks: some gaps, and a tile along y and x."""
+    generated = np.array([z for gap in range(grid.gaps) for z in grid.generated(gap)])
+    gaps = max(int(DEPTH / grid.factor), 1)
+    cuts = [[grid.first(gap) for gap in range(0, grid.gaps, gaps)] + [grid.length]]
+    for length in shape[1:]:
+        parts = ceil(length / TILE)
+        cuts.append([length * part // parts for part in range(parts + 1)])
+    for spans in itertools.product(*(itertools.pairwise(cut) for cut in cuts)):
+        box, counted, windows, own = [], [], [], []
+        for axis, ((begin, end), length) in enumerate(zip(spans, shape, strict=True)):
+            start = max(begin - metrics.SSIM_RADIUS, 0)
+            box.append(slice(start, min(end + metrics.SSIM_RADIUS, length)))
+            at, inner = np.arange(begin, end), metrics.inside(length)
+            if axis == 0:
+                at = inside = generated[(generated >= begin) & (generated < end)]
+            else:
+                inside = at[(at >= inner.start) & (at < inner.stop)]
+            counted.append(at - start)
+            windows.append(inside - start)
+            own.append(slice(begin - start, end - start))
+        yield Block((box[0], box[1], box[2]), tuple(counted), tuple(windows), (own[0], own[1], own[2]))
+
+
+class Reference:
+    """A block of the truth, with what every method is compared to."""
+
+    def __init__(self, values: NDArray[Any], block: Block, data_range: float) -> None:
+        self.values, self.data_range = values, data_range
+        planes = self.planes = values[np.ix_(*block.counted)]
+        self.features = [metrics.fsim_features(plane, data_range) for plane in planes]
+        self.spectra = [metrics.spectrum(plane) for plane in planes]
+        self.whole = metrics.spectrum(values[block.own])
+        self.energy = (planes.astype(np.float64) ** 2).sum(axis=(1, 2))
+
+
+class Sums:
+    """What adds up over the blocks of every plane, for one method."""
+
+    def __init__(self, shape: tuple[int, ...], planes: dict[str, int]) -> None:
+        self.planes = planes
+        self.error, self.voxels, self.similarity, self.windows = (
+            {name: np.zeros(shape[axis]) for name, axis in planes.items()} for _ in range(4)
+        )
+        self.energy, self.power, self.true_power, self.feature, self.weight, self.scales = np.zeros(
+            (6, shape[0])
+        )
+        self.moments = np.zeros((5, shape[0]))
+        self.rings = np.zeros((shape[0], 5, metrics.RINGS))
+        self.shells: list[Vector] = []
+
+    def add(self, image: NDArray[Any], truth: Reference, block: Block) -> None:
+        """Add what a block, given with its margin, holds of each plane."""
+        inner = np.ix_(*block.counted)
+        planes = image[inner]
+        error = (planes.astype(np.float64) - truth.values[inner]) ** 2
+        for name, axis in self.planes.items():
+            here = block.counted[axis] + block.box[axis].start
+            first, second = (other for other in range(3) if other != axis)
+            self.error[name][here] += error.sum(axis=(first, second))
+            self.voxels[name][here] += error.shape[first] * error.shape[second]
+            ours, theirs = (v.take(block.counted[axis], axis) for v in (image, truth.values))
+            near = metrics.ssim_map(ours, theirs, truth.data_range, axes=(first, second))
+            near = near.take(block.windows[first], first).take(block.windows[second], second)
+            self.similarity[name][here] += near.sum(axis=(first, second))
+            self.windows[name][here] += near.shape[first] * near.shape[second]
+        for row, z in enumerate(block.counted[0] + block.box[0].start):
+            features = metrics.fsim_features(planes[row], truth.data_range)
+            pool = metrics.fsim_pool(features, truth.features[row])
+            self.feature[z], self.weight[z] = self.feature[z] + pool[0], self.weight[z] + pool[1]
+            self.scales[z] += (
+                metrics.ms_ssim(planes[row], truth.planes[row], truth.data_range) * planes[row].size
+            )
+            a, b = (plane.astype(np.float64).ravel() for plane in (planes[row], truth.planes[row]))
+            self.moments[:, z] += a.sum(), b.sum(), a @ a, b @ b, a @ b
+            ours, theirs, shape = metrics.spectrum(planes[row]), truth.spectra[row], planes[row].shape
+            self.rings[z] += metrics.ring_sums(ours, theirs, shape)
+            self.power[z] += metrics.high_frequency_power(ours, shape) * planes[row].size
+            self.true_power[z] += metrics.high_frequency_power(theirs, shape) * planes[row].size
+            self.energy[z] += truth.energy[row]
+        if len(self.planes) > 1:
+            whole = image[block.own]
+            self.shells.append(metrics.ring_sums(metrics.spectrum(whole), truth.whole, whole.shape))
+
+    def scores(self, data_range: float, voxel: float) -> dict[str, dict[str, Vector]]:
+        """Return every measure of every plane, by orientation; not a number where there is none."""
+        scores: dict[str, dict[str, Vector]] = {}
+        with np.errstate(divide="ignore", invalid="ignore"):
+            for name in self.planes:
+                error = self.error[name] / self.voxels[name]
+                ssim = self.similarity[name] / self.windows[name]
+                scores[name] = {"psnr": 10 * np.log10(data_range**2 / error), "ssim": ssim}
+            scores["xy"] |= {
+                "ms_ssim": self.scales / self.voxels["xy"],
+                "fsim": self.feature / self.weight,
+                "frc_resolution": voxel * _each(metrics.correlation_resolution, self.rings),
+                "decorrelation_resolution": voxel * _each(metrics.decorrelation_resolution, self.rings),
+                "nrmse": np.sqrt(self.error["xy"] / self.energy),
+                "high_frequency_ratio": self.power / self.true_power,
+            }
+            if len(self.planes) == 1:
+                scores["xy"]["psnr_fitted"] = 10 * np.log10(data_range**2 / self._fitted())
+        if self.shells:
+            fsc = _each(metrics.correlation_resolution, np.array(self.shells))
+            scores["xyz"] = {"fsc_resolution": voxel * fsc}
+        return scores
+
+    def _fitted(self) -> Vector:
+        """Return the mean squared error of every image that the best linear fit to its truth leaves."""
+        mean, true_mean, *products = self.moments / self.voxels["xy"]
+        variance, true_variance = products[0] - mean**2, products[1] - true_mean**2
+        covariance = products[2] - mean * true_mean
+        explained = np.divide(covariance**2, variance, out=np.zeros_like(mean), where=variance > 0)
+        return np.maximum(true_variance - explained, 0)
+
+
+def _each(resolution: Callable[[Vector], float], sums: Vector) -> Vector:
+    """Return the resolution of every plane or block."""
+    return np.array([resolution(own) for own in sums])
