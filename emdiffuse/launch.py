@@ -20,6 +20,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -111,9 +112,16 @@ class TrainingJob:
                     f"{self.run}: the training was requeued {restarts} times, which is its limit; its state "
                     "is saved, and it goes on from there when it is started again"
                 ) from None
-            assert callable(requeue)
-            requeue(warning, None)  # ends the first process
-            signal.pause()  # the others wait until SLURM ends them: one that exits would end the job
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which SLURM ends a job that it requeues
+            try:
+                assert callable(requeue)
+                requeue(warning, None)  # ends the first process, by scontrol
+            except subprocess.CalledProcessError as error:
+                if error.returncode >= 0:
+                    raise
+                # SLURM, requeueing, ended scontrol before this process: both belong to the job
+            while True:  # until SLURM ends this one: a process that exits would end the job
+                signal.pause()
 
     def checkpoint(self) -> Any:
         """Return what a requeued job runs: the same, which goes on from its state."""

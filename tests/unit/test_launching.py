@@ -10,12 +10,16 @@ import time
 from pathlib import Path
 
 import pytest
+import submitit
 import torch
 from helpers import write_volume
+from submitit.core.utils import DelayedSubmission
 
+from emdiffuse import launch
 from emdiffuse.config import Model
 from emdiffuse.errors import ConfigError
-from emdiffuse.launch import Resources, reason, signal_seconds
+from emdiffuse.interruption import Interrupted
+from emdiffuse.launch import Resources, TrainingJob, reason, signal_seconds
 from emdiffuse.parallel import Ranks
 from emdiffuse.patches import cut_patches
 from emdiffuse.progress import setup
@@ -163,6 +167,51 @@ def test_how_a_job_ended_is_said_in_words(state, said):
 )
 def test_a_job_that_has_not_ended_has_not_failed(state):
     assert failure(job(state, "Resources")) is None
+
+
+class Waiting(Exception):
+    """Raised in place of waiting for the end."""
+
+
+@pytest.mark.parametrize(
+    ("scontrol", "outcome"),
+    [("kill -TERM $$", Waiting), ("exit 1", subprocess.CalledProcessError), ("exit 0", SystemExit)],
+)
+def test_a_requeue_that_ends_scontrol_is_waited_for(tmp_path, monkeypatch, scontrol, outcome):
+    """SLURM ends the whole job that it requeues: the scontrol that asked for it, too."""
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\n{scontrol}\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for name, value in (
+        ("SUBMITIT_EXECUTOR", "slurm"),
+        ("SUBMITIT_FOLDER", str(tmp_path)),
+        ("SLURM_JOB_ID", "7"),
+    ):
+        monkeypatch.setenv(name, value)
+    handlers = {
+        number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGCONT, signal.SIGUSR2)
+    }
+
+    def stopped(*_):
+        raise Interrupted(signal.SIGUSR2, "saved")
+
+    def pause():
+        raise Waiting
+
+    monkeypatch.setattr(launch, "train", stopped)
+    monkeypatch.setattr(signal, "pause", pause)
+    work = TrainingJob(tmp_path, Model.model_validate(SETTINGS), "m", tmp_path, requeues=1)
+    submission = DelayedSubmission(work)
+    submission.set_timeout(60, 1)
+    environment = submitit.JobEnvironment()
+    environment._handle_signals(environment.paths, submission)
+    try:
+        with pytest.raises(outcome):
+            work()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        setup()
 
 
 def test_a_mistake_in_a_job_is_its_sentence():
