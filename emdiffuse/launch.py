@@ -31,14 +31,13 @@ import submitit
 from pydantic import Field
 from submitit.core.utils import FailedJobError, JobPaths, pickle_load
 
-from emdiffuse import __version__
 from emdiffuse.allocator import keep_freed_memory
 from emdiffuse.atomic import write_atomically
 from emdiffuse.config import Model
 from emdiffuse.errors import EmdiffuseError, LaunchError
 from emdiffuse.interruption import Interrupted, Stop, caught
 from emdiffuse.progress import logger, setup
-from emdiffuse.settings import Section, settings_hash
+from emdiffuse.settings import Section
 from emdiffuse.slurm import FAILED, JobState, Log, ask, cancel, failure, no_job_around, nodes_down
 from emdiffuse.volume import read_metadata
 
@@ -88,10 +87,10 @@ class TrainingJob:
     @property
     def identity(self) -> str:
         """Hash of the settings and data that a running job must have to be followed."""
+        from emdiffuse.training import identity_of
+
         facts = read_metadata(self.store, "group")["attributes"]["emdiffuse"]
-        begun_from = self.model.training.init_from
-        origin = (Path(begun_from) / "model.json").read_text() if begun_from else None
-        return settings_hash(self.model, facts["hash"], __version__, origin)
+        return identity_of(self.model, facts["hash"])
 
     def __call__(self) -> None:
         """Train, as a task of a job."""

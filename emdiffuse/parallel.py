@@ -5,8 +5,8 @@ Conventions
 * One process a GPU (NCCL), or processes on CPUs (gloo). They find each other by the environment variables
   that torchrun sets: ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT``; without
   them there is one process.
-* What is drawn for a batch is drawn for all of it by every process, which then takes its part: N processes do
-  what one does with the same batch, but for the rounding of sums.
+* A process reads its part of a batch alone; what is drawn for it does not depend on how many share the batch:
+  N processes do what one does with the same batch, but for the rounding of sums.
 * The first process alone validates, saves and says how far it is; its clock is everybody's.
 """
 
@@ -18,9 +18,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from emdiffuse.errors import ConfigError, LaunchError
@@ -55,9 +57,9 @@ class Ranks:
         if batch % self.size:
             raise ConfigError(f"training.batch: {batch} is not a multiple of the {self.size} processes")
 
-    def part(self, batch: Tensor) -> Tensor:
-        """Return this process's part of a batch: every size-th example, so that kinds of examples mix."""
-        return batch[self.rank :: self.size]
+    def part(self, batch: int) -> NDArray[np.int64]:
+        """Return this process's rows of a batch: every size-th, so that kinds of examples mix."""
+        return np.arange(self.rank, batch, self.size)
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """Return a network whose gradients are the mean over all processes."""

@@ -5,8 +5,10 @@ Conventions
 * A *batch* is what a network is conditioned on: `condition` (N, C, H, W) in [-1, 1], the real slices at
   `tasks.CONDITION_OFFSETS` of a gap or one image; `positions` (N, D), the slices' places in the gap, NaN
   where one is absent; `factor` (N,). An image has one slice, at position 1/2, and factor 1.
-* ``process.example(batch, target, generator)`` draws levels and noise, all from `generator`, and gives the
-  arguments of the network and what it should answer, each with N first, so that a batch can be shared out.
+* ``process.example(batch, target, draws)`` draws levels and noise, and gives the arguments of the network and
+  what it should answer, each with N first, so that a batch can be worked through in parts.
+* What is drawn is drawn for a whole batch, of which a process has some rows (`Draws`): sharing it changes
+  nothing.
 * ``process.sample(network, batch, sampler, white)`` draws one image of each slice, (N, D, H, W) in [-1, 1];
   ``white(step)`` is standard normal noise of that shape.
 * Noise is white in the plane. Along z the native process correlates it as exp(-|dt| / correlation), dt the
@@ -72,12 +74,45 @@ class Batch(NamedTuple):
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
+class Draws:
+    """Random numbers of a whole batch, of which a process takes its rows.
+
+    Parameters
+    ----------
+    seed : int
+        What follows from is the same in every process.
+    count : int
+        Examples of the whole batch.
+    rows : Tensor, optional
+        Those of this process; all by default.
+    """
+
+    def __init__(self, seed: int, count: int, rows: Tensor | None = None) -> None:
+        self.count = count
+        self.rows = torch.arange(count) if rows is None else rows
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Return standard normal numbers, (N, *shape), on the CPU."""
+        return torch.randn((self.count, *shape), generator=self._generator)[self.rows]
+
+    def uniform(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return numbers in [0, 1), (N,)."""
+        return torch.rand(self.count, generator=self._generator, dtype=dtype)[self.rows]
+
+    def integers(self, low: int, high: int) -> Tensor:
+        """Return integers from `low` to `high` - 1, (N,)."""
+        return torch.randint(low, high, (self.count,), generator=self._generator)[self.rows]
+
+    def first(self, share: float) -> Tensor:
+        """Tell which examples are among the first of the whole batch, (N,) bool: a share of it."""
+        return self.rows < round(share * self.count)
+
+
 class Process(Protocol):
     """How a network is trained and sampled; see the module."""
 
-    def example(
-        self, batch: Batch, target: Tensor, generator: torch.Generator
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
+    def example(self, batch: Batch, target: Tensor, draws: Draws) -> tuple[tuple[Tensor, ...], Tensor]:
         """Draw the arguments of the network, and what it should answer."""
 
     def loss(self, output: Tensor, wanted: Tensor) -> Tensor:
@@ -105,9 +140,7 @@ class NativeProcess:
     correlation: float = 0.0
     mean_share: float = 0.5
 
-    def example(
-        self, batch: Batch, target: Tensor, generator: torch.Generator
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
+    def example(self, batch: Batch, target: Tensor, draws: Draws) -> tuple[tuple[Tensor, ...], Tensor]:
         """See `Process`; the wanted answer is the flow ``eps - x0``, minus the posterior mean at pure noise.
 
         Parameters
@@ -115,7 +148,8 @@ class NativeProcess:
         batch : Batch
         target : Tensor
             (N, D, H, W), in [-1, 1]; NaN where a slice is absent.
-        generator : torch.Generator
+        draws : Draws
+            What levels and noise come from.
 
         Returns
         -------
@@ -123,12 +157,11 @@ class NativeProcess:
             (x, gamma, condition, positions, factor), and the flow (N, D, H, W).
         """
         x0 = (target - plain_estimate(batch.condition, batch.positions)) / self.scale
-        time = torch.sigmoid(torch.randn(len(x0), generator=generator)).to(x0.device)
-        means = round(self.mean_share * len(x0))
-        time[:means] = 1.0
-        eps = torch.randn(x0.shape, generator=generator).to(x0.device)
-        eps = correlate(eps, batch.positions, self.correlation)
-        eps[:means] = 0.0
+        means = draws.first(self.mean_share).to(x0.device)
+        time = torch.sigmoid(draws.normal()).to(x0.device)
+        time[means] = 1.0
+        eps = correlate(draws.normal(*x0.shape[1:]).to(x0.device), batch.positions, self.correlation)
+        eps[means] = 0.0
         gamma = (1 - time) ** 2 / ((1 - time) ** 2 + time**2)
         x = q_sample(x0.nan_to_num(0.0), gamma, eps)
         return (x, gamma, *batch), training_target("flow", x0, eps, gamma)
@@ -187,20 +220,18 @@ class PublishedProcess:
 
     difficulty_map: bool = False
 
-    def example(
-        self, batch: Batch, target: Tensor, generator: torch.Generator
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
+    def example(self, batch: Batch, target: Tensor, draws: Draws) -> tuple[tuple[Tensor, ...], Tensor]:
         """See `Process`; of each gap one slice is drawn, and the wanted answer is the noise, (N, 1, H, W)."""
         count = len(target)
         present = ~batch.positions.isnan()
-        share = torch.rand(count, generator=generator).to(target.device)
+        share = draws.uniform().to(target.device)
         index = (share * present.sum(1)).long()
         x0 = target[torch.arange(count, device=target.device), index][:, None]
-        number = torch.randint(1, len(PUBLISHED_TRAIN), (count,), generator=generator)
-        between = torch.rand(count, generator=generator, dtype=torch.float64)
+        number = draws.integers(1, len(PUBLISHED_TRAIN))
+        between = draws.uniform(torch.float64)
         levels = torch.from_numpy(PUBLISHED_TRAIN)
         gamma = (levels[number - 1] + between * (levels[number] - levels[number - 1])).to(target.device)
-        eps = torch.randn(x0.shape, generator=generator).to(target.device)
+        eps = draws.normal(*x0.shape[1:]).to(target.device)
         x = torch.cat([_published_condition(batch.condition), q_sample(x0, gamma, eps)], 1)
         level = gamma.to(x.dtype)
         return ((x, level) if batch.condition.shape[1] == 1 else (x, level, index)), eps

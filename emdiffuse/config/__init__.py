@@ -27,7 +27,7 @@ from emdiffuse.config.datasets import (
     anisotropy_factor,
     source_exists,
 )
-from emdiffuse.config.models import Model, Network, Patches, Training
+from emdiffuse.config.models import Augmentation, Model, Network, Patches, Training
 from emdiffuse.config.restorations import Restoration, Sampler, Tiling
 from emdiffuse.errors import ConfigError
 from emdiffuse.settings import Section, parse
@@ -37,6 +37,7 @@ __all__ = [
     "MAXIMUM_FACTOR",
     "MINIMUM_FACTOR",
     "Alignment",
+    "Augmentation",
     "Config",
     "Dataset",
     "Factor",

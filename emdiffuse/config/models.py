@@ -59,11 +59,43 @@ class Network(Section):
         return self
 
 
+class Augmentation(Section):
+    """What is changed at random in an example; degradations touch the condition alone, its range being 2."""
+
+    flips: bool = Field(True, description="Flip along y and x, and gaps along z, each every second time.")
+    transposition: bool = Field(True, description="Swap y and x every second time.")
+    quarter_turns: bool = Field(False, description="Turn by 0 to 3 quarters; flips and transposition do too.")
+    blur: float = Field(0.0, ge=0, le=1, description="Share of examples whose condition is blurred.")
+    blur_radius: float = Field(
+        3.0, gt=0, description="Standard deviation of that Gaussian in pixels, as published."
+    )
+    noise: float = Field(
+        0.0,
+        ge=0,
+        description="Largest standard deviation of the noise added to the condition (range [-1, 1]).",
+    )
+    contrast: float = Field(
+        0.0, ge=0, lt=1, description="Largest relative change of the condition's contrast, and its shift."
+    )
+    missing_slice: float = Field(
+        0.08, ge=0, le=1, description="Share of gaps without the outer real slice, on either side."
+    )
+    brightness_jump: float = Field(
+        0.0, ge=0, description="Largest shift of the intensity of one real slice of a gap (range [-1, 1])."
+    )
+
+
 class Training(Section):
     """The training loop."""
 
     steps: int = Field(20000, ge=1, description="Optimizer steps.")
+    epochs: float | None = Field(
+        None, gt=0, description="Passes over the training patches after which training ends early."
+    )
     minutes: float | None = Field(None, gt=0, description="Wall time after which training ends early.")
+    patience: int | None = Field(
+        None, ge=1, description="Validations without a better PSNR after which training ends early."
+    )
     batch: int = Field(8, ge=1, description="Patches a step.")
     accumulate: int = Field(
         1, ge=1, description="Parts that a batch is worked through in, one after another, to save memory."
@@ -113,6 +145,9 @@ class Model(Section):
         "also serves the factors between them.",
     )
     patches: Patches = Field(default_factory=Patches, description="The patch store.")
+    augmentation: Augmentation = Field(
+        default_factory=Augmentation, description="What is changed at random in an example."
+    )
     network: Network = Field(default_factory=Network, description="The network.")
     training: Training = Field(default_factory=Training, description="The training loop.")
 

@@ -88,6 +88,22 @@ def save_model(directory: Path | str, network: nn.Module, description: dict[str,
         new_text.unlink(missing_ok=True)
 
 
+def fingerprint(directory: Path | str) -> str:
+    """Return the SHA-256 of a model's weights.
+
+    Raises
+    ------
+    ModelError
+        If they cannot be read.
+    """
+    path = Path(directory) / WEIGHTS_FILE
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+
+
 def load_description(directory: Path | str) -> dict[str, Any]:
     """Read ``model.json``.
 

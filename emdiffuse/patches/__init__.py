@@ -149,6 +149,8 @@ class PatchStore:
         (N, C, H, W) and (N, D, H, W), float16 in [-1, 1].
     factor : ndarray
         (N,), anisotropy factor of each row; 1 for images.
+    origins : ndarray
+        (N, 7), int64, with the columns `ORIGIN_COLUMNS`.
     training, validation : ndarray
         Row numbers of each split.
     facts : dict
@@ -159,8 +161,8 @@ class PatchStore:
         self.path = path
         self.facts: dict[str, Any] = read_metadata(path, "group")["attributes"]["emdiffuse"]
         self.condition, self.target = Array(path / "condition"), Array(path / "target")
-        table = Array(path / "origin")[:, :]
-        split, self.factor = (table[:, ORIGIN_COLUMNS.index(name)] for name in ("split", "factor"))
+        self.origins = Array(path / "origin")[:, :]
+        split, self.factor = (self.origins[:, ORIGIN_COLUMNS.index(name)] for name in ("split", "factor"))
         self.training = np.flatnonzero(split == TRAINING)
         self.validation = np.flatnonzero(split == VALIDATION)
 

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import submitit
 import torch
@@ -127,9 +128,8 @@ def test_a_mistake_in_one_of_two_processes_is_one_sentence(store, tmp_path):
 
 
 def test_the_parts_of_a_batch_are_the_batch():
-    batch = torch.arange(12)
-    parts = [Ranks(torch.device("cpu"), rank, 3).part(batch) for rank in range(3)]
-    assert sorted(torch.cat(parts).tolist()) == batch.tolist() and {len(part) for part in parts} == {4}
+    parts = [Ranks(torch.device("cpu"), rank, 3).part(12) for rank in range(3)]
+    assert sorted(np.concatenate(parts)) == list(range(12)) and {len(part) for part in parts} == {4}
 
 
 def job(state: str, why: str = "None", code: str = "0:0") -> JobState:

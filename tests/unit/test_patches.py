@@ -9,7 +9,7 @@ from emdiffuse.config import Model
 from emdiffuse.errors import DataError
 from emdiffuse.patches import ORIGIN_COLUMNS, TRAINING, PatchStore, cut_patches
 from emdiffuse.resampling import enlarge
-from emdiffuse.training import read_batch
+from emdiffuse.training.feed import read_batch
 from emdiffuse.volume import Array, write_group
 
 PATCHES = {"size": 32, "overlap": 0.5, "validation": 0.25}

@@ -9,7 +9,7 @@ from emdiffuse.config import Sampler
 from emdiffuse.diffusion.schedules import PUBLISHED_TRAIN, linear_gammas
 from emdiffuse.errors import DataError
 from emdiffuse.networks.native import NativeNetwork, plain_estimate
-from emdiffuse.processes import Batch, NativeProcess, PublishedProcess, published_levels
+from emdiffuse.processes import Batch, Draws, NativeProcess, PublishedProcess, published_levels
 
 NAN = math.nan
 
@@ -19,6 +19,10 @@ def gaps(count=3, size=8, positions=(1 / 3, 2 / 3), factor=3.0):
     condition = torch.rand((count, 4, size, size), generator=generator) * 2 - 1
     target = torch.rand((count, len(positions), size, size), generator=generator) * 2 - 1
     return Batch(condition, torch.tensor([positions] * count), torch.full((count,), factor)), target
+
+
+def draws(batch):
+    return Draws(0, len(batch.condition))
 
 
 def seeded(seed=0):
@@ -33,7 +37,7 @@ def test_an_absent_slice_adds_nothing_to_the_native_loss():
     process, network = NativeProcess(0.3, mean_share=1.0), NativeNetwork(channels=8, multipliers=[1, 2])
     losses = []
     for case in ((batch, target), (padded, longer)):
-        arguments, wanted = process.example(*case, seeded())
+        arguments, wanted = process.example(*case, draws(batch))
         losses.append(process.loss(network(*arguments), wanted))
     assert losses[0] > 0
     torch.testing.assert_close(losses[0], losses[1])
@@ -43,7 +47,7 @@ def test_correlated_noise_is_unit_noise_also_where_slices_are_absent():
     batch, target = gaps(count=2, size=128, positions=(0.25, 0.5, 0.75, NAN, NAN))
     target[:, 3:] = NAN
     (x, gamma, *_), wanted = NativeProcess(1.0, correlation=0.5, mean_share=0.5).example(
-        batch, target, seeded()
+        batch, target, draws(batch)
     )
     level = gamma[1].double()
     residual = (target - plain_estimate(*batch[:2]))[1].nan_to_num(0)
@@ -57,7 +61,7 @@ def test_correlated_noise_is_unit_noise_also_where_slices_are_absent():
 def test_the_published_example_is_of_one_slice_between_two_levels_of_training():
     batch, target = gaps(count=500, positions=(0.25, 0.5, 0.75, NAN), factor=4.0)
     target[:, 3] = NAN
-    (x, gamma, index), eps = PublishedProcess().example(batch, target, seeded())
+    (x, gamma, index), eps = PublishedProcess().example(batch, target, draws(batch))
     assert x.shape == (500, 3, 8, 8) and eps.shape == (500, 1, 8, 8)
     assert set(index.tolist()) == {0, 1, 2}
     assert PUBLISHED_TRAIN[0] <= gamma.min() and gamma.max() <= PUBLISHED_TRAIN[-1]

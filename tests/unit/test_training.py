@@ -2,23 +2,22 @@
 
 import json
 import multiprocessing
-import os
 import signal
-import time
 
 import numpy as np
 import pytest
 import torch
+from cv2 import IMREAD_UNCHANGED, imread
+from dying import train_and_die
 from helpers import INTENSITY, write_pairs, write_volume
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import emdiffuse.training as training_module
-from emdiffuse.augmentation import augment
-from emdiffuse.config import Model, Network, Sampler
+from emdiffuse.config import Augmentation, Model, Network, Sampler
 from emdiffuse.errors import DataError, EmdiffuseError
 from emdiffuse.inference import RestorationModel
 from emdiffuse.patches import ORIGIN_COLUMNS, TRAINING, VALIDATION, PatchStore, cut_patches
-from emdiffuse.processes import Batch, NativeProcess
-from emdiffuse.training import train
+from emdiffuse.processes import Batch, Draws, NativeProcess
+from emdiffuse.training import feed, train
 from emdiffuse.volume import Array
 
 
@@ -94,6 +93,11 @@ def test_unsuitable_volumes_are_refused(medulla, tmp_path, shape, voxel, message
     assert not (tmp_path / "p.zarr").exists()
 
 
+EVERYTHING = Augmentation(
+    quarter_turns=True, blur=0.5, noise=0.2, contrast=0.2, missing_slice=0.3, brightness_jump=0.2
+)
+
+
 def weights(experiment):
     return RestorationModel.load(experiment / "best").network.state_dict()
 
@@ -110,29 +114,28 @@ def test_training_learns_and_describes_itself(store, tmp_path):
     assert description["factors"] == [3] and description["sources"] == [{"sha256": "x"}]
 
 
-def _train(store, experiment, model):
-    torch.set_num_threads(1)
-    train(store, model, "m", experiment, "cpu")
-
-
-def test_a_killed_training_ends_in_the_same_weights(store, tmp_path):
-    model = model_settings(steps=40, checkpoint_minutes=1e-6)
+def test_a_training_that_is_killed_again_and_again_ends_in_the_same_weights(store, tmp_path):
+    model = model_settings(steps=24, validate_every=5, checkpoint_minutes=1e-6)
+    model = model.model_copy(update={"augmentation": EVERYTHING})
     torch.set_num_threads(1)
     train(store, model, "m", tmp_path / "whole", "cpu")
-    context = multiprocessing.get_context("spawn")
-    process = context.Process(target=_train, args=(store, tmp_path / "killed", model))
-    process.start()
-    state = tmp_path / "killed" / "run" / "state.pt"
-    while not state.exists():
-        assert process.is_alive()
-        time.sleep(0.05)
-    time.sleep(0.2)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    assert 0 < torch.load(state, weights_only=True)["step"] < 40
+    kills = np.sort(np.random.default_rng(6).choice(np.arange(1, 24), 4, replace=False)).tolist()
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["emdiffuse.training"])
+    for number, step in enumerate(kills):
+        process = context.Process(
+            target=train_and_die, args=(store, tmp_path / "killed", model, step, number % 2 == 1)
+        )
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
     train(store, model, "m", tmp_path / "killed", "cpu")
     whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    found = [
+        json.loads((tmp_path / n / "best/metrics.json").read_text())["history"] for n in ("whole", "killed")
+    ]
+    assert [{**entry, "seconds": 0} for entry in found[0]] == [{**entry, "seconds": 0} for entry in found[1]]
 
 
 def test_dropout_follows_from_the_step(noisy_store, tmp_path):
@@ -147,13 +150,24 @@ def test_dropout_follows_from_the_step(noisy_store, tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_state_of_other_settings_or_a_torn_one_is_not_resumed(store, tmp_path):
-    train(store, model_settings(learning_rate=5e-3), "m", tmp_path / "a", "cpu")
-    train(store, model_settings(), "m", tmp_path / "a", "cpu")
-    state = tmp_path / "a" / "run" / "state.pt"
-    state.write_bytes(state.read_bytes()[:1000])
-    train(store, model_settings(), "m", tmp_path / "a", "cpu")
-    train(store, model_settings(), "m", tmp_path / "fresh", "cpu")
+def test_a_torn_or_foreign_state_is_named_and_the_previous_one_used(store, tmp_path, caplog):
+    caplog.set_level("INFO", "emdiffuse")
+    run, model = tmp_path / "a" / "run", model_settings(checkpoint_minutes=1e-6)
+    train(store, model, "m", tmp_path / "a", "cpu")
+    state = run / "state.pt"
+    content = bytearray(state.read_bytes())
+    for torn in (content[:1000], content[: len(content) // 2] + bytes(len(content) - len(content) // 2)):
+        state.write_bytes(torn)
+        caplog.clear()
+        train(store, model, "m", tmp_path / "a", "cpu")
+        assert f"{state} is damaged" in caplog.text and "goes on from step 6" in caplog.text
+    (run / "state.previous.pt").write_bytes(b"")
+    torch.save({"identity": "another"}, state)
+    caplog.clear()
+    train(store, model, "m", tmp_path / "a", "cpu")
+    assert f"{state} was made with other settings or data" in caplog.text
+    assert f"{run / 'state.previous.pt'} is damaged" in caplog.text and "goes on" not in caplog.text
+    train(store, model, "m", tmp_path / "fresh", "cpu")
     resumed, fresh = weights(tmp_path / "a"), weights(tmp_path / "fresh")
     assert all(torch.equal(resumed[name], fresh[name]) for name in fresh)
 
@@ -164,30 +178,64 @@ def test_minutes_end_a_training(store, tmp_path):
     assert 0 < facts["steps"] < 10**6 and len(facts["history"]) >= 1
 
 
+def test_epochs_end_a_training(store, tmp_path):
+    count = len(PatchStore(store).training)
+    train(store, model_settings(steps=10**6, epochs=5 / count), "m", tmp_path, "cpu")
+    assert json.loads((tmp_path / "best" / "metrics.json").read_text())["steps"] == 2  # of 4 patches each
+
+
+def test_a_training_that_no_longer_improves_ends(store, tmp_path):
+    """At this rate the moving average, which hardly moves, is never better than at the first validation."""
+    model = model_settings(steps=1000, validate_every=1, learning_rate=10.0, patience=3)
+    train(store, model, "m", tmp_path, "cpu")
+    history = json.loads((tmp_path / "best" / "metrics.json").read_text())["history"]
+    scores = [entry["validation_psnr"] for entry in history]
+    assert len(scores) - 1 - int(np.argmax(scores)) == 3 and len(scores) < 1000
+    train(store, model, "m", tmp_path, "cpu")  # and stays ended
+    assert len(json.loads((tmp_path / "best" / "metrics.json").read_text())["history"]) == len(scores)
+
+
+def test_what_was_found_on_the_way_is_kept(store, tmp_path):
+    train(store, model_settings(), "m", tmp_path, "cpu")
+    lines = [json.loads(line) for line in (tmp_path / "run/stats.jsonl").read_text().splitlines()]
+    assert lines == json.loads((tmp_path / "best/metrics.json").read_text())["history"] and len(lines) == 2
+    board = EventAccumulator(str(tmp_path / "run/tensorboard"), {"images": 0, "scalars": 0}).Reload()
+    assert [entry.step for entry in board.Scalars("validation_psnr")] == [3, 6]
+    (tag,) = board.Tags()["images"]
+    assert [entry.step for entry in board.Images(tag)] == [3, 6]
+    picture = imread(str(tmp_path / "best/batch.png"), IMREAD_UNCHANGED)
+    assert picture.shape == (4 * 36, 5 * 36) and picture.std() > 20  # 4 examples: 4 real slices and a target
+
+
 def test_a_loss_that_is_not_a_number_stops(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        training_module, "augment", lambda b, t, g: (b._replace(condition=b.condition * float("nan")), t)
-    )
-    with pytest.raises(EmdiffuseError, match="the loss is nan at step 0"):
-        train(store, model_settings(), "m", tmp_path, "cpu")
+    model = model_settings(validate_every=2)
+    draw, rows = feed.draw_batch, feed.batch_rows(PatchStore(store), model.training, 4)
+
+    def broken(patches, model, step, places):
+        batch, target = draw(patches, model, step, places)
+        return (batch._replace(condition=batch.condition * float("nan")) if step == 4 else batch), target
+
+    monkeypatch.setattr(feed, "draw_batch", broken)
+    with pytest.raises(EmdiffuseError, match=r"the loss is nan at step 4.*failed_batch\.json"):
+        train(store, model, "m", tmp_path, "cpu")
     assert not (tmp_path / "best").exists()
-
-
-def test_augmentation_keeps_gaps_whole():
-    """A flip of z swaps the real slices too: linear interpolation still meets the target of a linear ramp."""
-    ramp = torch.arange(10.0)[:, None, None] + torch.rand(1, 8, 8)
-    condition, target = ramp[::3].expand(64, 4, 8, 8), ramp[4:6].expand(64, 2, 8, 8)
-    batch = Batch(condition, torch.tensor([[1 / 3, 2 / 3]]).expand(64, 2), torch.full((64,), 3.0))
-    (condition, *_), target = augment(batch, target, torch.Generator().manual_seed(0))
-    t = torch.tensor([1, 2])[:, None, None] / 3
-    torch.testing.assert_close(target, condition[:, 1:2] + t * (condition[:, 2:3] - condition[:, 1:2]))
-    assert len({tuple(c[1].flatten().tolist()) for c in condition}) > 8
+    failed = json.loads((tmp_path / "run/failed_batch.json").read_text())
+    origins = PatchStore(store).origins[rows]
+    assert [p["z"] for p in failed["patches"]] == origins[:, ORIGIN_COLUMNS.index("z")].tolist()
+    assert failed["patches"][0]["dataset"] == "a"
+    saved = torch.load(tmp_path / "run/state.pt", weights_only=True)
+    assert saved["step"] == 4 and all(value.isfinite().all() for value in saved["network"].values())
+    monkeypatch.undo()
+    train(store, model, "m", tmp_path, "cpu")
+    train(store, model, "m", tmp_path / "fresh", "cpu")
+    again, fresh = weights(tmp_path), weights(tmp_path / "fresh")
+    assert all(torch.equal(again[name], fresh[name]) for name in fresh)
 
 
 def test_pure_noise_shows_nothing_and_asks_for_the_mean():
     condition, target = torch.rand(4, 4, 8, 8), torch.rand(4, 2, 8, 8)
     batch = Batch(condition, torch.tensor([[1 / 3, 2 / 3]]).expand(4, 2), torch.full((4,), 3.0))
-    (x, gamma, *_), wanted = NativeProcess(0.5).example(batch, target, torch.Generator().manual_seed(0))
+    (x, gamma, *_), wanted = NativeProcess(0.5).example(batch, target, Draws(0, 4))
     assert (gamma[:2] == 0).all() and ((gamma[2:] > 0) & (gamma[2:] < 1)).all()
     assert (x[:2] == 0).all() and (x[2:] != 0).any()
     t = batch.positions[0][:, None, None]

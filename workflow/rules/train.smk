@@ -8,6 +8,7 @@ rule train:
         "experiments/{model}/best/model.safetensors",
         "experiments/{model}/best/model.json",
         "experiments/{model}/best/metrics.json",
+        "experiments/{model}/best/batch.png",
     log:
         "logs/train/{model}.log",
     benchmark:

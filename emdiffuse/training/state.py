@@ -1,0 +1,172 @@
+"""What a training is made of at a step: how it begins, is saved and taken up again, and what it leaves.
+
+Conventions
+-----------
+* `run/state.pt` holds weights, their moving average, the optimizer and the step; `run/state.previous.pt` the
+  state saved before it, for when that is torn. A state of other settings or other data is not resumed into.
+* `run/best.pt` is the moving average of the weights at the validation with the highest PSNR.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from emdiffuse import __version__, checkpoints
+from emdiffuse.atomic import write_atomically
+from emdiffuse.config import Model
+from emdiffuse.errors import DataError
+from emdiffuse.modelcard import write_card
+from emdiffuse.networks import build_network
+from emdiffuse.networks.native import NativeNetwork
+from emdiffuse.networks.precision import autocast_for
+from emdiffuse.networks.weights import PUBLISHED_SAMPLER, load_description, load_weights, save_model
+from emdiffuse.patches import PatchStore
+from emdiffuse.processes import Process, new_process
+from emdiffuse.progress import logger
+from emdiffuse.tasks import TASKS
+
+NATIVE_SAMPLER = {"name": "dpm++", "steps": 8}
+"""What a native model is sampled with, unless the settings say otherwise: see ``benchmarks/README.md``."""
+
+PLAIN = ("step", "seconds", "best", "stale", "losses", "history")
+STATEFUL = ("network", "average", "optimizer", "scaler")
+
+
+@dataclass
+class State:
+    """All that a training is made of at a step.
+
+    Attributes
+    ----------
+    step : int
+        Steps taken.
+    seconds : float
+        Wall time that they took.
+    best : float
+        Highest PSNR of a validation.
+    stale : int
+        Validations since then.
+    losses : list of float
+        Those of the steps since the last validation.
+    history : list of dict
+        What was found at each validation.
+    """
+
+    process: Process
+    network: nn.Module
+    average: nn.Module
+    optimizer: torch.optim.Optimizer
+    autocast: torch.autocast
+    scaler: torch.amp.GradScaler
+    step: int = 0
+    seconds: float = 0.0
+    best: float = -math.inf
+    stale: int = 0
+    losses: list[float] = field(default_factory=list)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def new_state(model: Model, patches: PatchStore, device: torch.device) -> State:
+    """Build the network, its average and the optimizer."""
+    training = model.training
+    torch.manual_seed(training.seed)
+    scale = patches.facts["residual_scale"]
+    if training.init_from is not None:
+        # the network answers in units of this; keeping it keeps the meaning of the weights
+        scale = load_description(training.init_from)["network"].get("residual_scale", scale)
+    spec = network_spec(model, scale)
+    network, average = (
+        build_network({**spec, "checkpointing": model.network.checkpointing}) for _ in range(2)
+    )
+    if training.init_from is not None:
+        load_weights(training.init_from, network)
+    network, average = network.to(device), average.to(device)
+    average.load_state_dict(network.state_dict())
+    average.eval().requires_grad_(False)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), training.learning_rate, weight_decay=training.weight_decay
+    )
+    process = new_process(network, training)
+    return State(process, network, average, optimizer, *autocast_for(device, training.precision))
+
+
+def network_spec(model: Model, residual_scale: float) -> dict[str, Any]:
+    """Return what `networks.build_network` makes of a model's settings."""
+    settings, volumetric = model.network, TASKS[model.task].volumetric
+    spec: dict[str, Any] = {"architecture": settings.architecture, "blocks": settings.blocks}
+    if settings.multipliers is not None:
+        spec["multipliers"] = list(settings.multipliers)
+    if settings.architecture == "native":
+        images = {} if volumetric else {"conditions": 1, "slots": 1}
+        return {**spec, **images, "channels": settings.channels, "residual_scale": residual_scale}
+    return {
+        **spec,
+        "in_channels": TASKS[model.task].published_channels,
+        "out_channels": 2 if model.training.loss == "difficulty" else 1,
+        "base_channels": settings.channels,
+        "dropout": settings.dropout,
+        "slice_index": volumetric,
+    }
+
+
+def save(run: Path, identity: str, state: State) -> None:
+    """Save all that a resume needs."""
+    content = {name: getattr(state, name) for name in PLAIN}
+    parts = {name: getattr(state, name).state_dict() for name in STATEFUL}
+    checkpoints.write_and_keep(run / "state.pt", {"identity": identity, **content, **parts})
+
+
+def resume(run: Path, identity: str, state: State) -> list[Path]:
+    """Take up the last saved state of the same settings and data, if any; return the files that are none."""
+    saved, refused = checkpoints.last(run / "state.pt", identity)
+    if saved is None:
+        return refused
+    for name in STATEFUL:
+        getattr(state, name).load_state_dict(saved[name])
+    for name in PLAIN:
+        setattr(state, name, saved[name])
+    logger.info("the training goes on from step %d", state.step)
+    return refused
+
+
+def finish(
+    experiment: Path, name: str, model: Model, patches: PatchStore, state: State, device: torch.device
+) -> None:
+    """Write the best weights, what they are, and how they came about."""
+    weights = torch.load(experiment / "run" / "best.pt", map_location="cpu", weights_only=True)
+    state.average.load_state_dict(weights)
+    if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
+        raise DataError(f"{experiment}: the weights are not finite; lower `training.learning_rate`")
+    best, native = experiment / "best", isinstance(state.network, NativeNetwork)
+    save_model(
+        best,
+        state.average,
+        {
+            "name": name,
+            "task": model.task,
+            "factors": list(model.factors),
+            "network": network_spec(model, getattr(state.network, "residual_scale", 1.0)),
+            "objective": {"prediction": "flow" if native else "epsilon"},
+            "noise": {"correlation": model.training.noise_correlation},
+            "sampler": NATIVE_SAMPLER if native else PUBLISHED_SAMPLER,
+            "training": model.training.model_dump(mode="json"),
+            "augmentation": model.augmentation.model_dump(mode="json"),
+            "sources": patches.facts["sources"],
+            "emdiffuse": __version__,
+        },
+    )
+    facts = {
+        "steps": state.step,
+        "seconds": round(state.seconds, 1),
+        "device": str(device),
+        "history": state.history,
+    }
+    write_atomically(best / "metrics.json", json.dumps(facts, indent=2))
+    write_card(best)
