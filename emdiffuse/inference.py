@@ -28,9 +28,14 @@ from emdiffuse.tasks import TASKS
 WhiteNoise = Callable[[int, int], Tensor]
 
 
+def is_native(description: dict[str, Any]) -> bool:
+    """Tell whether a model gives the posterior mean in one call."""
+    return bool(description["network"]["architecture"] == "native")
+
+
 def differ(description: dict[str, Any], sampler: Sampler) -> bool:
     """Tell whether samples of a model differ: not where a native network gives the posterior mean."""
-    return description["network"]["architecture"] != "native" or sampler.steps != 1
+    return not is_native(description) or sampler.steps != 1
 
 
 def estimator(sampler: Sampler, description: dict[str, Any]) -> str:

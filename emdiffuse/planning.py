@@ -6,8 +6,9 @@ Conventions
   what another plan left; workers only open what the plan's stores are, and refuse stores of another hash.
 * The *tile store* is one array (block, quantity, z, y, x), float32, one chunk a block: the weighted partial
   sums of the block's tiles over its support (`geometry.Block`). Quantity 0 is the mean over the samples, in
-  [-1, 1]; quantity 1, with more than one sample, their standard deviation. Real slices are left at 0:
-  stitching takes them from the input.
+  [-1, 1]; others are, with more than one sample, their standard deviation and, where it is asked for, the
+  posterior mean in one call (`regression`). Real slices are left at 0: stitching takes them from the input.
+* Of a calibrated restoration the *outputs* hold the bounds of the interval of every voxel too.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from typing import Any
 import numpy as np
 
 from emdiffuse.atomic import write_atomically
+from emdiffuse.calibration import read_calibration
 from emdiffuse.config import Restoration, Sampler, Tiling, anisotropy_factor
 from emdiffuse.errors import DataError, StoreError
 from emdiffuse.geometry import BlockGrid, ImageStack, SliceGrid, TileAxis
-from emdiffuse.inference import differ, estimator, resolve, trained_for
+from emdiffuse.inference import differ, estimator, is_native, resolve, trained_for
 from emdiffuse.networks.weights import load_description
 from emdiffuse.progress import logger
 from emdiffuse.settings import settings_hash
@@ -34,7 +36,7 @@ from emdiffuse.tasks import TASKS
 from emdiffuse.volume import Array, Volume, create_array, create_image_array, open_volume
 
 WEIGHTS = "model.safetensors"
-QUANTITIES = ("restored", "uncertainty")
+BOUNDS = ("lower", "upper")
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,12 @@ class Plan:
         Shape (z, y, x) of the restored volume.
     sampler, tiling
         Settings.
+    regression : bool
+        Whether the posterior mean in one call is restored too.
+    calibration : dict or None
+        What `calibration.calibrate` wrote.
+    reliable : float
+        Score up to which an image is called reliable.
     facts : dict
         What the restored volume says of itself.
     """
@@ -79,6 +87,9 @@ class Plan:
     shape: tuple[int, int, int]
     sampler: Sampler
     tiling: Tiling
+    regression: bool
+    calibration: dict[str, Any] | None
+    reliable: float
     facts: dict[str, Any]
 
     @property
@@ -93,8 +104,14 @@ class Plan:
 
     @property
     def quantities(self) -> tuple[str, ...]:
-        """What is written for every voxel."""
-        return QUANTITIES if self.sampler.samples > 1 else QUANTITIES[:1]
+        """What is restored for every voxel, in the order of the tile store."""
+        wanted = {"restored": True, "uncertainty": self.sampler.samples > 1, "regression": self.regression}
+        return tuple(name for name, there in wanted.items() if there)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The images of the restored volume."""
+        return self.quantities + (BOUNDS if self.calibration else ())
 
     @property
     def grid(self) -> BlockGrid:
@@ -105,7 +122,9 @@ class Plan:
         return BlockGrid(z, y, x, t.block)
 
 
-def make_plan(dataset: Path, model: Path, settings: Restoration, out: Path) -> Plan:
+def make_plan(
+    dataset: Path, model: Path, settings: Restoration, out: Path, calibration: Path | None = None
+) -> Plan:
     """Plan the restoration of a volume, and make its empty stores.
 
     Parameters
@@ -115,7 +134,9 @@ def make_plan(dataset: Path, model: Path, settings: Restoration, out: Path) -> P
     model : Path
         Folder of a trained model.
     settings : Restoration
-        Sampler and tiling.
+        Sampler, tiling, and what else is written.
+    calibration : Path, optional
+        What the stage `calibrate` wrote for this model and sampler.
     out : Path
         ``plan.json``. The tile store and the level 0 of the restored volume are made beside it, unless they
         are there with the same hash.
@@ -141,10 +162,15 @@ def make_plan(dataset: Path, model: Path, settings: Restoration, out: Path) -> P
     if not differ(description, sampler):
         sampler = sampler.model_copy(update={"samples": 1})
     weights = file_hash(model / WEIGHTS)
+    asked = sampler.model_dump(mode="json")
+    calibrated = None
+    if calibration is not None:
+        calibrated = read_calibration(calibration, weights, asked, volume.facts.get("sources"))
+    regression = settings.regression and sampler.steps != 1 and is_native(description)
     identity = settings_hash(
         sampler, settings.tiling, str(factor), [slices, height, width],
         volume.facts.get("sources"), volume.facts.get("intensity"),
-        weights, description,
+        weights, description, regression, calibrated and calibrated["scale"],
     )  # fmt: skip
     content = {
         "hash": identity,
@@ -160,7 +186,10 @@ def make_plan(dataset: Path, model: Path, settings: Restoration, out: Path) -> P
             height * task.scale,
             width * task.scale,
         ],
-        "sampler": sampler.model_dump(mode="json"),
+        "sampler": asked,
+        "regression": regression,
+        "calibration": calibrated,
+        "reliable": settings.reliable,
         "tiling": settings.tiling.model_dump(mode="json"),
         "facts": {
             "stage": "restored",
@@ -169,7 +198,9 @@ def make_plan(dataset: Path, model: Path, settings: Restoration, out: Path) -> P
             "task": description["task"],
             "factor": str(factor),
             "estimator": estimator(sampler, description),
-            "sampler": sampler.model_dump(mode="json"),
+            "sampler": asked,
+            "weights": weights,
+            "calibration": calibrated,
             "sources": volume.facts.get("sources", []),
             "training_sources": description.get("sources", []),
             "intensity": volume.facts["intensity"],
@@ -212,10 +243,10 @@ def _make_stores(plan: Plan, volume: Volume) -> None:
         create_array(
             plan.tiles, (len(grid), *chunk[1:]), np.float32, chunk=chunk, attributes={"hash": plan.hash}
         )
-    if not all(_is_of(plan, plan.restored / name / "0") for name in plan.quantities):
+    if not all(_is_of(plan, plan.restored / name / "0") for name in plan.outputs):
         shutil.rmtree(plan.restored, ignore_errors=True)
-        for name in plan.quantities:
-            dtype = volume.array.dtype if name == "restored" else np.dtype(np.float32)
+        for name in plan.outputs:
+            dtype = np.dtype(np.float32) if name == "uncertainty" else volume.array.dtype
             create_image_array(plan.restored / name / "0", plan.shape, dtype, {"hash": plan.hash})
 
 
@@ -275,5 +306,8 @@ def _parse_plan(content: dict[str, Any], folder: Path) -> Plan:
         shape=(z, y, x),
         sampler=Sampler.model_validate(content["sampler"]),
         tiling=Tiling.model_validate(content["tiling"]),
+        regression=content["regression"],
+        calibration=content["calibration"],
+        reliable=content["reliable"],
         facts=content["facts"],
     )

@@ -89,7 +89,7 @@ def restore_block(
             continue
         for row in block.rows:
             for column in block.columns:
-                mean, deviation = _restore_tile(plan, grid, gap, row, column, volume, model)
+                made = _restore_tile(plan, grid, gap, row, column, volume, model)
                 (y0, y1), (x0, x1) = grid.y.support(row, row + 1), grid.x.support(column, column + 1)
                 weights = np.outer(grid.y.window(row), grid.x.window(column))
                 top, left = grid.y.starts[row], grid.x.starts[column]
@@ -99,15 +99,15 @@ def restore_block(
                     slice(y0 - block.begin[1], y1 - block.begin[1]),
                     slice(x0 - block.begin[2], x1 - block.begin[2]),
                 )
-                for quantity, values in zip(range(len(sums)), (mean, deviation), strict=False):
-                    sums[quantity][outer] += weights * values[inner]
+                for total, values in zip(sums, made, strict=True):
+                    total[outer] += weights * values[inner]
     return sums
 
 
 def _restore_tile(
     plan: Plan, grid: BlockGrid, gap: int, row: int, column: int, volume: Volume, model: RestorationModel
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Fill one gap in one tile; return mean and standard deviation, (D, tile, tile), in units of [-1, 1]."""
+) -> list[NDArray[np.float32]]:
+    """Fill one gap in one tile; return the plan's quantities, (D, tile, tile) each, in units of [-1, 1]."""
     top, left = grid.y.starts[row], grid.x.starts[column]
     shape = (grid.y.tile, grid.x.tile)
     zs = grid.z.generated(gap)
@@ -122,7 +122,11 @@ def _restore_tile(
     )
     noise = tile_noise(plan.sampler.seed, (zs.start, top, left), (len(zs), *shape), model.device)
     mean, deviation = model.restore(batch, plan.sampler, noise)
-    return mean[0].cpu().numpy(), deviation[0].cpu().numpy()
+    made = {"restored": mean, "uncertainty": deviation}
+    if plan.regression:
+        once = plan.sampler.model_copy(update={"steps": 1, "samples": 1})
+        made["regression"] = model.restore(batch, once, noise)[0]
+    return [made[name][0].cpu().numpy() for name in plan.quantities]
 
 
 def tile_noise(

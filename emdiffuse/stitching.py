@@ -7,23 +7,28 @@ Conventions
   division is needed.
 * Real slices are copied from the input, unchanged. Generated slices are mapped from [-1, 1] to the input's
   intensities, rounded and clipped to its type. The uncertainty is in the input's intensities, float32, and 0
-  in real slices.
+  in real slices, where the interval of a calibrated restoration is the slice itself.
 * The volume's ``zarr.json`` is written last, by the pyramid: without it the volume is not finished.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emdiffuse.acquisition import from_unit
+from emdiffuse.calibration import floor_of, interval
 from emdiffuse.errors import StoreError
 from emdiffuse.geometry import owned
-from emdiffuse.planning import Plan, open_array_of, read_plan
+from emdiffuse.planning import BOUNDS, Plan, open_array_of, read_plan
 from emdiffuse.progress import logger, progress
 from emdiffuse.volume import Array, Box, Volume, build_pyramid, cast_to, multiscale, open_volume, write_group
+
+SCORE_PERCENTILE = 99
+"""Percentile of the uncertainty of an image that is its score."""
 
 
 def stitch(path: Path, worker: int, workers: int) -> None:
@@ -43,7 +48,7 @@ def stitch(path: Path, worker: int, workers: int) -> None:
     """
     plan = read_plan(path)
     volume, tiles = open_volume(plan.input), open_array_of(plan, plan.tiles)
-    outputs = [open_array_of(plan, plan.restored / name / "0") for name in plan.quantities]
+    outputs = [open_array_of(plan, plan.restored / name / "0") for name in plan.outputs]
     grid = outputs[0].grid
     mine = [
         tuple(int(i) for i in np.unravel_index(n, grid)) for n in owned(int(np.prod(grid)), worker, workers)
@@ -55,12 +60,25 @@ def stitch(path: Path, worker: int, workers: int) -> None:
     what = f"stitching, worker {worker} of {workers}"
     for index in progress(todo, len(mine), what, "shard", done=len(mine) - len(todo)):
         box = outputs[0].box(index)
-        for quantity, array in enumerate(outputs):
-            array[box] = stitch_box(plan, volume, tiles, quantity, box)
+        for name, array in zip(plan.outputs, outputs, strict=True):
+            array[box] = stitch_box(plan, volume, tiles, name, box)
 
 
-def stitch_box(plan: Plan, volume: Volume, tiles: Array, quantity: int, box: Box) -> NDArray[np.generic]:
-    """Return one box (z, y, x) of the restored volume (quantity 0) or the uncertainty (quantity 1)."""
+def stitch_box(plan: Plan, volume: Volume, tiles: Array, name: str, box: Box) -> NDArray[np.generic]:
+    """Return one box (z, y, x) of one of the plan's outputs, in the input's intensities."""
+    if name in BOUNDS and plan.calibration is not None:
+        restored, uncertainty = (stitch_box(plan, volume, tiles, part, box) for part in plan.quantities[:2])
+        bounds = interval(restored, uncertainty, plan.calibration["scale"], floor_of(plan.facts))
+        return _with_real(plan, volume, bounds[BOUNDS.index(name)], box)
+    sums = _sums(plan, tiles, plan.quantities.index(name), box)
+    intensity = volume.facts["intensity"]
+    if name == "uncertainty":
+        return sums * np.float32((intensity["high"] - intensity["low"]) / 2)
+    return _with_real(plan, volume, cast_to(from_unit(sums, intensity), volume.array.dtype), box)
+
+
+def _sums(plan: Plan, tiles: Array, quantity: int, box: Box) -> NDArray[np.float32]:
+    """Return one box (z, y, x) of a quantity of the tile store, added up over the blocks that meet it."""
     grid, nx = plan.grid, plan.grid.counts[2]
     begin = (box[0].start, box[1].start, box[2].start)
     end = (box[0].stop, box[1].stop, box[2].stop)
@@ -79,14 +97,15 @@ def stitch_box(plan: Plan, volume: Volume, tiles: Array, quantity: int, box: Box
         except StoreError:
             hint = "delete this file and run again with `--forcerun restore`"
             raise StoreError(f"{chunk}: block {number} is damaged; {hint}") from None
-    intensity = volume.facts["intensity"]
-    if quantity == 1:
-        return sums * np.float32((intensity["high"] - intensity["low"]) / 2)
-    values = cast_to(from_unit(sums, intensity), volume.array.dtype)
-    for z in range(begin[0], end[0]):
-        real = grid.z.real(z)
+    return sums
+
+
+def _with_real(plan: Plan, volume: Volume, values: NDArray[np.generic], box: Box) -> NDArray[np.generic]:
+    """Put the real slices of the input into a box."""
+    for z in range(box[0].start, box[0].stop):
+        real = plan.grid.z.real(z)
         if real is not None:
-            values[z - begin[0]] = volume.array[slice(real, real + 1), box[1], box[2]][0]
+            values[z - box[0].start] = volume.array[slice(real, real + 1), box[1], box[2]][0]
     return values
 
 
@@ -107,7 +126,7 @@ def pyramid(path: Path) -> None:
     z, y, x = open_volume(plan.input).voxel_size
     voxel_size = (z, y / plan.scale, x / plan.scale) if plan.images else (y, y, y)
     images = []
-    for name in plan.quantities:
+    for name in plan.outputs:
         array = open_array_of(plan, plan.restored / name / "0")
         for index in np.ndindex(*array.grid):
             if not array.exists(index):
@@ -120,4 +139,33 @@ def pyramid(path: Path) -> None:
         )
         images.append(multiscale(name, voxel_size, [f"{name}/{level}" for level in levels], scales))
         logger.info("%s: %d levels", plan.restored / name, len(scales))
-    write_group(plan.restored, {"ome": {"version": "0.5", "multiscales": images}, "emdiffuse": plan.facts})
+    facts = dict(plan.facts)
+    if "uncertainty" in plan.outputs:
+        facts["reliability"] = reliability(plan)
+    write_group(plan.restored, {"ome": {"version": "0.5", "multiscales": images}, "emdiffuse": facts})
+
+
+def reliability(plan: Plan) -> dict[str, Any]:
+    """Score every generated slice by its uncertainty, and say which are reliable.
+
+    Returns
+    -------
+    dict
+        ``scores``: of every generated slice (or image) the 99th percentile of the uncertainty, as a share of
+        the input's robust range, to 1/1000; ``threshold``: the score up to which one is called reliable;
+        ``slices`` and ``reliable``: how many there are, and how many of them are.
+    """
+    intensity = plan.facts["intensity"]
+    span = intensity["high"] - intensity["low"]
+    array, zs = Array(plan.restored / "uncertainty" / "0"), plan.grid.z
+    generated = [z for gap in range(zs.gaps) for z in zs.generated(gap)]
+    counts = np.zeros((array.shape[0], 1000), np.int64)
+    for index in np.ndindex(*array.grid):
+        box = array.box(index)
+        bins = np.minimum(array[box] * np.float32(1000 / span), 999).astype(np.int64)
+        for z, plane in enumerate(bins, box[0].start):
+            counts[z] += np.bincount(plane.ravel(), minlength=1000)
+    shares = counts.cumsum(axis=1) / counts.sum(axis=1, keepdims=True)
+    scores = [float((shares[z] < SCORE_PERCENTILE / 100).sum() + 1) / 1000 for z in generated]
+    good = sum(score <= plan.reliable for score in scores)
+    return {"scores": scores, "threshold": plan.reliable, "slices": len(scores), "reliable": good}

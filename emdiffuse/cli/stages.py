@@ -91,13 +91,21 @@ def train(
 
 
 @app.command()
-def plan(dataset: Path, model: Path, out: Path, settings: Settings) -> None:
+def plan(
+    dataset: Path,
+    model: Path,
+    out: Path,
+    settings: Settings,
+    calibration: Annotated[
+        Path | None, typer.Option(help="What `calibrate` wrote: intervals are written too.")
+    ] = None,
+) -> None:
     """Plan the restoration of a volume: tiles, blocks, settings and their hash."""
     from emdiffuse.config import Restoration
     from emdiffuse.planning import make_plan
     from emdiffuse.settings import parse
 
-    make_plan(dataset, model, parse(Restoration, settings, "restoration"), out)
+    make_plan(dataset, model, parse(Restoration, settings, "restoration"), out, calibration)
 
 
 @app.command()
@@ -128,6 +136,16 @@ def pyramid(plan: Path) -> None:
     from emdiffuse.stitching import pyramid as run
 
     run(plan)
+
+
+@app.command()
+def calibrate(restored: Path, dataset: Path, truth: Path, out: Path, settings: Settings) -> None:
+    """Find how wide intervals must be to hold the truth, on data that the model was not trained on."""
+    from emdiffuse.calibration import calibrate as run
+    from emdiffuse.config import Calibration
+    from emdiffuse.settings import parse
+
+    run(restored, dataset, truth, out, parse(Calibration, settings, "calibration"))
 
 
 @app.command()

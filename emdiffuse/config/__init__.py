@@ -28,7 +28,7 @@ from emdiffuse.config.datasets import (
     source_exists,
 )
 from emdiffuse.config.models import Augmentation, Model, Network, Patches, Training
-from emdiffuse.config.restorations import Restoration, Sampler, Tiling
+from emdiffuse.config.restorations import Calibration, Restoration, Sampler, Tiling
 from emdiffuse.errors import ConfigError
 from emdiffuse.settings import Section, parse
 from emdiffuse.tasks import TASKS
@@ -38,6 +38,7 @@ __all__ = [
     "MINIMUM_FACTOR",
     "Alignment",
     "Augmentation",
+    "Calibration",
     "Config",
     "Dataset",
     "Factor",
@@ -122,6 +123,8 @@ class Config(Section):
             if truth is not None:
                 self._known(f"{key}.truth", truth, self.datasets)
                 self._separate(key, item, truth)
+            if item.calibration is not None:
+                self._calibrated(f"{key}.calibration.dataset", item)
         return self
 
     @staticmethod
@@ -139,6 +142,26 @@ class Config(Section):
                     f"{key}: model '{item.model}' was trained on '{self.origin(name)}' and cannot be "
                     "evaluated on it"
                 )
+
+    def _calibrated(self, key: str, item: Restoration) -> None:
+        """Refuse to calibrate on what is restored, or on what has no truth or another sampler."""
+        assert item.calibration is not None
+        other = self.calibrated_on(item)
+        if other is None or self.truth(other) is None:
+            raise ValueError(
+                f"{key}: '{item.calibration.dataset}' must be restored by '{item.model}' too, and have a "
+                "truth"
+            )
+        if self.origin(other.dataset) == self.origin(item.dataset):
+            raise ValueError(f"{key}: '{other.dataset}' is what is restored; calibrate on other data")
+        if other.sampler.model_copy(update={"seed": item.sampler.seed}) != item.sampler:
+            raise ValueError(f"{key}: '{other.dataset}' is restored with another `sampler`; use the same")
+
+    def calibrated_on(self, item: Restoration) -> Restoration | None:
+        """Return the restoration that another one is calibrated on, if there is one."""
+        name = item.calibration and item.calibration.dataset
+        found = (o for o in self.restorations if (o.dataset, o.model) == (name, item.model))
+        return next(found, None)
 
     def origin(self, dataset: str) -> str:
         """Return the raw dataset that a dataset comes from (itself, when it is raw)."""

@@ -48,6 +48,25 @@ class Tiling(Section):
         return self
 
 
+class Calibration(Section):
+    """How intervals are found that hold the truth."""
+
+    dataset: Name = Field(
+        description="Another dataset that the model restores with the same sampler, and that has a truth: "
+        "what the intervals are calibrated on."
+    )
+    alpha: float = Field(
+        0.1, gt=0, lt=1, description="Share of the voxels whose truth may lie outside of their interval."
+    )
+    delta: float = Field(0.1, gt=0, lt=1, description="Chance that more lie outside all the same.")
+    block: int = Field(
+        64,
+        ge=16,
+        description="Side in pixels of the blocks that count as independent, where there are fewer images "
+        "than the guarantee needs.",
+    )
+
+
 class Restoration(Section):
     """One dataset restored by one model."""
 
@@ -59,3 +78,23 @@ class Restoration(Section):
         None,
         description="The isotropic dataset to compare with; a `keep_every` dataset has its origin as truth.",
     )
+    calibration: Calibration | None = Field(
+        None, description="Also write an interval for every voxel, calibrated on other data."
+    )
+    regression: bool = Field(
+        False,
+        description="Also restore by the posterior mean in one call, as a regression network of this "
+        "size would, to compare with; native models.",
+    )
+    reliable: float = Field(
+        0.12,
+        gt=0,
+        description="Score up to which an image is called reliable: the 99th percentile of its uncertainty, "
+        "as a share of the robust range of the intensities.",
+    )
+
+    @model_validator(mode="after")
+    def _samples(self) -> Restoration:
+        if self.calibration is not None and self.sampler.samples < 2:
+            raise ValueError("`calibration` needs `sampler.samples` of 2 or more")
+        return self

@@ -21,25 +21,19 @@ Conventions
 from __future__ import annotations
 
 import json
-import re
 from concurrent.futures import ThreadPoolExecutor
-from math import inf
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from emdiffuse.atomic import write_atomically
 from emdiffuse.baselines import IMAGE_KINDS, KINDS, image_baseline, interpolate
-from emdiffuse.config import anisotropy_factor
-from emdiffuse.errors import DataError
-from emdiffuse.evaluation.sums import PLANES, Block, Grid, Reference, Sums, blocks_of
+from emdiffuse.comparison import Comparison, compare, read
+from emdiffuse.evaluation.sums import PLANES, Block, Reference, Sums, blocks_of
 from emdiffuse.evaluation.tables import MEASURES, RUN, as_csv, summary, table
-from emdiffuse.geometry import ImageStack, SliceGrid
 from emdiffuse.progress import progress
-from emdiffuse.tasks import TASKS
-from emdiffuse.volume import Volume, open_volume
+from emdiffuse.trust import assess
 
 REFERENCES = {"emdiffuse-n": "input", "emdiffuse-r": "cubic"}
 """What a restoration is compared with by name; gaps with linear interpolation."""
@@ -67,7 +61,7 @@ def evaluate(restored: Path, dataset: Path, truth: Path, out: Path) -> dict[str,
     dict
         What was written: ``methods[method][orientation][measure]`` with mean, low and high;
         ``gain`` (the paired difference in xy to the method ``reference``) and ``beats``; voxels, data_range,
-        estimator and the names of the volumes.
+        estimator and the names of the volumes; with an uncertainty, ``trust`` (`trust.assess`).
 
     Raises
     ------
@@ -75,131 +69,54 @@ def evaluate(restored: Path, dataset: Path, truth: Path, out: Path) -> dict[str,
         If the truth does not fit the restored volume or was among the model's training data, or a voxel is
         not a number.
     """
-    volumes = {
-        name: open_volume(p) for name, p in (("restored", restored), ("input", dataset), ("truth", truth))
-    }
-    grid = _check(**volumes)
-    shape = (grid.length, *volumes["truth"].array.shape[1:])
-    data_range = _data_range(volumes["truth"])
-    images = isinstance(grid, ImageStack)
-    kinds = IMAGE_KINDS[volumes["restored"].facts["task"]] if images else KINDS
+    found = compare(restored, dataset, truth)
+    images, shape = found.images, found.shape
+    kinds: tuple[str, ...] = IMAGE_KINDS[found.restored.facts["task"]] if images else KINDS
+    methods = (*kinds, *(["regression"] if "regression" in found.extras else []), "restored")
     planes = {"xy": 0} if images else PLANES
-    sums = {method: Sums(shape, planes) for method in (*kinds, "restored")}
-    blocks = list(blocks_of(grid, shape))
+    sums = {method: Sums(shape, planes) for method in methods}
+    blocks = list(blocks_of(found.grid, shape))
     with ThreadPoolExecutor(THREADS) as pool:
         for block in progress(blocks, len(blocks), "evaluate", "block"):
             if not len(block.counted[0]):
                 continue
-            reference = Reference(_read(volumes["truth"], block), block, data_range)
+            reference = Reference(read(found.truth, block.box), block, found.data_range)
 
             def measure(method: str, block: Block = block, reference: Reference = reference) -> None:
-                sums[method].add(_method(method, volumes, grid, block), reference, block)
+                sums[method].add(_method(method, found, block), reference, block)
 
             list(pool.map(measure, sums))
-    voxel = volumes["restored"].voxel_size[2]
-    scores = {method: own.scores(data_range, voxel) for method, own in sums.items()}
+    voxel = found.restored.voxel_size[2]
+    scores = {method: own.scores(found.data_range, voxel) for method, own in sums.items()}
     plain = scores[kinds[0]]["xy"]["frc_resolution"]
     for own in scores.values():
         own["xy"]["frc_ratio"] = own["xy"]["frc_resolution"] / plain
     result = {
-        "dataset": volumes["restored"].facts.get("dataset") or _name(dataset),
-        "model": volumes["restored"].facts.get("model"),
-        "truth": _name(truth),
-        "estimator": volumes["restored"].facts.get("estimator") or "not stated",
+        **found.names(),
+        "estimator": found.restored.facts.get("estimator") or "not stated",
         "voxels": int(sums["restored"].voxels["xy"].sum()),
-        "data_range": data_range,
+        "data_range": found.data_range,
         "units": MEASURES,
         "interval": "95 % bootstrap interval over images"
         if images
         else f"95 % bootstrap interval over gaps (xy), runs of {RUN} planes (xz, yz) and blocks (xyz)",
-        **table(scores, grid, REFERENCES.get(volumes["restored"].facts.get("task", ""), "linear")),
+        **table(scores, found.grid, REFERENCES.get(found.restored.facts.get("task", ""), "linear")),
     }
+    trust = assess(found)
+    if trust:
+        result["trust"] = trust
     write_atomically(out, json.dumps(result, indent=2, allow_nan=False))
     write_atomically(out.with_suffix(".csv"), as_csv(result))
     return result
 
 
-def _method(method: str, volumes: dict[str, Volume], grid: Grid, block: Block) -> NDArray[Any]:
-    """Return a block of the restored volume, or make it by a classical method."""
-    if method == "restored":
-        return _read(volumes["restored"], block)
-    if isinstance(grid, ImageStack):
-        scale = volumes["restored"].array.shape[1] // volumes["input"].array.shape[1]
-        return image_baseline(volumes["input"].array, block.box, method, scale)
+def _method(method: str, found: Comparison, block: Block) -> NDArray[Any]:
+    """Return a block of a restored volume, or make it by a classical method."""
+    if method in ("restored", "regression"):
+        return read(found.restored if method == "restored" else found.extras[method], block.box)
+    if found.images:
+        scale = found.restored.array.shape[1] // found.input.array.shape[1]
+        return image_baseline(found.input.array, block.box, method, scale)
     z, *window = block.box
     kind = next(kind for kind in KINDS if kind == method)
-    return interpolate(volumes["input"].array, grid.factor, range(z.start, z.stop), kind, window)
-
-
-def _read(volume: Volume, block: Block) -> NDArray[Any]:
-    """Read a block, and refuse voxels that are not finite."""
-    values = volume.array[block.box]
-    if not np.isfinite(values).all():
-        raise DataError(f"{volume.path}: some voxels are not finite numbers; it cannot be evaluated")
-    return values
-
-
-def _check(restored: Volume, input: Volume, truth: Volume) -> Grid:
-    """Return the output slices, when the three volumes fit together."""
-    task = TASKS[restored.facts.get("task", "vemdiffuse-i")]
-    grid: Grid = ImageStack(input.array.shape[0])
-    if task.volumetric:
-        grid = SliceGrid(input.array.shape[0], anisotropy_factor(input.voxel_size, str(input.path)))
-    expected = (grid.length, *(n * task.scale for n in input.array.shape[1:]))
-    if restored.array.shape != expected:
-        raise DataError(
-            f"{restored.path}: it has {_by(restored.array.shape)} voxels, but {input.path} restored has "
-            f"{_by(expected)}; run the stage `restore` again"
-        )
-    if truth.array.shape[1:] != expected[1:]:
-        raise DataError(
-            f"{truth.path}: its slices have {_by(truth.array.shape[1:])} pixels, those of {input.path} "
-            f"{_by(expected[1:])}; the truth must show the same field"
-        )
-    if truth.array.shape[0] < grid.length:
-        raise DataError(
-            f"{truth.path}: it has {truth.array.shape[0]} slices, but the restored volume has {grid.length}; "
-            "the truth must reach as deep"
-        )
-    if truth.array.dtype != restored.array.dtype:
-        raise DataError(
-            f"{truth.path}: its voxels are {truth.array.dtype}, the restored ones {restored.array.dtype}; "
-            "the truth must have the same intensities"
-        )
-    if not np.allclose(truth.voxel_size, restored.voxel_size, rtol=0.01):
-        raise DataError(
-            f"{truth.path}: its voxel is {_by(truth.voxel_size)} nm, but the restored one is "
-            f"{_by(restored.voxel_size)} nm; the truth must have the same voxel size"
-        )
-    trained = _digests(restored.facts.get("training_sources"))
-    for volume in (truth, input):
-        if trained & _digests(volume.facts.get("sources")):
-            raise DataError(f"{volume.path}: the model was trained on these files; take others")
-    return grid
-
-
-def _data_range(truth: Volume) -> float:
-    """Return the range that PSNR and SSIM refer to: 255 for 8-bit data, else the truth's high less low."""
-    if truth.array.dtype == np.uint8:
-        return 255.0
-    intensity = truth.facts.get("intensity") or {}
-    try:
-        data_range = float(intensity["high"]) - float(intensity["low"])
-    except (KeyError, TypeError):
-        raise DataError(f"{truth.path}: its range of intensities is not known; acquire it again") from None
-    if not (0 < data_range < inf):
-        raise DataError(f"{truth.path}: its intensities have no range ({intensity}); it cannot be a truth")
-    return data_range
-
-
-def _digests(sources: Any) -> set[str]:
-    """Return the checksums in a list of source files, however it is nested."""
-    return set(re.findall(r"\b[0-9a-f]{32,128}\b", json.dumps(sources)))
-
-
-def _name(path: Path) -> str:
-    return path.name.removesuffix(".ome.zarr")
-
-
-def _by(numbers: tuple[float, ...]) -> str:
-    return " x ".join(f"{n:g}" for n in numbers)
+    return interpolate(found.input.array, found.grid.factor, range(z.start, z.stop), kind, window)

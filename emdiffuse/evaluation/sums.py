@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdiffuse import metrics
-from emdiffuse.geometry import ImageStack, SliceGrid
+from emdiffuse.comparison import Grid
 
 PLANES = {"xy": 0, "xz": 1, "yz": 2}
 """Each orientation, and the axis that its planes are perpendicular to."""
@@ -46,9 +46,6 @@ class Block:
     counted: tuple[NDArray[np.int64], ...]
     windows: tuple[NDArray[np.int64], ...]
     own: tuple[slice, slice, slice]
-
-
-Grid = SliceGrid | ImageStack
 
 
 def blocks_of(grid: Grid, shape: tuple[int, ...]) -> Iterator[Block]:

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.evaluation.sums import Grid, Vector
+from emdiffuse.comparison import Grid
+from emdiffuse.evaluation.sums import Vector
 
 MEASURES = {
     "psnr": "dB",

@@ -112,3 +112,49 @@ def test_every_key_is_explained():
     for name, section in {"Config": schema, **schema["$defs"]}.items():
         for key in section["properties"]:
             assert f"`{key}`" in text, f"config/README.md does not explain {name}.{key}"
+
+
+def calibrated(**changes):
+    """Return the demo with a second place that its gaps are calibrated on, and some of its keys changed."""
+    config = copy.deepcopy(DEMO)
+    config["datasets"] |= {
+        "other": {"source": "resources/demo/medulla_train.tif", "voxel_size": {"z": 10, "y": 10, "x": 10}},
+        "thin": {"keep_every": {"dataset": "other", "factor": 6}},
+    }
+    config["models"]["gap6"]["datasets"] = ["apart"]
+    config["datasets"]["apart"] = {
+        "source": "resources/demo/result.png",
+        "voxel_size": {"z": 1, "y": 1, "x": 1},
+    }
+    sampler = {"steps": 4, "samples": 4}
+    first = {
+        "dataset": "medulla_test_60nm",
+        "model": "gap6",
+        "sampler": sampler,
+        "calibration": {"dataset": "thin"},
+    }
+    second = {"dataset": "thin", "model": "gap6", "sampler": sampler | {"seed": 7}}
+    config["restorations"] = [first | changes.get("first", {}), second | changes.get("second", {})]
+    return config
+
+
+def test_a_restoration_knows_what_it_is_calibrated_on():
+    config = validate(calibrated())
+    assert config.calibrated_on(config.restorations[0]) is config.restorations[1]
+    assert config.calibrated_on(config.restorations[1]) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"first": {"calibration": {"dataset": "apart"}}}, "0.calibration.dataset: 'apart' must be restored by 'gap6' too"),
+        ({"first": {"calibration": {"dataset": "medulla_test_60nm"}}}, "is what is restored; calibrate on other data"),
+        ({"second": {"sampler": {"steps": 2, "samples": 4}}}, "'thin' is restored with another `sampler`; use the same"),
+        ({"first": {"sampler": {"steps": 4}}}, "`calibration` needs `sampler.samples` of 2 or more"),
+        ({"first": {"calibration": {"dataset": "thin", "alpha": 1}}}, "calibration.alpha: .*less than 1"),
+    ],
+)  # fmt: skip
+def test_a_calibration_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        validate(calibrated(**changes))
+    assert "\n" not in str(caught.value)

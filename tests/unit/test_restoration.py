@@ -9,9 +9,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from helpers import write_volume
+from helpers import INTENSITY, write_volume
 from safetensors.torch import load_file, save_file
 
+from emdiffuse.calibration import floor_of, interval
 from emdiffuse.config import Restoration
 from emdiffuse.errors import ConfigError, StoreError
 from emdiffuse.inference import RestorationModel
@@ -307,3 +308,46 @@ def test_isotropic_input_and_damaged_plans_are_refused(medulla, small_model, tmp
     (tmp_path / "plan.json").write_text(json.dumps({"hash": "1"}))
     with pytest.raises(StoreError, match="not a plan"):
         read_plan(tmp_path / "plan.json")
+
+
+def calibration_for(plan, folder, scale=2.0):
+    """Write a calibration of the plan's model and sampler, made on other data."""
+    content = {"scale": scale, "sampler": plan.facts["sampler"], "weights": plan.weights, "sources": []}
+    path = folder / "calibration.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_a_calibrated_restoration_holds_intervals_and_a_regression(dataset, small_model, reference, tmp_path):
+    """Bounds lie about the restored value, at real slices on it; the regression is that of one call."""
+    path = calibration_for(reference, tmp_path)
+    wanted = settings().model_copy(update={"regression": True})
+    plan = make_plan(dataset, small_model, wanted, tmp_path / "plan.json", path)
+    for stage in (restore, stitch):
+        stage(tmp_path / "plan.json", 1, 1)
+    pyramid(tmp_path / "plan.json")
+    assert plan.outputs == ("restored", "uncertainty", "regression", "lower", "upper")
+    made = {name: open_volume(plan.restored / name).array[:, :, :] for name in plan.outputs}
+    restored, uncertainty = volumes(reference)
+    np.testing.assert_array_equal(made["restored"], restored)
+    bounds = interval(restored, uncertainty, 2.0, floor_of(plan.facts))
+    for name, bound in zip(("lower", "upper"), bounds, strict=True):
+        np.testing.assert_array_equal(made[name][1:6], bound[1:6])
+        np.testing.assert_array_equal(made[name][::6], restored[::6])
+    once = run(dataset, small_model, tmp_path / "once", steps=1, samples=1)
+    np.testing.assert_array_equal(made["regression"], volumes(once)[0])
+    with pytest.raises(StoreError, match="another sampler"):
+        make_plan(dataset, small_model, settings(steps=3), tmp_path / "plan.json", path)
+
+
+def test_every_generated_slice_is_scored(reference):
+    """The score is the 99th percentile of the uncertainty, as a share of the robust range, to 1/1000."""
+    told = open_volume(reference.restored).facts["reliability"]
+    _, uncertainty = volumes(reference)
+    generated = [z for z in range(25) if z % 6]
+    span = INTENSITY["high"] - INTENSITY["low"]
+    wanted = np.percentile(uncertainty[generated], 99, axis=(1, 2)) / span
+    np.testing.assert_allclose(told["scores"], wanted, atol=1.5e-3)
+    assert told["threshold"] == 0.12
+    assert told["slices"] == 20
+    assert told["reliable"] == (np.array(told["scores"]) <= 0.12).sum()

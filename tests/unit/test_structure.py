@@ -11,8 +11,9 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "emdiffuse"
 # imports only go down this list
 ORDER = [
-    "cli", "sharing", "viewing", "watch", "enhance", "tiff", "report", "evaluation", "baselines", "stitching",
-    "restoration", "planning", "launch", "slurm", "training", "modelcard", "parallel", "checkpoints",
+    "cli", "sharing", "viewing", "watch", "enhance", "tiff", "report", "evaluation", "trust", "baselines",
+    "stitching", "restoration", "planning", "calibration", "comparison", "launch",
+    "slurm", "training", "modelcard", "parallel", "checkpoints",
     "inference", "augmentation", "processes", "patches", "registration", "acquisition", "readers", "pairs",
     "resampling", "diffusion", "networks", "metrics", "volume", "atomic", "geometry", "config",
     "settings", "tasks", "progress", "allocator", "interruption", "errors",

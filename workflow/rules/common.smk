@@ -122,6 +122,27 @@ def restoration_settings(wildcards):
     return restoration(wildcards).canonical()
 
 
+def calibration_settings(wildcards):
+    return restoration(wildcards).calibration.canonical()
+
+
+def calibration_file(wildcards):
+    """The calibration of a restoration, or nothing."""
+    if restoration(wildcards).calibration is None:
+        return []
+    return [f"results/calibration/{wildcards.dataset}/{wildcards.model}.json"]
+
+
+def calibration_volumes(wildcards):
+    """What a restoration is calibrated on: another dataset restored, its input, and its truth."""
+    other = CONFIG.calibrated_on(restoration(wildcards))
+    return {
+        "restored": f"results/restored/{other.dataset}/{other.model}/restored.ome.zarr/zarr.json",
+        "dataset": f"results/registered/{other.dataset}.ome.zarr/zarr.json",
+        "truth": f"results/registered/{CONFIG.truth(other)}.ome.zarr/zarr.json",
+    }
+
+
 def truth_volume(wildcards):
     truth = CONFIG.truth(restoration(wildcards))
     return f"results/registered/{truth}.ome.zarr/zarr.json"

@@ -4,6 +4,7 @@ rule plan:
         "results/registered/{dataset}.ome.zarr/zarr.json",
         "experiments/{model}/best/model.safetensors",
         "experiments/{model}/best/model.json",
+        calibration=calibration_file,
     output:
         "results/restored/{dataset}/{model}/plan.json",
     log:
@@ -17,9 +18,12 @@ rule plan:
         runtime=30,
     params:
         settings=restoration_settings,
+        calibration=lambda wildcards, input: " ".join(
+            f"--calibration {file}" for file in input.calibration
+        ),
     shell:
         "emdiffuse --log {log} plan results/registered/{wildcards.dataset}.ome.zarr"
-        " experiments/{wildcards.model}/best {output} --settings {params.settings:q}"
+        " experiments/{wildcards.model}/best {output} --settings {params.settings:q} {params.calibration}"
 
 
 rule restore:
