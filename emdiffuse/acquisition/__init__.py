@@ -12,7 +12,6 @@ Conventions
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,15 +22,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from emdiffuse.acquisition.checksums import checksums
 from emdiffuse.acquisition.statistics import Statistics
 from emdiffuse.atomic import replaced
 from emdiffuse.errors import DataError
 from emdiffuse.progress import progress
-from emdiffuse.readers import open_source
+from emdiffuse.readers import Source, open_source
 from emdiffuse.volume import Array, create_image_array, open_volume, write_image
 
 SLAB_MEMORY = 2**30
 """Bytes of a slab that is kept in memory."""
+SIZE_TOLERANCE = 0.01
+"""How far a voxel size that was given may be from what the source tells."""
 
 logger = logging.getLogger(__name__)
 Fill = Callable[[int, int, NDArray[Any]], None]
@@ -63,15 +65,17 @@ def from_unit(values: ArrayLike, intensity: Mapping[str, float]) -> NDArray[np.f
     return (np.asarray(values, np.float32) + np.float32(1)) * np.float32((high - low) / 2) + np.float32(low)
 
 
-def acquire(source: str, voxel_size: Sequence[float], out: Path, name: str, images: bool = False) -> None:
+def acquire(
+    source: str, voxel_size: Sequence[float] | None, out: Path, name: str, images: bool = False
+) -> None:
     """Convert raw files to an OME-Zarr image, with intensity statistics and a checksum of every file.
 
     Parameters
     ----------
     source : str
-        A multi-page TIFF, a folder of numbered slices, or a glob of them.
-    voxel_size : sequence of float
-        Voxel size (z, y, x) in nanometers.
+        Any that `readers.open_source` reads.
+    voxel_size : sequence of float or None
+        Voxel size (z, y, x) in nanometers; None to take it from the source.
     out : Path
         The OME-Zarr group to write.
     name : str
@@ -87,6 +91,7 @@ def acquire(source: str, voxel_size: Sequence[float], out: Path, name: str, imag
         If `out` cannot be written.
     """
     slices = open_source(source)
+    size = agreed_voxel_size(slices, voxel_size)
     if slices.shape[0] < 2 and not images:
         raise DataError(
             f"{source}: there is only one slice; a volume needs two or more; for separate "
@@ -105,10 +110,32 @@ def acquire(source: str, voxel_size: Sequence[float], out: Path, name: str, imag
             "stage": "acquire",
             "kind": kind,
             "dataset": name,
-            "sources": checksums(slices.files, name),
+            "sources": checksums(slices, name),
             **measured,
         }
-        write_image(partial, name, voxel_size, facts)
+        write_image(partial, name, size, facts)
+
+
+def agreed_voxel_size(source: Source, given: Sequence[float] | None) -> Sequence[float]:
+    """Return the voxel size (z, y, x) in nanometers: as it was given, or else as the source tells it.
+
+    Raises
+    ------
+    DataError
+        If neither says it, or they disagree by more than `SIZE_TOLERANCE`.
+    """
+    told = source.voxel_size
+    if told is None and given is None:
+        raise DataError(f"{source.name}: it does not tell its voxel size; give `voxel_size` of the dataset")
+    if given is None or told is None:
+        return given or told or ()
+    if any(abs(a - b) > SIZE_TOLERANCE * b for a, b in zip(given, told, strict=True)):
+        stated, own = (" x ".join(f"{v:g}" for v in size) for size in (given, told))
+        raise DataError(
+            f"{source.name}: its voxel is {own} nm (z, y, x), but `voxel_size` says {stated} nm; correct "
+            "that, or leave it out"
+        )
+    return given
 
 
 def keep_every(volume: Path, factor: int, out: Path, name: str) -> None:
@@ -212,26 +239,3 @@ def _slab(array: Array) -> Iterator[NDArray[Any]]:
 
 
 _SUSPECT = {"blank": "slices without an image", "repeated": "slices that repeat the one before"}
-
-
-def checksums(files: Sequence[Path], name: str) -> list[dict[str, Any]]:
-    """Return path, size and SHA-256 of every source file of a dataset.
-
-    Raises
-    ------
-    DataError
-        If a file cannot be read.
-    """
-    sources = []
-    for path in progress(files, len(files), f"checksums {name}", "file"):
-        try:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-                sources.append(
-                    {"path": str(path), "bytes": os.fstat(file.fileno()).st_size, "sha256": digest}
-                )
-        except OSError as error:
-            raise DataError(
-                f"{path}: cannot be read ({error.strerror}); check the file and its permissions"
-            ) from None
-    return sources

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.acquisition import checksums
+from emdiffuse.acquisition.checksums import file_checksums
 from emdiffuse.acquisition.layouts import Pair, find_pairs
 from emdiffuse.acquisition.statistics import Statistics
 from emdiffuse.atomic import replaced
@@ -117,7 +117,7 @@ def acquire_pairs(
             "dataset": name,
             "scale": scale,
             "intensity": intensity,
-            "sources": checksums(files, name),
+            "sources": file_checksums(files, name),
             "skipped": skipped,
         }
         z, y, x = voxel_size

@@ -21,17 +21,18 @@ class Launcher(StrEnum):
 
 @app.command()
 def acquire(name: str, out: Path, settings: Settings) -> None:
-    """Convert a raw volume (TIFF, or a folder of numbered slices) or image pairs to OME-Zarr."""
+    """Convert a raw volume (TIFF, numbered slices, MRC, HDF5, Zarr, N5, precomputed) or pairs to OME-Zarr."""
     from emdiffuse.acquisition import acquire as acquire_volume
     from emdiffuse.acquisition.pairs import acquire_pairs
     from emdiffuse.config import Dataset
     from emdiffuse.settings import parse
 
     dataset = parse(Dataset, settings, f"datasets.{name}")
-    if dataset.voxel_size is None:
+    if dataset.keep_every is not None:
         raise ConfigError(f"datasets.{name}: only raw data are acquired; see `keep-every`")
-    size, pairs = dataset.voxel_size.nanometers, dataset.pairs
-    if pairs is not None:
+    size = dataset.voxel_size.nanometers if dataset.voxel_size is not None else None
+    pairs = dataset.pairs
+    if pairs is not None and size is not None:
         acquire_pairs(pairs.folder, size, out, name, pairs.pattern, pairs.keep_going)
     elif dataset.source is not None:
         acquire_volume(dataset.source, size, out, name, dataset.images)

@@ -25,12 +25,12 @@ from emdiffuse.config.datasets import (
     Pairs,
     VoxelSize,
     anisotropy_factor,
-    source_exists,
 )
 from emdiffuse.config.models import Augmentation, Model, Network, Patches, Training
 from emdiffuse.config.restorations import Calibration, Restoration, Sampler, Tiling
 from emdiffuse.errors import ConfigError
 from emdiffuse.settings import Section, parse
+from emdiffuse.sources import parse_source
 from emdiffuse.tasks import TASKS
 
 __all__ = [
@@ -56,7 +56,6 @@ __all__ = [
     "VoxelSize",
     "anisotropy_factor",
     "json_schema",
-    "source_exists",
     "validate",
 ]
 
@@ -117,8 +116,9 @@ class Config(Section):
             if TASKS[task].volumetric == self.datasets[self.origin(item.dataset)].images:
                 kind = "a volume" if TASKS[task].volumetric else "images (`images: true` of the dataset)"
                 raise ValueError(f"{key}.dataset: {task} restores {kind}, not '{item.dataset}'")
-            if TASKS[task].volumetric:
-                anisotropy_factor(self.voxel_size(item.dataset), f"{key}.dataset")
+            size = self.voxel_size(item.dataset)
+            if TASKS[task].volumetric and size is not None:
+                anisotropy_factor(size, f"{key}.dataset")
             truth = self.truth(item)
             if truth is not None:
                 self._known(f"{key}.truth", truth, self.datasets)
@@ -173,11 +173,12 @@ class Config(Section):
         keep = self.datasets[item.dataset].keep_every
         return item.truth or (keep.dataset if keep else None)
 
-    def voxel_size(self, dataset: str) -> tuple[float, float, float]:
-        """Return the voxel size (z, y, x) of a dataset in nanometers."""
+    def voxel_size(self, dataset: str) -> tuple[float, float, float] | None:
+        """Return the voxel size (z, y, x) of a dataset in nanometers, None where its source is to tell it."""
         keep = self.datasets[dataset].keep_every
         size = self.datasets[self.origin(dataset)].voxel_size
-        assert size is not None
+        if size is None:
+            return None
         z, y, x = size.nanometers
         return (z * keep.factor if keep else z, y, x)
 
@@ -199,7 +200,7 @@ def validate(values: Any, where: str = "config") -> Config:
     """
     config = parse(Config, values, where)
     for name, dataset in config.datasets.items():
-        if dataset.source is not None and not source_exists(dataset.source):
+        if dataset.source is not None and not parse_source(dataset.source).exists:
             raise ConfigError(
                 f"{where}: datasets.{name}.source: there is no '{dataset.source}'; check the path"
             )

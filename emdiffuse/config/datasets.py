@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from emdiffuse.errors import ConfigError
 from emdiffuse.settings import Section
+from emdiffuse.sources import parse_source
 
 NANOMETERS = {"nanometer": 1.0, "micrometer": 1000.0, "angstrom": 0.1}
 MINIMUM_FACTOR, MAXIMUM_FACTOR = 2, 12
@@ -72,11 +72,14 @@ class Dataset(Section):
 
     source: str | None = Field(
         None,
-        description="A multi-page TIFF, a folder of numbered slices (0.tif ... n.tif), or a glob of them.",
+        description="A multi-page TIFF, a folder of numbered slices (0.tif ... n.tif) or a glob of them; "
+        "MRC; HDF5 (file.h5:/path); Zarr, OME-Zarr, N5 or Neuroglancer precomputed, also at an address.",
     )
     images: bool = Field(False, description="The source holds separate images, not the slices of a volume.")
     voxel_size: VoxelSize | None = Field(
-        None, description="Voxel size, of pairs that of the clean images; required with `source` and `pairs`."
+        None,
+        description="Voxel size, of pairs that of the clean images; required but for a `source` that "
+        "tells its own: OME-Zarr, N5, precomputed, and most MRC files.",
     )
     keep_every: KeepEvery | None = Field(
         None, description="Instead of `source`: keep every n-th slice of another dataset."
@@ -88,13 +91,17 @@ class Dataset(Section):
     def _one_origin(self) -> Dataset:
         if sum(origin is not None for origin in (self.source, self.keep_every, self.pairs)) != 1:
             raise ValueError("give one of `source`, `keep_every` and `pairs`")
-        if self.keep_every is None and self.voxel_size is None:
+        if self.keep_every is None and self.voxel_size is None and not self._may_tell_its_size:
             raise ValueError("`voxel_size` is missing")
         if self.images and self.source is None:
             raise ValueError("`images` says what a `source` holds; remove it")
         if self.keep_every is not None and self.voxel_size is not None:
             raise ValueError("`voxel_size` follows from `keep_every`; remove it")
         return self
+
+    @property
+    def _may_tell_its_size(self) -> bool:
+        return self.source is not None and parse_source(self.source).kind != "tiff"
 
 
 def anisotropy_factor(voxel_size: tuple[float, float, float], key: str = "voxel_size") -> Fraction:
@@ -122,12 +129,3 @@ def anisotropy_factor(voxel_size: tuple[float, float, float], key: str = "voxel_
             f"{MINIMUM_FACTOR} and {MAXIMUM_FACTOR}"
         )
     return factor
-
-
-def source_exists(source: str) -> bool:
-    """Tell whether a source (a file, a folder or a glob) names anything."""
-    path = Path(source)
-    if path.exists():
-        return True
-    pattern = str(path.relative_to(path.anchor))
-    return any(c in source for c in "*?[") and any(True for _ in Path(path.anchor).glob(pattern))

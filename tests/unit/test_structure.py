@@ -16,7 +16,7 @@ ORDER = [
     "slurm", "training", "modelcard", "parallel", "checkpoints",
     "inference", "augmentation", "processes", "patches", "registration", "acquisition", "readers", "pairs",
     "resampling", "diffusion", "networks", "metrics", "volume", "atomic", "geometry", "config",
-    "settings", "tasks", "progress", "allocator", "interruption", "errors",
+    "settings", "sources", "tasks", "progress", "allocator", "interruption", "errors",
 ]  # fmt: skip
 
 

@@ -1,17 +1,18 @@
-"""The raw files of a microscope, read as lazy stacks of slices.
+"""TIFF: a file of many pages (BigTIFF, OME-TIFF, ImageJ's), or a folder of numbered slices.
 
 Conventions
 -----------
-* Axes are (z, y, x); slices are counted from 0, in the order of pages or of the numbers in file names.
-* Values are returned as stored, in native byte order; nothing is scaled, inverted or converted.
-* The metadata of every file is checked when a source is opened; pixels are read slab by slab, later.
-* Whatever is wrong with the files raises `DataError`: one sentence that names the file and says what to do.
+* See `base`. Slices come in the order of pages, or of the numbers in file names.
+* A numbered slice is read once, for its pixels and for its checksum.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import logging
 import re
+import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,67 +25,46 @@ import tifffile
 from numpy.typing import NDArray
 
 from emdiffuse.errors import DataError
+from emdiffuse.readers.base import DTYPES, Shape, Source, named
 
-DTYPES = ("uint8", "uint16", "int16", "float32")
 SUFFIXES = (".tif", ".tiff", ".btf", ".tf8")
 _DIGITS = re.compile(r"(\d+)")
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it says of a damaged file, our errors say
 
 
-class Slices:
-    """A stack of slices on disk.
+class TiffPages(Source):
+    """A file that holds all slices.
 
     Parameters
     ----------
-    files : list of Path
-        One file that holds all slices, or one file a slice, in order.
+    file : Path
+        The file.
     shape : tuple of int
         Shape (z, y, x).
-    dtype : numpy.dtype
-        One of `DTYPES`, in native byte order.
+    stored : numpy.dtype
+        Type as stored, with its byte order.
     offset : int, optional
         First byte of the pixels, in a file that holds all slices uncompressed behind one another.
     """
 
-    def __init__(
-        self,
-        files: Sequence[Path],
-        shape: tuple[int, int, int],
-        dtype: np.dtype[Any],
-        offset: int | None = None,
-    ) -> None:
-        self.files = list(files)
-        self.shape = shape
-        self.dtype = dtype.newbyteorder("=")
-        self._stored = dtype
+    def __init__(self, file: Path, shape: Shape, stored: np.dtype[Any], offset: int | None = None) -> None:
+        super().__init__(str(file), shape, stored, (1, *shape[1:]), [file])
+        self._stored = stored
         self._offset = offset
+        self._lock = threading.RLock()
 
-    def read(self, z0: int, z1: int) -> NDArray[Any]:
-        """Return the slices z0 to z1 - 1 as an array (z, y, x) of the stack's type.
-
-        Raises
-        ------
-        DataError
-            If a slice cannot be decoded, or holds NaN or infinite values; it is named.
-        """
-        if not 0 <= z0 < z1 <= self.shape[0]:
-            raise IndexError(f"slices {z0} to {z1} of {self.shape[0]}")
-        slab = np.empty((z1 - z0, *self.shape[1:]), self.dtype)
+    def _read(self, z0: int, z1: int, y: slice, x: slice) -> NDArray[Any]:
+        planes = []
         for z in range(z0, z1):
-            with _named(self.where(z)):
-                slab[z - z0] = self._decode(z)
-            if self.dtype.kind == "f" and not np.isfinite(slab[z - z0]).all():
-                raise DataError(f"{self.where(z)}: there are NaN or infinite values; replace them by numbers")
-        return slab
-
-    def where(self, z: int) -> str:
-        """Return the name of a slice for a person: its file, and its number in a file of many."""
-        return str(self.files[z]) if len(self.files) > 1 else f"{self.files[0]}: slice {z} (counted from 0)"
+            with _readable(self.where(z)):
+                planes.append(self._decode(z)[y, x].astype(self.dtype))
+        return np.stack(planes)
 
     def _decode(self, z: int) -> NDArray[Any]:
-        if len(self.files) > 1:
-            return tifffile.imread(self.files[z], key=0)
         if self._offset is None:
-            return self._file.pages[z].asarray()
+            with self._lock:
+                page = self._file.pages[z]
+            return page.asarray(lock=self._lock, maxworkers=1)
         count = self.shape[1] * self.shape[2]
         offset = self._offset + z * count * self.dtype.itemsize
         return np.fromfile(self.files[0], self._stored, count, offset=offset).reshape(self.shape[1:])
@@ -95,31 +75,62 @@ class Slices:
         return tifffile.TiffFile(self.files[0])
 
 
-def open_source(source: str) -> Slices:
-    """Open raw data, and check the metadata of all its files.
+class NumberedTiffs(Source):
+    """A file a slice.
 
     Parameters
     ----------
-    source : str
-        A multi-page TIFF, BigTIFF or OME-TIFF; a folder of numbered TIFF slices, zero-padded or not; or a
-        glob of them.
-
-    Returns
-    -------
-    Slices
-        The stack, of which no pixel was read yet.
-
-    Raises
-    ------
-    DataError
-        If there is no such file, a slice is missing, repeated, unreadable or unlike the others, or the
-        type of the pixels is not supported.
+    name : str
+        What the user calls them.
+    slices : sequence of Path or None
+        The file of each slice, None where there is none.
+    shape : tuple of int
+        Shape (y, x) of a slice.
+    stored : numpy.dtype
+        Type as stored.
     """
-    files = source_files(source)
-    return _open_file(files[0]) if len(files) == 1 else _open_numbered(source, files)
+
+    def __init__(
+        self, name: str, slices: Sequence[Path | None], shape: tuple[int, int], stored: np.dtype[Any]
+    ) -> None:
+        there = [z for z, file in enumerate(slices) if file is not None]
+        super().__init__(
+            name,
+            (len(slices), *shape),
+            stored,
+            (1, *shape),
+            [file for file in slices if file is not None],
+            missing=[z for z, file in enumerate(slices) if file is None],
+        )
+        self._order = [there.index(min(there, key=lambda other: abs(other - z))) for z in range(len(slices))]
+        self.checksums: dict[Path, tuple[int, str]] = {}
+        """Size and SHA-256 of each file that was read."""
+
+    def where(self, z: int) -> str:
+        """Return the file of a slice."""
+        return str(self.files[self._order[z]])
+
+    def _read(self, z0: int, z1: int, y: slice, x: slice) -> NDArray[Any]:
+        planes = []
+        for z in range(z0, z1):
+            file = self.files[self._order[z]]
+            with _readable(str(file)):
+                content = file.read_bytes()
+                self.checksums[file] = (len(content), hashlib.sha256(content).hexdigest())
+                values = tifffile.imread(io.BytesIO(content), key=0, maxworkers=1)
+                if values.shape != self.shape[1:]:
+                    raise ValueError("it changed since it was opened")
+                planes.append(values[y, x].astype(self.dtype))
+        return np.stack(planes)
 
 
-def source_files(source: str) -> list[Path]:
+def open_tiff(source: str, repair: bool = False) -> Source:
+    """Open a TIFF file, a folder of numbered slices, or a glob of them; see `readers.open_source`."""
+    files = tiff_files(source)
+    return _open_file(files[0]) if len(files) == 1 else _open_numbered(source, files, repair)
+
+
+def tiff_files(source: str) -> list[Path]:
     """Return the TIFF files that a source names, sorted by name: not yet in the order of their numbers.
 
     Raises
@@ -145,7 +156,7 @@ def source_files(source: str) -> list[Path]:
     return files
 
 
-def _open_file(file: Path) -> Slices:
+def _open_file(file: Path) -> Source:
     """Open a file that holds all slices."""
     with _opened(file) as tif:
         (height, width), dtype, pages = _check_pages(file, tif)
@@ -166,8 +177,8 @@ def _open_file(file: Path) -> Slices:
             )
         depth = series.size // (height * width)
         if pages == 1 and depth > 1:
-            return Slices([file], (depth, height, width), dtype, _contiguous(file, series))
-        return Slices([file], (pages, height, width), dtype)
+            return TiffPages(file, (depth, height, width), dtype, _contiguous(file, series))
+        return TiffPages(file, (pages, height, width), dtype)
 
 
 def _contiguous(file: Path, series: tifffile.TiffPageSeries) -> int:
@@ -177,9 +188,10 @@ def _contiguous(file: Path, series: tifffile.TiffPageSeries) -> int:
     return series.dataoffset
 
 
-def _open_numbered(source: str, files: list[Path]) -> Slices:
+def _open_numbered(source: str, files: list[Path], repair: bool) -> Source:
     """Open a folder of numbered slices."""
-    files = _in_order(source, files)
+    slices = _in_order(source, files, repair)
+    files = [file for file in slices if file is not None]
     first: tuple[tuple[int, int], np.dtype[Any]] | None = None
     for file in files:
         with _opened(file) as tif:
@@ -190,11 +202,11 @@ def _open_numbered(source: str, files: list[Path]) -> Slices:
         first = first or (shape, dtype)
         _check_alike(str(file), (shape, dtype), str(files[0]), first)
     assert first is not None
-    return Slices(files, (len(files), *first[0]), first[1])
+    return NumberedTiffs(source, slices, *first)
 
 
-def _in_order(source: str, files: list[Path]) -> list[Path]:
-    """Sort files by the last number that differs between their names.
+def _in_order(source: str, files: list[Path], repair: bool) -> list[Path | None]:
+    """Sort files by the last number that differs between their names; None for one that is not there.
 
     Raises
     ------
@@ -221,16 +233,18 @@ def _in_order(source: str, files: list[Path]) -> list[Path]:
             raise DataError(
                 f"{source}: '{same[0].name}' and '{same[1].name}' have the same number {number}; keep one"
             )
-    missing = [n for n in range(min(numbered), max(numbered)) if n not in numbered]
-    if missing:
+    numbers = range(min(numbered), max(numbered) + 1)
+    missing = [n for n in numbers if n not in numbered]
+    if missing and (not repair or len(missing) > len(numbered)):
         shown = ", ".join(str(n) for n in missing[:5]) + (
             f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         )
         raise DataError(
             f"{source}: slices are missing between '{numbered[min(numbered)][0].name}' and "
-            f"'{numbered[max(numbered)][0].name}': number {shown}; add them, or renumber the files"
+            f"'{numbered[max(numbered)][0].name}': number {shown}; add them, renumber the files"
+            + (": these are more than there are" if repair else ", or say `repair: true`")
         )
-    return [numbered[n][0] for n in sorted(numbered)]
+    return [numbered[n][0] if n in numbered else None for n in numbers]
 
 
 def _check_pages(file: Path, tif: tifffile.TiffFile) -> tuple[tuple[int, int], np.dtype[Any], int]:
@@ -305,7 +319,7 @@ def _check_alike(
 
 @contextmanager
 def _opened(file: Path) -> Iterator[tifffile.TiffFile]:
-    with _named(str(file)):
+    with _readable(str(file)):
         if file.stat().st_size == 0:
             raise DataError(f"{file}: the file is empty; copy or export it again")
         with tifffile.TiffFile(file) as tif:
@@ -313,18 +327,6 @@ def _opened(file: Path) -> Iterator[tifffile.TiffFile]:
 
 
 @contextmanager
-def _named(where: str) -> Iterator[None]:
-    """Turn whatever a decoder raises into one sentence; what it logs says no more, and is left out."""
-    logger = logging.getLogger("tifffile")
-    disabled, logger.disabled = logger.disabled, True
-    try:
+def _readable(where: str) -> Iterator[None]:
+    with named(where, "TIFF"):
         yield
-    except (DataError, MemoryError):
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise DataError(
-            f"{where}: not a readable TIFF ({reason}); it may be truncated: copy or export it again"
-        ) from None
-    finally:
-        logger.disabled = disabled
