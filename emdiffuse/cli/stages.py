@@ -48,7 +48,7 @@ def keep_every(volume: Path, factor: int, name: str, out: Path) -> None:
 
 @app.command()
 def register(volume: Path, out: Path, quality: Path, figure: Path, settings: Settings) -> None:
-    """Check that the slices of a volume, or the images of pairs, are aligned, and pass them on."""
+    """Register image pairs, or check that the slices of a volume are aligned, and pass them on."""
     from emdiffuse.config import Alignment
     from emdiffuse.registration import register as run
     from emdiffuse.settings import parse

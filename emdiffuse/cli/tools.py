@@ -124,6 +124,55 @@ def _enhancement(
 
 
 @app.command()
+def align(
+    moving: Annotated[Path, typer.Argument(help="The image to be warped: noisy, or of low resolution.")],
+    fixed: Annotated[Path, typer.Argument(help="The image of the same field that it is aligned to.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="TIFF for the warped image.")],
+    scale: Annotated[
+        int, typer.Option(min=1, max=2, help="Pixels of FIXED, along a side, that are one of MOVING.")
+    ] = 1,
+    weights: Annotated[
+        str, typer.Option(help="Of the optical flow (RAFT): shipped, torchvision, or a path.")
+    ] = "shipped",
+) -> None:
+    """Register one image to another; flow, mask and quality are written beside it."""
+    from emdiffuse.registration.align import align as run
+
+    run(moving, fixed, out, scale, weights)
+
+
+@app.command()
+def train_raft(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Weights to write (.safetensors).")],
+    stack: Annotated[
+        list[Path] | None, typer.Option(help="A TIFF of a volume or of separate images; may be repeated.")
+    ] = None,
+    pair: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Registered TIFFs of one field, as NOISY,CLEAN; may be repeated.", metavar="NOISY,CLEAN"
+        ),
+    ] = None,
+    minutes: Annotated[float, typer.Option(min=0, help="Wall time; a second start goes on.")] = 45,
+    batch: Annotated[int, typer.Option(min=1, help="Crops a step.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of weights and samples.")] = 0,
+) -> None:
+    """Train the optical flow (RAFT) on micrographs of your own, under synthetic deformations."""
+    from emdiffuse.allocator import keep_freed_memory
+    from emdiffuse.raft_training import Recipe, read_sources
+    from emdiffuse.raft_training import train_raft as run
+
+    keep_freed_memory()
+    pairs = []
+    for text in pair or []:
+        noisy, _, clean = text.partition(",")
+        if not clean:
+            raise ConfigError(f"--pair: '{text}' is not of the form NOISY,CLEAN")
+        pairs.append((Path(noisy), Path(clean)))
+    run(read_sources(stack or [], pairs), out, Recipe(minutes=minutes, batch=batch, seed=seed))
+
+
+@app.command()
 def import_weights(
     checkpoint: Path, task: Annotated[str, typer.Option()], out: Annotated[Path, typer.Option()]
 ) -> None:

@@ -42,8 +42,13 @@ class KeepEvery(Section):
 
 
 class Alignment(Section):
-    """The check of slice-to-slice alignment of a volume."""
+    """How pairs are registered, and how the alignment of a volume's slices is checked."""
 
+    method: Literal["auto", "check", "warp"] = Field(
+        "auto",
+        description="`check` measures and changes nothing; `warp` aligns; `auto` warps pairs and checks "
+        "volumes.",
+    )
     tolerance: float = Field(
         1.0,
         gt=0,
@@ -51,6 +56,16 @@ class Alignment(Section):
         "apart as pixels; more is allowed the further they are apart.",
     )
     slices: int = Field(64, ge=2, description="How many neighbouring pairs are looked at, at most.")
+    weights: str = Field(
+        "shipped",
+        description="Weights of the optical flow (RAFT): `shipped`, `torchvision` (downloaded), or a path.",
+    )
+    least_correlation: float = Field(
+        0.3, ge=0, lt=1, description="Pairs that correlate less after registration are not trained on."
+    )
+    most_rejected: float = Field(
+        0.5, gt=0, le=1, description="Pairs of which a larger share cannot be registered are not trained on."
+    )
 
 
 class Pairs(Section):
@@ -85,7 +100,9 @@ class Dataset(Section):
         None, description="Instead of `source`: keep every n-th slice of another dataset."
     )
     pairs: Pairs | None = Field(None, description="Instead of `source`: image pairs to learn from.")
-    alignment: Alignment = Field(default_factory=Alignment, description="The check of the slices' alignment.")
+    alignment: Alignment = Field(
+        default_factory=Alignment, description="Registration of pairs, and the check of slices."
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> Dataset:

@@ -1,17 +1,18 @@
-"""The alignment of what a model learns from: slices of volumes (`volumes`), images and pairs (`images`)."""
+"""The alignment of what a model learns from: slices of volumes (`volumes`), image pairs (`fields`)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from emdiffuse.config import Alignment
-from emdiffuse.registration.images import check_pairs, pass_images
+from emdiffuse.registration.fields import register_pairs
+from emdiffuse.registration.images import pass_images
 from emdiffuse.registration.volumes import check_alignment
 from emdiffuse.volume import read_metadata
 
 
 def register(store: Path, alignment: Alignment, out: Path, quality: Path, figure: Path) -> None:
-    """Check the alignment of an acquired store, and pass on what is aligned.
+    """Align an acquired store, or check that it is aligned, and pass it on.
 
     Parameters
     ----------
@@ -27,13 +28,13 @@ def register(store: Path, alignment: Alignment, out: Path, quality: Path, figure
     Raises
     ------
     DataError
-        If it is not aligned; `out` is not written.
+        If it is not aligned, and cannot be; `out` is not written.
     StoreError
         If it cannot be read.
     """
     kind = read_metadata(store, "group")["attributes"].get("emdiffuse", {}).get("kind", "volume")
     if kind == "pairs":
-        check_pairs(store, alignment, out, quality, figure)
+        register_pairs(store, alignment, out, quality, figure)
     elif kind == "images":
         pass_images(store, out, quality, figure)
     else:

@@ -13,8 +13,9 @@ PACKAGE = ROOT / "emdiffuse"
 ORDER = [
     "cli", "sharing", "viewing", "watch", "enhance", "tiff", "report", "evaluation", "trust", "baselines",
     "stitching", "restoration", "planning", "calibration", "comparison", "launch",
-    "slurm", "training", "modelcard", "parallel", "checkpoints",
-    "inference", "augmentation", "processes", "patches", "registration", "acquisition", "readers", "pairs",
+    "slurm", "training", "modelcard", "raft_training", "parallel", "checkpoints",
+    "inference", "augmentation", "processes", "patches", "registration", "raft", "acquisition", "readers",
+    "pairs",
     "resampling", "diffusion", "networks", "metrics", "volume", "atomic", "geometry", "config",
     "settings", "sources", "tasks", "progress", "allocator", "interruption", "errors",
 ]  # fmt: skip

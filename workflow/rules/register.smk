@@ -1,4 +1,5 @@
-# Checks the alignment of a volume's slices, and passes an aligned volume on (hard links, no copy).
+# Registers image pairs; checks the alignment of a volume's slices, and passes an aligned volume on (hard links,
+# no copy). A picture of every pair lies in results/registered/{dataset}.quality/.
 rule register:
     input:
         "results/acquired/{dataset}.ome.zarr/zarr.json",

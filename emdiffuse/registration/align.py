@@ -1,0 +1,95 @@
+"""One pair of files, registered without a workflow.
+
+Conventions
+-----------
+* Beside ``OUT.tif`` lie ``OUT.flow.tif`` (float32 (2, y, x): displacements (y, x) in pixels of the moving
+  image, from a pixel of the result to where it came from), ``OUT.mask.tif`` (uint8, 255 where both
+  show the field), ``OUT.json`` (the quality) and ``OUT.png`` (a picture).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from emdiffuse.atomic import scratch
+from emdiffuse.errors import ConfigError, DataError
+from emdiffuse.raft import Flow, normalised
+from emdiffuse.readers import open_source
+from emdiffuse.registration.fields import averaged
+from emdiffuse.registration.figures import draw_field, overlay
+from emdiffuse.registration.pair import NotRegistered, register_pair
+
+logger = logging.getLogger(__name__)
+
+
+def align(moving: Path, fixed: Path, out: Path, scale: int = 1, weights: str = "shipped") -> None:
+    """Register one image to another, and write the warped image and what was measured.
+
+    Parameters
+    ----------
+    moving, fixed : Path
+        Images in any format that can be read.
+    out : Path
+        TIFF to write.
+    scale : int
+        How many pixels of the fixed image are one of the moving one, along a side.
+    weights : str
+        Weights of RAFT; see `raft`.
+
+    Raises
+    ------
+    ConfigError
+        If the output is not a TIFF.
+    DataError
+        If an image cannot be read, or the two cannot be registered; nothing is written.
+    """
+    if out.suffix.lower() not in (".tif", ".tiff"):
+        raise ConfigError(f"{out}: the aligned image is written as TIFF; choose a name that ends in .tif")
+    source, target = _read(moving), averaged(_read(fixed), scale)
+    try:
+        result = register_pair(target, source, Flow(weights))
+    except NotRegistered as error:
+        raise DataError(f"{moving}: it cannot be aligned to {fixed}: {error}") from None
+    stem = out.name[: -len(out.suffix)]
+    ncc = result.quality["ncc"]
+    with scratch(out) as folder:
+        tifffile.imwrite(folder / out.name, result.moving, compression="zlib")
+        tifffile.imwrite(folder / f"{stem}.flow.tif", result.displacement, compression="zlib")
+        tifffile.imwrite(folder / f"{stem}.mask.tif", result.mask.astype(np.uint8) * 255, compression="zlib")
+        said = {"moving": str(moving), "fixed": str(fixed), "weights": weights, **result.quality}
+        (folder / f"{stem}.json").write_text(json.dumps(said, indent=2))
+        box = tuple(slice(0, min(a, b)) for a, b in zip(source.shape, target.shape, strict=True))
+        look = normalised(target)
+        draw_field(
+            f"{moving.name}: correlation {ncc['before']:.3f} before, {ncc['after']:.3f} after",
+            overlay(normalised(source)[box], look[box]),
+            overlay(normalised(result.moving), look)[box],
+            result.displacement[:, *box],
+            folder / f"{stem}.png",
+        )
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == out.name):  # the image last
+            path.replace(out.with_name(path.name))
+    moved = result.quality["displacement"]
+    logger.info(
+        "%s: %s; displaced by %.2f pixels (median), correlation %.3f before and %.3f after",
+        out,
+        "warped" if result.quality["changed"] else "aligned already, and left as it is",
+        moved["median"],
+        ncc["before"],
+        ncc["after"],
+    )
+
+
+def _read(path: Path) -> NDArray[Any]:
+    """Read one image (y, x)."""
+    slices = open_source(str(path))
+    if slices.shape[0] != 1:
+        raise DataError(f"{path}: one image is expected here, but it holds {slices.shape[0]}")
+    return slices.read(0, 1)[0]

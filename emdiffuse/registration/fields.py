@@ -1,0 +1,186 @@
+"""A store of image pairs: every field registered, measured, and excluded from training where that fails.
+
+Conventions
+-----------
+* The moving image is warped on its own pixels; where they are larger (`scale` 2), the fixed image is averaged
+  to them for the comparison, and stays as it is in the store.
+* All lengths are in pixels of the moving image.
+* A field whose images cannot be registered, or still do not agree, is excluded with the reason, and passed on
+  as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emdiffuse.acquisition import to_unit
+from emdiffuse.atomic import replaced, write_atomically
+from emdiffuse.config import Alignment
+from emdiffuse.errors import DataError
+from emdiffuse.pairs import Pairs, open_pairs
+from emdiffuse.progress import progress
+from emdiffuse.raft import Flow
+from emdiffuse.registration.figures import Colors, draw_field, draw_gallery, overlay
+from emdiffuse.registration.pair import Limits, NotRegistered, Registered, check_pair, register_pair
+from emdiffuse.registration.volumes import link
+from emdiffuse.volume import create_image_array, write_group, write_image
+
+SHOWN = 4
+
+logger = logging.getLogger(__name__)
+Register = Callable[[NDArray[Any], NDArray[Any]], Registered]
+
+
+def register_pairs(store: Path, alignment: Alignment, out: Path, quality: Path, figure: Path) -> None:
+    """Register every pair of a store, and exclude those that cannot be.
+
+    Parameters
+    ----------
+    store : Path
+        An acquired store of pairs.
+    alignment : Alignment
+        Settings; with the method "check" nothing is warped.
+    out : Path
+        The store to write.
+    quality, figure : Path
+        What was found for each field, as JSON; and a picture of those that moved most. A picture of each lies
+        in a folder beside it, of the same name without ``.png``.
+
+    Raises
+    ------
+    DataError
+        If no pair is left; `out` is not written.
+    """
+    pairs = open_pairs(store)
+    register = _method(alignment)
+    fields: list[dict[str, Any]] = []
+    shown: list[tuple[float, list[tuple[str, Colors]]]] = []
+    with replaced(out) as partial:
+        for field in progress(pairs.fields, len(pairs.fields), "registration", "pair"):
+            moving, fixed = (pairs.image(field, role).array[:, :, :][0] for role in ("moving", "fixed"))
+            target = averaged(fixed, pairs.scale)
+            entry = dict(field)
+            result = None
+            try:
+                result = register(target, moving)
+                entry["quality"] = result.quality
+            except NotRegistered as error:
+                entry["excluded"] = str(error)
+                logger.warning("%s: %s: %s; it is not trained on", store, field["name"], error)
+            _write(partial / field["group"], pairs, entry, result)
+            fields.append(entry)
+            pictures = _draw(
+                pairs, entry, target, moving, result, figure.with_suffix("") / f"{field['group']}.png"
+            )
+            shown.append((result.quality["displacement"]["percentile_95"] if result else np.inf, pictures))
+        shown.sort(key=lambda item: -item[0])
+        draw_gallery([picture for _, both in shown[:SHOWN] for picture in both], figure)
+        used = [entry for entry in fields if "excluded" not in entry]
+        report = {
+            "dataset": pairs.facts["dataset"],
+            "conclusion": _conclusion(fields, used),
+            "weights": alignment.weights,
+            "fields": [{k: v for k, v in entry.items() if k != "group"} for entry in fields],
+        }
+        write_atomically(quality, json.dumps(report, indent=2))
+        if not used:
+            raise DataError(
+                f"{store}: no pair can be registered: {fields[0]['name']}: {fields[0]['excluded']}; are "
+                "these images of the same fields?"
+            )
+        logger.info("%s: %s", report["dataset"], report["conclusion"])
+        write_group(partial, {"emdiffuse": {**pairs.facts, "stage": "register", "fields": fields}})
+
+
+def _method(alignment: Alignment) -> Register:
+    """Return what is done with a pair."""
+    if alignment.method == "check":
+        return lambda fixed, moving: check_pair(
+            fixed, moving, alignment.tolerance, alignment.least_correlation
+        )
+    flow = Flow(alignment.weights)
+    limits = Limits(alignment.least_correlation, alignment.most_rejected)
+    return lambda fixed, moving: register_pair(fixed, moving, flow, limits)
+
+
+def averaged(image: NDArray[Any], scale: int) -> NDArray[Any]:
+    """Return an image (y, x) at pixels `scale` times as large; a rest at its end is left out."""
+    if scale == 1:
+        return image
+    height, width = (n // scale for n in image.shape)
+    cut = image[: height * scale, : width * scale].astype(np.float32)
+    return cut.reshape(height, scale, width, scale).mean((1, 3))
+
+
+def _write(group: Path, pairs: Pairs, field: dict[str, Any], result: Registered | None) -> None:
+    """Write the images of a field: what did not change by hard links, and the mask if there is one."""
+    moved = result if result is not None and result.quality["changed"] else None
+    for role in ("moving", "fixed"):
+        image = pairs.image(field, role)
+        if moved and role == "moving":
+            _fill(group / role / "0", moved.moving)
+        else:
+            link(image.array.path, group / role / "0")
+        write_image(group / role, field["name"], image.voxel_size, {**image.facts, "stage": "register"})
+    if moved:
+        fixed = pairs.image(field, "fixed")
+        mask = np.zeros(fixed.array.shape[1:], np.uint8)
+        large = moved.mask.repeat(pairs.scale, 0).repeat(pairs.scale, 1)
+        mask[: large.shape[0], : large.shape[1]] = large
+        _fill(group / "mask" / "0", mask)
+        write_image(group / "mask", field["name"], fixed.voxel_size, {"stage": "register"})
+
+
+def _fill(path: Path, image: NDArray[Any]) -> None:
+    array = create_image_array(path, (1, *image.shape), image.dtype)
+    for index in np.ndindex(*array.grid):
+        array[array.box(index)] = image[None][array.box(index)]
+
+
+def _draw(
+    pairs: Pairs,
+    field: dict[str, Any],
+    fixed: NDArray[Any],
+    moving: NDArray[Any],
+    result: Registered | None,
+    path: Path,
+) -> list[tuple[str, Colors]]:
+    """Draw a field, and return its overlays with titles."""
+    intensity = pairs.facts["intensity"]
+    target = to_unit(fixed, intensity["fixed"])
+    size = [min(a, b) for a, b in zip(fixed.shape, moving.shape, strict=True)]
+    box = tuple(slice(0, n) for n in size)
+    before = overlay(to_unit(moving[box], intensity["moving"]), target[box])
+    if result is None:
+        return [(f"{field['name']}: excluded", before)] * 2
+    ncc = result.quality["ncc"]
+    after = overlay(to_unit(result.moving, intensity["moving"]), target)
+    after[~result.mask] = 1
+    said = f"correlation {ncc['before']:.3f} before, {ncc['after']:.3f} after"
+    draw_field(f"{field['name']}: {said}", before, after[box], result.displacement[:, *box], path)
+    return [
+        (f"{field['name']}: before ({ncc['before']:.3f})", before),
+        (f"after ({ncc['after']:.3f})", after),
+    ]
+
+
+def _conclusion(fields: list[dict[str, Any]], used: list[dict[str, Any]]) -> str:
+    """Say in words what was found."""
+    moved = [entry["quality"] for entry in used if entry["quality"]["changed"]]
+    text = f"{len(used)} of {len(fields)} pairs are aligned"
+    if moved:
+        before, after = (np.median([one["ncc"][key] for one in moved]) for key in ("before", "after"))
+        distance = np.median([one["displacement"]["median"] for one in moved])
+        text += (
+            f", {len(moved)} of them after registration (displaced by {distance:.2f} pixels; correlation "
+            f"{before:.3f} before and {after:.3f} after; medians)"
+        )
+    excluded = [f"{entry['name']}: {entry['excluded']}" for entry in fields if "excluded" in entry]
+    return text + (f". Excluded from training: {'; '.join(excluded)}" if excluded else "") + "."

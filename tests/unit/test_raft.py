@@ -1,0 +1,135 @@
+"""RAFT: its weights under either naming, its flow, and its training."""
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from safetensors.torch import load_file, save_file
+from torchvision.models.optical_flow import raft_large, raft_small
+
+from emdiffuse.errors import ConfigError, DataError
+from emdiffuse.raft import SHIPPED, Flow, load, normalised, torchvision_names
+from emdiffuse.raft_training import Recipe, Source, read_sources, sample, train_raft
+from emdiffuse.registration.warping import identity, warp
+
+
+def published_names(network):
+    """Write out the names of the original publication's state dictionary, from its architecture."""
+    large, norms = network == "large", []
+    convolutions = 2 if large else 3
+    names = []
+    for encoder in ("fnet", "cnet"):
+        normed = large and encoder == "cnet"
+        names += [f"{encoder}.conv1", f"{encoder}.conv2"]
+        norms += [f"{encoder}.norm1"] * normed
+        for layer in (1, 2, 3):
+            for block in (0, 1):
+                where = f"{encoder}.layer{layer}.{block}"
+                names += [f"{where}.conv{n + 1}" for n in range(convolutions)]
+                norms += [f"{where}.norm{n}" for n in (1, 2) if normed]
+                if layer > 1 and block == 0:
+                    names.append(f"{where}.downsample.0")
+                    norms += [f"{where}.norm3", f"{where}.downsample.1"] * normed  # one module, twice
+    update = ["encoder.convc1", "encoder.convf1", "encoder.convf2", "encoder.conv", "flow_head.conv1"]
+    update += ["flow_head.conv2"]
+    update += ["encoder.convc2", "mask.0", "mask.2"] if large else []
+    update += [f"gru.conv{gate}{n}" for gate in "zrq" for n in (("1", "2") if large else ("",))]
+    names += [f"update_block.{name}" for name in update]
+    parameters = [f"{name}.{part}" for name in names for part in ("weight", "bias")]
+    parts = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    return parameters + [f"{name}.{part}" for name in norms for part in parts]
+
+
+@pytest.mark.parametrize("network, build", [("small", raft_small), ("large", raft_large)])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_published_names_are_a_bijection_onto_torchvisions(network, build, prefix, tmp_path):
+    own = build(weights=None).state_dict()
+    published = {}
+    for name in published_names(network):
+        (ours,) = torchvision_names({name: torch.zeros(1)})
+        published[prefix + name] = own[ours]
+    twice = [name for name in published_names(network) if ".norm3." in name]
+    assert len(published) == len(own) + len(twice)
+    torch.save(published, tmp_path / "raft-things.pth")
+    loaded = load(str(tmp_path / "raft-things.pth")).state_dict()
+    assert loaded.keys() == own.keys()
+    for name, value in own.items():
+        torch.testing.assert_close(loaded[name], value, msg=name)
+
+
+def test_torchvisions_own_names_are_left_alone(tmp_path):
+    own = raft_small(weights=None).state_dict()
+    assert list(torchvision_names(own)) == list(own)
+    save_file(own, tmp_path / "a.safetensors")
+    torch.testing.assert_close(load(str(tmp_path / "a.safetensors")).state_dict(), own)
+
+
+def test_shipped_weights_are_small_and_half_precision():
+    weights = load_file(SHIPPED)
+    assert SHIPPED.stat().st_size < 2_100_000
+    assert {value.dtype for value in weights.values()} == {torch.float16}
+    assert SHIPPED.with_suffix(".md").read_text().startswith("# raft_small_em")
+
+
+def test_what_is_no_raft_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match=r"nowhere\.pth: there are no such weights"):
+        Flow(str(tmp_path / "nowhere.pth"))
+    (tmp_path / "torn.safetensors").write_bytes(b"torn")
+    (tmp_path / "torn.pth").write_bytes(b"torn")
+    for name in ("torn.safetensors", "torn.pth"):
+        with pytest.raises(DataError, match="cannot be read"):
+            Flow(str(tmp_path / name))
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(DataError, match="not weights of RAFT"):
+        Flow(str(tmp_path / "other.pth"))
+    torch.save({"run": print}, tmp_path / "code.pth")  # would need code: weights_only refuses it
+    with pytest.raises(DataError, match="cannot be read"):
+        Flow(str(tmp_path / "code.pth"))
+
+    def offline(*_, **__):
+        raise OSError("no route")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    with pytest.raises(DataError, match=r"'torchvision' cannot be downloaded.*use 'shipped'"):
+        Flow("torchvision")
+
+
+def test_the_shipped_network_finds_a_shift(medulla):
+    image = medulla[0].astype(np.float32)
+    flow = Flow()(image[8:168, 8:168], image[5:165, 12:172])  # moving lies 3 lower, 4 further left
+    assert flow.shape == (2, 160, 160)
+    y, x = np.median(flow[:, 16:-16, 16:-16], axis=(1, 2))
+    assert (y, x) == pytest.approx((3, -4), abs=1)
+
+
+def test_a_sample_obeys_its_flow():
+    rng = np.random.default_rng(3)
+    smooth = Source((np.hypot(*np.meshgrid(np.arange(300), np.arange(300)))[None] * 4,))
+    moving, fixed, flow = sample(rng, smooth, 128, 1.0)
+    assert moving.shape == fixed.shape == (128, 128) and flow.shape == (2, 128, 128)
+    found = warp(moving, identity((128, 128)) + flow)[24:-24, 24:-24]
+    before, after = (
+        np.abs(image - fixed[24:-24, 24:-24]).mean() for image in (moving[24:-24, 24:-24], found)
+    )
+    assert after < before
+
+
+def test_training_goes_on_and_writes_what_is_loaded(medulla, tmp_path):
+    out = tmp_path / "w.safetensors"
+    tifffile.imwrite(tmp_path / "a.tif", medulla, photometric="minisblack")
+    tifffile.imwrite(tmp_path / "n.tif", medulla[0])
+    sources = read_sources([tmp_path / "a.tif"], [(tmp_path / "n.tif", tmp_path / "n.tif")])
+    assert [part.images[0].shape for part in sources[0].split()] == [(61, 161, 184), (61, 23, 184)]
+    train_raft(sources, out, Recipe(minutes=0.01, batch=1, updates=2))
+    assert load(str(out)) is not None and not out.with_suffix(".training").exists()
+    with pytest.raises(ConfigError, match="give --stack or --pair"):
+        train_raft([], out, Recipe())
+    tifffile.imwrite(tmp_path / "other.tif", medulla[0, :100])
+    with pytest.raises(DataError, match="its size is not that of"):
+        read_sources([], [(tmp_path / "n.tif", tmp_path / "other.tif")])
+
+
+def test_contrast_and_brightness_vanish():
+    image = np.random.default_rng(0).normal(0, 1, (32, 32)).astype(np.float32)
+    np.testing.assert_allclose(normalised(image), normalised(3 * image + 90), atol=1e-4)
