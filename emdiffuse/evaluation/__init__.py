@@ -74,19 +74,19 @@ def evaluate(restored: Path, dataset: Path, truth: Path, out: Path) -> dict[str,
     kinds: tuple[str, ...] = IMAGE_KINDS[found.restored.facts["task"]] if images else KINDS
     methods = (*kinds, *(["regression"] if "regression" in found.extras else []), "restored")
     planes = {"xy": 0} if images else PLANES
+    voxel = found.restored.voxel_size[2]
     sums = {method: Sums(shape, planes) for method in methods}
     blocks = list(blocks_of(found.grid, shape))
     with ThreadPoolExecutor(THREADS) as pool:
         for block in progress(blocks, len(blocks), "evaluate", "block"):
             if not len(block.counted[0]):
                 continue
-            reference = Reference(read(found.truth, block.box), block, found.data_range)
+            reference = Reference(read(found.truth, block.box), block, found.data_range, voxel)
 
             def measure(method: str, block: Block = block, reference: Reference = reference) -> None:
                 sums[method].add(_method(method, found, block), reference, block)
 
             list(pool.map(measure, sums))
-    voxel = found.restored.voxel_size[2]
     scores = {method: own.scores(found.data_range, voxel) for method, own in sums.items()}
     plain = scores[kinds[0]]["xy"]["frc_resolution"]
     for own in scores.values():

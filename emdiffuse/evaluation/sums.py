@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from emdiffuse import metrics
 from emdiffuse.comparison import Grid
+from emdiffuse.structures import STRUCTURES, overlap, segment
 
 PLANES = {"xy": 0, "xz": 1, "yz": 2}
 """Each orientation, and the axis that its planes are perpendicular to."""
@@ -75,11 +76,12 @@ def blocks_of(grid: Grid, shape: tuple[int, ...]) -> Iterator[Block]:
 class Reference:
     """A block of the truth, with what every method is compared to."""
 
-    def __init__(self, values: NDArray[Any], block: Block, data_range: float) -> None:
-        self.values, self.data_range = values, data_range
+    def __init__(self, values: NDArray[Any], block: Block, data_range: float, voxel: float) -> None:
+        self.values, self.data_range, self.voxel = values, data_range, voxel
         planes = self.planes = values[np.ix_(*block.counted)]
         self.features = [metrics.fsim_features(plane, data_range) for plane in planes]
         self.spectra = [metrics.spectrum(plane) for plane in planes]
+        self.segments = [segment(plane, voxel) for plane in planes]
         self.whole = metrics.spectrum(values[block.own])
         self.energy = (planes.astype(np.float64) ** 2).sum(axis=(1, 2))
 
@@ -96,6 +98,7 @@ class Sums:
             (6, shape[0])
         )
         self.moments = np.zeros((5, shape[0]))
+        self.overlap = {name: np.zeros((2, shape[0])) for name in STRUCTURES}
         self.rings = np.zeros((shape[0], 5, metrics.RINGS))
         self.shells: list[Vector] = []
 
@@ -121,6 +124,8 @@ class Sums:
             self.scales[z] += (
                 metrics.ms_ssim(planes[row], truth.planes[row], truth.data_range) * planes[row].size
             )
+            for name, mask in segment(planes[row], truth.voxel).items():
+                self.overlap[name][:, z] += overlap(mask, truth.segments[row][name])
             a, b = (plane.astype(np.float64).ravel() for plane in (planes[row], truth.planes[row]))
             self.moments[:, z] += a.sum(), b.sum(), a @ a, b @ b, a @ b
             ours, theirs, shape = metrics.spectrum(planes[row]), truth.spectra[row], planes[row].shape
@@ -147,6 +152,7 @@ class Sums:
                 "decorrelation_resolution": voxel * _each(metrics.decorrelation_resolution, self.rings),
                 "nrmse": np.sqrt(self.error["xy"] / self.energy),
                 "high_frequency_ratio": self.power / self.true_power,
+                **{f"{name}_iou": common / joint for name, (common, joint) in self.overlap.items()},
             }
             if len(self.planes) == 1:
                 scores["xy"]["psnr_fitted"] = 10 * np.log10(data_range**2 / self._fitted())

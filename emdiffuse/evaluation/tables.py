@@ -30,6 +30,9 @@ MEASURES = {
     "decorrelation_resolution": "nm, by decorrelation analysis of the image itself",
     "nrmse": "share of the truth's root mean square",
     "high_frequency_ratio": "share of the truth's spectral power above a quarter of the sampling frequency",
+    "membranes_iou": "overlap over union of the segmented membranes and the truth's",
+    "dark_iou": "overlap over union of the segmented dark regions (mitochondria, dark processes) and the "
+    "truth's",
 }
 RUN = 16
 RESAMPLES = 2000

@@ -25,6 +25,7 @@ from emdiffuse.report.pictures import COLUMNS, View, open_view, panels, scale_ba
 from emdiffuse.report.tables import as_csv, heading, long_table, short_table
 from emdiffuse.report.text import chart, flatten, verdict
 from emdiffuse.report.times import stage_times
+from emdiffuse.report.trust import trust_section
 from emdiffuse.report.viewer import viewer
 
 BUDGET = 10_000_000
@@ -38,6 +39,7 @@ LABELS = {
     "flow": "Along the optical flow",
     "nlm": "Non-local means",
     "bm3d": "BM3D",
+    "regression": "Regression (mean in one call)",
     "restored": "Restored",
     "truth": "Truth",
     "uncertainty": "Standard deviation of the samples",
@@ -66,6 +68,8 @@ REFERENCES = {
     "flow": ("Kroeger et al. 2016", "10.1007/978-3-319-46493-0_29", "optical flow between slices"),
     "nlm": ("Buades et al. 2005", "10.1109/CVPR.2005.38", "non-local means"),
     "bm3d": ("Dabov et al. 2007", "10.1109/TIP.2007.901238", "BM3D"),
+    "trust": ("Ilg et al. 2018", "10.1007/978-3-030-01234-2_40", "sparsification"),
+    "calibration": ("Bates et al. 2021", "10.1145/3478535", "risk-controlling prediction sets"),
     "raft": ("Teed & Deng 2020", "10.48550/arXiv.2003.12039", "RAFT, optical flow"),
     "cubic": ("Keys 1981", "10.1109/TASSP.1981.1163711", "cubic interpolation"),
     "ome": ("Moore et al. 2023", "10.1007/s00418-023-02209-1", "OME-Zarr"),
@@ -151,6 +155,7 @@ def _restoration(
         "table": short_table(evaluation) if evaluation else None,
         "measures": long_table(evaluation) if evaluation else None,
         "evaluation": evaluation,
+        "trust": trust_section(evaluation, view.volumes["restored"].facts.get("reliability"), _scored(view)),
         "panels": rows,
         "contrast": [f"{value:.4g}" for value in view.contrast],
         "percentiles": config.report.percentiles,
@@ -164,6 +169,12 @@ def _restoration(
         "bar": scale_bar(len(view.box[2]), voxel),
         "cropped": view.cropped,
     }
+
+
+def _scored(view: View) -> list[str]:
+    """Name every slice or image that has a score."""
+    name = "image" if isinstance(view.grid, ImageStack) else "slice"
+    return [f"{name} {z}" for gap in range(view.grid.gaps) for z in view.grid.generated(gap)]
 
 
 def _sentences(config: Config, item: Restoration, truth: str | None, view: View) -> list[str]:
@@ -256,7 +267,8 @@ def _references(config: Config, evaluations: list[dict[str, Any]]) -> list[dict[
     """Return the publications that this run rests on."""
     samplers = [item.sampler.name or "dpm++" for item in config.restorations]
     used = {name for found in evaluations for method in found["methods"].values() for name in _deep(method)}
-    used |= {name for found in evaluations for name in found["methods"]}
+    used |= {name for found in evaluations for name in [*found["methods"], *found]}
+    used |= {"calibration" for item in config.restorations if item.calibration}
     pairs = any(dataset.pairs for dataset in config.datasets.values())
     keys = ["emdiffuse", *samplers, *(key for key in REFERENCES if key in used), *["raft"] * pairs]
     keys = list(dict.fromkeys([*keys, "ome", "zarr", "snakemake"]))

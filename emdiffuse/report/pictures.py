@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from emdiffuse.baselines import Kind, image_baseline, interpolate
 from emdiffuse.config import Config, Restoration, anisotropy_factor
 from emdiffuse.geometry import ImageStack, SliceGrid
+from emdiffuse.structures import segment
 from emdiffuse.tasks import TASKS
 from emdiffuse.volume import Volume, open_volume
 
@@ -34,8 +35,8 @@ BYTES_A_PIXEL = 16
 """What all pictures together may take for each pixel of the region, with few slices in the viewer."""
 COLUMNS = ("input", "linear", "restored", "truth")
 """What is shown side by side, where there is such a thing."""
-VOLUME_KINDS: dict[str, Kind] = {"input": "nearest", "linear": "linear", "cubic": "cubic"}
-IMAGE_NAMES = {"input": "nearest", "gaussian": "gaussian", "cubic": "cubic"}
+VOLUME_KINDS: dict[str, Kind] = {"input": "nearest", "linear": "linear", "cubic": "cubic", "flow": "flow"}
+IMAGE_NAMES = {"input": "nearest", "gaussian": "gaussian", "nlm": "nlm", "cubic": "cubic"}
 """What is made of the input while the report is written, and the kind of `baselines` that makes it."""
 
 
@@ -136,7 +137,10 @@ def open_view(config: Config, item: Restoration, truth: str | None, results: Pat
 
 
 def panels(view: View, names: list[str], budget: int) -> tuple[list[dict[str, Any]], float]:
-    """Return rows of pictures, three planes and the differences in xy; and what is white in the latter."""
+    """Return rows of pictures, and what is white in the differences.
+
+    The rows are three planes and, with a truth, the differences and the structures in xy.
+    """
     voxel = view.volumes["restored"].voxel_size[2]
     rows: list[dict[str, Any]] = []
     pictures: list[NDArray[np.uint8]] = []
@@ -160,10 +164,17 @@ def panels(view: View, names: list[str], budget: int) -> tuple[list[dict[str, An
             if "uncertainty" in view.volumes:
                 errors["uncertainty"] = view.plane("uncertainty", 0)
             add("difference", at, errors, 0, top)
+            add("structures", at, {name: _structures(cells[name], voxel) for name in names}, 0, 255)
     queue = iter(encode(pictures, budget))
     for row in rows:
         row["cells"] = [{"name": name, "image": next(queue)} for name in row["cells"]]
     return rows, top
+
+
+def _structures(plane: NDArray[np.float32], voxel: float) -> NDArray[np.float32]:
+    """Return what is segmented in a plane: membranes white, large dark regions grey."""
+    found = segment(plane, voxel)
+    return np.where(found["membranes"], 255, np.where(found["dark"], 120, 0)).astype(np.float32)
 
 
 def to_gray(values: NDArray[Any], black: float, white: float) -> NDArray[np.uint8]:

@@ -27,10 +27,12 @@ HEADINGS: dict[str, tuple[str, int, int]] = {
     "decorrelation_resolution": ("Decorrelation (nm)", 1, 0),
     "nrmse": ("NRMSE", 3, -1),
     "lpips": ("LPIPS", 3, -1),
+    "membranes_iou": ("Membranes, IoU", 3, 1),
+    "dark_iou": ("Dark regions, IoU", 3, 1),
     "high_frequency_ratio": ("Fine detail (truth = 1)", 2, 0),
 }
 """Heading, decimals, and whether more (1) or less (-1) is better; 0: not ranked."""
-FIRST = ("psnr", "ssim", "fsim", "frc_resolution", "high_frequency_ratio")
+FIRST = ("psnr", "ssim", "fsim", "frc_resolution", "membranes_iou", "high_frequency_ratio")
 """Measures of the short table, in this order; all are in the long one."""
 Cell = dict[str, Any]
 
@@ -133,4 +135,10 @@ def as_csv(evaluations: list[dict[str, Any]]) -> str:
                     writer.writerow(
                         [*where, plane, measure, unit, method, *numbers, value.get("identical", 0)]
                     )
+        for row in evaluation.get("trust", {}).get("coverage", []):
+            numbers = [row[key] for key in ("mean", "low", "high")]
+            writer.writerow([*where, "", "coverage", "share of truths inside", row["group"], *numbers, 0])
+        if "trust" in evaluation:
+            ause = evaluation["trust"]["ause"]
+            writer.writerow([*where, "", "ause", "share of the error", "restored", ause, None, None, 0])
     return text.getvalue()

@@ -33,15 +33,29 @@ def verdict(evaluation: dict[str, Any]) -> str:
 
 
 def chart(title: str, history: list[dict[str, Any]], keys: dict[str, str]) -> dict[str, Any] | None:
-    """Return a line chart over training steps, in units of a 300 x 150 plot; None without points."""
+    """Return a line chart over training steps; None without points."""
     lines = {}
     for key, label in keys.items():
         points = [(e["step"], e[key]) for e in history if isinstance(e.get(key), int | float)]
         points = [(x, y) for x, y in points if math.isfinite(y)]
         if points:
             lines[label] = points
-    if not lines:
-        return None
+    return plot(title, lines, "{} steps") if lines else None
+
+
+def plot(title: str, lines: dict[str, list[tuple[float, float]]], end: str) -> dict[str, Any]:
+    """Return a line chart from x = 0, in units of a 300 x 150 plot; empty lines are left out.
+
+    Parameters
+    ----------
+    title : str
+        What is drawn.
+    lines : dict
+        Points of every line.
+    end : str
+        What the last x is, a format.
+    """
+    lines = {label: points for label, points in lines.items() if points}
     xs, ys = zip(*(point for points in lines.values() for point in points), strict=True)
     last = max(max(xs), 1)
     low, high = min(ys), max(ys)
@@ -59,7 +73,7 @@ def chart(title: str, history: list[dict[str, Any]], keys: dict[str, str]) -> di
         places[label] = max([drawn[-1][1], *(y + 12 for y in places.values())])
     return {
         "title": title,
-        "last": last,
+        "end": end.format(last),
         "ticks": [
             {"y": place(0, y)[1], "text": f"{y:.{digits}f}"}
             for y in np.arange(bottom, top + step / 2, step).tolist()

@@ -52,8 +52,8 @@ def viewer(view: View, task: str, white: float | None, budget: int) -> dict[str,
         JSON data: the names of the methods, their sheets, and where they lie; see ``templates/report.js``.
     """
     images = isinstance(view.grid, ImageStack)
-    baselines = IMAGE_KINDS[task] if images else ("linear", "cubic")
-    wanted = ("input", *(name for name in baselines if name not in ("input", "nearest")))
+    baselines = IMAGE_KINDS[task] if images else ("linear", "cubic", "flow")
+    wanted = ("input", *(name for name in baselines if name not in ("input", "nearest", "bm3d")))
     names = [*wanted, *(name for name in ("restored", "truth", "uncertainty") if name in view.volumes)]
     region = _region(view, names, budget)
     low, high = _span(view)

@@ -166,7 +166,7 @@ def test_files_hold_the_same_table(tmp_path):
     assert json.loads((tmp_path / "out.json").read_text()) == result
     with (tmp_path / "out.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 5 * (9 + 2 + 2 + 1)
+    assert len(rows) == 5 * (11 + 2 + 2 + 1)
     row = next(r for r in rows if (r["plane"], r["measure"], r["method"]) == ("xz", "ssim", "cubic"))
     assert float(row["low"]) == result["methods"]["cubic"]["xz"]["ssim"]["low"]
     assert next(r for r in rows if r["method"] == "restored")["mean"] == ""

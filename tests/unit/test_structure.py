@@ -16,7 +16,7 @@ ORDER = [
     "slurm", "training", "modelcard", "raft_training", "parallel", "checkpoints",
     "inference", "augmentation", "processes", "patches", "registration", "raft", "acquisition", "readers",
     "pairs",
-    "resampling", "diffusion", "networks", "metrics", "volume", "atomic", "geometry", "config",
+    "resampling", "diffusion", "networks", "metrics", "structures", "volume", "atomic", "geometry", "config",
     "settings", "sources", "tasks", "progress", "allocator", "interruption", "errors",
 ]  # fmt: skip
 

@@ -1,0 +1,142 @@
+"""The report of a calibrated restoration: what it says of reliability, coverage and structures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import INTENSITY, write_volume
+
+from emdiffuse.baselines import IMAGE_KINDS
+from emdiffuse.config import Config
+from emdiffuse.evaluation import evaluate
+from emdiffuse.report import write_report
+from emdiffuse.report.trust import trust_section
+from emdiffuse.settings import parse
+
+CHROMIUM = Path("/usr/bin/chromium")
+SIZE = {"z": 50, "y": 5, "x": 5}
+SAMPLER = {"steps": 4, "samples": 4}
+CONFIG = {
+    "datasets": {
+        "pairs": {"pairs": {"folder": "p"}, "voxel_size": SIZE},
+        **{
+            name: {"source": f"{name}.tif", "images": True, "voxel_size": SIZE}
+            for name in ("noisy", "clean", "held", "held_clean")
+        },
+    },
+    "models": {"net": {"task": "emdiffuse-n", "datasets": ["pairs"]}},
+    "restorations": [
+        {
+            "dataset": "noisy",
+            "model": "net",
+            "truth": "clean",
+            "sampler": SAMPLER,
+            "calibration": {"dataset": "held"},
+        },
+        {"dataset": "held", "model": "net", "truth": "held_clean", "sampler": SAMPLER},
+    ],
+}
+CALIBRATION = {
+    "dataset": "held",
+    "scale": 1.6449,
+    "alpha": 0.1,
+    "delta": 0.1,
+    "units": 40,
+    "unit": "block of 64 x 64 pixels",
+    "levels": [{"alpha": a, "scale": s} for a, s in ((0.5, 0.7), (0.2, 1.35), (0.1, 1.6449), (0.05, None))],
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, medulla):
+    """Two images whose errors are Gaussian as stated, but twice as large in the right half."""
+    folder = tmp_path_factory.mktemp("run")
+    results = folder / "results"
+    rng = np.random.default_rng(0)
+    truth = medulla[:4:2, :128, :128]
+    deviation = np.where(np.arange(128) < 64, 3.0, 8.0) * np.ones(truth.shape)
+    error = rng.normal(size=truth.shape) * deviation * np.where(np.arange(128) < 64, 1, 2)
+    restored = np.clip(np.rint(truth + error), 0, 255).astype(np.uint8)
+    scores = {"scores": [0.05, 0.2], "threshold": 0.12, "slices": 2, "reliable": 1}
+    for name, calibration in (("noisy", CALIBRATION), ("held", None)):
+        own = results / f"restored/{name}/net/restored.ome.zarr"
+        facts = {"task": "emdiffuse-n", "model": "net", "calibration": calibration, "reliability": scores}
+        write_volume(own, restored, (50, 5, 5), **facts, dataset=name)
+        write_volume(own / "uncertainty", deviation.astype(np.float32), (50, 5, 5), intensity=INTENSITY)
+        clean = {"noisy": "clean", "held": "held_clean"}[name]
+        given = write_volume(results / f"registered/{name}.ome.zarr", truth[:, ::-1].copy(), (50, 5, 5))
+        wanted = write_volume(results / f"registered/{clean}.ome.zarr", truth, (50, 5, 5))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(IMAGE_KINDS, "emdiffuse-n", ("input", "gaussian", "nlm"))
+            evaluate(own, given, wanted, results / f"evaluation/{name}/net.json")
+    write_report(parse(Config, CONFIG), results, folder / "experiments", folder / "report.html")
+    return folder, (folder / "report.html").read_text()
+
+
+def test_it_says_what_is_reliable_what_was_promised_and_where_not(made):
+    text = made[1].replace("&#39;", "'")
+    assert "1 of 2 images count as reliable" in text
+    assert "Not reliable: image 1." in text
+    assert "1.64 standard deviations were calibrated on held" in text
+    assert "40 units, each one block of 64 x 64 pixels" in text
+    assert "Do not trust the intervals here, where they hold less than promised: all voxels" in text
+    assert "No intervals were calibrated" in text, "of the second restoration"
+    assert "10.1145/3478535" in text
+    assert "Membranes (white) and large dark regions (grey)" in text
+    assert "Structures of: Restored" in text
+
+
+def test_coverage_stands_in_the_files_too(made):
+    folder, _ = made
+    trust = json.loads((folder / "report.json").read_text())["evaluations"][0]["trust"]
+    rows = list(csv.DictReader(io.StringIO((folder / "report.csv").read_text())))
+    own = [r for r in rows if (r["dataset"], r["measure"]) == ("noisy", "coverage")]
+    assert [r["method"] for r in own] == [row["group"] for row in trust["coverage"]]
+    assert float(own[0]["mean"]) == trust["coverage"][0]["mean"] < 0.9
+    assert float(next(r for r in rows if r["measure"] == "ause")["mean"]) == trust["ause"]
+    assert {"membranes_iou", "dark_iou"} < {r["measure"] for r in rows}
+
+
+def test_without_a_truth_the_scores_are_told_alone():
+    scores = {"scores": [0.1, 0.11], "threshold": 0.12, "slices": 2, "reliable": 2}
+    section = trust_section(None, scores, ["slice 1", "slice 2"])
+    assert section["charts"] == section["rows"] == []
+    assert len(section["sentences"]) == 1 and "2 of 2 slices count as reliable" in section["sentences"][0]
+    assert trust_section(None, None, []) is None
+
+
+@pytest.mark.browser
+def test_curves_and_table_are_drawn_and_fit_a_phone(made):
+    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM.exists():
+        pytest.skip(f"{CHROMIUM} is missing: apt-get install chromium")
+    said = []
+    with sync.sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"]
+        )
+        page = browser.new_page(viewport={"width": 390, "height": 800})
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto((made[0] / "report.html").as_uri())
+        first = page.locator("#restoration-1")
+        curves = first.locator(".trust polyline")
+        assert curves.count() == 3 + 2
+        boxes = [curves.nth(i).bounding_box() for i in range(5)]
+        assert all(box["width"] > 50 and box["height"] > 20 for box in boxes)
+        label = first.locator(".trust svg").first.get_attribute("aria-label")
+        assert "Gaussian" in label and "calibrated" in label and "promised" in label
+        table = first.locator("table.coverage")
+        assert table.locator("tbody tr").first.inner_text().split()[-1] == "no"
+        assert table.locator("tbody tr").count() > 8
+        assert page.locator("#restoration-2 table.coverage").count() == 0
+        structures = first.locator("img[alt*='Structures of: Truth']")
+        assert structures.evaluate("image => image.naturalWidth") == 128
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        browser.close()
+    assert said == []
