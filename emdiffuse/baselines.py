@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from fractions import Fraction
 from importlib.util import find_spec
-from math import floor
 from typing import Any, Literal, Protocol, get_args
 
 import cv2
@@ -29,6 +27,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from skimage.restoration import denoise_nl_means
 
+from emdiffuse.geometry import SliceGrid
 from emdiffuse.resampling import enlarge
 from emdiffuse.volume import cast_to
 
@@ -90,7 +89,7 @@ def kernel(kind: Kind, position: float) -> tuple[float, float, float, float]:
 
 def interpolate(
     slices: Slices,
-    factor: Fraction,
+    grid: SliceGrid,
     z_range: range,
     kind: Kind,
     window: Sequence[slice] = _EVERYTHING,
@@ -102,10 +101,10 @@ def interpolate(
     slices : array-like
         Real slices (z, y, x); only those that are needed are read, so that `z_range` and `window` bound the
         memory.
-    factor : Fraction
-        Distance of real slices in output slices; need not be an integer.
+    grid : SliceGrid
+        Where the output slices lie between them.
     z_range : range
-        Output slices to make: within ``range(SliceGrid(len(slices), factor).length)``, with step 1.
+        Output slices to make: within ``range(grid.length)``, with step 1.
     kind : str
         nearest, linear, cubic or flow.
     window : sequence of slice
@@ -114,27 +113,23 @@ def interpolate(
     Returns
     -------
     ndarray
-        (len(z_range), y, x), the dtype of `slices`; equal to the real slices where z / factor is an integer.
+        (len(z_range), y, x), the dtype of `slices`; equal to the real slices where they are.
     """
     if kind == "flow":
-        return _along_flow(slices, factor, z_range, window)
-    last = slices.shape[0] - 1
-    first, stop = (
-        max(floor(z_range.start / factor) - 1, 0),
-        min(floor((z_range.stop - 1) / factor) + 2, last) + 1,
-    )
+        return _along_flow(slices, grid, z_range, window)
+    gaps = [grid.gap_of(z) for z in z_range]
+    first, stop = grid.around(gaps[0])[0], grid.around(gaps[-1])[-1] + 1
     real = slices[(slice(first, stop), *window)]
     work = np.float64 if slices.dtype.itemsize > 2 else np.float32
     weights = np.zeros((len(z_range), len(real)), work)
-    for row, z in enumerate(z_range):
-        before = floor(z / factor)
-        for offset, weight in zip(range(-1, 3), kernel(kind, float(z / factor - before)), strict=True):
-            weights[row, min(max(before + offset, 0), last) - first] += weight
+    for row, (z, gap) in enumerate(zip(z_range, gaps, strict=True)):
+        for index, weight in zip(grid.around(gap), kernel(kind, float(grid.position(gap, z))), strict=True):
+            weights[row, index - first] += weight
     values = np.tensordot(weights, real.astype(work), axes=1)
     return cast_to(values, slices.dtype)
 
 
-def _along_flow(slices: Slices, factor: Fraction, z_range: range, window: Sequence[slice]) -> NDArray[Any]:
+def _along_flow(slices: Slices, grid: SliceGrid, z_range: range, window: Sequence[slice]) -> NDArray[Any]:
     """Interpolate output slices along the optical flow between the real ones; see `interpolate`."""
     spans = [w.indices(n)[:2] for w, n in zip(window, slices.shape[1:], strict=True)]
     outer = [
@@ -143,10 +138,10 @@ def _along_flow(slices: Slices, factor: Fraction, z_range: range, window: Sequen
     ]
     inner = tuple(slice(a - o.start, b - o.start) for (a, b), o in zip(spans, outer, strict=True))
     planes = []
-    for gap, members in itertools.groupby(z_range, lambda z: floor(z / factor)):
-        pair = slices[(slice(gap, min(gap + 2, slices.shape[0])), *outer)].astype(np.float32)
-        between = Between(pair[0], pair[-1])
-        planes += [between.at(float(z / factor - gap))[inner] for z in members]
+    for gap, members in itertools.groupby(z_range, grid.gap_of):
+        before, after = (slices[(slice(z, z + 1), *outer)][0] for z in grid.around(gap)[1:3])
+        between = Between(before.astype(np.float32), after.astype(np.float32))
+        planes += [between.at(float(grid.position(gap, z)))[inner] for z in members]
     return cast_to(np.stack(planes), slices.dtype)
 
 
@@ -171,8 +166,8 @@ class Between:
 
     def at(self, t: float) -> NDArray[np.float32]:
         """Return the slice at t, from 0 (the first) to 1 (the second)."""
-        if t == 0:
-            return self.first
+        if t in (0, 1):
+            return self.second if t else self.first
         if self.forward is None or self.backward is None:
             self.forward, self.backward = (
                 slice_flow(self.first, self.second),

@@ -19,11 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.config import anisotropy_factor
 from emdiffuse.errors import DataError
 from emdiffuse.geometry import ImageStack, SliceGrid
 from emdiffuse.tasks import TASKS
-from emdiffuse.volume import Box, Volume, open_volume
+from emdiffuse.volume import Box, Volume, open_volume, slice_grid
 
 Grid = SliceGrid | ImageStack
 
@@ -103,7 +102,7 @@ def _check(restored: Volume, input: Volume, truth: Volume) -> Grid:
     task = TASKS[restored.facts.get("task", "vemdiffuse-i")]
     grid: Grid = ImageStack(input.array.shape[0])
     if task.volumetric:
-        grid = SliceGrid(input.array.shape[0], anisotropy_factor(input.voxel_size, str(input.path)))
+        grid = slice_grid(input)
     expected = (grid.length, *(n * task.scale for n in input.array.shape[1:]))
     if restored.array.shape != expected:
         raise DataError(

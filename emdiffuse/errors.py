@@ -23,5 +23,9 @@ class StoreError(EmdiffuseError):
     """A store that is missing, damaged, or was made with other settings; names its path."""
 
 
+class DamagedError(StoreError):
+    """A part of a store that is missing, or fails its checksum; names it."""
+
+
 class LaunchError(EmdiffuseError):
     """A job of a cluster that could not be submitted, failed or was lost; names the job."""

@@ -4,6 +4,8 @@ Conventions
 -----------
 * Axes are (z, y, x); boxes are half open. *Real* slices are those of the input, *output* slices those of the
   restored volume, whose voxels are cubes of the input's lateral size. Output slice 0 is real slice 0.
+* A *gap* is the space between two neighbouring real slices that can be trusted: one of missing slices is
+  wider than the others.
 * The tile grid is global: it depends on the volume and the tile size alone, never on blocks or workers. Along
   z a tile is one gap; along y and x tiles overlap, and their windows add up to one everywhere::
 
@@ -21,14 +23,17 @@ Conventions
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from math import ceil, floor
+from math import ceil, floor, prod
 
 import numpy as np
 from numpy.typing import NDArray
+
+from emdiffuse.tasks import CONDITION_OFFSETS
 
 NOISE_CELL = 64
 TILE_MULTIPLE = 16
@@ -50,37 +55,70 @@ class SliceGrid:
         Number of real slices, at least 2.
     factor : Fraction
         Anisotropy factor: distance of real slices in output voxels; need not be an integer.
+    missing : tuple of int
+        Real slices that are not to be trusted, in order. Those before the first or behind the last good one
+        have no neighbour on one side: they count as good.
     """
 
     slices: int
     factor: Fraction
+    missing: tuple[int, ...] = ()
+
+    @cached_property
+    def good(self) -> Sequence[int]:
+        """The real slices between which the gaps lie."""
+        lost = frozenset(self.missing)
+        if not lost:
+            return range(self.slices)
+        sound = [z for z in range(self.slices) if z not in lost]
+        if not sound:
+            return range(self.slices)
+        return [*range(sound[0]), *sound, *range(sound[-1] + 1, self.slices)]
 
     @property
     def gaps(self) -> int:
-        """Number of gaps between real slices."""
-        return self.slices - 1
+        """Number of gaps between good slices."""
+        return len(self.good) - 1
 
     @property
     def length(self) -> int:
         """Number of output slices; the last real slice is the last one, or lies just behind it."""
-        return floor(self.gaps * self.factor) + 1
+        return floor((self.slices - 1) * self.factor) + 1
 
     def first(self, gap: int) -> int:
-        """Return the first output slice at or behind real slice `gap`: where that gap's range begins."""
-        return ceil(gap * self.factor)
+        """Return the first output slice at or behind the slice before a gap: where the gap's range begins."""
+        return ceil(self.good[gap] * self.factor)
 
     def generated(self, gap: int) -> range:
         """Return the output slices strictly inside a gap."""
-        return range(floor(gap * self.factor) + 1, min(self.first(gap + 1), self.length))
+        return range(floor(self.good[gap] * self.factor) + 1, min(self.first(gap + 1), self.length))
+
+    def width(self, gap: int) -> Fraction:
+        """Return the distance of the slices around a gap, in output voxels."""
+        return self.factor * (self.good[gap + 1] - self.good[gap])
 
     def positions(self, gap: int) -> NDArray[np.float32]:
         """Return the positions of a gap's slices: 0 at the real slice before it, 1 at the one after it."""
-        return np.array([float(z / self.factor - gap) for z in self.generated(gap)], np.float32)
+        return np.array([float(self.position(gap, z)) for z in self.generated(gap)], np.float32)
+
+    def position(self, gap: int, z: int) -> Fraction:
+        """Return the position of an output slice in a gap."""
+        return (z - self.good[gap] * self.factor) / self.width(gap)
+
+    def around(self, gap: int) -> list[int]:
+        """Return the real slices at `tasks.CONDITION_OFFSETS` of a gap; behind the ends the outermost."""
+        last = len(self.good) - 1
+        return [self.good[min(max(gap + offset, 0), last)] for offset in CONDITION_OFFSETS]
+
+    def gap_of(self, z: int) -> int:
+        """Return the gap that holds an output slice; the last gap ends with the last slice."""
+        return min(bisect_right(self.good, z / self.factor), self.gaps) - 1
 
     def real(self, z: int) -> int | None:
         """Return the real slice at output slice z, or None when z is generated."""
         index = z / self.factor
-        return int(index) if index.denominator == 1 else None
+        before = self.good[bisect_right(self.good, index) - 1]
+        return before if before == index else None
 
 
 @dataclass(frozen=True)
@@ -113,6 +151,10 @@ class ImageStack:
     def generated(self, gap: int) -> range:
         """Return the slice of a gap: itself."""
         return range(gap, gap + 1)
+
+    def width(self, gap: int) -> Fraction:
+        """Return 1: there is nothing between images."""
+        return self.factor
 
     def positions(self, gap: int) -> NDArray[np.float32]:
         """Return the position of an image, which is 1/2 by convention (`emdiffuse.processes`)."""
@@ -206,6 +248,11 @@ class Block:
         z, y, x = (e - b for b, e in zip(self.begin, self.end, strict=True))
         return (z, y, x)
 
+    @property
+    def voxels(self) -> int:
+        """Number of voxels of the support."""
+        return prod(self.shape)
+
 
 @dataclass(frozen=True)
 class BlockGrid:
@@ -246,10 +293,9 @@ class BlockGrid:
     def chunk(self) -> tuple[int, int, int]:
         """Largest support of any block: the shape of a chunk of the tile store."""
         counts = self.counts
-        depth = max(
-            self._span_z(i)[1] - self._span_z(i)[0]
-            for i in range(min(counts[0], self.z.factor.denominator + 1))
-        )
+        regular = isinstance(self.z, ImageStack) or not self.z.missing
+        period = min(counts[0], self.z.factor.denominator + 1) if regular else counts[0]
+        depth = max(self._span_z(i)[1] - self._span_z(i)[0] for i in range(period))
         height = max(e - b for b, e in (self._span(self.y, i, 1) for i in range(counts[1])))
         width = max(e - b for b, e in (self._span(self.x, i, 2) for i in range(counts[2])))
         return (depth, height, width)
@@ -283,16 +329,23 @@ class BlockGrid:
         _, ny, nx = self.counts
         return self.at((number // (ny * nx), number // nx % ny, number % nx))
 
+    def idle(self, block: Block) -> bool:
+        """Tell whether a block has nothing to restore: no slice lies in its gaps."""
+        return not any(self.z.generated(gap) for gap in block.gaps)
+
     def overlapping(self, begin: tuple[int, int, int], end: tuple[int, int, int]) -> Iterator[Block]:
         """Yield the blocks whose support meets a box, in the order of their numbers."""
-        spans = (
-            (self._span_z, 0),
-            (lambda i: self._span(self.y, i, 1), 1),
-            (lambda i: self._span(self.x, i, 2), 2),
+        spans: tuple[Callable[[int], tuple[int, int]], ...] = (
+            self._span_z,
+            lambda i: self._span(self.y, i, 1),
+            lambda i: self._span(self.x, i, 2),
         )
         hits = [
-            [i for i in range(self.counts[axis]) if span(i)[0] < end[axis] and span(i)[1] > begin[axis]]
-            for span, axis in spans
+            range(
+                bisect_right(range(count), low, key=lambda i, span=span: span(i)[1]),  # type: ignore[misc]
+                bisect_left(range(count), high, key=lambda i, span=span: span(i)[0]),  # type: ignore[misc]
+            )
+            for count, span, low, high in zip(self.counts, spans, begin, end, strict=True)
         ]
         for z, y, x in itertools.product(*hits):
             yield self.at((z, y, x))

@@ -38,6 +38,15 @@ def differ(description: dict[str, Any], sampler: Sampler) -> bool:
     return not is_native(description) or sampler.steps != 1
 
 
+def draws(sampler: Sampler, description: dict[str, Any]) -> list[tuple[int, int]]:
+    """Return the (sample, step) of all noise that a restoration asks for, in the order in which it does."""
+    if not differ(description, sampler):
+        return []
+    sampler = resolve(sampler, description)
+    steps = sampler.steps if sampler.name == "ddpm" else 1
+    return [(sample, step) for sample in range(sampler.samples) for step in range(steps or 1)]
+
+
 def estimator(sampler: Sampler, description: dict[str, Any]) -> str:
     """Say in words what the restored volume is."""
     if not differ(description, sampler):

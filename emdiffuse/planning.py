@@ -4,11 +4,15 @@ Conventions
 -----------
 * The *plan* (``plan.json``) names input, model, tiling, sampler, and the hash of these. Making a plan wipes
   what another plan left; workers only open what the plan's stores are, and refuse stores of another hash.
-* The *tile store* is one array (block, quantity, z, y, x), float32, one chunk a block: the weighted partial
-  sums of the block's tiles over its support (`geometry.Block`). Quantity 0 is the mean over the samples, in
-  [-1, 1]; others are, with more than one sample, their standard deviation and, where it is asked for, the
-  posterior mean in one call (`regression`). Real slices are left at 0: stitching takes them from the input.
+* The *tile store* is one array (quantity, z, y, x), float32, one chunk a block, in the place of the block in
+  the grid of blocks: the weighted partial sums of the block's tiles over its support (`geometry.Block`).
+  Quantity 0 is the mean over the samples, in [-1, 1]; others are, with more than one sample, their standard
+  deviation and, where it is asked for, the posterior mean in one call (`regression`). Real slices are left at
+  0: stitching takes them from the input. A block without a slice to restore has no chunk.
 * Of a calibrated restoration the *outputs* hold the bounds of the interval of every voxel too.
+* A worker that has done its share leaves a *mark* (`MARKS`) beside the plan. Where a later stage finds
+  something damaged, it removes the marks: at the next start the workers look at their chunks, and make those
+  anew that cannot be read.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ import numpy as np
 
 from emdiffuse.atomic import write_atomically
 from emdiffuse.calibration import read_calibration
-from emdiffuse.config import Restoration, Sampler, Tiling, anisotropy_factor
+from emdiffuse.config import Restoration, Sampler, Tiling
 from emdiffuse.errors import DataError, StoreError
 from emdiffuse.geometry import BlockGrid, ImageStack, SliceGrid, TileAxis
 from emdiffuse.inference import differ, estimator, is_native, resolve, trained_for
@@ -33,10 +37,11 @@ from emdiffuse.networks.weights import load_description
 from emdiffuse.progress import logger
 from emdiffuse.settings import settings_hash
 from emdiffuse.tasks import TASKS
-from emdiffuse.volume import Array, Volume, create_array, create_image_array, open_volume
+from emdiffuse.volume import Array, Volume, create_array, create_image_array, open_volume, slice_grid
 
 WEIGHTS = "model.safetensors"
 BOUNDS = ("lower", "upper")
+MARKS = {"restore": "restored-*.done", "stitch": "stitched-*.done"}
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class Plan:
         Where the plan lies, with the tile store and the restored volume beside it.
     hash : str
         Identifies input, model and settings.
+    source : str
+        Identifies the input.
     input, model : Path
         The registered volume and the folder of the model.
     weights : str
@@ -61,6 +68,8 @@ class Plan:
         Output pixels of one input pixel along y and x.
     slices : int
         Slices of the input.
+    missing : tuple of int
+        Those of them that are not to be trusted.
     shape : tuple of int
         Shape (z, y, x) of the restored volume.
     sampler, tiling
@@ -77,6 +86,7 @@ class Plan:
 
     folder: Path
     hash: str
+    source: str
     input: Path
     model: Path
     weights: str
@@ -84,6 +94,7 @@ class Plan:
     images: bool
     scale: int
     slices: int
+    missing: tuple[int, ...]
     shape: tuple[int, int, int]
     sampler: Sampler
     tiling: Tiling
@@ -118,8 +129,13 @@ class Plan:
         """The blocks."""
         t = self.tiling
         y, x = (TileAxis(length, t.tile, t.halo, t.blend) for length in self.shape[1:])
-        z = ImageStack(self.slices) if self.images else SliceGrid(self.slices, self.factor)
+        z = ImageStack(self.slices) if self.images else SliceGrid(self.slices, self.factor, self.missing)
         return BlockGrid(z, y, x, t.block)
+
+    def forget(self, stage: str) -> None:
+        """Remove the marks of a stage's workers, which look at their shares again at the next start."""
+        for mark in self.folder.glob(MARKS[stage]):
+            mark.unlink(missing_ok=True)
 
 
 def make_plan(
@@ -149,15 +165,12 @@ def make_plan(
     volume, description = open_volume(dataset), load_description(model)
     task = TASKS[description["task"]]
     slices, height, width = volume.array.shape
-    factor = Fraction(1)
+    grid: SliceGrid | ImageStack = ImageStack(slices)
     if task.volumetric:
-        factor = anisotropy_factor(volume.voxel_size, str(dataset))
         if slices < 2:
             raise DataError(f"{dataset}: one slice has no gap to fill; at least two are needed")
-        if not trained_for(description, factor):
-            logger.warning(
-                "%s: factor %s, but %s was trained for %s", dataset, factor, model, description["factors"]
-            )
+        grid = slice_grid(volume)
+        _check_gaps(grid, dataset, model, description)
     sampler = resolve(settings.sampler, description)
     if not differ(description, sampler):
         sampler = sampler.model_copy(update={"samples": 1})
@@ -168,24 +181,21 @@ def make_plan(
         calibrated = read_calibration(calibration, weights, asked, volume.facts.get("sources"))
     regression = settings.regression and sampler.steps != 1 and is_native(description)
     identity = settings_hash(
-        sampler, settings.tiling, str(factor), [slices, height, width],
-        volume.facts.get("sources"), volume.facts.get("intensity"),
-        weights, description, regression, calibrated and calibrated["scale"],
+        sampler, settings.tiling, input_hash(volume), weights, description,
+        regression, calibrated and calibrated["scale"],
     )  # fmt: skip
     content = {
         "hash": identity,
+        "source": input_hash(volume),
         "input": str(dataset),
         "model": str(model),
         "weights": weights,
-        "factor": str(factor),
+        "factor": str(grid.factor),
         "images": not task.volumetric,
         "scale": task.scale,
         "slices": slices,
-        "shape": [
-            SliceGrid(slices, factor).length if task.volumetric else slices,
-            height * task.scale,
-            width * task.scale,
-        ],
+        "missing": list(volume.facts.get("missing", [])) if task.volumetric else [],
+        "shape": [grid.length, height * task.scale, width * task.scale],
         "sampler": asked,
         "regression": regression,
         "calibration": calibrated,
@@ -196,7 +206,7 @@ def make_plan(
             "dataset": settings.dataset,
             "model": settings.model,
             "task": description["task"],
-            "factor": str(factor),
+            "factor": str(grid.factor),
             "estimator": estimator(sampler, description),
             "sampler": asked,
             "weights": weights,
@@ -209,11 +219,11 @@ def make_plan(
     }
     plan = _parse_plan(content, out.parent)
     _make_stores(plan, volume)
-    grid = plan.grid
-    content["blocks"] = len(grid)
+    blocks = plan.grid
+    content["blocks"] = len(blocks)
     logger.info(
         "%s voxels in %d blocks of at most %s voxels; %d calls a tile",
-        " x ".join(map(str, plan.shape)), len(grid), " x ".join(map(str, grid.chunk)),
+        " x ".join(map(str, plan.shape)), len(blocks), " x ".join(map(str, blocks.chunk)),
         (sampler.steps or 1) * sampler.samples,
     )  # fmt: skip
     write_atomically(out, json.dumps(content, indent=2))
@@ -235,14 +245,52 @@ def file_hash(path: Path) -> str:
         raise StoreError(f"{path}: there are no weights here; train or import the model first") from None
 
 
+def input_hash(volume: Volume) -> str:
+    """Return what identifies an input: its raw files, and what was made of them."""
+    facts = [volume.facts.get(key) for key in ("sources", "intensity", "missing")]
+    return settings_hash(facts, list(volume.array.shape), list(volume.voxel_size))
+
+
+def open_input(plan: Plan) -> Volume:
+    """Open the input of a plan.
+
+    Raises
+    ------
+    StoreError
+        If it is missing, or not the one that the plan was made for.
+    """
+    volume = open_volume(plan.input)
+    if input_hash(volume) != plan.source:
+        raise StoreError(
+            f"{plan.input}: changed since {plan.folder}/plan.json was made; run the stage `plan` again"
+        )
+    return volume
+
+
+def _check_gaps(grid: SliceGrid, dataset: Path, model: Path, description: dict[str, Any]) -> None:
+    """Warn of gaps that the model was not trained for, and of missing slices that nothing can restore."""
+    widths = {grid.width(gap) for gap in range(grid.gaps) if grid.generated(gap)}
+    strange = sorted(width for width in widths if not trained_for(description, width))
+    if strange:
+        factors = ", ".join(map(str, strange))
+        logger.warning(
+            "%s: factor %s, but %s was trained for %s", dataset, factors, model, description["factors"]
+        )
+    if kept := sorted(set(grid.missing) & set(grid.good)):
+        logger.warning(
+            "%s: slices %s are missing at an end, where only one neighbour is: their copies stay",
+            dataset,
+            kept,
+        )
+
+
 def _make_stores(plan: Plan, volume: Volume) -> None:
     """Make the tile store and the level 0 of the restored volume, unless they are of this very plan."""
     grid = plan.grid
     if not _is_of(plan, plan.tiles):
-        chunk = (1, len(plan.quantities), *grid.chunk)
-        create_array(
-            plan.tiles, (len(grid), *chunk[1:]), np.float32, chunk=chunk, attributes={"hash": plan.hash}
-        )
+        chunk = (len(plan.quantities), *grid.chunk)
+        shape = (chunk[0], *(n * c for n, c in zip(grid.counts, grid.chunk, strict=True)))
+        create_array(plan.tiles, shape, np.float32, chunk=chunk, attributes={"hash": plan.hash})
     if not all(_is_of(plan, plan.restored / name / "0") for name in plan.outputs):
         shutil.rmtree(plan.restored, ignore_errors=True)
         for name in plan.outputs:
@@ -296,6 +344,7 @@ def _parse_plan(content: dict[str, Any], folder: Path) -> Plan:
     return Plan(
         folder=folder,
         hash=content["hash"],
+        source=content["source"],
         input=Path(content["input"]),
         model=Path(content["model"]),
         weights=content["weights"],
@@ -303,6 +352,7 @@ def _parse_plan(content: dict[str, Any], folder: Path) -> Plan:
         images=content["images"],
         scale=content["scale"],
         slices=content["slices"],
+        missing=tuple(content["missing"]),
         shape=(z, y, x),
         sampler=Sampler.model_validate(content["sampler"]),
         tiling=Tiling.model_validate(content["tiling"]),

@@ -16,7 +16,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -63,7 +63,13 @@ def clock(seconds: float) -> str:
 
 
 def progress(
-    items: Iterable[Item], total: int, what: str, unit: str, done: int = 0, seconds: float = math.inf
+    items: Iterable[Item],
+    total: int,
+    what: str,
+    unit: str,
+    done: int = 0,
+    seconds: float = math.inf,
+    voxels: Callable[[Item], int] | None = None,
 ) -> Iterator[Item]:
     """Yield items and report how far they are.
 
@@ -79,19 +85,27 @@ def progress(
         How many were done before this run; they do not count for the time left.
     seconds : float
         After which the work ends in any case; the time left is never said to be longer.
+    voxels : callable
+        Number of voxels of an item, whose rate is then told too.
     """
     bar = tqdm(total=total, initial=done, desc=what, unit=unit, disable=not sys.stderr.isatty(), leave=False)
     start = last = time.monotonic()
+    made = 0
     with bar:
         for count, item in enumerate(items, 1):
             yield item
             bar.update()
+            made += voxels(item) if voxels else 0
             now = time.monotonic()
             if now - last >= LINE_SECONDS or done + count == total:
                 last = now
-                rate = count / max(now - start, 1e-9)
+                passed = max(now - start, 1e-9)
+                rate = count / passed
+                speed = f" ({made / passed:.3g} voxels)" if voxels else ""
                 left = clock(max(min((total - done - count) / rate, seconds - (now - start)), 0))
-                _line(f"{what}: {done + count} of {total} {unit}s, {rate:.3g} a second, {left} left", bar)
+                _line(
+                    f"{what}: {done + count} of {total} {unit}s, {rate:.3g} a second{speed}, {left} left", bar
+                )
 
 
 def _line(text: str, bar: tqdm) -> None:

@@ -2,7 +2,10 @@
 
 Conventions
 -----------
-* A chunk that exists is a block that is done. Worker w of N owns the blocks w - 1, w - 1 + N, ...
+* A chunk that exists, and can be read, is a block that is done. Worker w of N owns the blocks w - 1, w - 1 +
+  N, ...
+* Reading, noise and writing have threads of their own beside the network: they work ahead of it, or behind.
+* Tiles go through the network in batches of one depth, which never reach beyond a block.
 * Beyond the volume's edges the input is mirrored.
 * Images (emdiffuse-n, emdiffuse-r) take the same path: a stack of slices, each restored by itself, whose
   tiles lie on the pixel grid of the output, `scale` times as fine as the input's.
@@ -10,8 +13,11 @@ Conventions
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,14 +25,22 @@ from numpy.typing import NDArray
 
 from emdiffuse.acquisition import to_unit
 from emdiffuse.errors import StoreError
-from emdiffuse.geometry import Block, BlockGrid, noise_field, owned
-from emdiffuse.inference import RestorationModel
-from emdiffuse.planning import WEIGHTS, Plan, file_hash, open_array_of, read_plan
+from emdiffuse.geometry import Block, BlockGrid, ImageStack, noise_field, owned
+from emdiffuse.inference import RestorationModel, WhiteNoise, draws
+from emdiffuse.planning import WEIGHTS, Plan, file_hash, open_array_of, open_input, read_plan
 from emdiffuse.processes import Batch
 from emdiffuse.progress import logger, progress
 from emdiffuse.resampling import enlarge
-from emdiffuse.tasks import CONDITION_OFFSETS
-from emdiffuse.volume import Volume, open_volume
+from emdiffuse.threads import ahead, behind
+from emdiffuse.volume import Array, Volume
+
+
+class Tile(NamedTuple):
+    """A tile: its gap (or image), and its place in the grid along y and x."""
+
+    gap: int
+    row: int
+    column: int
 
 
 def place_of(device: str) -> str:
@@ -37,7 +51,12 @@ def place_of(device: str) -> str:
 
 
 def restore(
-    path: Path, worker: int, workers: int, device: str = "auto", model: RestorationModel | None = None
+    path: Path,
+    worker: int,
+    workers: int,
+    device: str = "auto",
+    model: RestorationModel | None = None,
+    batch: int = 1,
 ) -> None:
     """Restore the blocks that a worker owns and that are not done.
 
@@ -51,6 +70,8 @@ def restore(
         "auto", "cpu" or a CUDA device.
     model : RestorationModel, optional
         The plan's model, where it is loaded already.
+    batch : int
+        Tiles that go through the network at once.
 
     Raises
     ------
@@ -58,90 +79,148 @@ def restore(
         If the input or the model changed since the plan was made.
     """
     plan = read_plan(path)
-    volume, tiles, grid = open_volume(plan.input), open_array_of(plan, plan.tiles), plan.grid
-    if volume.facts.get("sources") != plan.facts["sources"]:
-        raise StoreError(f"{plan.input}: changed since {path} was made; run the stage `plan` again")
+    volume, tiles, grid = open_input(plan), open_array_of(plan, plan.tiles), plan.grid
     if file_hash(plan.model / WEIGHTS) != plan.weights:
         raise StoreError(f"{plan.model}: changed since {path} was made; run the stage `plan` again")
-    mine = owned(len(grid), worker, workers)
-    todo = [number for number in mine if not tiles.exists((number, 0, 0, 0, 0))]
+    mine = [number for number in owned(len(grid), worker, workers) if not grid.idle(grid[number])]
+    todo = [number for number in mine if not tiles.intact((0, *grid[number].index))]
     if not todo:
         logger.info("all %d blocks of worker %d are done", len(mine), worker)
         return
     model = model or RestorationModel.load(plan.model, place_of(device))
     what = f"restoring, worker {worker} of {workers}"
-    for number in progress(todo, len(mine), what, "block", done=len(mine) - len(todo)):
-        sums = restore_block(plan, grid, grid[number], volume, model)
-        # the whole chunk is written, so that no write ever has to read what was there before
-        chunk = np.zeros(tiles.chunk, np.float32)
-        chunk[0, :, : sums.shape[1], : sums.shape[2], : sums.shape[3]] = sums
-        tiles[(slice(number, number + 1), *(slice(0, n) for n in tiles.chunk[1:]))] = chunk
+    sums = restore_blocks(plan, todo, volume, model, batch)
+    done = len(mine) - len(todo)
+    with behind(partial(_write, tiles)) as write:
+        for number in progress(todo, len(mine), what, "block", done, voxels=lambda n: grid[n].voxels):
+            write(grid[number], next(sums))
 
 
-def restore_block(
-    plan: Plan, grid: BlockGrid, block: Block, volume: Volume, model: RestorationModel
-) -> NDArray[np.float32]:
-    """Return the weighted partial sums of a block's tiles, (quantity, z, y, x), over its support."""
-    sums = np.zeros((len(plan.quantities), *block.shape), np.float32)
-    for gap in block.gaps:
-        zs = grid.z.generated(gap)
-        if not zs:
-            continue
-        for row in block.rows:
-            for column in block.columns:
-                made = _restore_tile(plan, grid, gap, row, column, volume, model)
-                (y0, y1), (x0, x1) = grid.y.support(row, row + 1), grid.x.support(column, column + 1)
-                weights = np.outer(grid.y.window(row), grid.x.window(column))
-                top, left = grid.y.starts[row], grid.x.starts[column]
-                inner = (slice(None), slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
-                outer = (
-                    slice(zs.start - block.begin[0], zs.stop - block.begin[0]),
-                    slice(y0 - block.begin[1], y1 - block.begin[1]),
-                    slice(x0 - block.begin[2], x1 - block.begin[2]),
-                )
-                for total, values in zip(sums, made, strict=True):
-                    total[outer] += weights * values[inner]
-    return sums
+def _write(tiles: Array, block: Block, sums: NDArray[np.float32]) -> None:
+    """Write a block's chunk, all of it, so that no write ever has to read what was there before."""
+    chunk = np.zeros(tiles.chunk, np.float32)
+    chunk[:, : sums.shape[1], : sums.shape[2], : sums.shape[3]] = sums
+    tiles[tiles.box((0, *block.index))] = chunk
 
 
-def _restore_tile(
-    plan: Plan, grid: BlockGrid, gap: int, row: int, column: int, volume: Volume, model: RestorationModel
-) -> list[NDArray[np.float32]]:
-    """Fill one gap in one tile; return the plan's quantities, (D, tile, tile) each, in units of [-1, 1]."""
-    top, left = grid.y.starts[row], grid.x.starts[column]
-    shape = (grid.y.tile, grid.x.tile)
-    zs = grid.z.generated(gap)
-    if plan.images:
-        condition = read_image(volume, gap, (top, left), shape, plan.scale)
-    else:
-        condition = read_condition(volume, gap, (top, left), shape)
-    batch = Batch(
-        torch.from_numpy(condition)[None],
-        torch.from_numpy(grid.z.positions(gap))[None],
-        torch.full((1,), float(plan.factor)),
+def restore_blocks(
+    plan: Plan, numbers: Sequence[int], volume: Volume, model: RestorationModel, batch: int = 1
+) -> Iterator[NDArray[np.float32]]:
+    """Yield the weighted partial sums of blocks, one after another.
+
+    Parameters
+    ----------
+    plan : Plan
+        The plan.
+    numbers : sequence of int
+        Numbers of the blocks.
+    volume : Volume
+        The registered input.
+    model : RestorationModel
+        The plan's model.
+    batch : int
+        Tiles that go through the network at once.
+
+    Yields
+    ------
+    ndarray
+        (quantity, z, y, x), float32, over the support of a block.
+    """
+    grid = plan.grid
+
+    def batches() -> Iterator[list[Tile]]:
+        for number in numbers:
+            yield from _batches(grid, grid[number], batch)
+
+    conditions = (_read_batch(plan, grid, tiles, volume) for tiles in batches())
+    noises = (
+        _noise(plan, grid, tiles, sample, step)
+        for tiles in batches()
+        for sample, step in draws(plan.sampler, model.description)
     )
-    noise = tile_noise(plan.sampler.seed, (zs.start, top, left), (len(zs), *shape), model.device)
-    mean, deviation = model.restore(batch, plan.sampler, noise)
+    with ahead(conditions) as condition, ahead(noises) as noise:
+
+        def white(sample: int, step: int) -> torch.Tensor:
+            return next(noise).to(model.device, non_blocking=True)
+
+        for block in map(grid.__getitem__, numbers):
+            sums = np.zeros((len(plan.quantities), *block.shape), np.float32)
+            for tiles in _batches(grid, block, batch):
+                values = _restore_batch(plan, model, next(condition), white)
+                for number, tile in enumerate(tiles):
+                    _blend(sums, block, grid, tile, [value[number] for value in values])
+            yield sums
+
+
+def _batches(grid: BlockGrid, block: Block, size: int) -> Iterator[list[Tile]]:
+    """Yield the tiles of a block that have something to restore, in batches of one depth."""
+    gaps = [gap for gap in block.gaps if grid.z.generated(gap)]
+    tiles = itertools.starmap(Tile, itertools.product(gaps, block.rows, block.columns))
+    for _, same in itertools.groupby(tiles, lambda tile: len(grid.z.generated(tile.gap))):
+        while batch := list(itertools.islice(same, size)):
+            yield batch
+
+
+def _restore_batch(
+    plan: Plan, model: RestorationModel, batch: Batch, white: WhiteNoise
+) -> list[NDArray[np.float32]]:
+    """Return the plan's quantities of a batch of tiles, (N, D, tile, tile) each, in units of [-1, 1]."""
+    mean, deviation = model.restore(batch, plan.sampler, white)
     made = {"restored": mean, "uncertainty": deviation}
     if plan.regression:
         once = plan.sampler.model_copy(update={"steps": 1, "samples": 1})
-        made["regression"] = model.restore(batch, once, noise)[0]
-    return [made[name][0].cpu().numpy() for name in plan.quantities]
+        made["regression"] = model.restore(batch, once, white)[0]
+    return [made[name].cpu().numpy() for name in plan.quantities]
 
 
-def tile_noise(
-    seed: int, origin: tuple[int, int, int], shape: tuple[int, int, int], device: torch.device
-) -> Callable[[int, int], torch.Tensor]:
-    """Return the noise of a tile as a function of (sample, step): part of the global field."""
+def _blend(
+    sums: NDArray[np.float32], block: Block, grid: BlockGrid, tile: Tile, values: list[NDArray[np.float32]]
+) -> None:
+    """Add a tile's values of each quantity, (D, tile, tile), to the sums of its block, by its window."""
+    (y0, y1), (x0, x1) = grid.y.support(tile.row, tile.row + 1), grid.x.support(tile.column, tile.column + 1)
+    weights = np.outer(grid.y.window(tile.row), grid.x.window(tile.column))
+    top, left = grid.y.starts[tile.row], grid.x.starts[tile.column]
+    zs = grid.z.generated(tile.gap)
+    outer = tuple(
+        slice(begin - origin, end - origin)
+        for begin, end, origin in zip((zs.start, y0, x0), (zs.stop, y1, x1), block.begin, strict=True)
+    )
+    for total, value in zip(sums, values, strict=True):
+        total[outer] += weights * value[:, y0 - top : y1 - top, x0 - left : x1 - left]
 
-    def white(sample: int, step: int) -> torch.Tensor:
-        return torch.from_numpy(noise_field(seed, sample, step, origin, shape))[None].to(device)
 
-    return white
+def _read_batch(plan: Plan, grid: BlockGrid, tiles: Iterable[Tile], volume: Volume) -> Batch:
+    """Read what tiles are conditioned on."""
+    shape = (grid.y.tile, grid.x.tile)
+    conditions, positions, factors = [], [], []
+    for gap, row, column in tiles:
+        origin = (grid.y.starts[row], grid.x.starts[column])
+        if isinstance(grid.z, ImageStack):
+            conditions.append(read_image(volume, gap, origin, shape, plan.scale))
+        else:
+            conditions.append(read_condition(volume, grid.z.around(gap), origin, shape))
+        positions.append(grid.z.positions(gap))
+        factors.append(float(grid.z.width(gap)))
+    return Batch(
+        torch.from_numpy(np.stack(conditions)),
+        torch.from_numpy(np.stack(positions)),
+        torch.tensor(factors),
+    )
+
+
+def _noise(plan: Plan, grid: BlockGrid, tiles: Iterable[Tile], sample: int, step: int) -> torch.Tensor:
+    """Return the noise of tiles, (N, D, H, W): parts of the global field."""
+    fields = []
+    for gap, row, column in tiles:
+        zs = grid.z.generated(gap)
+        origin = (zs.start, grid.y.starts[row], grid.x.starts[column])
+        shape = (len(zs), grid.y.tile, grid.x.tile)
+        fields.append(noise_field(plan.sampler.seed, sample, step, origin, shape))
+    return torch.from_numpy(np.stack(fields))
 
 
 def read_condition(
-    volume: Volume, gap: int, origin: tuple[int, int], shape: tuple[int, int]
+    volume: Volume, slices: Sequence[int], origin: tuple[int, int], shape: tuple[int, int]
 ) -> NDArray[np.float32]:
     """Return the real slices that condition a gap, in a tile that may reach past the volume's edges.
 
@@ -149,24 +228,23 @@ def read_condition(
     ----------
     volume : Volume
         The registered input.
-    gap : int
-        The gap behind real slice `gap`.
+    slices : sequence of int
+        Their numbers, in order.
     origin, shape : tuple of int
         The tile (y, x), in pixels; mirrored beyond the edges.
 
     Returns
     -------
     ndarray
-        (4, H, W), float32, in [-1, 1]; slices before the first or behind the last repeat the nearest.
+        (len(slices), H, W), float32, in [-1, 1].
     """
-    depth, height, width = volume.array.shape
-    first, last = max(gap + CONDITION_OFFSETS[0], 0), min(gap + CONDITION_OFFSETS[-1], depth - 1)
+    _, height, width = volume.array.shape
+    first, last = slices[0], slices[-1]
     ends = (min(origin[0] + shape[0], height), min(origin[1] + shape[1], width))
     values = volume.array[slice(first, last + 1), slice(origin[0], ends[0]), slice(origin[1], ends[1])]
     missing = [(0, shape[i] - (ends[i] - origin[i])) for i in range(2)]
     unit = np.pad(to_unit(values, volume.facts["intensity"]), [(0, 0), *missing], mode="symmetric")
-    rows = [min(max(gap + offset, 0), depth - 1) - first for offset in CONDITION_OFFSETS]
-    return np.ascontiguousarray(unit[rows], np.float32)
+    return np.ascontiguousarray(unit[[z - first for z in slices]], np.float32)
 
 
 def read_image(

@@ -8,6 +8,8 @@ Conventions
 * Real slices are copied from the input, unchanged. Generated slices are mapped from [-1, 1] to the input's
   intensities, rounded and clipped to its type. The uncertainty is in the input's intensities, float32, and 0
   in real slices, where the interval of a calibrated restoration is the slice itself.
+* Where a chunk is missing, cut short, or fails its checksum, the marks of those that make such chunks are
+  removed: starting again makes it anew.
 * The volume's ``zarr.json`` is written last, by the pyramid: without it the volume is not finished.
 """
 
@@ -21,9 +23,9 @@ from numpy.typing import NDArray
 
 from emdiffuse.acquisition import from_unit
 from emdiffuse.calibration import floor_of, interval
-from emdiffuse.errors import StoreError
-from emdiffuse.geometry import owned
-from emdiffuse.planning import BOUNDS, Plan, open_array_of, read_plan
+from emdiffuse.errors import DamagedError, StoreError
+from emdiffuse.geometry import Block, owned
+from emdiffuse.planning import BOUNDS, Plan, open_array_of, open_input, read_plan
 from emdiffuse.progress import logger, progress
 from emdiffuse.volume import Array, Box, Volume, build_pyramid, cast_to, multiscale, open_volume, write_group
 
@@ -44,24 +46,36 @@ def stitch(path: Path, worker: int, workers: int) -> None:
     Raises
     ------
     StoreError
-        If a block is missing, or a store belongs to another plan.
+        If a block is missing or damaged, or a store belongs to another plan.
     """
     plan = read_plan(path)
-    volume, tiles = open_volume(plan.input), open_array_of(plan, plan.tiles)
+    volume, tiles = open_input(plan), open_array_of(plan, plan.tiles)
     outputs = [open_array_of(plan, plan.restored / name / "0") for name in plan.outputs]
     grid = outputs[0].grid
     mine = [
         tuple(int(i) for i in np.unravel_index(n, grid)) for n in owned(int(np.prod(grid)), worker, workers)
     ]
-    todo = [index for index in mine if not all(array.exists(index) for array in outputs)]
+    todo = [index for index in mine if not all(array.intact(index) for array in outputs)]
     if not todo:
         logger.info("all %d shards of worker %d are done", len(mine), worker)
         return
     what = f"stitching, worker {worker} of {workers}"
+    damaged = 0
     for index in progress(todo, len(mine), what, "shard", done=len(mine) - len(todo)):
         box = outputs[0].box(index)
-        for name, array in zip(plan.outputs, outputs, strict=True):
-            array[box] = stitch_box(plan, volume, tiles, name, box)
+        try:
+            for name, array in zip(plan.outputs, outputs, strict=True):
+                array[box] = stitch_box(plan, volume, tiles, name, box)
+        except DamagedError as error:
+            if not str(error).startswith(str(plan.tiles)):
+                raise
+            damaged += 1
+    if damaged:
+        plan.forget("restore")
+        raise StoreError(
+            f"{plan.tiles}: {damaged} shards could not be made, since blocks of them are missing or damaged; "
+            "start again, and those alone are made anew"
+        )
 
 
 def stitch_box(plan: Plan, volume: Volume, tiles: Array, name: str, box: Box) -> NDArray[np.generic]:
@@ -79,24 +93,21 @@ def stitch_box(plan: Plan, volume: Volume, tiles: Array, name: str, box: Box) ->
 
 def _sums(plan: Plan, tiles: Array, quantity: int, box: Box) -> NDArray[np.float32]:
     """Return one box (z, y, x) of a quantity of the tile store, added up over the blocks that meet it."""
-    grid, nx = plan.grid, plan.grid.counts[2]
+    grid = plan.grid
     begin = (box[0].start, box[1].start, box[2].start)
     end = (box[0].stop, box[1].stop, box[2].stop)
     sums = np.zeros([e - b for b, e in zip(begin, end, strict=True)], np.float32)
     for block in grid.overlapping(begin, end):
-        number = (block.index[0] * grid.counts[1] + block.index[1]) * nx + block.index[2]
-        chunk = tiles.chunk_path((number, 0, 0, 0, 0))
-        if not chunk.exists():
-            raise StoreError(f"{chunk}: block {number} is missing; run again with `--forcerun restore`")
+        if grid.idle(block):
+            continue
         low = [max(a, b) for a, b in zip(begin, block.begin, strict=True)]
         high = [min(a, b) for a, b in zip(end, block.end, strict=True)]
-        there = tuple(slice(lo - b, hi - b) for lo, hi, b in zip(low, high, block.begin, strict=True))
+        corner = [place.start for place in tiles.box((0, *block.index))[1:]]
+        there = tuple(
+            slice(lo - b + c, hi - b + c) for lo, hi, b, c in zip(low, high, block.begin, corner, strict=True)
+        )
         here = tuple(slice(lo - b, hi - b) for lo, hi, b in zip(low, high, begin, strict=True))
-        try:
-            sums[here] += tiles[(slice(number, number + 1), slice(quantity, quantity + 1), *there)][0, 0]
-        except StoreError:
-            hint = "delete this file and run again with `--forcerun restore`"
-            raise StoreError(f"{chunk}: block {number} is damaged; {hint}") from None
+        sums[here] += _read_sums(tiles, block, (slice(quantity, quantity + 1), *there))
     return sums
 
 
@@ -106,6 +117,14 @@ def _with_real(plan: Plan, volume: Volume, values: NDArray[np.generic], box: Box
         real = plan.grid.z.real(z)
         if real is not None:
             values[z - box[0].start] = volume.array[slice(real, real + 1), box[1], box[2]][0]
+    return values
+
+
+def _read_sums(tiles: Array, block: Block, box: Box) -> NDArray[np.float32]:
+    """Read a part of a block's chunk."""
+    if not tiles.exists((0, *block.index)):
+        raise DamagedError(f"{tiles.chunk_path((0, *block.index))}: this block is missing")
+    values: NDArray[np.float32] = tiles[box][0]
     return values
 
 
@@ -120,18 +139,24 @@ def pyramid(path: Path) -> None:
     Raises
     ------
     StoreError
-        If a shard is missing.
+        If a shard is missing or damaged.
     """
     plan = read_plan(path)
     z, y, x = open_volume(plan.input).voxel_size
     voxel_size = (z, y / plan.scale, x / plan.scale) if plan.images else (y, y, y)
     images = []
+    for left in (*plan.restored.glob(".zarr.json.*"), *plan.restored.glob("*/.zarr.json.*")):
+        left.unlink()  # of a pyramid that was killed while it wrote its metadata
     for name in plan.outputs:
         array = open_array_of(plan, plan.restored / name / "0")
-        for index in np.ndindex(*array.grid):
-            if not array.exists(index):
-                raise StoreError(f"{array.path}: shard {index} is missing; run the stage `stitch` again")
-        scales = build_pyramid(plan.restored / name, voxel_size)
+        try:
+            if not all(map(array.exists, np.ndindex(*array.grid))):
+                raise DamagedError(f"{array.path}: a shard is missing")
+            array.tidy()
+            scales = build_pyramid(plan.restored / name, voxel_size)
+        except DamagedError as error:
+            plan.forget("stitch")
+            raise StoreError(f"{error}; start again, and it alone is made anew") from None
         levels = [str(i) for i in range(len(scales))]
         own = multiscale(name, voxel_size, levels, scales)
         write_group(

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -31,7 +32,10 @@ from numpy.typing import DTypeLike, NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from emdiffuse.atomic import write_atomically
-from emdiffuse.errors import StoreError
+from emdiffuse.config import anisotropy_factor
+from emdiffuse.errors import DamagedError, StoreError
+from emdiffuse.geometry import SliceGrid
+from emdiffuse.progress import logger
 
 CHUNK = (32, 64, 64)
 SHARD = (64, 512, 512)
@@ -76,7 +80,7 @@ class Array:
         try:
             return self._store[box].read().result()
         except ValueError as error:
-            raise StoreError(f"{self.path}: a chunk in {box} is damaged ({_first_line(error)})") from None
+            raise DamagedError(f"{self.path}: a chunk in {box} is damaged ({_first_line(error)})") from None
 
     def __setitem__(self, box: Box, values: NDArray[Any]) -> None:
         try:
@@ -101,9 +105,44 @@ class Array:
         """Tell whether the chunk (or shard) at a position of the grid was written."""
         return self.chunk_path(index).exists()
 
+    def intact(self, index: Sequence[int]) -> bool:
+        """Tell whether the chunk (or shard) at a position of the grid was written, and can be read.
+
+        One that cannot be read is removed, to be made anew: a part of it could not be written either.
+        """
+        if not self.exists(index):
+            return False
+        try:
+            self[self.box(index)]
+        except DamagedError as error:
+            logger.warning("%s; it is made anew", error)
+            self.chunk_path(index).unlink(missing_ok=True)
+            return False
+        return True
+
+    def written(self) -> dict[tuple[int, ...], float]:
+        """Return the positions of the chunks (or shards) that were written, and when (epoch seconds)."""
+        root, found = self.path / "c", {}
+        for path in _files(root):
+            if path.name.isdigit():
+                found[tuple(map(int, path.relative_to(root).parts))] = path.stat().st_mtime
+        return found
+
+    def tidy(self) -> None:
+        """Remove the temporary files of writers that were killed; nobody may be writing."""
+        for path in _files(self.path / "c"):
+            if not path.name.isdigit():
+                path.unlink()
+
     def chunk_path(self, index: Sequence[int]) -> Path:
         """Return the file of the chunk (or shard) at a position of the grid."""
         return self.path.joinpath("c", *(str(i) for i in index))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder, one at a time: there may be many."""
+    for parent, _, names in os.walk(folder):
+        yield from (Path(parent, name) for name in names)
 
 
 def _first_line(error: Exception) -> str:
@@ -283,6 +322,22 @@ def open_volume(path: Path) -> Volume:
     if axes != ["z", "y", "x"]:
         raise StoreError(f"{path}: the axes must be z, y, x, but are {', '.join(axes)}")
     return Volume(path, Array(path / level["path"]), tuple(scale), attributes.get("emdiffuse", {}))
+
+
+def slice_grid(volume: Volume) -> SliceGrid:
+    """Return where the output slices of a volume lie among its real ones.
+
+    The slices that the attribute `missing` lists are not to be trusted; with some of them a volume may be
+    isotropic.
+
+    Raises
+    ------
+    ConfigError
+        If the factor is not between 2 and 12, and there is nothing else to restore.
+    """
+    missing = tuple(volume.facts.get("missing", ()))
+    factor = anisotropy_factor(volume.voxel_size, str(volume.path), isotropic=bool(missing))
+    return SliceGrid(volume.array.shape[0], factor, missing)
 
 
 def write_image(path: Path, name: str, voxel_size: Sequence[float], facts: dict[str, Any]) -> None:

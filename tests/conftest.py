@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from helpers import ROOT
+from helpers import ROOT, write_volume
+from restoring import run
 
 from emdiffuse.networks.native import NativeNetwork
 from emdiffuse.networks.weights import save_model
@@ -46,3 +47,18 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
     )
     return directory
+
+
+@pytest.fixture(scope="session")
+def dataset(medulla, tmp_path_factory):
+    """Five real slices of 100 x 84 pixels, 60 nm apart."""
+    return write_volume(
+        tmp_path_factory.mktemp("data") / "a.ome.zarr", medulla[:25:6, :100, :84], (60, 10, 10)
+    )
+
+
+@pytest.fixture(scope="session")
+def reference(dataset, small_model, tmp_path_factory):
+    """The plan of an undisturbed restoration of `dataset`; never written to."""
+    torch.set_num_threads(1)
+    return run(dataset, small_model, tmp_path_factory.mktemp("reference"))

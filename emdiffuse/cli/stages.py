@@ -110,14 +110,20 @@ def plan(
 
 
 @app.command()
-def restore(plan: Path, worker: Share = "1-of-1", done: Done = None, device: Device = "auto") -> None:
+def restore(
+    plan: Path,
+    worker: Share = "1-of-1",
+    done: Done = None,
+    device: Device = "auto",
+    batch: Annotated[int, typer.Option(min=1, help="Tiles that go through the network at once.")] = 1,
+) -> None:
     """Restore a worker's share of a plan's blocks; blocks that are done are not done again."""
     from emdiffuse.allocator import keep_freed_memory
     from emdiffuse.planning import read_plan
     from emdiffuse.restoration import restore as run
 
     keep_freed_memory()
-    run(plan, *_share(worker), device)
+    run(plan, *_share(worker), device, batch=batch)
     _mark(done, read_plan(plan).hash)
 
 

@@ -216,6 +216,16 @@ def schema() -> None:
 
 
 @app.command()
+def progress(
+    results: Annotated[Path, typer.Argument(help="Folder of the results.")] = Path("results"),
+) -> None:
+    """Say how far the restorations are, over all their workers: blocks done, voxels a second, time left."""
+    from emdiffuse import overview
+
+    print(overview.table(overview.states(results)))
+
+
+@app.command()
 def view(
     path: Path,
     host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine alone.")] = (

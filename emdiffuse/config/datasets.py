@@ -121,7 +121,9 @@ class Dataset(Section):
         return self.source is not None and parse_source(self.source).kind != "tiff"
 
 
-def anisotropy_factor(voxel_size: tuple[float, float, float], key: str = "voxel_size") -> Fraction:
+def anisotropy_factor(
+    voxel_size: tuple[float, float, float], key: str = "voxel_size", isotropic: bool = False
+) -> Fraction:
     """Return the ratio of the axial to the lateral voxel size, exactly.
 
     Parameters
@@ -130,6 +132,8 @@ def anisotropy_factor(voxel_size: tuple[float, float, float], key: str = "voxel_
         Voxel size (z, y, x), in any one unit.
     key : str
         What to name in an error.
+    isotropic : bool
+        Whether the ratio may also be 1.
 
     Raises
     ------
@@ -140,7 +144,7 @@ def anisotropy_factor(voxel_size: tuple[float, float, float], key: str = "voxel_
     if abs(y - x) > y / 1000:
         raise ConfigError(f"{key}: pixels must be square, but y is {float(y):g} and x is {float(x):g}")
     factor = (z / y).limit_denominator(1000)
-    if not MINIMUM_FACTOR <= factor <= MAXIMUM_FACTOR:
+    if not MINIMUM_FACTOR <= factor <= MAXIMUM_FACTOR and not (isotropic and factor == 1):
         raise ConfigError(
             f"{key}: the anisotropy factor z/y is {float(factor):g}; it must be between "
             f"{MINIMUM_FACTOR} and {MAXIMUM_FACTOR}"

@@ -32,6 +32,7 @@ from emdiffuse.baselines import IMAGE_KINDS, KINDS, image_baseline, interpolate
 from emdiffuse.comparison import Comparison, compare, read
 from emdiffuse.evaluation.sums import PLANES, Block, Reference, Sums, blocks_of
 from emdiffuse.evaluation.tables import MEASURES, RUN, as_csv, summary, table
+from emdiffuse.geometry import ImageStack
 from emdiffuse.progress import progress
 from emdiffuse.trust import assess
 
@@ -114,9 +115,9 @@ def _method(method: str, found: Comparison, block: Block) -> NDArray[Any]:
     """Return a block of a restored volume, or make it by a classical method."""
     if method in ("restored", "regression"):
         return read(found.restored if method == "restored" else found.extras[method], block.box)
-    if found.images:
+    if isinstance(found.grid, ImageStack):
         scale = found.restored.array.shape[1] // found.input.array.shape[1]
         return image_baseline(found.input.array, block.box, method, scale)
     z, *window = block.box
     kind = next(kind for kind in KINDS if kind == method)
-    return interpolate(found.input.array, found.grid.factor, range(z.start, z.stop), kind, window)
+    return interpolate(found.input.array, found.grid, range(z.start, z.stop), kind, window)

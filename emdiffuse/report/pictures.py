@@ -23,11 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdiffuse.baselines import Kind, image_baseline, interpolate
-from emdiffuse.config import Config, Restoration, anisotropy_factor
+from emdiffuse.config import Config, Restoration
 from emdiffuse.geometry import ImageStack, SliceGrid
 from emdiffuse.structures import segment
 from emdiffuse.tasks import TASKS
-from emdiffuse.volume import Volume, open_volume
+from emdiffuse.volume import Volume, open_volume, slice_grid
 
 QUALITIES = (None, 97, 90, 75, 60)
 """WebP qualities in the order they are tried; None is lossless."""
@@ -88,7 +88,7 @@ class View:
             part = (slice(z.start, z.stop), *slices)
             values = image_baseline(self.volumes["input"].array, part, IMAGE_NAMES[name], self.scale)
         elif name in VOLUME_KINDS and not isinstance(self.grid, ImageStack):
-            values = interpolate(self.volumes["input"].array, self.grid.factor, z, VOLUME_KINDS[name], slices)
+            values = interpolate(self.volumes["input"].array, self.grid, z, VOLUME_KINDS[name], slices)
         else:
             values = self.volumes[name].array[(slice(z.start, z.stop), *slices)]
         return values.astype(np.float32)
@@ -114,12 +114,13 @@ def open_view(config: Config, item: Restoration, truth: str | None, results: Pat
     depth = volumes["input"].array.shape[0]
     grid: SliceGrid | ImageStack = ImageStack(depth)
     if TASKS[config.models[item.model].task].volumetric:
-        grid = SliceGrid(depth, anisotropy_factor(volumes["input"].voxel_size, item.dataset))
+        grid = slice_grid(volumes["input"])
     shape = (grid.length, *volumes["restored"].array.shape[1:])
     side = min(config.report.width, math.isqrt(budget // BYTES_A_PIXEL))
     starts = [max((n - side) // 2, 0) for n in shape]
     box = [range(s, min(s + side, n)) for s, n in zip(starts, shape, strict=True)]
-    generated = grid.generated(grid.gaps // 2)
+    filled = [gap for gap in range(grid.gaps) if grid.generated(gap)]
+    generated = grid.generated(filled[len(filled) // 2])
     middle = (generated[len(generated) // 2], *((r.start + r.stop) // 2 for r in box[1:]))
     reference = volumes["truth" if truth else "input"].array
     scale = 1 if truth else shape[1] // volumes["input"].array.shape[1]

@@ -19,7 +19,8 @@ def column(*values: float, dtype: str = "float32") -> np.ndarray:
 
 
 def whole(slices: np.ndarray, factor: Fraction, kind: str) -> np.ndarray:
-    return interpolate(slices, factor, range(SliceGrid(len(slices), factor).length), kind)
+    grid = SliceGrid(len(slices), factor)
+    return interpolate(slices, grid, range(grid.length), kind)
 
 
 def test_hand_computed_values():
@@ -61,10 +62,10 @@ def test_exact_at_real_slices(kind, factor, dtype):
 @pytest.mark.parametrize("kind", KINDS)
 def test_parts_are_cut_from_the_whole(kind):
     real = np.random.default_rng(1).integers(0, 256, (5, 6, 7), np.uint8)
-    result = whole(real, Fraction(7, 2), kind)
+    result, grid = whole(real, Fraction(7, 2), kind), SliceGrid(5, Fraction(7, 2))
     for begin in range(len(result)):
         part = interpolate(
-            real, Fraction(7, 2), range(begin, min(begin + 3, len(result))), kind, (slice(1, 4), slice(2, 7))
+            real, grid, range(begin, min(begin + 3, len(result))), kind, (slice(1, 4), slice(2, 7))
         )
         np.testing.assert_array_equal(part, result[begin : begin + 3, 1:4, 2:7])
 
@@ -79,7 +80,7 @@ def test_reads_only_the_slices_it_needs():
             reads.append(box[0])
             return np.zeros((box[0].stop - box[0].start, 4, 4), np.uint8)
 
-    interpolate(Spy(), Fraction(6), range(601, 606), "cubic")
+    interpolate(Spy(), SliceGrid(1000, Fraction(6)), range(601, 606), "cubic")
     assert reads == [slice(99, 103)]
 
 

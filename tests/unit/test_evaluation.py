@@ -50,7 +50,7 @@ class Case:
         self.put("restored", truth if restored is None else restored)
 
     def linear(self):
-        return interpolate(self.thin, self.grid.factor, range(self.grid.length), "linear")
+        return interpolate(self.thin, self.grid, range(self.grid.length), "linear")
 
     def put(self, name, values, voxel_size=(10, 10, 10), **facts):
         path = self.folder / f"{name}.ome.zarr"

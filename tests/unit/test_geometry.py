@@ -1,5 +1,6 @@
 """Blocks, tiles, windows and noise, on grids small enough to write out."""
 
+import tracemalloc
 from fractions import Fraction
 
 import numpy as np
@@ -55,6 +56,47 @@ def test_every_output_slice_is_real_or_generated_once(slices, factor):
     assert sorted(made + real) == list(range(grid.length))
 
 
+def test_missing_slices_widen_a_gap():
+    grid = SliceGrid(6, Fraction(2), (0, 2, 3))  # slice 0 has one neighbour alone: its copy of slice 1 stays
+    assert list(grid.good) == [0, 1, 4, 5] and grid.gaps == 3 and grid.length == 11
+    assert [list(grid.generated(gap)) for gap in range(3)] == [[1], [3, 4, 5, 6, 7], [9]]
+    assert [grid.real(z) for z in range(11)] == [0, None, 1, None, None, None, None, None, 4, None, 5]
+    assert [grid.width(gap) for gap in range(3)] == [2, 6, 2]
+    assert grid.around(1) == [0, 1, 4, 5] and grid.around(0) == [0, 0, 1, 4]
+    np.testing.assert_allclose(grid.positions(1), np.arange(1, 6) / 6)
+
+
+@given(st.integers(2, 20), factors | st.just(Fraction(1)), st.sets(st.integers(0, 19), max_size=19))
+def test_missing_slices_are_generated_and_all_others_are_as_before(slices, factor, missing):
+    grid = SliceGrid(slices, factor, tuple(sorted(missing)))
+    whole = SliceGrid(slices, factor)
+    made = [z for gap in range(grid.gaps) for z in grid.generated(gap)]
+    real = {z: grid.real(z) for z in range(grid.length) if grid.real(z) is not None}
+    assert sorted(made + list(real)) == list(range(grid.length)) == list(range(whole.length))
+    assert all(whole.real(z) == index for z, index in real.items())
+    sound = [z for z in range(slices) if z not in missing]
+    if sound:
+        assert not any(sound[0] < index < sound[-1] for index in set(real.values()) & missing)
+    for gap in range(grid.gaps):
+        assert all(grid.gap_of(z) == gap for z in grid.generated(gap))
+        assert all(0 < t < 1 for t in grid.positions(gap))
+
+
+def test_the_blocks_of_a_hundred_terabytes_are_arithmetic():
+    """100,000 x 100,000 x 10,000 voxels: no list of blocks is made, and a shard finds its blocks at once."""
+    axis = TileAxis(100_000, 256, 24, 16)
+    grid = BlockGrid(SliceGrid(1667, Fraction(6)), axis, axis, (4, 2, 2))
+    assert grid.volume == (9997, 100_000, 100_000) and len(grid) == 417 * 261 * 261
+    tracemalloc.start()
+    assert grid.chunk == (24, 408, 408)
+    blocks = list(grid.overlapping((5000, 50_176, 99_328), (5064, 50_688, 99_840)))
+    last = grid[len(grid) - 1]
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+    assert last.end == (9996, 100_000, 100_000)
+    assert 4 * 2 * 2 <= len(blocks) <= 4 * 3 * 3
+
+
 def test_tiles_written_out():
     axis = TileAxis(length=100, size=64, halo=8, blend=8)
     assert axis.starts == (0, 16, 48)  # the last tile reaches 12 voxels past the end
@@ -86,7 +128,7 @@ def test_windows_add_up_to_one_and_stay_off_the_halo(axis):
 
 
 @given(block_grids())
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_blocks_share_the_tiles_out(grid):
     tiles = [
         (g, r, c)
@@ -104,7 +146,7 @@ def test_blocks_share_the_tiles_out(grid):
 
 
 @given(block_grids(), st.data())
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_overlapping_finds_just_the_blocks_that_meet_a_box(grid, data):
     begin = tuple(data.draw(st.integers(0, n - 1)) for n in grid.volume)
     end = tuple(data.draw(st.integers(b + 1, n)) for b, n in zip(begin, grid.volume, strict=True))

@@ -11,13 +11,13 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "emdiffuse"
 # imports only go down this list
 ORDER = [
-    "cli", "sharing", "viewing", "watch", "enhance", "tiff", "report", "evaluation", "trust", "baselines",
-    "stitching", "restoration", "planning", "calibration", "comparison", "launch",
-    "slurm", "training", "modelcard", "raft_training", "parallel", "checkpoints",
-    "inference", "augmentation", "processes", "patches", "registration", "raft", "acquisition", "readers",
-    "pairs",
-    "resampling", "diffusion", "networks", "metrics", "structures", "volume", "atomic", "geometry", "config",
-    "settings", "sources", "tasks", "progress", "allocator", "interruption", "errors",
+    "cli", "sharing", "viewing", "overview", "watch", "enhance", "tiff", "report", "evaluation",
+    "trust", "baselines", "stitching", "restoration", "planning", "calibration", "comparison",
+    "threads", "launch", "slurm", "training", "modelcard", "raft_training", "parallel", "checkpoints",
+    "inference", "augmentation", "processes", "patches", "registration", "raft", "acquisition",
+    "readers", "pairs", "resampling", "diffusion", "networks", "metrics", "structures", "volume",
+    "atomic", "geometry", "config", "settings", "sources", "tasks", "progress", "allocator",
+    "interruption", "errors",
 ]  # fmt: skip
 
 

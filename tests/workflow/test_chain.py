@@ -2,7 +2,9 @@
 
 import fcntl
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -14,6 +16,7 @@ from helpers import ROOT
 from ome_zarr.io import parse_url
 from ome_zarr.reader import Reader
 from ome_zarr_models.v05 import Image
+from restoring import content, flip
 
 from emdiffuse.volume import Array, open_volume
 
@@ -150,7 +153,7 @@ def test_a_killed_run_goes_on_without_redoing_finished_blocks(project):
     run.send_signal(signal.SIGKILL)
     os.killpg(run.pid, signal.SIGKILL)  # and its workers
     run.wait()
-    total = len(Array(project.output / "tiles.zarr")[:, 0, 0, 0, 0])
+    total = math.prod(Array(project.output / "tiles.zarr").grid)
     before = {p: p.stat().st_mtime_ns for p in chunks.rglob("*") if p.is_file() and "__lock" not in p.name}
     assert 4 <= len(before) < total
     project.run()
@@ -162,6 +165,19 @@ def _restoring(project):
     """Whether the tile store is that of the new plan."""
     plan = project.output / "plan.json"
     return plan.exists() and json.loads(plan.read_text())["sampler"]["steps"] == 8
+
+
+def test_a_damaged_block_is_made_again_when_the_workflow_is_started_again(project):
+    restored = project.output / "restored.ome.zarr"
+    before = content(restored)
+    for mark in project.output.glob("stitched-*.done"):
+        mark.unlink()
+    shutil.rmtree(restored / "restored/0/c")
+    flip(Array(project.output / "tiles.zarr").chunk_path((0, 1, 0, 0)))
+    done = project.run(check=False)
+    assert done.returncode != 0 and "start again, and those alone are made anew" in done.stdout + done.stderr
+    project.run()
+    assert content(restored) == before and project.pending() == set()
 
 
 def test_two_runs_in_one_folder_are_refused(project):

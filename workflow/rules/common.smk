@@ -109,6 +109,11 @@ def launch_options(wildcards, resources, threads):
     )
 
 
+def tiles_at_once(wildcards, resources):
+    """How many tiles go through the network at once: what the device has room for, so the profile says it."""
+    return resources.get("batch", 1)
+
+
 def restoration(wildcards):
     found = [
         item

@@ -41,8 +41,11 @@ rule restore:
     resources:
         mem_mb=4000,
         runtime=1440,
+    params:
+        batch=tiles_at_once,
     shell:
         "emdiffuse --log {log} --threads {threads} restore {input} --worker {wildcards.scatteritem} --done {output}"
+        " --batch {params.batch}"
 
 
 rule stitch:

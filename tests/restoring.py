@@ -1,0 +1,60 @@
+"""A small restoration from plan to pyramid, and ways to look at what it made."""
+
+from pathlib import Path
+
+from emdiffuse.config import Restoration
+from emdiffuse.planning import make_plan
+from emdiffuse.restoration import restore
+from emdiffuse.stitching import pyramid, stitch
+from emdiffuse.volume import Array
+
+SAMPLER = {"name": "dpm++", "steps": 2, "samples": 2, "seed": 3}
+
+
+def settings(block=(2, 2, 1), tile=64, **sampler):
+    return Restoration.model_validate(
+        {
+            "dataset": "a",
+            "model": "m",
+            "sampler": {**SAMPLER, **sampler},
+            "tiling": {"tile": tile, "halo": 8, "blend": 8, "block": block},
+        }
+    )
+
+
+def run(dataset, model, folder, block=(2, 2, 1), workers=1, order=None, tile=64, batch=1, **sampler):
+    """Plan, restore and stitch; return the plan."""
+    plan = make_plan(dataset, model, settings(block, tile, **sampler), folder / "plan.json")
+    for worker in order or range(1, workers + 1):
+        restore(folder / "plan.json", worker, workers, "cpu", batch=batch)
+    for worker in range(1, workers + 1):
+        stitch(folder / "plan.json", worker, workers)
+    pyramid(folder / "plan.json")
+    return plan
+
+
+def content(folder):
+    """Return the bytes of every file of the restored volume."""
+    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def volumes(plan):
+    return [Array(plan.restored / name / "0")[:, :, :] for name in plan.quantities]
+
+
+def chunks(plan):
+    """Return the file of every block's chunk."""
+    return [Array(plan.tiles).chunk_path((0, *plan.grid[n].index)) for n in range(len(plan.grid))]
+
+
+def flip(path: Path) -> None:
+    """Flip a bit in the middle of a file."""
+    values = bytearray(path.read_bytes())
+    values[len(values) // 2] ^= 1
+    path.write_bytes(values)
+
+
+def cut(path: Path) -> None:
+    """Leave the first half of a file."""
+    values = path.read_bytes()
+    path.write_bytes(values[: len(values) // 2])

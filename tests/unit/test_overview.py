@@ -1,0 +1,53 @@
+"""How far restorations are, told from their stores."""
+
+import os
+import time
+
+import pytest
+from restoring import chunks, run, settings
+
+from emdiffuse import overview
+from emdiffuse.errors import StoreError
+from emdiffuse.planning import make_plan
+from emdiffuse.restoration import restore
+from emdiffuse.stitching import stitch
+
+
+def lines(folder):
+    return overview.table(overview.states(folder)).splitlines()
+
+
+def test_a_restoration_from_plan_to_volume(dataset, small_model, tmp_path):
+    folder = tmp_path / "restored/a/m"
+    plan = make_plan(dataset, small_model, settings(), folder / "plan.json")
+    assert lines(tmp_path) == ["a by m: restoring, 0 of 8 blocks (0%), no block in the last 10:00"]
+    restore(folder / "plan.json", 1, 2)
+    now = time.time()
+    os.utime(folder / "plan.json", (now - 100, now - 100))
+    line = lines(tmp_path)[0]
+    assert line.startswith("a by m: restoring, 4 of 8 blocks (50%), ")
+    assert float(line.split()[9]) == pytest.approx(25 * 100 * 84 / 2 / 100, rel=0.05)  # in 100 seconds
+    assert line.endswith((" 1:39 left", " 1:40 left", " 1:41 left"))
+    for path in chunks(plan)[::2]:
+        os.utime(path, (now - 700, now - 700))
+    os.utime(folder / "plan.json", (now - 1000, now - 1000))
+    assert lines(tmp_path)[0].endswith("no block in the last 10:00")
+    restore(folder / "plan.json", 2, 2)
+    assert lines(tmp_path) == ["a by m: stitching, 0 of 2 shards (0%)"]
+    stitch(folder / "plan.json", 1, 1)
+    assert lines(tmp_path) == ["a by m: stitching, 2 of 2 shards (100%)"]
+    run(dataset, small_model, folder)
+    assert lines(tmp_path) == ["a by m: finished"]
+
+
+def test_several_are_summed_up(dataset, small_model, tmp_path):
+    for model in ("m", "n"):
+        folder = tmp_path / f"restored/a/{model}"
+        make_plan(dataset, small_model, settings(), folder / "plan.json")
+    restore(folder / "plan.json", 1, 4)
+    assert len(lines(tmp_path)) == 3 and "together: 2 restorations, " in lines(tmp_path)[2]
+
+
+def test_a_folder_without_plans_is_named(tmp_path):
+    with pytest.raises(StoreError, match="no restoration was planned here"):
+        overview.states(tmp_path)
