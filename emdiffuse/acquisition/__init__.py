@@ -3,45 +3,41 @@
 Conventions
 -----------
 * Axes are (z, y, x), voxel sizes are in nanometers; values keep the type they were stored with.
-* Memory is that of a slab of the depth of a shard, or of one slice and one shard where a slab is larger than
-  `SLAB_MEMORY`: the slab then lies in a scratch file beside the store.
-* `intensity` is measured on the whole volume. Its `low` and `high` are the 0.5 and 99.5 percentiles, exact
-  (the smallest value that so many voxels do not pass); all stages map them to -1 and 1; nothing is clipped.
+* Memory does not grow with the volume: see `streaming`. What was measured goes into the facts: `intensity`,
+  and for a volume `missing` (see `repair`).
+* The `low` and `high` of `intensity` are the 0.5 and 99.5 percentiles of the whole volume, exact (the
+  smallest value that so many voxels do not pass); all stages map them to -1 and 1, or to 1 and -1 where its
+  `invert` is true; nothing is clipped.
 * A volume is written beside its place and renamed: an interrupted run leaves nothing that a later one trusts.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from emdiffuse.acquisition.checksums import checksums
-from emdiffuse.acquisition.statistics import Statistics
+from emdiffuse.acquisition.checksums import checksums, is_current
+from emdiffuse.acquisition.repair import fill_untrusted, find_untrusted
+from emdiffuse.acquisition.streaming import default_workers, stream, stream_source
 from emdiffuse.atomic import replaced
 from emdiffuse.errors import DataError
-from emdiffuse.progress import progress
 from emdiffuse.readers import Source, open_source
-from emdiffuse.volume import Array, create_image_array, open_volume, write_image
+from emdiffuse.settings import settings_hash
+from emdiffuse.volume import Box, create_image_array, open_volume, write_image
 
-SLAB_MEMORY = 2**30
-"""Bytes of a slab that is kept in memory."""
 SIZE_TOLERANCE = 0.01
 """How far a voxel size that was given may be from what the source tells."""
 
 logger = logging.getLogger(__name__)
-Fill = Callable[[int, int, NDArray[Any]], None]
-"""Writes the slices z0 to z1 - 1 into an array (z, y, x)."""
 
 
 def to_unit(values: ArrayLike, intensity: Mapping[str, float]) -> NDArray[np.float32]:
-    """Map intensities so that `low` becomes -1 and `high` becomes 1, without clipping.
+    """Map intensities so that `low` becomes -1 and `high` becomes 1 (or, if inverted, 1 and -1), unclipped.
 
     Parameters
     ----------
@@ -56,19 +52,33 @@ def to_unit(values: ArrayLike, intensity: Mapping[str, float]) -> NDArray[np.flo
         float32, of the same shape.
     """
     low, high = intensity["low"], intensity["high"]
-    return (np.asarray(values, np.float32) - np.float32(low)) * np.float32(2 / (high - low)) - np.float32(1)
+    sign = -1 if intensity.get("invert") else 1
+    unit: NDArray[np.float32] = np.asarray(values, np.float32) - np.float32(low)
+    return unit * np.float32(sign * 2 / (high - low)) - np.float32(sign)
 
 
 def from_unit(values: ArrayLike, intensity: Mapping[str, float]) -> NDArray[np.float32]:
     """Map -1 to `low` and 1 to `high`: the inverse of `to_unit`, as float32, neither rounded nor clipped."""
     low, high = intensity["low"], intensity["high"]
-    return (np.asarray(values, np.float32) + np.float32(1)) * np.float32((high - low) / 2) + np.float32(low)
+    sign = -1 if intensity.get("invert") else 1
+    unit: NDArray[np.float32] = np.asarray(values, np.float32) + np.float32(sign)
+    return unit * np.float32(sign * (high - low) / 2) + np.float32(low)
 
 
 def acquire(
-    source: str, voxel_size: Sequence[float] | None, out: Path, name: str, images: bool = False
+    source: str,
+    voxel_size: Sequence[float] | None,
+    out: Path,
+    name: str,
+    images: bool = False,
+    *,
+    repair: bool = False,
+    invert: bool = False,
+    workers: int | None = None,
 ) -> None:
     """Convert raw files to an OME-Zarr image, with intensity statistics and a checksum of every file.
+
+    Where `out` was made of the same sources in the same way, nothing is done.
 
     Parameters
     ----------
@@ -82,6 +92,12 @@ def acquire(
         Name of the dataset.
     images : bool
         Whether these are separate images, rather than the slices of a volume.
+    repair : bool
+        Whether slices of a volume that cannot be trusted are marked as missing, rather than refused.
+    invert : bool
+        Whether networks see the contrast inverted; the voxels are stored, and restored, as they are.
+    workers : int, optional
+        Number of threads.
 
     Raises
     ------
@@ -90,29 +106,37 @@ def acquire(
     StoreError
         If `out` cannot be written.
     """
-    slices = open_source(source)
+    slices = open_source(source, repair and not images)
     size = agreed_voxel_size(slices, voxel_size)
     if slices.shape[0] < 2 and not images:
         raise DataError(
             f"{source}: there is only one slice; a volume needs two or more; for separate "
             "images say `images: true`"
         )
-
-    def fill(z0: int, z1: int, slab: NDArray[Any]) -> None:
-        for z in range(z0, z1):
-            slab[z - z0] = slices.read(z, z + 1)[0]
-
+    settings = settings_hash(source, slices.metadata.hex(), list(size), images, repair, invert)
+    if is_current(out, settings, [str(path) for path in slices.files] or [source]):
+        return
+    threads = workers or default_workers()
     with replaced(out) as partial:
         array = create_image_array(partial / "0", slices.shape, slices.dtype)
-        measured = _stream(array, fill, source, f"acquire {name}")
-        kind = "images" if images else "volume"
-        facts = {
+        statistics = stream_source(slices, array, f"acquire {name}", threads)
+        facts: dict[str, Any] = {
             "stage": "acquire",
-            "kind": kind,
+            "kind": "images" if images else "volume",
             "dataset": name,
+            "settings": settings,
             "sources": checksums(slices, name),
-            **measured,
         }
+        intensity = statistics.intensity(source, [array])
+        if images:
+            for z in statistics.doubtful()["blank"]:
+                logger.warning("%s: there is next to nothing in this image", slices.where(z))
+        else:
+            facts["missing"] = find_untrusted(slices, statistics, repair)
+            if facts["missing"]:
+                statistics = fill_untrusted(array, facts["missing"], f"repair {name}", threads)
+                intensity = statistics.intensity(source, [array])
+        facts["intensity"] = {**intensity, **({"invert": True} if invert else {})}
         write_image(partial, name, size, facts)
 
 
@@ -138,7 +162,7 @@ def agreed_voxel_size(source: Source, given: Sequence[float] | None) -> Sequence
     return given
 
 
-def keep_every(volume: Path, factor: int, out: Path, name: str) -> None:
+def keep_every(volume: Path, factor: int, out: Path, name: str, workers: int | None = None) -> None:
     """Make an anisotropic volume by keeping the slices 0, factor, 2 * factor, ... of an acquired one.
 
     Parameters
@@ -151,6 +175,8 @@ def keep_every(volume: Path, factor: int, out: Path, name: str) -> None:
         The OME-Zarr group to write.
     name : str
         Name of the new dataset.
+    workers : int, optional
+        Number of threads.
 
     Raises
     ------
@@ -172,70 +198,21 @@ def keep_every(volume: Path, factor: int, out: Path, name: str) -> None:
     with replaced(out) as partial:
         array = create_image_array(partial / "0", (kept, height, width), origin.array.dtype)
 
-        def fill(z0: int, z1: int, slab: NDArray[Any]) -> None:
-            for _, ys, xs in _shards(array, z0, z1):
-                slab[:, ys, xs] = origin.array[slice(z0 * factor, (z1 - 1) * factor + 1, factor), ys, xs]
+        def read(box: Box) -> NDArray[Any]:
+            z, *sides = box
+            return origin.array[(slice(z.start * factor, (z.stop - 1) * factor + 1, factor), *sides)]
 
+        statistics = stream(array, read, f"keep-every {name}", workers or default_workers())
+        intensity = statistics.intensity(str(volume), [array])
         facts = {
             "stage": "acquire",
+            "kind": "volume",
             "dataset": name,
             "derived_from": origin.facts.get("dataset", volume.name),
             "factor": factor,
             "sources": origin.facts.get("sources", []),
-            **_stream(array, fill, str(volume), f"keep-every {name}"),
+            "missing": [z // factor for z in origin.facts.get("missing", []) if z % factor == 0],
+            "intensity": {**origin.facts["intensity"], **intensity},
         }
         z, y, x = origin.voxel_size
         write_image(partial, name, (z * factor, y, x), facts)
-
-
-def _stream(array: Array, fill: Fill, where: str, what: str) -> dict[str, Any]:
-    """Fill an image array slab by slab, and measure its intensities and doubtful slices on the way.
-
-    Returns
-    -------
-    dict
-        The facts `intensity` and `suspect_slices`.
-    """
-    statistics = Statistics(array.dtype)
-    with _slab(array) as slab:
-        for start in progress(range(0, array.shape[0], array.chunk[0]), array.grid[0], what, "slab"):
-            stop = min(start + array.chunk[0], array.shape[0])
-            fill(start, stop, slab[: stop - start])
-            for values in slab[: stop - start]:
-                statistics.add(values)
-            for box in _shards(array, start, stop):
-                array[box] = slab[: stop - start, box[1], box[2]]
-    intensity = statistics.intensity(where, [array])
-    suspect = statistics.suspect_slices()
-    for reason, numbers in suspect.items():
-        if numbers:
-            shown = ", ".join(str(n) for n in numbers[:10]) + (", ..." if len(numbers) > 10 else "")
-            logger.warning("%s: %s (counted from 0): %s; check them", where, _SUSPECT[reason], shown)
-    return {"intensity": intensity, "suspect_slices": suspect}
-
-
-def _shards(array: Array, start: int, stop: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Yield the boxes of the shards of one slab."""
-    for index in np.ndindex(*array.grid[1:]):
-        _, ys, xs = array.box((0, *index))
-        yield slice(start, stop), ys, xs
-
-
-@contextmanager
-def _slab(array: Array) -> Iterator[NDArray[Any]]:
-    """Yield room for a slab: memory, or a scratch file in the folder of the store when it is large."""
-    shape = (min(array.chunk[0], array.shape[0]), *array.shape[1:])
-    size = int(np.prod(shape)) * array.dtype.itemsize
-    if size <= SLAB_MEMORY:
-        yield np.empty(shape, array.dtype)
-        return
-    path = array.path.with_name("slab.scratch")
-    try:
-        with path.open("w+b") as file:
-            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error now, and not a signal later
-        yield np.memmap(path, array.dtype, "r+", shape=shape)
-    finally:
-        path.unlink(missing_ok=True)
-
-
-_SUSPECT = {"blank": "slices without an image", "repeated": "slices that repeat the one before"}

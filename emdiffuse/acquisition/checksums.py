@@ -10,6 +10,7 @@ Conventions
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from typing import Any
 from emdiffuse.errors import DataError
 from emdiffuse.progress import progress
 from emdiffuse.readers import NumberedTiffs, Source
+from emdiffuse.volume import read_metadata
+
+logger = logging.getLogger(__name__)
 
 
 def checksums(source: Source, name: str) -> list[dict[str, Any]]:
@@ -87,27 +91,75 @@ def _listing(folder: Path) -> tuple[int, str]:
     return total, digest.hexdigest()
 
 
-def changed_source(sources: Sequence[Mapping[str, Any]], since: float) -> str | None:
-    """Return the first source that changed, None if none did.
+def changed_source(store: Path) -> str | None:
+    """Return the first source that changed since a store was made of it, None if none did.
+
+    What was not touched since, and has its size, is not read again.
 
     Parameters
     ----------
-    sources : sequence of mapping
-        As `checksums` returned them.
-    since : float
-        When they were read, in seconds as of `os.stat`: what was not touched since is not read again.
+    store : Path
+        An acquired volume, or pairs.
+
+    Raises
+    ------
+    StoreError
+        If it is not finished.
     """
-    for source in sources:
+    facts = read_metadata(store, "group").get("attributes", {}).get("emdiffuse", {})
+    since = (store / "zarr.json").stat().st_mtime
+    for source in facts.get("sources", []):
         path = Path(source["path"])
-        if not path.exists():
-            continue
-        if path.is_dir():
-            newest = max((file.stat().st_mtime for file in path.rglob("*")), default=0.0)
-            if newest > since or _listing(path)[1] != source["sha256"]:
-                return str(path)
-            continue
-        facts = path.stat()
-        touched = max(facts.st_mtime, facts.st_ctime) > since
-        if facts.st_size != source["bytes"] or (touched and checksum(path)[1] != source["sha256"]):
+        if path.exists() and _changed(path, source, since):
             return str(path)
     return None
+
+
+def _changed(path: Path, source: Mapping[str, Any], since: float) -> bool:
+    if path.is_dir():
+        newest = max((file.stat().st_mtime for file in path.rglob("*")), default=0.0)
+        return newest > since or checksum(path)[1] != source["sha256"]
+    facts = path.stat()
+    touched = max(facts.st_mtime, facts.st_ctime) > since
+    return facts.st_size != source["bytes"] or (touched and checksum(path)[1] != source["sha256"])
+
+
+def is_current(store: Path, settings: str, paths: Sequence[str]) -> bool:
+    """Tell whether a store was made of these sources, in this way, and none changed since; and say why not.
+
+    Parameters
+    ----------
+    store : Path
+        The acquired volume, or pairs, if there is one.
+    settings : str
+        Hash of how it is to be made.
+    paths : sequence of str
+        What it is to be made of.
+    """
+    if not (store / "zarr.json").exists():
+        return False
+    facts = read_metadata(store, "group").get("attributes", {}).get("emdiffuse", {})
+    if facts.get("settings") != settings or {s["path"] for s in facts.get("sources", [])} != set(paths):
+        return False
+    changed = changed_source(store)
+    if changed is None:
+        logger.info("%s: it was made of the same sources, none of which changed: nothing to do", store)
+    else:
+        logger.warning("%s: it changed since %s was made of it; acquired again", changed, store)
+    return changed is None
+
+
+def require_unchanged(store: Path) -> None:
+    """Refuse a store whose sources changed since it was made.
+
+    Raises
+    ------
+    DataError
+        If one did: it is named.
+    """
+    changed = changed_source(store)
+    if changed is not None:
+        raise DataError(
+            f"{changed}: it changed since {store} was made of it; acquire it again (`emdiffuse acquire`, or "
+            "Snakemake's `--forcerun acquire`)"
+        )

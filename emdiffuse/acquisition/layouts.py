@@ -7,6 +7,9 @@ Conventions
   level). A placeholder matches anything but a slash.
 * In a dwell-time series (``<region>/<stem>_<number>.tif``) every number but the highest is a noisy image of
   the one field, and the highest is the clean one.
+* Where the stems of a region end in magnifications (``Brain__2w``, ``Brain__4w``), the clean image is that of
+  the highest. To denoise, the noisy ones are of the same magnification; for super-resolution all images of
+  half of it: these show twice the field, in whose middle the clean one lies.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from emdiffuse.readers import SUFFIXES
 MOVING = ("wf", "img", "image", "input", "noisy", "raw", "lr", "low", "moving")
 FIXED = ("gt", "target", "clean", "truth", "hr", "high", "fixed")
 PATTERNS = ("{specimen}/{level}/{role}_{field}.tif", "{role}/{field}.tif", "{role}_{field}.tif")
+MAGNIFIED = re.compile(r"(?P<field>.*?)(?P<magnification>\d+)w")
 SERIES = re.compile(r"(?P<stem>.+)_(?P<number>\d+)")
 
 
@@ -33,6 +37,8 @@ class Pair:
     level: str
     moving: Path
     fixed: Path
+    wide: bool = False
+    """Whether the moving image may show twice the field of the fixed one, which lies in its middle."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +54,19 @@ class Found:
 
     def summary(self) -> str:
         """Say in a few words what was found."""
-        counts = [f"{len(self.pairs)} pairs"]
-        for what, values in (
-            ("specimens", {pair.specimen for pair in self.pairs}),
-            ("levels", {pair.level for pair in self.pairs}),
-        ):
-            if values != {""}:
-                counts.append(f"{len(values)} {what}")
-        return f"found {', '.join(counts)}" + (f"; {len(self.alone)} without a partner" if self.alone else "")
+        counts = []
+        for key, what in (("specimen", "specimens"), ("level", "levels")):
+            values = sorted({getattr(pair, key) for pair in self.pairs} - {""})
+            kinds = {value.rpartition("_")[0].replace("_", " ") for value in values}
+            kind = kinds.pop() if len(kinds) == 1 else ""
+            plural = f"{kind}s" if kind and len(values) > 1 else kind or what
+            counts += [f"{len(values)} {plural}"] if values else []
+        there = [" x ".join(counts)] if counts else []
+        alone = f"; {len(self.alone)} images without a partner" if self.alone else ""
+        return f"found {', '.join([*there, f'{len(self.pairs)} pairs'])}{alone}"
 
 
-def find_pairs(folder: Path, pattern: str | None = None) -> Found:
+def find_pairs(folder: Path, pattern: str | None = None, scale: int | None = None) -> Found:
     """Find the image pairs in a folder.
 
     Parameters
@@ -67,6 +75,8 @@ def find_pairs(folder: Path, pattern: str | None = None) -> Found:
         Where to look, also in folders within it.
     pattern : str, optional
         See the module; without it the known layouts are tried.
+    scale : int, optional
+        1 to denoise, 2 for super-resolution: which pairs to take from series of several magnifications.
 
     Returns
     -------
@@ -96,7 +106,7 @@ def find_pairs(folder: Path, pattern: str | None = None) -> Found:
             )
         return found
     tried = [_by_pattern(folder, files, known) for known in PATTERNS]
-    best = max([*tried, _by_series(folder, files)], key=lambda found: len(found.pairs))
+    best = max([*tried, _by_series(folder, files, scale)], key=lambda found: len(found.pairs))
     if not best.pairs:
         raise DataError(
             f"{folder}: no known layout of image pairs fits these files (the first is {files[0]}); "
@@ -145,21 +155,41 @@ def _expression(pattern: str) -> re.Pattern[str]:
     return re.compile(text)
 
 
-def _by_series(folder: Path, files: list[str]) -> Found:
-    """Take the highest number of each stem as the clean image of its field."""
-    series: dict[str, dict[int, str]] = {}
+def _by_series(folder: Path, files: list[str], scale: int | None) -> Found:
+    """Take the highest number of the highest magnification of each stem as the clean image of its field."""
+    fields: dict[str, dict[int, dict[int, str]]] = {}  # of each field the magnifications, and their numbers
     for file in files:
         match = SERIES.fullmatch(file.rpartition(".")[0])
         if match:
-            series.setdefault(match["stem"], {})[int(match["number"])] = file
+            magnified = MAGNIFIED.fullmatch(match["stem"])
+            field, magnification = (
+                (magnified["field"].rstrip("_"), int(magnified["magnification"]))
+                if magnified
+                else (match["stem"], 0)
+            )
+            fields.setdefault(field, {}).setdefault(magnification, {})[int(match["number"])] = file
     pairs, alone = [], []
-    for stem, members in sorted(series.items()):
-        *noisy, clean = sorted(members)
-        if not noisy:
-            alone.append(members[clean])
-        region = stem.rpartition("/")[0]
+    for field, magnifications in sorted(fields.items()):
+        series = magnifications[max(magnifications)]
+        clean = series.pop(max(series))
+        coarse = magnifications.get(max(magnifications) // 2) if len(magnifications) > 1 else None
+        if coarse is not None and scale is None:
+            raise DataError(
+                f"{folder}: '{field}' was taken at two magnifications; say by `scale` of `pairs` which to "
+                "learn from: 1 to denoise, 2 for super-resolution"
+            )
+        moving = coarse if coarse is not None and scale == 2 else series
+        region = field.rpartition("/")[0]
         pairs += [
-            Pair(f"{stem}_{n}", region, f"dwell_{n}", folder / members[n], folder / members[clean])
-            for n in noisy
+            Pair(
+                folder.joinpath(file).with_suffix("").relative_to(folder).as_posix(),
+                region,
+                f"dwell_{number}",
+                folder / file,
+                folder / clean,
+                wide=moving is coarse,
+            )
+            for number, file in sorted(moving.items())
         ]
+        alone += [] if moving else [clean]
     return Found(tuple(pairs), tuple(alone))

@@ -5,6 +5,8 @@ Conventions
 * See `emdiffuse.pairs` for the store, and `acquisition.layouts` for how files are found.
 * The voxel size is that of the fixed images; moving ones have pixels `scale` times as large. Sizes are those
   of the files: pairs need not be aligned here, but a moving image must have the size of its partner, or half.
+  One that shows twice the field in as many pixels is cut to its middle half, where its partner lies.
+* Scale and type are those of most pairs; the others cannot be used.
 * Intensities are measured over all moving and over all fixed images of the dataset.
 """
 
@@ -19,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.acquisition.checksums import file_checksums
+from emdiffuse.acquisition.checksums import file_checksums, is_current
 from emdiffuse.acquisition.layouts import Pair, find_pairs
 from emdiffuse.acquisition.statistics import Statistics
 from emdiffuse.atomic import replaced
@@ -27,6 +29,7 @@ from emdiffuse.errors import DataError
 from emdiffuse.pairs import SCALES
 from emdiffuse.progress import progress
 from emdiffuse.readers import open_source
+from emdiffuse.settings import settings_hash
 from emdiffuse.volume import Array, create_image_array, write_group, write_image
 
 SIZE_TOLERANCE = 0.02
@@ -42,6 +45,8 @@ def acquire_pairs(
     name: str,
     pattern: str | None = None,
     keep_going: bool = False,
+    scale: int | None = None,
+    invert: bool = False,
 ) -> None:
     """Convert image pairs to one store, with intensity statistics and a checksum of every file.
 
@@ -59,14 +64,21 @@ def acquire_pairs(
         How the files are named, if no known layout fits.
     keep_going : bool
         Whether pairs that cannot be used are left out with a warning, instead of refused.
+    scale : int, optional
+        Pixels of the fixed image that are one of the moving one; without it, that of most pairs.
+    invert : bool
+        Whether networks see the contrast inverted.
 
     Raises
     ------
     DataError
         If no pairs are found, or one cannot be used: it is named.
     """
-    found = find_pairs(Path(folder), pattern)
+    found = find_pairs(Path(folder), pattern, scale)
     logger.info("%s: %s", folder, found.summary())
+    settings = settings_hash(folder, pattern, list(voxel_size), keep_going, scale, invert)
+    if is_current(out, settings, found.files()):
+        return
     skipped = {}
     if found.alone:
         message = f"{folder}: {len(found.alone)} images have no partner, such as {found.alone[0]}"
@@ -74,21 +86,14 @@ def acquire_pairs(
             raise DataError(f"{message}; add their partners, remove them, or say `keep_going: true`")
         logger.warning("%s; they are left out", message)
         skipped = dict.fromkeys(found.alone, "no partner")
-    scale = _scale(found.pairs)
+    scale, dtype = _usual(found.pairs, scale)
     fields: list[dict[str, Any]] = []
     used: list[Pair] = []
-    statistics: dict[str, Statistics] = {}
+    statistics = {role: Statistics(dtype) for role in ("moving", "fixed")}
     with replaced(out) as partial:
         for pair in progress(found.pairs, len(found.pairs), f"acquire {name}", "pair"):
             try:
-                images = _read(pair, scale)
-                for role, image in images.items():
-                    known = statistics.setdefault(role, Statistics(image.dtype))
-                    if known.dtype != image.dtype:
-                        raise DataError(
-                            f"{getattr(pair, role)}: its pixels are {image.dtype}, those of other {role} "
-                            f"images {known.dtype}; convert them to one type"
-                        )
+                images = _read(pair, scale, dtype)
             except DataError as error:
                 if not keep_going:
                     raise
@@ -101,13 +106,16 @@ def acquire_pairs(
                 for index in np.ndindex(*array.grid):
                     box = array.box(index)
                     array[box] = image[None][box]
-                statistics[role].add(image)
+                statistics[role].add_image(image)
             fields.append({"group": group, "name": pair.name, "specimen": pair.specimen, "level": pair.level})
             used.append(pair)
         if not fields:
             raise DataError(f"{folder}: none of the {len(found.pairs)} pairs can be used; see the warnings")
         intensity = {
-            role: own.intensity(folder, [Array(partial / f["group"] / role / "0") for f in fields])
+            role: {
+                **own.intensity(folder, [Array(partial / f["group"] / role / "0") for f in fields]),
+                **({"invert": True} if invert else {}),
+            }
             for role, own in statistics.items()
         }
         files = sorted({path for pair in used for path in (pair.moving, pair.fixed)})
@@ -115,6 +123,7 @@ def acquire_pairs(
             "stage": "acquire",
             "kind": "pairs",
             "dataset": name,
+            "settings": settings,
             "scale": scale,
             "intensity": intensity,
             "sources": file_checksums(files, name),
@@ -128,21 +137,24 @@ def acquire_pairs(
         write_group(partial, {"emdiffuse": {**facts, "fields": fields}})
 
 
-def _scale(pairs: Sequence[Pair]) -> int:
-    """Return the scale that most pairs have, from their sizes."""
-    counts: Counter[int] = Counter()
+def _usual(pairs: Sequence[Pair], scale: int | None) -> tuple[int, np.dtype[Any]]:
+    """Return the scale (unless it is given) and the type that most pairs have."""
+    counts: Counter[tuple[int, str]] = Counter()
     for pair in pairs[:50]:
         try:
-            moving, fixed = (open_source(str(path)).shape for path in (pair.moving, pair.fixed))
+            moving, fixed = (open_source(str(path)) for path in (pair.moving, pair.fixed))
         except DataError:
             continue  # named when the pair is read
-        counts.update(scale for scale in SCALES if _fits(moving, fixed, scale))
+        shapes = moving.shape, fixed.shape
+        fitting = [s for s in SCALES if scale in (None, s) and (pair.wide or _fits(*shapes, s))]
+        counts.update((s, fixed.dtype.name) for s in fitting[-1:] if moving.dtype == fixed.dtype)
     if not counts:
         raise DataError(
-            f"{pairs[0].moving}: its size is neither that of {pairs[0].fixed.name} nor half of it; crop the "
-            "pairs to the same field"
+            f"{pairs[0].moving}: its size is not that of {pairs[0].fixed.name}, nor half of it, or its "
+            "pixels are of another type; crop the pairs to the same field, and convert them to one type"
         )
-    return counts.most_common(1)[0][0]
+    most, dtype = counts.most_common(1)[0][0]
+    return most, np.dtype(dtype)
 
 
 def _fits(moving: tuple[int, ...], fixed: tuple[int, ...], scale: int) -> bool:
@@ -150,7 +162,7 @@ def _fits(moving: tuple[int, ...], fixed: tuple[int, ...], scale: int) -> bool:
     return all(abs(ratio - scale) <= SIZE_TOLERANCE * scale for ratio in ratios)
 
 
-def _read(pair: Pair, scale: int) -> dict[str, NDArray[Any]]:
+def _read(pair: Pair, scale: int, dtype: np.dtype[Any]) -> dict[str, NDArray[Any]]:
     """Read the images (y, x) of a pair, and refuse what cannot be one."""
     images = {}
     for role in ("moving", "fixed"):
@@ -167,6 +179,14 @@ def _read(pair: Pair, scale: int) -> dict[str, NDArray[Any]]:
             f"{pair.moving}: its pixels are {moving.dtype}, those of {pair.fixed.name} {fixed.dtype}; "
             "convert them to one type"
         )
+    if moving.dtype != dtype:
+        raise DataError(
+            f"{pair.moving}: its pixels are {moving.dtype}, those of most pairs {dtype}; convert them "
+            "to one type"
+        )
+    if pair.wide and _fits((1, *moving.shape), (1, *fixed.shape), 1):
+        middle = tuple(slice((n - n // 2) // 2, (n - n // 2) // 2 + n // 2) for n in moving.shape)
+        moving = images["moving"] = moving[middle]
     if not _fits((1, *moving.shape), (1, *fixed.shape), scale):
         sizes = [" x ".join(map(str, image.shape)) for image in (moving, fixed)]
         raise DataError(

@@ -2,60 +2,160 @@
 
 Conventions
 -----------
+* A slice may be measured in parts (boxes), in any number; parts are added in a fixed order.
 * `low` and `high` are the 0.5 and 99.5 percentiles of all voxels, exact: the smallest value that so many
   voxels do not pass.
+* A *doubtful* slice is blank (next to no contrast), repeats the last slice before it, or is saturated (far
+  more of it than of other slices lies at its darkest or brightest value).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emdiffuse.errors import DataError
-from emdiffuse.volume import Array
+from emdiffuse.volume import Array, Box
 
 LOW, HIGH = 0.005, 0.995
 ROWS = 256
 """Rows of a slice that are measured at a time."""
 BLANK = 0.05
 """A slice whose standard deviation is below this share of the median slice's is blank."""
+SATURATED = 0.5
+"""A slice of which so much more than of the median slice lies at one end of its range is saturated."""
+
+
+@dataclass
+class Plane:
+    """What is known of a slice, or a part of one.
+
+    Attributes
+    ----------
+    count : int
+        Pixels.
+    mean, squares : float
+        Mean, and sum of the squared deviations from it.
+    lowest, highest : tuple
+        Smallest and largest value, each with the number of pixels that have it.
+    digest : int
+        A fingerprint of the values and where they lie; those of parts are combined by exclusive or.
+    """
+
+    count: int
+    mean: float
+    squares: float
+    lowest: tuple[float, int]
+    highest: tuple[float, int]
+    digest: int
+
+    def add(self, other: Plane) -> None:
+        """Take in another part of the slice (Chan et al. 1983)."""
+        count, delta = self.count + other.count, other.mean - self.mean
+        self.squares += other.squares + delta**2 * self.count * other.count / count
+        self.mean += delta * other.count / count
+        self.count = count
+        self.lowest = _extreme(self.lowest, other.lowest, min)
+        self.highest = _extreme(self.highest, other.highest, max)
+        self.digest ^= other.digest
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation."""
+        return float(np.sqrt(self.squares / self.count))
+
+    @property
+    def clipped(self) -> float:
+        """Share of the pixels at one end of the range, whichever has more."""
+        return max(self.lowest[1], self.highest[1]) / self.count
+
+
+def _extreme(a: tuple[float, int], b: tuple[float, int], which: Any) -> tuple[float, int]:
+    value = which(a[0], b[0])
+    return value, sum(count for found, count in (a, b) if found == value)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What was measured of a box: its first slice, a histogram of the leading 16 bits, and its planes."""
+
+    start: int
+    counts: NDArray[np.int64]
+    planes: list[Plane]
+
+
+def measure(values: NDArray[Any], box: Box) -> Part:
+    """Measure the values (z, y, x) of a box."""
+    counts = np.zeros(2**16, np.int64)
+    corner = repr([side.start for side in box[1:]]).encode()
+    return Part(box[0].start, counts, [_measure_plane(plane, corner, counts) for plane in values])
+
+
+def _measure_plane(plane: NDArray[Any], corner: bytes, counts: NDArray[np.int64]) -> Plane:
+    mean, squares, digest = float(plane.mean(dtype=np.float64)), 0.0, hashlib.blake2b(corner, digest_size=16)
+    lowest, highest = plane.min(), plane.max()
+    ends = [0, 0]
+    for start in range(0, len(plane), ROWS):
+        rows = np.ascontiguousarray(plane[start : start + ROWS])
+        deviations = np.subtract(rows, mean, dtype=np.float64).ravel()
+        squares += float(deviations @ deviations)
+        found = np.bincount(_leading(_order(rows)))
+        counts[: len(found)] += found
+        digest.update(rows.data)
+        ends = [ends[0] + int((rows == lowest).sum()), ends[1] + int((rows == highest).sum())]
+    number = int.from_bytes(digest.digest(), "big")
+    return Plane(plane.size, mean, squares, (float(lowest), ends[0]), (float(highest), ends[1]), number)
 
 
 class Statistics:
-    """Statistics of a volume, slice by slice: moments, and a histogram of the leading 16 bits."""
+    """Statistics of a volume: of each slice, and a histogram of all voxels by their leading 16 bits."""
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self.dtype = dtype
         self._counts = np.zeros(2**16, np.int64)
-        self._slices: list[
-            tuple[float, float, float, float]
-        ] = []  # minimum, maximum, mean, standard deviation
-        self._repeated: list[int] = []
-        self._last = b""
+        self._planes: dict[int, Plane] = {}
 
-    def add(self, values: NDArray[Any]) -> None:
-        """Take in the next slice (y, x)."""
-        mean, squares, digest = float(values.mean(dtype=np.float64)), 0.0, hashlib.blake2b()
-        for start in range(0, len(values), ROWS):
-            rows = np.ascontiguousarray(values[start : start + ROWS])
-            squares += float((np.subtract(rows, mean, dtype=np.float64) ** 2).sum())
-            self._counts += np.bincount(_leading(_order(rows)), minlength=2**16)
-            digest.update(rows.tobytes())
-        deviation = float(np.sqrt(squares / values.size))
-        self._slices.append((float(values.min()), float(values.max()), mean, deviation))
-        if digest.digest() == self._last:
-            self._repeated.append(len(self._slices) - 1)
-        self._last = digest.digest()
+    def add(self, part: Part) -> None:
+        """Take in the next part."""
+        self._counts += part.counts
+        for z, plane in enumerate(part.planes, part.start):
+            if z in self._planes:
+                self._planes[z].add(plane)
+            else:
+                self._planes[z] = plane
 
-    def suspect_slices(self) -> dict[str, list[int]]:
-        """Return the slices that hold next to nothing, and those that repeat the one before."""
-        deviations = np.array([s[3] for s in self._slices])
-        blank = np.flatnonzero(deviations <= BLANK * np.median(deviations)).tolist()
-        return {"blank": blank, "repeated": [z for z in self._repeated if z not in blank]}
+    def add_image(self, image: NDArray[Any]) -> None:
+        """Take in an image (y, x) as the next slice."""
+        z = len(self._planes)
+        self.add(measure(image[None], (slice(z, z + 1), slice(0, None), slice(0, None))))
+
+    def doubtful(self, missing: Collection[int] = ()) -> dict[str, list[int]]:
+        """Return the numbers of the slices that are blank, repeated or saturated, each in one list.
+
+        Parameters
+        ----------
+        missing : collection of int
+            Slices that are known to be missing, and are not looked at.
+        """
+        known = {z: plane for z, plane in sorted(self._planes.items()) if z not in missing}
+        contrast = BLANK * float(np.median([plane.deviation for plane in known.values()]))
+        clipped = SATURATED + float(np.median([plane.clipped for plane in known.values()]))
+        found: dict[str, list[int]] = {"blank": [], "repeated": [], "saturated": []}
+        last = None
+        for z, plane in known.items():
+            if plane.deviation <= contrast:
+                found["blank"].append(z)
+            elif plane.digest == last:
+                found["repeated"].append(z)
+            elif plane.clipped > clipped:
+                found["saturated"].append(z)
+            last = plane.digest
+        return found
 
     def intensity(self, where: str, arrays: Sequence[Array]) -> dict[str, float]:
         """Return the intensity facts of all slices, which were written to `arrays`.
@@ -65,19 +165,20 @@ class Statistics:
         DataError
             If all voxels have the same value.
         """
-        minima, maxima, means, deviations = np.array(self._slices).T
-        minimum, maximum = float(minima.min()), float(maxima.max())
+        whole = Plane(0, 0.0, 0.0, (np.inf, 0), (-np.inf, 0), 0)
+        for _, plane in sorted(self._planes.items()):
+            whole.add(plane)
+        minimum, maximum = whole.lowest[0], whole.highest[0]
         if minimum == maximum:
             raise DataError(f"{where}: every voxel is {minimum:g}; there is no image in it")
-        mean = float(means.mean())
         low, high = (self._percentile(share, arrays) for share in (LOW, HIGH))
         if low == high:  # nearly all voxels are alike: the robust range is empty
             low, high = minimum, maximum
         return {
             "minimum": minimum,
             "maximum": maximum,
-            "mean": mean,
-            "standard_deviation": float(np.sqrt((deviations**2 + (means - mean) ** 2).mean())),
+            "mean": whole.mean,
+            "standard_deviation": whole.deviation,
             "low": low,
             "high": high,
         }

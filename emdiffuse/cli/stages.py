@@ -11,6 +11,10 @@ import typer
 from emdiffuse.cli.app import Device, Done, Settings, Share, app
 from emdiffuse.errors import ConfigError
 
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Threads that convert; as many as cores, at most 8, by default.")
+]
+
 
 class Launcher(StrEnum):
     """Where a training runs."""
@@ -20,7 +24,7 @@ class Launcher(StrEnum):
 
 
 @app.command()
-def acquire(name: str, out: Path, settings: Settings) -> None:
+def acquire(name: str, out: Path, settings: Settings, workers: Workers = None) -> None:
     """Convert a raw volume (TIFF, numbered slices, MRC, HDF5, Zarr, N5, precomputed) or pairs to OME-Zarr."""
     from emdiffuse.acquisition import acquire as acquire_volume
     from emdiffuse.acquisition.pairs import acquire_pairs
@@ -33,26 +37,33 @@ def acquire(name: str, out: Path, settings: Settings) -> None:
     size = dataset.voxel_size.nanometers if dataset.voxel_size is not None else None
     pairs = dataset.pairs
     if pairs is not None and size is not None:
-        acquire_pairs(pairs.folder, size, out, name, pairs.pattern, pairs.keep_going)
+        acquire_pairs(
+            pairs.folder, size, out, name, pairs.pattern, pairs.keep_going, pairs.scale, dataset.invert
+        )
     elif dataset.source is not None:
-        acquire_volume(dataset.source, size, out, name, dataset.images)
+        repair, invert = dataset.repair, dataset.invert
+        acquire_volume(
+            dataset.source, size, out, name, dataset.images, repair=repair, invert=invert, workers=workers
+        )
 
 
 @app.command()
-def keep_every(volume: Path, factor: int, name: str, out: Path) -> None:
+def keep_every(volume: Path, factor: int, name: str, out: Path, workers: Workers = None) -> None:
     """Make an anisotropic volume from an isotropic one by keeping every n-th slice."""
     from emdiffuse.acquisition import keep_every as run
 
-    run(volume, factor, out, name)
+    run(volume, factor, out, name, workers)
 
 
 @app.command()
 def register(volume: Path, out: Path, quality: Path, figure: Path, settings: Settings) -> None:
     """Register image pairs, or check that the slices of a volume are aligned, and pass them on."""
+    from emdiffuse.acquisition.checksums import require_unchanged
     from emdiffuse.config import Alignment
     from emdiffuse.registration import register as run
     from emdiffuse.settings import parse
 
+    require_unchanged(volume)
     run(volume, parse(Alignment, settings, "alignment"), out, quality, figure)
 
 

@@ -77,6 +77,11 @@ class Pairs(Section):
         description="How the files are named, if in none of the known layouts: `{role}` and `{field}`, and "
         "if there are any `{specimen}` and `{level}`, such as `{specimen}/{role}-{field}.tif`.",
     )
+    scale: Literal[1, 2] | None = Field(
+        None,
+        description="Pixels of the clean image that are one of the other along an axis: 1 to denoise, 2 for "
+        "super-resolution; needed where a folder holds both.",
+    )
     keep_going: bool = Field(
         False, description="Leave out pairs that cannot be used, with a warning, instead of stopping."
     )
@@ -96,6 +101,16 @@ class Dataset(Section):
         description="Voxel size, of pairs that of the clean images; required but for a `source` that "
         "tells its own: OME-Zarr, N5, precomputed, and most MRC files.",
     )
+    invert: bool = Field(
+        False,
+        description="Networks see the contrast inverted, as of a model's other data; what is restored has "
+        "its own contrast again.",
+    )
+    repair: bool = Field(
+        False,
+        description="Slices of a volume that are missing, repeated, blank or saturated are marked as missing "
+        "and restored, instead of refused.",
+    )
     keep_every: KeepEvery | None = Field(
         None, description="Instead of `source`: keep every n-th slice of another dataset."
     )
@@ -112,6 +127,10 @@ class Dataset(Section):
             raise ValueError("`voxel_size` is missing")
         if self.images and self.source is None:
             raise ValueError("`images` says what a `source` holds; remove it")
+        if self.repair and (self.source is None or self.images):
+            raise ValueError("`repair` is for the slices of a volume; remove it")
+        if self.invert and self.keep_every is not None:
+            raise ValueError("`invert` follows from the dataset of `keep_every`; remove it")
         if self.keep_every is not None and self.voxel_size is not None:
             raise ValueError("`voxel_size` follows from `keep_every`; remove it")
         return self

@@ -11,6 +11,7 @@ Conventions
   (Lu et al., doi 10.1038/s41467-024-49125-z, train on the same planes).
 * Training and validation lie apart along z (vemdiffuse-i: the far end in z; vemdiffuse-a: the far end in y,
   since such a volume has few slices), with one gap between them.
+* No gap meets a slice that is marked as missing: what lies there is a copy of another one.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ class GapSource:
         self.path = path
         self.volume = open_volume(path)
         self.model = model
+        depth = self.volume.array.shape[0]
+        missing = np.isin(np.arange(depth), self.facts.get("missing", []))
+        self._missing_before = np.concatenate([[0], np.cumsum(missing)])  # how many lie before a slice
         z, y, x = self.volume.voxel_size
         if model.task == "vemdiffuse-a":
             self.stretch = float(anisotropy_factor(self.volume.voxel_size, str(path)))
@@ -74,8 +78,10 @@ class GapSource:
                 yield origin
             if not found:
                 shape = " x ".join(map(str, self.volume.array.shape))
+                missing = self._missing_before[-1]
+                less = f" ({missing} slices of which are missing)" if missing else ""
                 raise DataError(
-                    f"{self.path}: {shape} voxels are too few for gaps of {3 * factor + 1} slices of "
+                    f"{self.path}: {shape} voxels{less} are too few for gaps of {3 * factor + 1} slices of "
                     f"{self.model.patches.size} x {self.model.patches.size} pixels in both training and "
                     "validation; use a larger volume, or a smaller `patches.size` or `factor`"
                 )
@@ -100,8 +106,13 @@ class GapSource:
             starts = [
                 range(lo, hi - e + 1, s) for lo, hi, e, s in zip(lows, highs, extent, steps, strict=True)
             ]
-            for z, y, x in itertools.product(*starts):
+            whole = [z for z in starts[0] if not self._meets_missing(z, z + extent[0])]
+            for z, y, x in itertools.product(whole, *starts[1:]):
                 yield Origin(number, axis, z, y, x, factor, split)
+
+    def _meets_missing(self, start: int, stop: int) -> bool:
+        before = self._missing_before
+        return bool(before[min(stop, len(before) - 1)] > before[start])
 
     def stack(self, origin: Origin) -> NDArray[np.float32]:
         """Return the 3 R + 1 slices of a gap, (depth, H, W), float32 in [-1, 1], its axis taken as depth."""

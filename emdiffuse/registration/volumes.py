@@ -71,7 +71,7 @@ class Measured:
     jitter : dict
         For each slice between two others how far it lies off the line between them: (y, x) in pixels.
     blank : list of int
-        Slices without an image, which cannot be judged.
+        Slices without an image, or marked as missing, which cannot be judged.
     """
 
     field: tuple[int, int]
@@ -137,7 +137,7 @@ def measure(volume: Volume, pairs: int) -> Measured:
     """
     depth, height, width = volume.array.shape
     middle = tuple(slice(max(0, (n - FIELD) // 2), min(n, (n + FIELD) // 2)) for n in (height, width))
-    blank = set(volume.facts.get("suspect_slices", {}).get("blank", []))
+    blank = set(volume.facts.get("missing", []))
 
     @lru_cache(maxsize=2)
     def look(z: int) -> tuple[NDArray[np.float32], NDArray[np.complex64]]:

@@ -41,7 +41,7 @@ LAYOUTS = {
     "dwell times": (
         [f"Brain_1/Brain__4w_{n:02d}.tif" for n in range(4, 10)],
         5,
-        ("Brain_1/Brain__4w_4", "4w_04", "4w_09"),
+        ("Brain_1/Brain__4w_04", "4w_04", "4w_09"),
     ),
 }
 
@@ -59,7 +59,7 @@ def test_what_was_found_is_said(tmp_path, caplog):
     write(tmp_path / "raw", published("noise_level"))
     with caplog.at_level(logging.INFO):
         acquire_pairs(str(tmp_path / "raw"), VOXEL, tmp_path / "a.ome.zarr", "a")
-    assert "found 8 pairs, 2 specimens, 2 levels" in caplog.text
+    assert "found 2 cells x 2 noise levels, 8 pairs" in caplog.text
 
 
 def test_any_naming_is_described_by_a_pattern(tmp_path):

@@ -12,6 +12,7 @@ rule acquire:
         dataset=one_of(RAW),
     conda:
         "../envs/emdiffuse.yaml"
+    threads: 4
     resources:
         mem_mb=4000,
         runtime=240,
@@ -19,7 +20,7 @@ rule acquire:
         settings=dataset_settings,
     shell:
         "emdiffuse --log {log} acquire {wildcards.dataset} results/acquired/{wildcards.dataset}.ome.zarr"
-        " --settings {params.settings:q}"
+        " --settings {params.settings:q} --workers {threads}"
 
 
 # An anisotropic volume from an isotropic one; the slices left out are the truth.
@@ -36,6 +37,7 @@ rule keep_every:
         dataset=one_of(DERIVED),
     conda:
         "../envs/emdiffuse.yaml"
+    threads: 4
     resources:
         mem_mb=4000,
         runtime=240,
@@ -44,4 +46,4 @@ rule keep_every:
         factor=kept_factor,
     shell:
         "emdiffuse --log {log} keep-every {params.origin} {params.factor} {wildcards.dataset}"
-        " results/acquired/{wildcards.dataset}.ome.zarr"
+        " results/acquired/{wildcards.dataset}.ome.zarr --workers {threads}"

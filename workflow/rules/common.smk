@@ -45,8 +45,9 @@ def raw_files(wildcards):
     dataset = CONFIG.datasets[wildcards.dataset]
     if dataset.pairs is None:
         return source_files(dataset.source)
+    pairs = dataset.pairs
     try:
-        return find_pairs(Path(dataset.pairs.folder), dataset.pairs.pattern).files()
+        return find_pairs(Path(pairs.folder), pairs.pattern, pairs.scale).files()
     except EmdiffuseError as error:
         sys.exit(f"error: {error}")
 
@@ -54,7 +55,7 @@ def raw_files(wildcards):
 def dataset_settings(wildcards):
     """What acquisition depends on; the alignment check is a later stage's."""
     dataset = CONFIG.datasets[wildcards.dataset]
-    return dataset.model_dump_json(include={"source", "voxel_size", "pairs", "images"})
+    return dataset.model_dump_json(include={"source", "voxel_size", "pairs", "images", "invert", "repair"})
 
 
 def alignment_settings(wildcards):

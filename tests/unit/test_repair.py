@@ -1,0 +1,220 @@
+"""Slices that cannot be trusted, sources that changed, inverted contrast, threads that change no number."""
+
+import json
+import logging
+import os
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from emdiffuse.acquisition import acquire, from_unit, keep_every, streaming, to_unit
+from emdiffuse.acquisition.checksums import changed_source, require_unchanged
+from emdiffuse.config import Dataset, Model
+from emdiffuse.errors import ConfigError, DataError
+from emdiffuse.patches.gaps import GapSource
+from emdiffuse.settings import parse
+from emdiffuse.volume import open_volume
+
+SIZE = (10.0, 10.0, 10.0)
+
+
+def tissue(shape=(12, 24, 24)):
+    values = np.random.default_rng(0).normal(120, 30, shape)
+    return np.clip(values, 1, 254).astype(np.uint8)
+
+
+def write_slices(folder, values, leave_out=()):
+    folder.mkdir()
+    for z, plane in enumerate(values):
+        if z not in leave_out:
+            tifffile.imwrite(folder / f"s{z:03}.tif", plane, photometric="minisblack")
+    return str(folder)
+
+
+def spoilt():
+    """Return a volume with a black, a white, a repeated, and a mostly saturated slice."""
+    values = tissue()
+    values[2] = 0
+    values[3] = 255
+    values[6] = values[5]
+    values[9, :16] = 255
+    return values
+
+
+def test_untrusted_slices_are_refused_by_name(tmp_path):
+    source = write_slices(tmp_path / "raw", spoilt())
+    with pytest.raises(DataError) as caught:
+        acquire(source, SIZE, tmp_path / "a.ome.zarr", "a")
+    message = str(caught.value)
+    assert "slices without an image (counted from 0): 2 (s002.tif), 3 (s003.tif);" in message
+    assert "slices that repeat the one before (counted from 0): 6 (s006.tif);" in message
+    assert "slices that are mostly black or white (counted from 0): 9 (s009.tif);" in message
+    assert "`repair: true`" in message and "\n" not in message
+    assert not (tmp_path / "a.ome.zarr").exists()
+
+
+def test_a_gap_in_the_numbers_is_refused_or_repaired(tmp_path):
+    values = tissue()
+    source = write_slices(tmp_path / "raw", values, leave_out=(4, 7, 8))
+    with pytest.raises(DataError, match=r"number 4, 7, 8; .*`repair: true`"):
+        acquire(source, SIZE, tmp_path / "a.ome.zarr", "a")
+    acquire(source, SIZE, tmp_path / "a.ome.zarr", "a", repair=True)
+    volume = open_volume(tmp_path / "a.ome.zarr")
+    assert volume.facts["missing"] == [4, 7, 8]
+    expected = values.copy()
+    expected[[4, 7, 8]] = values[[3, 6, 9]]
+    np.testing.assert_array_equal(volume.array[:, :, :], expected)
+
+
+@pytest.mark.parametrize("form", ["slices", "pages", "zarr"])
+def test_repaired_slices_hold_their_neighbour_and_do_not_count(tmp_path, caplog, form):
+    values, clean = spoilt(), tissue()
+    source = str(tmp_path / "raw.tif")
+    if form == "slices":
+        source = write_slices(tmp_path / "raw", values)
+    elif form == "pages":
+        tifffile.imwrite(source, values, photometric="minisblack")
+    else:
+        source = str(tmp_path / "raw.zarr")
+        zarr.save_array(source, values)
+    with caplog.at_level(logging.WARNING):
+        acquire(source, SIZE, tmp_path / "a.ome.zarr", "a", repair=True)
+    assert "marked as missing, to be restored" in caplog.text
+    volume = open_volume(tmp_path / "a.ome.zarr")
+    assert volume.facts["missing"] == [2, 3, 6, 9]
+    expected = clean.copy()
+    expected[[2, 3, 6, 9]] = clean[[1, 4, 5, 8]]
+    np.testing.assert_array_equal(volume.array[:, :, :], expected)
+    low, high = np.percentile(expected, [0.5, 99.5], method="inverted_cdf")
+    assert (volume.facts["intensity"]["low"], volume.facts["intensity"]["high"]) == (low, high)
+    keep_every(volume.path, 3, tmp_path / "thin.ome.zarr", "thin")
+    assert open_volume(tmp_path / "thin.ome.zarr").facts["missing"] == [1, 2, 3]
+
+
+@settings(max_examples=30, deadline=None)
+@given(bad=st.sets(st.integers(0, 11), min_size=1))
+def test_any_set_of_blank_slices_is_found(tmp_path_factory, bad):
+    folder = tmp_path_factory.mktemp("blank")
+    values = tissue((12, 8, 8))
+    values[list(bad)] = 0
+    tifffile.imwrite(folder / "raw.tif", values, photometric="minisblack")
+    good = [z for z in range(12) if z not in bad]
+    if len(good) <= 6:  # the median slice is blank: nothing is to be trusted, whatever is said of it
+        return
+    acquire(str(folder / "raw.tif"), SIZE, folder / "a.ome.zarr", "a", repair=True)
+    volume = open_volume(folder / "a.ome.zarr")
+    assert volume.facts["missing"] == sorted(bad)
+    nearest = [min(good, key=lambda g: (abs(g - z), g)) for z in range(12)]
+    np.testing.assert_array_equal(volume.array[:, :, :], values[nearest])
+
+
+def test_images_are_not_slices(tmp_path, caplog):
+    source = write_slices(tmp_path / "raw", spoilt())
+    with caplog.at_level(logging.WARNING):
+        acquire(source, SIZE, tmp_path / "a.ome.zarr", "a", images=True)
+    assert "s002.tif: there is next to nothing in this image" in caplog.text
+    assert "missing" not in open_volume(tmp_path / "a.ome.zarr").facts
+
+
+def test_no_training_gap_meets_a_missing_slice(tmp_path):
+    values = tissue((60, 40, 40))
+    source = write_slices(tmp_path / "raw", values, leave_out=(20,))
+    acquire(source, SIZE, tmp_path / "a.ome.zarr", "a", repair=True)
+    model = Model.model_validate(
+        {"task": "vemdiffuse-i", "datasets": ["a"], "factor": 2, "patches": {"size": 16}}
+    )
+    gaps = GapSource(tmp_path / "a.ome.zarr", model)
+    origins = list(gaps.origins(0))
+    assert {origin.axis for origin in origins} == {0, 1, 2}
+    assert not any(o.z <= 20 < o.z + gaps.extent(o)[0] for o in origins)
+    assert any(o.z > 20 for o in origins) and any(o.z + gaps.extent(o)[0] <= 20 for o in origins)
+
+
+def test_what_repair_and_invert_are_for():
+    voxel = {"z": 1, "y": 1, "x": 1}
+    with pytest.raises(ConfigError, match="`repair` is for the slices of a volume"):
+        parse(Dataset, {"source": "a", "images": True, "repair": True, "voxel_size": voxel})
+    with pytest.raises(ConfigError, match="`invert` follows from the dataset of `keep_every`"):
+        parse(Dataset, {"keep_every": {"dataset": "a", "factor": 2}, "invert": True})
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_inverted_contrast_comes_back_as_it_was(tmp_path, dtype):
+    values = tissue().astype(dtype)
+    tifffile.imwrite(tmp_path / "raw.tif", values, photometric="minisblack")
+    facts = []
+    for invert in (False, True):
+        acquire(str(tmp_path / "raw.tif"), SIZE, tmp_path / "a.ome.zarr", "a", invert=invert)
+        volume = open_volume(tmp_path / "a.ome.zarr")
+        np.testing.assert_array_equal(volume.array[:, :, :], values)
+        facts.append(volume.facts["intensity"])
+    plain, inverted = facts
+    np.testing.assert_allclose(to_unit(values, inverted), -to_unit(values, plain), atol=1e-6)
+    np.testing.assert_allclose(from_unit(to_unit(values, inverted), inverted), values, atol=1e-4)
+    keep_every(tmp_path / "a.ome.zarr", 3, tmp_path / "thin.ome.zarr", "thin")
+    assert open_volume(tmp_path / "thin.ome.zarr").facts["intensity"]["invert"] is True
+
+
+@pytest.mark.parametrize("form", ["pages", "slices", "zarr"])
+def test_no_number_depends_on_threads_or_on_how_slices_are_read(tmp_path, monkeypatch, form):
+    values = tissue((66, 20, 1100)).astype(np.float32) / 7
+    source = str(tmp_path / "raw.tif")
+    if form == "slices":
+        source = write_slices(tmp_path / "raw", values)
+    elif form == "pages":
+        tifffile.imwrite(source, values, photometric="minisblack")
+    else:
+        source = str(tmp_path / "raw.zarr")
+        zarr.create_array(source, data=values, chunks=(8, 10, 100))
+    found = []
+    for workers in (1, 3):
+        out = tmp_path / f"{workers}.ome.zarr"
+        acquire(source, SIZE, out, "a", workers=workers)
+        found.append((out / "zarr.json").read_bytes())
+        np.testing.assert_array_equal(open_volume(out).array[:, :, :], values)
+        monkeypatch.setattr(streaming, "SLAB_MEMORY", 2**20)  # the second time through a scratch file
+    assert found[0] == found[1]
+    assert open_volume(out).facts["intensity"]["mean"] == pytest.approx(values.mean(dtype=float))
+
+
+def test_nothing_is_done_twice_and_a_changed_source_is_named(tmp_path, caplog):
+    source = write_slices(tmp_path / "raw", tissue())
+    out = tmp_path / "a.ome.zarr"
+    acquire(source, SIZE, out, "a")
+    made = (out / "zarr.json").stat().st_mtime_ns
+    os.utime(tmp_path / "raw/s003.tif")  # touched, but the same
+    with caplog.at_level(logging.INFO):
+        acquire(source, SIZE, out, "a")
+    assert "nothing to do" in caplog.text
+    assert (out / "zarr.json").stat().st_mtime_ns == made
+    require_unchanged(out)
+
+    tifffile.imwrite(tmp_path / "raw/s003.tif", tissue((1, 24, 24))[0] // 2, photometric="minisblack")
+    assert changed_source(out) == str(tmp_path / "raw/s003.tif")
+    with pytest.raises(DataError, match=r"s003\.tif: it changed since .*a\.ome\.zarr was made of it"):
+        require_unchanged(out)
+    with caplog.at_level(logging.WARNING):
+        acquire(source, SIZE, out, "a")
+    assert "s003.tif: it changed since" in caplog.text and "acquired again" in caplog.text
+    require_unchanged(out)
+
+    acquire(source, (20.0, 10.0, 10.0), out, "a")  # another setting
+    assert open_volume(out).voxel_size == (20.0, 10.0, 10.0)
+    (tmp_path / "raw").rename(tmp_path / "archive")
+    require_unchanged(out)
+
+
+def test_a_store_of_chunks_that_changed(tmp_path):
+    source = tmp_path / "raw.zarr"
+    array = zarr.create_array(source, data=tissue(), chunks=(4, 8, 8))
+    acquire(str(source), SIZE, tmp_path / "a.ome.zarr", "a")
+    facts = open_volume(tmp_path / "a.ome.zarr").facts
+    assert [entry["path"] for entry in facts["sources"]] == [str(source)]
+    json.dumps(facts)
+    require_unchanged(tmp_path / "a.ome.zarr")
+    array[3, 4, 5] = 0
+    assert changed_source(tmp_path / "a.ome.zarr") == str(source)
