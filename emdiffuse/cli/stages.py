@@ -32,8 +32,8 @@ def acquire(name: str, out: Path, settings: Settings, workers: Workers = None) -
     from emdiffuse.settings import parse
 
     dataset = parse(Dataset, settings, f"datasets.{name}")
-    if dataset.keep_every is not None:
-        raise ConfigError(f"datasets.{name}: only raw data are acquired; see `keep-every`")
+    if dataset.derived is not None:
+        raise ConfigError(f"datasets.{name}: only raw data are acquired; see `keep-every` and `degrade`")
     size = dataset.voxel_size.nanometers if dataset.voxel_size is not None else None
     pairs = dataset.pairs
     if pairs is not None and size is not None:
@@ -53,6 +53,24 @@ def keep_every(volume: Path, factor: int, name: str, out: Path, workers: Workers
     from emdiffuse.acquisition import keep_every as run
 
     run(volume, factor, out, name, workers)
+
+
+@app.command()
+def degrade(
+    volume: Path,
+    name: str,
+    out: Path,
+    settings: Settings,
+    images: Annotated[
+        bool, typer.Option("--images", help="Write the degraded images alone, no pairs.")
+    ] = False,
+) -> None:
+    """Make image pairs, degraded and clean, from the slices of a clean volume."""
+    from emdiffuse.acquisition.degradation import degrade as run
+    from emdiffuse.config import Degrade
+    from emdiffuse.settings import parse
+
+    run(volume, parse(Degrade, settings, f"datasets.{name}.degrade"), out, name, images)
 
 
 @app.command()

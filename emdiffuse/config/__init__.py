@@ -19,9 +19,11 @@ from emdiffuse.config.datasets import (
     MINIMUM_FACTOR,
     Alignment,
     Dataset,
+    Degrade,
     Factor,
     KeepEvery,
     Name,
+    Noise,
     Pairs,
     VoxelSize,
     anisotropy_factor,
@@ -41,11 +43,13 @@ __all__ = [
     "Calibration",
     "Config",
     "Dataset",
+    "Degrade",
     "Factor",
     "KeepEvery",
     "Model",
     "Name",
     "Network",
+    "Noise",
     "Pairs",
     "Patches",
     "Report",
@@ -58,6 +62,10 @@ __all__ = [
     "json_schema",
     "validate",
 ]
+
+
+SHAPE = {"architecture", "channels", "blocks"}
+"""Keys of a network without which weights do not fit."""
 
 
 class Report(Section):
@@ -84,9 +92,11 @@ class Config(Section):
     @classmethod
     def _derived_exist(cls, datasets: dict[str, Dataset]) -> dict[str, Dataset]:
         for name, dataset in datasets.items():
-            origin = dataset.keep_every and dataset.keep_every.dataset
-            if origin and (origin not in datasets or datasets[origin].source is None):
-                raise ValueError(f"{name}.keep_every.dataset: there is no raw dataset named '{origin}'")
+            if dataset.derived is None:
+                continue
+            key, origin = "keep_every" if dataset.keep_every else "degrade", dataset.derived.dataset
+            if origin not in datasets or datasets[origin].source is None:
+                raise ValueError(f"{name}.{key}.dataset: there is no raw dataset named '{origin}'")
         return datasets
 
     @model_validator(mode="after")
@@ -96,24 +106,26 @@ class Config(Section):
             for dataset in model.datasets:
                 self._known(f"models.{name}.datasets", dataset, self.datasets)
                 wants = not TASKS[model.task].volumetric
-                if wants != (self.datasets[dataset].pairs is not None):
+                if wants != self.datasets[dataset].holds_pairs:
                     kind = "image pairs" if wants else "volumes"
                     raise ValueError(
                         f"models.{name}.datasets: {model.task} learns from {kind}, not '{dataset}'"
                     )
+            self._transfer(name)
         for index, item in enumerate(self.restorations):
             key = f"restorations.{index}"
             self._known(f"{key}.dataset", item.dataset, self.datasets)
             self._known(f"{key}.model", item.model, self.models)
-            if self.datasets[item.dataset].pairs is not None:
+            if self.datasets[item.dataset].holds_pairs:
                 raise ValueError(
-                    f"{key}.dataset: '{item.dataset}' are image pairs; give the images as `source`"
+                    f"{key}.dataset: '{item.dataset}' are image pairs; give the images as `source`, or say "
+                    "`images: true` beside `degrade`"
                 )
             if (item.dataset, item.model) in pairs:
                 raise ValueError(f"{key}: '{item.dataset}' by '{item.model}' is listed twice")
             pairs.add((item.dataset, item.model))
             task = self.models[item.model].task
-            if TASKS[task].volumetric == self.datasets[self.origin(item.dataset)].images:
+            if TASKS[task].volumetric == self.holds_images(item.dataset):
                 kind = "a volume" if TASKS[task].volumetric else "images (`images: true` of the dataset)"
                 raise ValueError(f"{key}.dataset: {task} restores {kind}, not '{item.dataset}'")
             size = self.voxel_size(item.dataset)
@@ -128,14 +140,36 @@ class Config(Section):
                 self._calibrated(f"{key}.calibration.dataset", item)
         return self
 
+    def _transfer(self, name: str) -> None:
+        """Refuse a model that is begun from itself, in whatever many steps, or from another network."""
+        begun, seen = name, [name]
+        while (begun := self.models[begun].training.init_from or "") in self.models:
+            if begun in seen:
+                raise ValueError(f"models.{name}.training.init_from: '{begun}' would be begun from itself")
+            seen.append(begun)
+            own, other = (
+                (TASKS[model.task].volumetric, *model.network.model_dump(include=SHAPE).values())
+                for model in (self.models[name], self.models[begun])
+            )
+            if own != other:
+                raise ValueError(
+                    f"models.{name}.training.init_from: '{begun}' has another network; make them the same"
+                )
+
     @staticmethod
     def _known(key: str, name: str, names: dict[str, Any]) -> None:
         if name not in names:
             raise ValueError(f"{key}: there is no '{name}'; known: {', '.join(names)}")
 
     def _separate(self, key: str, item: Restoration, truth: str) -> None:
-        """Refuse to evaluate a model on a volume that it was trained on."""
-        trained = {self.origin(name) for name in self.models[item.model].datasets}
+        """Refuse to evaluate a model on a volume that it, or one that it is begun from, was trained on.
+
+        The slices kept of a volume may be learned from (vemdiffuse-a) where those left out are measured.
+        """
+        keep = self.datasets[item.dataset].keep_every
+        allowed = item.dataset if keep and keep.dataset == truth else None
+        names = {name for model in self.lineage(item.model) for name in self.models[model].datasets}
+        trained = {self.origin(name) for name in names - {allowed}}
         sources = {self.datasets[name].source for name in trained} - {None}
         for name in (item.dataset, truth):
             if self.origin(name) in trained or self.datasets[self.origin(name)].source in sources:
@@ -164,24 +198,42 @@ class Config(Section):
         found = (o for o in self.restorations if (o.dataset, o.model) == (name, item.model))
         return next(found, None)
 
+    def lineage(self, model: str) -> list[str]:
+        """Return a model, the model that it is begun from, and so on."""
+        found = [model]
+        while (name := self.models[found[-1]].training.init_from) in self.models:
+            assert name is not None
+            found.append(name)
+        return found
+
     def origin(self, dataset: str) -> str:
         """Return the raw dataset that a dataset comes from (itself, when it is raw)."""
-        keep = self.datasets[dataset].keep_every
-        return keep.dataset if keep else dataset
+        derived = self.datasets[dataset].derived
+        return derived.dataset if derived else dataset
+
+    def holds_images(self, dataset: str) -> bool:
+        """Tell whether a dataset holds separate images, rather than the slices of a volume."""
+        own = self.datasets[dataset]
+        return own.images or (own.keep_every is not None and self.datasets[own.keep_every.dataset].images)
 
     def truth(self, item: Restoration) -> str | None:
         """Return the dataset that a restoration is compared with, if there is one."""
-        keep = self.datasets[item.dataset].keep_every
-        return item.truth or (keep.dataset if keep else None)
+        own = self.datasets[item.dataset]
+        complete = own.keep_every or (own.degrade if own.degrade and own.degrade.every == 1 else None)
+        return item.truth or (complete.dataset if complete else None)
 
     def voxel_size(self, dataset: str) -> tuple[float, float, float] | None:
-        """Return the voxel size (z, y, x) of a dataset in nanometers, None where its source is to tell it."""
-        keep = self.datasets[dataset].keep_every
-        size = self.datasets[self.origin(dataset)].voxel_size
+        """Return the voxel size (z, y, x) of a dataset in nanometers, None where its source is to tell it.
+
+        Of pairs it is that of the clean images.
+        """
+        own, size = self.datasets[dataset], self.datasets[self.origin(dataset)].voxel_size
         if size is None:
             return None
         z, y, x = size.nanometers
-        return (z * keep.factor if keep else z, y, x)
+        along = own.keep_every.factor if own.keep_every else 1
+        lateral = own.degrade.bin if own.degrade and own.images else 1
+        return (z * along, y * lateral, x * lateral)
 
 
 def validate(values: Any, where: str = "config") -> Config:
@@ -209,6 +261,13 @@ def validate(values: Any, where: str = "config") -> Config:
             raise ConfigError(
                 f"{where}: datasets.{name}.pairs.folder: there is no folder '{dataset.pairs.folder}'; "
                 "check the path"
+            )
+    for name, model in config.models.items():
+        begun = model.training.init_from
+        if begun is not None and begun not in config.models and not (Path(begun) / "model.json").exists():
+            raise ConfigError(
+                f"{where}: models.{name}.training.init_from: '{begun}' is neither a model of this "
+                "configuration nor the folder of one; check the name"
             )
     return config
 

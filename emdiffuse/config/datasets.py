@@ -41,6 +41,28 @@ class KeepEvery(Section):
     factor: int = Field(ge=2, le=12, description="Every factor-th slice is kept, from the first.")
 
 
+class Noise(Section):
+    """Noise of a degraded image."""
+
+    electrons: float | None = Field(
+        None, gt=0, description="Electrons a pixel at the brightest intensity (Poisson noise); none without."
+    )
+    gaussian: float = Field(
+        0.0, ge=0, description="Standard deviation of Gaussian noise, as a share of the intensity range."
+    )
+
+
+class Degrade(Section):
+    """Image pairs, degraded and clean, made from the slices of a clean volume."""
+
+    dataset: Name = Field(description="The clean volume.")
+    every: int = Field(1, ge=1, description="Every n-th slice is taken, from the first.")
+    blur: float = Field(0.0, ge=0, description="Standard deviation of a Gaussian blur, in pixels.")
+    bin: Literal[1, 2] = Field(1, description="2: pixels twice as large, for emdiffuse-r.")
+    noise: Noise = Field(default_factory=Noise, description="Noise that is added last.")
+    seed: int = Field(0, ge=0, description="Seed of the noise.")
+
+
 class Alignment(Section):
     """How pairs are registered, and how the alignment of a volume's slices is checked."""
 
@@ -95,7 +117,10 @@ class Dataset(Section):
         description="A multi-page TIFF, a folder of numbered slices (0.tif ... n.tif) or a glob of them; "
         "MRC; HDF5 (file.h5:/path); Zarr, OME-Zarr, N5 or Neuroglancer precomputed, also at an address.",
     )
-    images: bool = Field(False, description="The source holds separate images, not the slices of a volume.")
+    images: bool = Field(
+        False,
+        description="Separate images, not the slices of a volume; with `degrade`, only the degraded ones.",
+    )
     voxel_size: VoxelSize | None = Field(
         None,
         description="Voxel size, of pairs that of the clean images; required but for a `source` that "
@@ -115,29 +140,44 @@ class Dataset(Section):
         None, description="Instead of `source`: keep every n-th slice of another dataset."
     )
     pairs: Pairs | None = Field(None, description="Instead of `source`: image pairs to learn from.")
+    degrade: Degrade | None = Field(
+        None, description="Instead of `source`: pairs made by degrading the slices of another dataset."
+    )
     alignment: Alignment = Field(
         default_factory=Alignment, description="Registration of pairs, and the check of slices."
     )
 
     @model_validator(mode="after")
     def _one_origin(self) -> Dataset:
-        if sum(origin is not None for origin in (self.source, self.keep_every, self.pairs)) != 1:
-            raise ValueError("give one of `source`, `keep_every` and `pairs`")
-        if self.keep_every is None and self.voxel_size is None and not self._may_tell_its_size:
+        origins = (self.source, self.pairs, self.keep_every, self.degrade)
+        if sum(origin is not None for origin in origins) != 1:
+            raise ValueError("give one of `source`, `pairs`, `keep_every` and `degrade`")
+        if self.derived is None and self.voxel_size is None and not self._may_tell_its_size:
             raise ValueError("`voxel_size` is missing")
-        if self.images and self.source is None:
+        if self.images and self.source is None and self.degrade is None:
             raise ValueError("`images` says what a `source` holds; remove it")
         if self.repair and (self.source is None or self.images):
             raise ValueError("`repair` is for the slices of a volume; remove it")
-        if self.invert and self.keep_every is not None:
-            raise ValueError("`invert` follows from the dataset of `keep_every`; remove it")
-        if self.keep_every is not None and self.voxel_size is not None:
-            raise ValueError("`voxel_size` follows from `keep_every`; remove it")
+        name = "keep_every" if self.keep_every else "degrade"
+        if self.invert and self.derived is not None:
+            raise ValueError(f"`invert` follows from the dataset of `{name}`; remove it")
+        if self.derived is not None and self.voxel_size is not None:
+            raise ValueError(f"`voxel_size` follows from `{name}`; remove it")
         return self
 
     @property
     def _may_tell_its_size(self) -> bool:
         return self.source is not None and parse_source(self.source).kind != "tiff"
+
+    @property
+    def derived(self) -> KeepEvery | Degrade | None:
+        """How it is made from another dataset, if it is."""
+        return self.keep_every or self.degrade
+
+    @property
+    def holds_pairs(self) -> bool:
+        """Whether it holds image pairs."""
+        return self.pairs is not None or (self.degrade is not None and not self.images)
 
 
 def anisotropy_factor(

@@ -126,8 +126,8 @@ class Training(Section):
     )
     init_from: str | None = Field(
         None,
-        description="Folder of a trained or imported model whose weights are begun from (transfer); its "
-        "network must be the same.",
+        description="Another model of the configuration, or the folder of a trained or imported one, whose "
+        "weights are begun from (transfer); its network must be the same.",
     )
     seed: int = Field(0, ge=0, description="Seed of the weights, the order of the data and the noise.")
 

@@ -287,7 +287,8 @@ def _subjects(config: Config) -> set[str]:
 
 
 def _models(config: Config) -> list[str]:
-    return list(dict.fromkeys(item.model for item in config.restorations))
+    """Return the models that are used, and those that they are begun from."""
+    return list(dict.fromkeys(name for item in config.restorations for name in config.lineage(item.model)))
 
 
 def _used(config: Config) -> list[str]:

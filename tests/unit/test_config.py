@@ -67,6 +67,13 @@ MISTAKES = {
     "unknown sampler": (("restorations", 0, "sampler", "name"), "euler", "sampler.name: .*'euler'"),
     "odd name": (("models",), {"a b": DEMO["models"]["gap6"]}, "models.a b"),
     "not a mapping": (("datasets",), [1], "datasets: "),
+    "begun from nothing": (("models", "denoise", "training", "init_from"), "nothing", "models.denoise.training.init_from: 'nothing' is neither"),
+    "begun from itself": (("models", "denoise_medulla", "training", "init_from"), "denoise", "would be begun from itself"),
+    "begun from another network": (("models", "denoise_medulla", "network"), {"channels": 16}, "'denoise_medulla' has another network"),
+    "begun from what it is tested on": (("datasets", "medulla_noisy", "degrade", "dataset"), "brain_test_clean", "model 'denoise' was trained on 'brain_test_clean'"),
+    "degraded of nothing": (("datasets", "medulla_noisy", "degrade", "dataset"), "medulla_test_60nm", "medulla_noisy.degrade.dataset: there is no raw dataset"),
+    "pairs as images": (("datasets", "medulla_test_coarse", "images"), False, "say `images: true` beside `degrade`"),
+    "learned from the truth": (("models", "gap6", "datasets"), ["medulla_train", "medulla_test"], "cannot be evaluated on it"),
     "task of another day": (("models", "gap6", "task"), "vemdiffuse-z", "models.gap6.task: .*'vemdiffuse-z'"),
 }  # fmt: skip
 
@@ -87,6 +94,20 @@ def test_text_that_is_not_yaml_is_refused():
 def test_units_are_converted():
     config = validate(changed(VOXEL, {"z": 0.01, "y": 0.01, "x": 0.01, "unit": "micrometer"}))
     assert config.voxel_size("medulla_test") == pytest.approx((10, 10, 10))
+
+
+def test_a_model_may_learn_from_the_slices_that_were_kept():
+    config = validate(DEMO)
+    assert config.truth(config.restorations[1]) == "medulla_test"
+    assert config.models["lateral6"].datasets == ("medulla_test_60nm",)
+
+
+def test_what_follows_from_a_degraded_dataset():
+    config = validate(DEMO)
+    assert config.voxel_size("medulla_test_coarse") == (10, 20, 20)
+    assert config.voxel_size("medulla_coarse") == (10, 10, 10)  # of pairs: that of the clean images
+    assert config.truth(config.restorations[3]) == "medulla_test"
+    assert config.lineage("denoise") == ["denoise", "denoise_medulla"]
 
 
 def test_factors_are_exact():

@@ -106,6 +106,18 @@ def test_a_second_dataset_adds_its_own_jobs_alone(project, medulla):
     )
 
 
+def test_a_model_begun_from_another_waits_for_it(project):
+    first = project.config["models"]["gap3"]
+    begun = {**first, "training": {**first["training"], "steps": 1, "init_from": "gap3"}}
+    project.config["models"]["begun"] = begun
+    project.config["restorations"].append({**project.config["restorations"][0], "model": "begun"})
+    stages = ("plan", "restore", "stitch", "pyramid", "evaluate")
+    own = {"patches begun", "train begun", "report"} | {f"{stage} thin begun" for stage in stages}
+    assert project.pending() == own
+    project.config["models"]["gap3"] = {**first, "training": {**first["training"], "learning_rate": 5e-4}}
+    assert project.pending() == own | RESTORATION | {"train gap3"}
+
+
 def test_a_plot_setting_redoes_the_report_alone(project):
     project.config["report"]["percentiles"] = [1, 99]
     assert project.pending() == {"report"}

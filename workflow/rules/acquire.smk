@@ -34,7 +34,7 @@ rule keep_every:
     benchmark:
         "results/benchmarks/acquire/{dataset}.tsv"
     wildcard_constraints:
-        dataset=one_of(DERIVED),
+        dataset=one_of(THINNED),
     conda:
         "../envs/emdiffuse.yaml"
     threads: 4
@@ -47,3 +47,29 @@ rule keep_every:
     shell:
         "emdiffuse --log {log} keep-every {params.origin} {params.factor} {wildcards.dataset}"
         " results/acquired/{wildcards.dataset}.ome.zarr --workers {threads}"
+
+
+# Pairs (degraded and clean), or degraded images, from the slices of a clean volume.
+rule degrade:
+    input:
+        origin_of,
+    output:
+        "results/acquired/{dataset}.ome.zarr/zarr.json",
+    log:
+        "logs/acquire/{dataset}.log",
+    benchmark:
+        "results/benchmarks/acquire/{dataset}.tsv"
+    wildcard_constraints:
+        dataset=one_of(DEGRADED),
+    conda:
+        "../envs/emdiffuse.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=240,
+    params:
+        origin=lambda wildcards, input: folder(input),
+        settings=degradation_settings,
+        images=images_option,
+    shell:
+        "emdiffuse --log {log} degrade {params.origin} {wildcards.dataset}"
+        " results/acquired/{wildcards.dataset}.ome.zarr --settings {params.settings:q} {params.images}"

@@ -15,8 +15,9 @@ try:
 except ConfigError as error:
     sys.exit(f"error: {error}")
 
-DERIVED = [name for name, dataset in CONFIG.datasets.items() if dataset.keep_every]
-RAW = [name for name in CONFIG.datasets if name not in DERIVED]
+THINNED = [name for name, dataset in CONFIG.datasets.items() if dataset.keep_every]
+DEGRADED = [name for name, dataset in CONFIG.datasets.items() if dataset.degrade]
+RAW = [name for name, dataset in CONFIG.datasets.items() if not dataset.derived]
 
 
 def one_of(names):
@@ -55,20 +56,32 @@ def raw_files(wildcards):
 def dataset_settings(wildcards):
     """What acquisition depends on; the alignment check is a later stage's."""
     dataset = CONFIG.datasets[wildcards.dataset]
-    return dataset.model_dump_json(include={"source", "voxel_size", "pairs", "images", "invert", "repair"})
+    return dataset.model_dump_json(
+        include={"source", "voxel_size", "pairs", "images", "invert", "repair"}
+    )
 
 
 def alignment_settings(wildcards):
-    return CONFIG.datasets[wildcards.dataset].alignment.canonical()
+    """How a dataset is registered; degraded pairs are aligned as they are made, and are checked alone."""
+    dataset = CONFIG.datasets[wildcards.dataset]
+    known = {"method": "check"} if dataset.degrade else {}
+    return dataset.alignment.model_copy(update=known).canonical()
 
 
 def origin_of(wildcards):
-    keep = CONFIG.datasets[wildcards.dataset].keep_every
-    return f"results/acquired/{keep.dataset}.ome.zarr/zarr.json"
+    return f"results/acquired/{CONFIG.origin(wildcards.dataset)}.ome.zarr/zarr.json"
 
 
 def kept_factor(wildcards):
     return CONFIG.datasets[wildcards.dataset].keep_every.factor
+
+
+def degradation_settings(wildcards):
+    return CONFIG.datasets[wildcards.dataset].degrade.canonical()
+
+
+def images_option(wildcards):
+    return "--images" if CONFIG.datasets[wildcards.dataset].images else ""
 
 
 def training_volumes(wildcards):
@@ -82,8 +95,22 @@ def patch_settings(wildcards):
     return model.model_dump_json(include={"task", "datasets", "factor", "patches"})
 
 
+def begun_from(wildcards):
+    """The model whose weights a model of the configuration is begun from, if that is one too."""
+    begun = CONFIG.models[wildcards.model].training.init_from
+    files = ("model.json", "model.safetensors")
+    return [
+        f"experiments/{begun}/best/{name}" for name in files if begun in CONFIG.models
+    ]
+
+
 def model_settings(wildcards):
-    return CONFIG.models[wildcards.model].canonical()
+    """The model; where it is begun from another one, with that one's folder."""
+    model = CONFIG.models[wildcards.model]
+    values = model.model_dump(mode="json")
+    if model.training.init_from in CONFIG.models:
+        values["training"]["init_from"] = f"experiments/{model.training.init_from}/best"
+    return json.dumps(values, sort_keys=True)
 
 
 def launch_options(wildcards, resources, threads):

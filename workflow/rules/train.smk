@@ -3,7 +3,8 @@
 # a job that requeues itself, or that an earlier run has submitted.
 rule train:
     input:
-        "results/patches/{model}.zarr/zarr.json",
+        patches="results/patches/{model}.zarr/zarr.json",
+        begun_from=begun_from,
     output:
         "experiments/{model}/best/model.safetensors",
         "experiments/{model}/best/model.json",
@@ -13,6 +14,7 @@ rule train:
         "logs/train/{model}.log",
     benchmark:
         "results/benchmarks/train/{model}.tsv"
+    retries: 0  # a job of SLURM requeues itself: never both
     localrule: True
     conda:
         "../envs/emdiffuse.yaml"

@@ -1,0 +1,169 @@
+"""Noisy, blurred or coarse images made from the slices of a clean volume, to learn from or to test on.
+
+Conventions
+-----------
+* The order is that of a microscope: blur, then larger pixels (the mean of `bin` x `bin`), then noise.
+* Noise is Poisson's, of so many electrons at the volume's `high` intensity and none at its `low`, and
+  Gaussian, in units of that range; white. The noise of a slice follows from (seed, slice) alone.
+* Values are rounded and clipped to the type of the volume; a slice is cropped to a multiple of `bin`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from emdiffuse.acquisition.statistics import Statistics
+from emdiffuse.acquisition.streaming import default_workers, stream
+from emdiffuse.atomic import replaced
+from emdiffuse.config import Degrade
+from emdiffuse.errors import DataError
+from emdiffuse.progress import progress
+from emdiffuse.volume import Array, Box, Volume, create_image_array, open_volume, write_group, write_image
+
+
+def degrade(volume: Path, settings: Degrade, out: Path, name: str, images: bool) -> None:
+    """Make pairs (degraded, clean) of a volume's slices, or the degraded images alone.
+
+    Parameters
+    ----------
+    volume : Path
+        The OME-Zarr image whose slices are degraded.
+    settings : Degrade
+        Which slices, and how.
+    out : Path
+        The store to write.
+    name : str
+        Name of the new dataset.
+    images : bool
+        Whether the degraded images are written as one stack, to be restored, rather than pairs.
+
+    Raises
+    ------
+    DataError
+        If the images would be without contrast.
+    StoreError
+        If `volume` cannot be read or `out` cannot be written.
+    """
+    origin = open_volume(volume)
+    missing = origin.facts.get("missing", [])
+    slices = [z for z in range(0, origin.array.shape[0], settings.every) if images or z not in missing]
+    facts = {
+        "stage": "acquire",
+        "dataset": name,
+        "derived_from": origin.facts.get("dataset", volume.name),
+        "degraded": settings.model_dump(mode="json"),
+        "sources": origin.facts.get("sources", []),
+    }
+    with replaced(out) as partial:
+        if images:
+            _write_images(origin, slices, settings, partial, facts)
+        else:
+            _write_pairs(origin, slices, settings, partial, facts)
+
+
+def degraded(
+    image: NDArray[Any], settings: Degrade, intensity: dict[str, float], number: int
+) -> NDArray[Any]:
+    """Degrade one slice.
+
+    Parameters
+    ----------
+    image : ndarray
+        (y, x), of any real type.
+    settings : Degrade
+    intensity : dict
+        `low` and `high` of the volume.
+    number : int
+        Of the slice, which its noise follows from.
+
+    Returns
+    -------
+    ndarray
+        (y // bin, x // bin), of the same type.
+    """
+    low, span = intensity["low"], intensity["high"] - intensity["low"]
+    values = image.astype(np.float64)
+    if settings.blur:
+        values = gaussian_filter(values, settings.blur)
+    n = settings.bin
+    height, width = (side // n for side in image.shape)
+    values = values[: height * n, : width * n].reshape(height, n, width, n).mean((1, 3))
+    signal = (values - low) / span
+    random = np.random.default_rng([settings.seed, number])
+    if settings.noise.electrons is not None:
+        signal = random.poisson(np.maximum(signal, 0) * settings.noise.electrons) / settings.noise.electrons
+    signal = signal + settings.noise.gaussian * random.standard_normal(signal.shape)
+    values = signal * span + low
+    if np.issubdtype(image.dtype, np.integer):
+        limits = np.iinfo(image.dtype)
+        values = np.clip(np.rint(values), limits.min, limits.max)
+    return values.astype(image.dtype)
+
+
+def _write_images(
+    origin: Volume, slices: list[int], settings: Degrade, out: Path, facts: dict[str, Any]
+) -> None:
+    """Write the degraded slices as separate images, in one stack."""
+    depth, height, width = len(slices), *(side // settings.bin for side in origin.array.shape[1:])
+    array = create_image_array(out / "0", (depth, height, width), origin.array.dtype)
+
+    def read(box: Box) -> NDArray[Any]:
+        images = []
+        for z in slices[box[0]]:  # whole slices, since the noise of one is drawn as a whole
+            clean = _read(origin, z, settings.bin)
+            images.append(degraded(clean, settings, origin.facts["intensity"], z)[box[1:]])
+        return np.stack(images)
+
+    name = facts["dataset"]
+    statistics = stream(array, read, f"degrade {name}", default_workers())
+    intensity = {**origin.facts["intensity"], **statistics.intensity(name, [array])}
+    z, y, x = origin.voxel_size
+    size = (z, y * settings.bin, x * settings.bin)
+    write_image(out, name, size, {**facts, "kind": "images", "intensity": intensity})
+
+
+def _write_pairs(
+    origin: Volume, slices: list[int], settings: Degrade, out: Path, facts: dict[str, Any]
+) -> None:
+    """Write each slice as a field of pairs: see `emdiffuse.pairs`."""
+    name, n = facts["dataset"], settings.bin
+    z_size, y, x = origin.voxel_size
+    sizes = {"moving": (z_size, y * n, x * n), "fixed": (z_size, y, x)}
+    statistics = {role: Statistics(origin.array.dtype) for role in sizes}
+    fields: list[dict[str, str]] = []
+    for z in progress(slices, len(slices), f"degrade {name}", "slice"):
+        clean = _read(origin, z, n)
+        pair = {"moving": degraded(clean, settings, origin.facts["intensity"], z), "fixed": clean}
+        group = f"{len(fields):04d}"
+        for role, image in pair.items():
+            array = create_image_array(out / group / role / "0", (1, *image.shape), image.dtype)
+            for index in np.ndindex(*array.grid):
+                array[array.box(index)] = image[None][array.box(index)]
+            statistics[role].add_image(image)
+        fields.append({"group": group, "name": f"slice {z}", "specimen": "", "level": ""})
+    intensity = {
+        role: {
+            **origin.facts["intensity"],
+            **own.intensity(name, [Array(out / field["group"] / role / "0") for field in fields]),
+        }
+        for role, own in statistics.items()
+    }
+    for field in fields:
+        for role, size in sizes.items():
+            own_facts = {"stage": "acquire", "dataset": name, "intensity": intensity[role]}
+            write_image(out / field["group"] / role, field["name"], size, own_facts)
+    facts = {**facts, "kind": "pairs", "scale": n, "intensity": intensity, "skipped": {}, "fields": fields}
+    write_group(out, {"emdiffuse": facts})
+
+
+def _read(volume: Volume, z: int, multiple: int) -> NDArray[Any]:
+    """Read a slice, cropped to a multiple of pixels a side."""
+    height, width = (side // multiple * multiple for side in volume.array.shape[1:])
+    if not height or not width:
+        raise DataError(f"{volume.array.path}: its slices are too small to be binned")
+    return volume.array[z : z + 1, 0:height, 0:width][0]
