@@ -56,9 +56,8 @@ def raw_files(wildcards):
 def dataset_settings(wildcards):
     """What acquisition depends on; the alignment check is a later stage's."""
     dataset = CONFIG.datasets[wildcards.dataset]
-    return dataset.model_dump_json(
-        include={"source", "voxel_size", "pairs", "images", "invert", "repair"}
-    )
+    keys = {"source", "voxel_size", "pairs", "images", "invert", "repair"}
+    return dataset.model_dump_json(include=keys)
 
 
 def alignment_settings(wildcards):
