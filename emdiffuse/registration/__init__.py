@@ -7,6 +7,7 @@ from pathlib import Path
 from emdiffuse.config import Alignment
 from emdiffuse.registration.fields import register_pairs
 from emdiffuse.registration.images import pass_images
+from emdiffuse.registration.slices import align_slices
 from emdiffuse.registration.volumes import check_alignment
 from emdiffuse.volume import read_metadata
 
@@ -37,5 +38,7 @@ def register(store: Path, alignment: Alignment, out: Path, quality: Path, figure
         register_pairs(store, alignment, out, quality, figure)
     elif kind == "images":
         pass_images(store, out, quality, figure)
+    elif alignment.method == "warp":
+        align_slices(store, alignment, out, quality, figure)
     else:
         check_alignment(store, alignment, out, quality, figure)

@@ -6,12 +6,14 @@ Conventions
 * Phase correlation (Kuglin & Hines 1975) is band-passed and whitened by the square root of the power only,
   which bears the noise of EM.
 * ORB (Rublee et al. 2011) finds corners in the smoothed images at several magnifications; a match is kept if
-  both choose each other, and RANSAC (Fischler & Bolles 1981) fits the homography.
+  both choose each other, and RANSAC (Fischler & Bolles 1981) fits the homography; where that is implausible,
+  as in narrow images, a similarity.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,11 +21,15 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from emdiffuse.raft import normalised
-from emdiffuse.registration.warping import Image, Matrix, mapped, smoothed
+from emdiffuse.registration.warping import Image, Map, Matrix, mapped, smoothed
 
 FEATURES = 4000
 LEAST_INLIERS = 16
 """Fewer matches than this do not make a homography; the shift alone is then used."""
+TOLERANCE = 3.0
+"""Distance, in pixels, up to which a match agrees with a homography."""
+MOST_STRETCHED = 1.2
+"""Largest ratio of what a homography does to the sides of an image; beyond it a similarity is fitted."""
 SMOOTHING = 2.0
 """Gaussian before ORB, in pixels."""
 
@@ -35,11 +41,10 @@ class Coarse:
     matrix: Matrix
     inliers: int
 
-    @property
-    def magnification(self) -> float:
-        """By how much a length in the fixed image is longer in the moving one."""
-        linear = self.matrix[:2, :2] / self.matrix[2, 2]
-        return float(np.sqrt(abs(np.linalg.det(linear))))
+    def magnification(self, shape: tuple[int, ...]) -> float:
+        """By how much a length in the fixed image, of a shape (y, x), is longer in the moving one."""
+        y, x = mapped(self.matrix, _corners(shape)).astype(np.float64)
+        return float(np.sqrt(0.5 * abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / np.prod(shape)))
 
 
 def shift_of(fixed: Image, moving: Image, reduced: int = 2) -> NDArray[np.float64]:
@@ -104,22 +109,28 @@ def homography_of(
     if len(source) < LEAST_INLIERS:
         return None
     cv2.setRNGSeed(0)
-    found_matrix, agreed = cv2.findHomography(
-        source, target, cv2.RANSAC, 3.0, maxIters=5000, confidence=0.999
-    )
-    if found_matrix is None:
+    homography, agreed = cv2.findHomography(source, target, cv2.RANSAC, TOLERANCE, maxIters=5000)
+    if homography is None or not _plausible(homography, fixed.shape):
+        similarity, agreed = cv2.estimateAffinePartial2D(
+            source, target, method=cv2.RANSAC, ransacReprojThreshold=TOLERANCE, maxIters=5000
+        )
+        homography = None if similarity is None else np.vstack([similarity, [0, 0, 1]])
+    if homography is None or agreed.sum() < LEAST_INLIERS or not _plausible(homography, fixed.shape):
         return None
-    matrix, inliers = np.asarray(found_matrix, np.float64), int(agreed.sum())
-    if inliers < LEAST_INLIERS or not _plausible(matrix, fixed.shape):
-        return None
-    return Coarse(matrix, inliers)
+    return Coarse(np.asarray(homography, np.float64), int(agreed.sum()))
 
 
-def _plausible(matrix: Matrix, shape: tuple[int, ...]) -> bool:
-    """Tell whether a homography neither folds nor turns an image over, nor changes its size wildly."""
-    corners = np.array([[0, 0], [0, shape[1]], [shape[0], shape[1]], [shape[0], 0]], np.float32).T
-    y, x = mapped(matrix, corners).astype(np.float64)
-    turned = np.roll(y, -1) - y, np.roll(x, -1) - x
-    cross = turned[1] * np.roll(turned[0], -1) - turned[0] * np.roll(turned[1], -1)
-    area = 0.5 * abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))
-    return bool((cross > 0).all() and 0.1 < area / (shape[0] * shape[1]) < 10)
+def _corners(shape: tuple[int, ...]) -> Map:
+    """Return the corners (2, 4) of an image, in the order of its outline."""
+    height, width = shape
+    return np.array([[0, 0, height, height], [0, width, width, 0]], np.float32)
+
+
+def _plausible(matrix: NDArray[Any], shape: tuple[int, ...]) -> bool:
+    """Tell whether a homography leaves a rectangle nearly one: its angles, and the ratio of its sides."""
+    corners = mapped(matrix, _corners(shape)).astype(np.float64)
+    sides = np.roll(corners, -1, axis=1) - corners
+    lengths = np.hypot(*sides) / np.array([shape[1], shape[0]] * 2)
+    turned = sides[1] * np.roll(sides[0], -1) - sides[0] * np.roll(sides[1], -1)
+    sines = turned / np.maximum(np.hypot(*sides) * np.roll(np.hypot(*sides), -1), 1e-9)
+    return bool(sines.min() > 0.95 and lengths.max() < MOST_STRETCHED * lengths.min())

@@ -49,7 +49,7 @@ TILE, OVERLAP = 384, 96
 REACH = 60.0
 """How far features may lie from where the shift has them, in pixels."""
 TILE_REACH = 15.0
-MAGNIFICATION = 1.1
+MAGNIFICATION = 1.2
 """Largest factor between the magnifications that is taken for the microscope's inaccuracy."""
 LEAST_OVERLAP = 0.25
 """Share of the fixed image that the moving one must show."""
@@ -132,8 +132,8 @@ def register_pair(
     target, source = _checked(fixed, "fixed"), _checked(moving, "moving")
     places = identity(target.shape)
     ncc = {"before": _correlation(target, source, places)}
-    coarse = _coarse(target, source)
-    scaled = coarse.magnification
+    coarse = coarse_homography(target, source)
+    scaled = coarse.magnification(target.shape)
     ncc["homography"] = _correlation(target, source, mapped(coarse.matrix, places))
     if coarse.inliers and not 1 / MAGNIFICATION <= scaled <= MAGNIFICATION:
         raise NotRegistered(
@@ -241,7 +241,7 @@ def _correlation(fixed: Image, moving: Image, places: Map, valid: NDArray[np.boo
     return correlation(smoothed(fixed, SIGMA), smoothed(warp(moving, places), SIGMA), known)
 
 
-def _coarse(fixed: Image, moving: Image) -> Coarse:
+def coarse_homography(fixed: Image, moving: Image) -> Coarse:
     """Return the best of: no movement, the shift, and the homography around the shift or without one."""
     places = identity(fixed.shape)
     shift = translation(shift_of(fixed, moving))

@@ -11,6 +11,8 @@ Conventions
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +21,12 @@ from emdiffuse.registration.warping import Image, Map, identity, inside, smoothe
 
 SIGMA = 0.8
 """Gaussian that images are smoothed by, in pixels."""
-WINDOW = 14.0
-"""Gaussian of the windows, in pixels."""
+WINDOWS = (40.0, 24.0, 14.0)
+"""Gaussians of the windows, in pixels, one after another: wide ones find more, narrow ones are finer."""
 CONTEXT = 24.0
 """Gaussian over which local mean and contrast are taken, in pixels."""
-ITERATIONS = 6
+ITERATIONS = 4
+"""Steps with each window."""
 DAMPING = 0.03
 """Share of the mean power of the gradient that is added: where there is no structure the flow stays."""
 LARGEST_STEP = 1.0
@@ -31,9 +34,7 @@ LARGEST_STEP = 1.0
 GRID = 4
 
 
-def refined(
-    fixed: Image, moving: Image, flow: Map, window: float = WINDOW, iterations: int = ITERATIONS
-) -> Map:
+def refined(fixed: Image, moving: Image, flow: Map, windows: Sequence[float] = WINDOWS) -> Map:
     """Return a flow that fits better, from one that is about a pixel off.
 
     Parameters
@@ -42,29 +43,30 @@ def refined(
         (y, x), of any range.
     flow : ndarray
         (2, y, x), to begin with.
-    window : float
-        Gaussian of the windows, in pixels.
-    iterations : int
-        How many steps are taken.
+    windows : sequence of float
+        Gaussians of the windows, in pixels.
     """
     target, source = (_flattened(smoothed(image, SIGMA)) for image in (fixed, moving))
-    gradient = np.gradient(target)
+    gradient = [np.asarray(part, np.float32) for part in np.gradient(target)]
     places = identity(fixed.shape)
-    for _ in range(iterations):
+    for window in np.repeat(windows, ITERATIONS):
         at = places + flow
         difference = warp(source, at, cubic=False) - target
         weight = inside(at, moving.shape) / (1 + difference**2)
-        yy, yx, xx = (
-            _windowed(weight * gradient[a] * gradient[b], window) for a, b in ((0, 0), (0, 1), (1, 1))
-        )
-        ry, rx = (_windowed(weight * part * difference, window) for part in gradient)
-        damping = DAMPING * float((yy + xx).mean() / 2) + 1e-9
-        yy, xx = yy + damping, xx + damping
-        step = np.stack([yx * rx - xx * ry, yx * ry - yy * rx]) / (yy * xx - yx**2)
-        step = np.clip(step, -LARGEST_STEP, LARGEST_STEP)
+        step = _step(gradient, difference, weight, float(window))
         moved = (part + _enlarged(own, part.shape) for part, own in zip(flow, step, strict=True))
         flow = np.stack([_enlarged(_windowed(part, window / 3), part.shape) for part in moved])
     return flow
+
+
+def _step(gradient: Sequence[Image], difference: Image, weight: Image, window: float) -> Map:
+    """Return the least-squares step (2, rows, columns) on every `GRID`-th pixel."""
+    yy, yx, xx = (_windowed(weight * gradient[a] * gradient[b], window) for a, b in ((0, 0), (0, 1), (1, 1)))
+    ry, rx = (_windowed(weight * part * difference, window) for part in gradient)
+    damping = DAMPING * float((yy + xx).mean() / 2) + 1e-9
+    yy, xx = yy + damping, xx + damping
+    step = np.stack([yx * rx - xx * ry, yx * ry - yy * rx]) / (yy * xx - yx**2)
+    return np.clip(step, -LARGEST_STEP, LARGEST_STEP)
 
 
 def _windowed(values: NDArray[np.floating], sigma: float) -> Image:

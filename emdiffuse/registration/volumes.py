@@ -56,6 +56,20 @@ FINE, COARSE = 1.5, 12.0
 logger = logging.getLogger(__name__)
 
 
+class NotAligned(DataError):
+    """A volume whose slices are not aligned.
+
+    Attributes
+    ----------
+    reason : str
+        What is off, and by how much.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 @dataclass(frozen=True)
 class Measured:
     """What was measured of a volume.
@@ -97,7 +111,7 @@ def check_alignment(volume: Path, alignment: Alignment, out: Path, quality: Path
 
     Raises
     ------
-    DataError
+    NotAligned
         If the volume is not aligned; `out` is not written.
     StoreError
         If the volume cannot be read.
@@ -109,9 +123,10 @@ def check_alignment(volume: Path, alignment: Alignment, out: Path, quality: Path
     write_atomically(quality, json.dumps(report, indent=2))
     _draw(measured, report, figure)
     if not report["aligned"]:
-        raise DataError(
-            f"{volume}: the slices are not aligned: {report['reason']}; align the volume first, "
-            "or raise `alignment.tolerance` of the dataset"
+        raise NotAligned(
+            f"{volume}: the slices are not aligned: {report['reason']}; say `alignment: {{method: warp}}`, "
+            "or raise `alignment.tolerance` of the dataset",
+            report["reason"],
         )
     logger.log(
         logging.INFO if report["conclusive"] else logging.WARNING, "%s: %s", name, report["conclusion"]

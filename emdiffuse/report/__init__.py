@@ -22,7 +22,7 @@ from emdiffuse.atomic import write_atomically
 from emdiffuse.config import Config, Restoration, Section
 from emdiffuse.geometry import ImageStack
 from emdiffuse.report.pictures import COLUMNS, View, open_view, panels, scale_bar
-from emdiffuse.report.tables import as_csv, heading, long_table, short_table
+from emdiffuse.report.tables import as_csv, field_rows, heading, long_table, short_table
 from emdiffuse.report.text import chart, flatten, verdict
 from emdiffuse.report.times import stage_times
 from emdiffuse.report.trust import trust_section
@@ -216,7 +216,8 @@ def _alignment(results: Path, name: str) -> dict[str, Any] | None:
     image = base64.b64encode(figure.read_bytes()).decode() if figure.exists() else None
     skipped = ("dataset", "conclusion", "reason")
     numbers = {key: value for key, value in flatten(quality).items() if value and key not in skipped}
-    return {"name": name, "conclusion": quality.get("conclusion"), "numbers": numbers, "image": image}
+    found = {"name": name, "conclusion": quality.get("conclusion"), "numbers": numbers, "image": image}
+    return {**found, "fields": field_rows(quality.get("fields", []))}
 
 
 def _training(experiment: Path, name: str, found: dict[str, Any]) -> dict[str, Any]:

@@ -142,3 +142,21 @@ def as_csv(evaluations: list[dict[str, Any]]) -> str:
             ause = evaluation["trust"]["ause"]
             writer.writerow([*where, "", "ause", "share of the error", "restored", ause, None, None, 0])
     return text.getvalue()
+
+
+def field_rows(fields: list[dict[str, Any]]) -> list[list[str]]:
+    """Return a row of text for each registered pair: what was measured, or why it is excluded."""
+    rows = []
+    for field in fields:
+        quality = field.get("quality", {})
+        ncc, moved = quality.get("ncc", {}), quality.get("displacement", {})
+        numbers = [
+            *(ncc.get(key) for key in ("before", "homography", "after")),
+            *(moved.get(key) for key in ("median", "percentile_95")),
+            quality.get("forward_backward"),
+        ]
+        status = "warped" if quality.get("changed") else "left as it is"
+        rejected = f"{quality['rejected']:.1%}" if quality else ""
+        cells = ["" if number is None else f"{number:.3f}" for number in numbers]
+        rows.append([field["name"], *cells, rejected, field.get("excluded", status)])
+    return rows

@@ -19,6 +19,7 @@ from emdiffuse.registration.align import align
 from emdiffuse.registration.homography import shift_of
 from emdiffuse.registration.pair import NotRegistered, register_pair
 from emdiffuse.registration.warping import composed, correlation, identity, mapped, translation, warp
+from emdiffuse.report.tables import field_rows
 from emdiffuse.volume import open_volume
 
 BRAIN = ROOT / "resources/demo/brain/cell_1/noise_level_1"
@@ -144,6 +145,9 @@ def test_bad_pairs_are_named_and_the_rest_goes_through(brain, medulla, tmp_path)
     assert good["quality"]["displacement"]["median"] == pytest.approx(np.hypot(5.3, 3.6), abs=0.3)
     assert "blank" in black["excluded"] and "excluded" in foreign
     assert report["conclusion"].startswith("1 of 3 pairs are aligned, 1 of them after")
+    rows = field_rows(report["fields"])
+    assert [row[-1].split()[0] for row in rows] == ["warped", "its", "no"] or "field" in rows[2][-1]
+    assert float(rows[0][1]) < float(rows[0][3]) and rows[1][1] == ""
     assert "cell_1/noise_level_1/image1: its moving image is blank" in report["conclusion"]
     store = open_pairs(tmp_path / "out")
     image, mask = (store.image(good, name).array[:, :, :][0] for name in ("moving", "mask"))
