@@ -178,7 +178,7 @@ def reliability(plan: Plan) -> dict[str, Any]:
     dict
         ``scores``: of every generated slice (or image) the 99th percentile of the uncertainty, as a share of
         the input's robust range, to 1/1000; ``threshold``: the score up to which one is called reliable;
-        ``slices`` and ``reliable``: how many there are, and how many of them are.
+        ``slices``: which these are; ``reliable``: how many of them are.
     """
     intensity = plan.facts["intensity"]
     span = intensity["high"] - intensity["low"]
@@ -193,4 +193,4 @@ def reliability(plan: Plan) -> dict[str, Any]:
     shares = counts.cumsum(axis=1) / counts.sum(axis=1, keepdims=True)
     scores = [float((shares[z] < SCORE_PERCENTILE / 100).sum() + 1) / 1000 for z in generated]
     good = sum(score <= plan.reliable for score in scores)
-    return {"scores": scores, "threshold": plan.reliable, "slices": len(scores), "reliable": good}
+    return {"slices": generated, "scores": scores, "threshold": plan.reliable, "reliable": good}

@@ -178,7 +178,8 @@ def sparsification(error: NDArray[Any], uncertainty: NDArray[Any]) -> dict[str, 
     -------
     dict
         ``sparsification``: rows of share (taken away), uncertainty and oracle (error of the rest as a share
-        of that of all); ``ause``: 0 when the order of the uncertainty is that of the error.
+        of that of all); ``ause``: 0 when the order of the uncertainty is that of the error;
+        ``ause_random``: of a random order.
     """
     squares = error.astype(np.float64) ** 2
     total = np.sqrt(squares.mean())
@@ -194,5 +195,7 @@ def sparsification(error: NDArray[Any], uncertainty: NDArray[Any]) -> dict[str, 
         {"share": float(share), "uncertainty": float(ours), "oracle": float(best)}
         for share, ours, best in zip(SHARES, curves["uncertainty"], curves["oracle"], strict=True)
     ]
-    area = float(np.trapezoid(curves["uncertainty"] - curves["oracle"], SHARES))
-    return {"sparsification": rows, "ause": area}
+    area, random = (
+        float(np.trapezoid(curve - curves["oracle"], SHARES)) for curve in (curves["uncertainty"], 1.0)
+    )
+    return {"sparsification": rows, "ause": area, "ause_random": random}

@@ -155,7 +155,9 @@ def _restoration(
         "table": short_table(evaluation) if evaluation else None,
         "measures": long_table(evaluation) if evaluation else None,
         "evaluation": evaluation,
-        "trust": trust_section(evaluation, view.volumes["restored"].facts.get("reliability"), _scored(view)),
+        "trust": trust_section(
+            evaluation, view.volumes["restored"].facts.get("reliability"), "image" if images else "slice"
+        ),
         "panels": rows,
         "contrast": [f"{value:.4g}" for value in view.contrast],
         "percentiles": config.report.percentiles,
@@ -169,12 +171,6 @@ def _restoration(
         "bar": scale_bar(len(view.box[2]), voxel),
         "cropped": view.cropped,
     }
-
-
-def _scored(view: View) -> list[str]:
-    """Name every slice or image that has a score."""
-    name = "image" if isinstance(view.grid, ImageStack) else "slice"
-    return [f"{name} {z}" for gap in range(view.grid.gaps) for z in view.grid.generated(gap)]
 
 
 def _sentences(config: Config, item: Restoration, truth: str | None, view: View) -> list[str]:

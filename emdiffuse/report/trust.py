@@ -21,7 +21,7 @@ UNCALIBRATED = (
 
 
 def trust_section(
-    evaluation: dict[str, Any] | None, reliability: dict[str, Any] | None, where: list[str]
+    evaluation: dict[str, Any] | None, reliability: dict[str, Any] | None, unit: str
 ) -> dict[str, Any] | None:
     """Return what is said of a restoration's uncertainty; None when it has none.
 
@@ -31,30 +31,35 @@ def trust_section(
         What `evaluation.evaluate` wrote.
     reliability : dict or None
         The scores of the restored volume, see `stitching.reliability`.
-    where : list of str
-        What each scored slice or image is called.
+    unit : str
+        What is scored: "slice" or "image".
     """
     found = (evaluation or {}).get("trust")
     if reliability is None and found is None:
         return None
-    sentences = [_scored(reliability, where)] if reliability else []
+    sentences = [_scored(reliability, unit)] if reliability else []
     if not found:
         return {"sentences": sentences, "charts": [], "rows": []}
     sentences += _kept(found, evaluation or {}) if found["calibration"] else [UNCALIBRATED]
     sentences.append(
-        f"Does the uncertainty find the errors? The area between the curves, AUSE, is {found['ause']:.3f}; "
-        "0 would be an oracle's order."
+        f"Does the uncertainty find the errors? The area between the curves, AUSE, is {found['ause']:.3f}: "
+        f"of an oracle's order it would be 0, of a random one {found['ause_random']:.3f}."
     )
     charts = [_diagram(found["diagram"]), _sparsification(found["sparsification"])]
     return {"sentences": sentences, "charts": charts, "rows": _rows(found)}
 
 
-def _scored(reliability: dict[str, Any], where: list[str]) -> str:
+def _percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+def _scored(reliability: dict[str, Any], unit: str) -> str:
     """Say how many slices or images are reliable, and which are not."""
     scores, threshold = reliability["scores"], reliability["threshold"]
-    doubtful = [name for name, score in zip(where, scores, strict=True) if score > threshold]
+    slices = reliability["slices"]
+    doubtful = [f"{unit} {z}" for z, score in zip(slices, scores, strict=True) if score > threshold]
     said = (
-        f"{reliability['reliable']} of {reliability['slices']} {where[0].split()[0]}s count as reliable: "
+        f"{reliability['reliable']} of {len(slices)} {unit}s count as reliable: "
         "their score, the 99th percentile of the standard deviation as a share of the intensity range, is at "
         f"most {threshold:g}. The largest score is {max(scores):.3f}."
     )
@@ -70,12 +75,12 @@ def _kept(found: dict[str, Any], evaluation: dict[str, Any]) -> list[str]:
     held = "; ".join(found["doubtful"])
     return [
         f"Intervals of {made['scale']:.2f} standard deviations were calibrated on {made['dataset']}, so that "
-        f"with a confidence of {1 - made['delta']:.0%} at least {1 - made['alpha']:.0%} of the voxels' "
-        f"truths lie inside, on average over fields like those. What was counted there as independent: "
-        f"{made['units']} units, each one {made['unit']}.",
-        f"Here, where nothing was calibrated, {everything['mean']:.1%} do (95 % interval "
-        f"{everything['low']:.1%} to {everything['high']:.1%}). An interval is {found['width']:.3g} wide on "
-        f"average, of an intensity range of {evaluation['data_range']:g}.",
+        f"with a confidence of {_percent(1 - made['delta'], 0)} at least {_percent(1 - made['alpha'], 0)} of "
+        f"the voxels' truths lie inside, on average over fields like those. What was counted there as "
+        f"independent: {made['units']} units, each one {made['unit']}.",
+        f"Here, where nothing was calibrated, {_percent(everything['mean'])} do (95 % interval "
+        f"{_percent(everything['low'])} to {_percent(everything['high'])}). An interval is "
+        f"{found['width']:.3g} wide on average, of an intensity range of {evaluation['data_range']:g}.",
         f"Do not trust the intervals here, where they hold less than promised: {held}."
         if held
         else "In no group of voxels do they hold significantly less than promised.",
@@ -105,8 +110,8 @@ def _rows(found: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "group": row["group"],
-            "mean": f"{row['mean']:.1%}",
-            "interval": f"{row['low']:.1%} to {row['high']:.1%}",
+            "mean": _percent(row["mean"]),
+            "interval": f"{_percent(row['low'])} to {_percent(row['high'])}",
             "doubtful": row["group"] in found["doubtful"],
         }
         for row in found.get("coverage", [])

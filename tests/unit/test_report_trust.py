@@ -62,7 +62,7 @@ def made(tmp_path_factory, medulla):
     deviation = np.where(np.arange(128) < 64, 3.0, 8.0) * np.ones(truth.shape)
     error = rng.normal(size=truth.shape) * deviation * np.where(np.arange(128) < 64, 1, 2)
     restored = np.clip(np.rint(truth + error), 0, 255).astype(np.uint8)
-    scores = {"scores": [0.05, 0.2], "threshold": 0.12, "slices": 2, "reliable": 1}
+    scores = {"scores": [0.05, 0.2], "threshold": 0.12, "slices": [0, 1], "reliable": 1}
     for name, calibration in (("noisy", CALIBRATION), ("held", None)):
         own = results / f"restored/{name}/net/restored.ome.zarr"
         facts = {"task": "emdiffuse-n", "model": "net", "calibration": calibration, "reliability": scores}
@@ -103,11 +103,11 @@ def test_coverage_stands_in_the_files_too(made):
 
 
 def test_without_a_truth_the_scores_are_told_alone():
-    scores = {"scores": [0.1, 0.11], "threshold": 0.12, "slices": 2, "reliable": 2}
-    section = trust_section(None, scores, ["slice 1", "slice 2"])
+    scores = {"scores": [0.1, 0.11], "threshold": 0.12, "slices": [1, 2], "reliable": 2}
+    section = trust_section(None, scores, "slice")
     assert section["charts"] == section["rows"] == []
     assert len(section["sentences"]) == 1 and "2 of 2 slices count as reliable" in section["sentences"][0]
-    assert trust_section(None, None, []) is None
+    assert trust_section(None, None, "slice") is None
 
 
 @pytest.mark.browser

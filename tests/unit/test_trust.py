@@ -22,7 +22,7 @@ def test_an_oracle_has_no_area_and_a_liar_much(right):
         assert found["ause"] == 0
         assert all(b < a for a, b in itertools.pairwise(curve))
     else:
-        assert found["ause"] > 0.5
+        assert found["ause"] > found["ause_random"] > 0.4
         assert all(b > a for a, b in itertools.pairwise(curve))
 
 

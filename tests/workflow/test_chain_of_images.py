@@ -6,6 +6,7 @@ import numpy as np
 import tifffile
 from small_project import Project
 
+from emdiffuse.baselines import IMAGE_KINDS
 from emdiffuse.pairs import open_pairs
 from emdiffuse.volume import open_volume
 
@@ -26,13 +27,16 @@ def test_a_scan_is_denoised(tmp_path, medulla):
     misaligned.mkdir()
     tifffile.imwrite(misaligned / "wf_image1.tif", noisy(np.roll(medulla[40], 6, 0)))
     tifffile.imwrite(misaligned / "gt_image1.tif", medulla[40])
-    tifffile.imwrite(project.folder / "scan.tif", noisy(medulla[60]))
-    tifffile.imwrite(project.folder / "truth.tif", medulla[60])
+    for name, z in (("scan", 60), ("held", 30)):
+        tifffile.imwrite(project.folder / f"{name}.tif", noisy(medulla[z]))
+        tifffile.imwrite(project.folder / f"{name}_truth.tif", medulla[z])
     size = {"z": 50, "y": 4, "x": 4}
     project.config["datasets"] = {
         "pairs": {"pairs": {"folder": "pairs"}, "voxel_size": size},
-        "scan": {"source": "scan.tif", "images": True, "voxel_size": size},
-        "truth": {"source": "truth.tif", "images": True, "voxel_size": size},
+        **{
+            name: {"source": f"{name}.tif", "images": True, "voxel_size": size}
+            for name in ("scan", "scan_truth", "held", "held_truth")
+        },
     }
     model = project.config["models"].pop("gap3")
     del model["factor"]
@@ -40,8 +44,10 @@ def test_a_scan_is_denoised(tmp_path, medulla):
     project.config["models"]["denoise"] = {
         **model, "task": "emdiffuse-n", "datasets": ["pairs"], "training": training,
     }  # fmt: skip
-    item = {**project.config["restorations"][0], "dataset": "scan", "model": "denoise", "truth": "truth"}
-    project.config["restorations"] = [item]
+    item = {**project.config["restorations"][0], "dataset": "scan", "model": "denoise", "truth": "scan_truth"}
+    held = {**item, "dataset": "held", "truth": "held_truth"}
+    item |= {"calibration": {"dataset": "held", "block": 32}, "regression": True}
+    project.config["restorations"] = [item, held]
     project.run()
 
     fields = open_pairs(project.folder / "results/registered/pairs.ome.zarr").fields
@@ -49,8 +55,15 @@ def test_a_scan_is_denoised(tmp_path, medulla):
     restored = open_volume(project.folder / "results/restored/scan/denoise/restored.ome.zarr")
     assert restored.array.shape == (1, *medulla.shape[1:]) and restored.voxel_size == (50, 4, 4)
     found = json.loads((project.folder / "results/evaluation/scan/denoise.json").read_text())
-    assert list(found["methods"]) == ["input", "gaussian", "restored"]
+    assert list(found["methods"]) == [*IMAGE_KINDS["emdiffuse-n"], "regression", "restored"]
     assert found["beats"]["psnr"] and found["gain"]["psnr"]["mean"] > 1
+    calibration = json.loads((project.folder / "results/calibration/scan/denoise.json").read_text())
+    assert (calibration["dataset"], calibration["units"]) == ("held", 36)
+    assert found["trust"]["coverage"][0]["mean"] > 0.85
+    path = project.folder / "results/restored/scan/denoise/restored.ome.zarr"
+    lower, values, upper = (open_volume(path / part).array[:, :, :] for part in ("lower", "restored", "upper"))
+    assert (lower <= values).all() and (values <= upper).all() and (lower < upper).mean() > 0.99
     report = (project.folder / "results/report.html").read_text()
     assert "beats its input in both" in report and "2 of 3 pairs are aligned" in report
+    assert "were calibrated on held" in report
     assert project.pending() == set()
