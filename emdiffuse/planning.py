@@ -31,6 +31,7 @@ from emdiffuse.atomic import write_atomically
 from emdiffuse.calibration import read_calibration
 from emdiffuse.config import Restoration, Sampler, Tiling
 from emdiffuse.errors import DataError, StoreError
+from emdiffuse.footprint import memory_mb
 from emdiffuse.geometry import BlockGrid, ImageStack, SliceGrid, TileAxis
 from emdiffuse.inference import differ, estimator, is_native, resolve, trained_for
 from emdiffuse.networks.weights import load_description
@@ -221,6 +222,7 @@ def make_plan(
     _make_stores(plan, volume)
     blocks = plan.grid
     content["blocks"] = len(blocks)
+    content["memory_mb"] = memory_mb(blocks, len(plan.quantities), description)
     logger.info(
         "%s voxels in %d blocks of at most %s voxels; %d calls a tile",
         " x ".join(map(str, plan.shape)), len(blocks), " x ".join(map(str, blocks.chunk)),

@@ -29,7 +29,7 @@ elif stage == "fill":
     from emdiffuse.volume import Array
     array = Array(read_plan(plan).tiles)
     for index in np.ndindex(*array.grid):
-        array[array.box(index)] = np.full(array.chunk, index[0] % 7 / 7, np.float32)
+        array[array.box(index)] = np.full(array.chunk, sum(index) % 7 / 7, np.float32)
 elif stage == "stitch":
     stitch(plan, 1, 1)
 else:
@@ -69,6 +69,7 @@ def peaks(medulla, small_model, tmp_path_factory):
         peak("fill", plan)
         found[size, "stitch"] = peak("stitch", plan)
         found[size, "pyramid"] = peak("pyramid", plan)
+        found[size, "said"] = json.loads(plan.read_text())["memory_mb"]
     return found
 
 
@@ -76,3 +77,10 @@ def peaks(medulla, small_model, tmp_path_factory):
 def test_peak_memory_does_not_grow_with_the_volume(peaks, stage):
     """Eight times the volume; a fifth more is allowed, since the small one does not fill whole shards."""
     assert peaks["large", stage] < 1.2 * peaks["small", stage], peaks
+
+
+@pytest.mark.parametrize("stage", ["restore", "stitch", "pyramid"])
+def test_the_plan_says_how_much_memory_a_worker_needs(peaks, stage):
+    for size in ("small", "large"):
+        told, needed = peaks[size, "said"][stage], peaks[size, stage] * 2**20 / 1e6
+        assert 0.3 * told < needed < told, peaks

@@ -15,8 +15,8 @@ ORDER = [
     "trust", "baselines", "stitching", "restoration", "planning", "calibration", "comparison",
     "threads", "launch", "slurm", "training", "modelcard", "raft_training", "parallel", "checkpoints",
     "inference", "augmentation", "processes", "patches", "registration", "raft", "acquisition",
-    "readers", "pairs", "resampling", "diffusion", "networks", "metrics", "structures", "volume",
-    "atomic", "geometry", "config", "settings", "sources", "tasks", "progress", "allocator",
+    "readers", "pairs", "resampling", "diffusion", "networks", "footprint", "metrics", "structures",
+    "volume", "atomic", "geometry", "config", "settings", "sources", "tasks", "progress", "allocator",
     "interruption", "errors",
 ]  # fmt: skip
 

@@ -1,0 +1,121 @@
+"""Peak memory of a plan, a restore, a stitch and a pyramid, for a volume and one twice as large each side.
+
+    python benchmarks/memory.py
+
+The volumes are synthetic; either is larger than a block and a shard, and as many blocks are restored of both.
+A stage runs in a process of its own, whose peak is what the kernel counted (VmHWM). Beside it stands what the
+plan says that a worker needs.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from emdiffuse.config import Restoration
+from emdiffuse.networks.native import NativeNetwork
+from emdiffuse.networks.weights import save_model
+from emdiffuse.planning import read_plan
+from emdiffuse.volume import Array, create_image_array, write_image
+
+STAGE = """
+import sys
+import torch
+from pathlib import Path
+torch.set_num_threads(1)
+stage, plan = sys.argv[1], Path(sys.argv[2])
+if stage == "plan":
+    from emdiffuse.config import Restoration
+    from emdiffuse.planning import make_plan
+    settings = Restoration.model_validate_json(sys.argv[5])
+    make_plan(Path(sys.argv[3]), Path(sys.argv[4]), settings, plan)
+elif stage == "restore":
+    from emdiffuse.restoration import restore
+    restore(plan, 1, int(sys.argv[3]), "cpu")
+elif stage == "stitch":
+    from emdiffuse.stitching import stitch
+    stitch(plan, 1, 1)
+else:
+    from emdiffuse.stitching import pyramid
+    pyramid(plan)
+status = Path("/proc/self/status").read_text().split()
+print(int(status[status.index("VmHWM:") + 1]) / 1024)
+"""
+SIZES = {"once": (25, 1024), "twice each side": (49, 2048)}
+SETTINGS = {
+    "dataset": "a",
+    "model": "m",
+    "sampler": {"steps": 2, "samples": 2},
+    "tiling": {"tile": 256, "halo": 24, "blend": 16, "block": [2, 2, 2]},
+}
+
+
+def peak(*arguments: object) -> float:
+    """Run a stage in a process of its own; return its peak memory in MiB."""
+    command = [sys.executable, "-c", STAGE, *map(str, arguments)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def make_model(folder: Path) -> Path:
+    """Write a model of the default size with fresh weights."""
+    torch.manual_seed(0)
+    settings = {"channels": 32, "multipliers": [1, 2, 4], "blocks": 2, "residual_scale": 0.2}
+    save_model(folder, NativeNetwork(**settings), {
+        "task": "vemdiffuse-i", "factors": [6], "network": {"architecture": "native", **settings},
+        "noise": {"correlation": 0.0}, "sampler": {"name": "dpm++", "steps": 8},
+    })  # fmt: skip
+    return folder
+
+
+def make_volume(path: Path, shape: tuple[int, int, int]) -> Path:
+    """Write a volume of noise, a shard at a time."""
+    array = create_image_array(path / "0", shape, np.uint8)
+    generator = np.random.default_rng(0)
+    for index in np.ndindex(*array.grid):
+        box = array.box(index)
+        array[box] = generator.integers(0, 256, [part.stop - part.start for part in box], np.uint8)
+    intensity = {"low": 10.0, "high": 240.0}
+    write_image(path, "a", (60, 10, 10), {"intensity": intensity, "sources": []})
+    return path
+
+
+def measure(folder: Path, slices: int, side: int, model: Path) -> dict[str, float]:
+    """Return the peak of every stage, in MiB, for a volume of so many slices and pixels a side."""
+    volume, path = make_volume(folder / "a.ome.zarr", (slices, side, side)), folder / "plan.json"
+    settings = Restoration.model_validate(SETTINGS).model_dump_json()
+    found = {"plan": peak("plan", path, volume, model, settings)}
+    plan = read_plan(path)
+    found["restore"] = peak("restore", path, len(plan.grid) // 3)
+    tiles = Array(plan.tiles)
+    generator = np.random.default_rng(0)
+    for index in np.ndindex(*tiles.grid):  # the network's work is not what is measured here
+        if not tiles.exists(index):
+            tiles[tiles.box(index)] = generator.standard_normal(tiles.chunk, np.float32)
+    found["stitch"] = peak("stitch", path)
+    found["pyramid"] = peak("pyramid", path)
+    return found
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    peaks = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        model = make_model(Path(temporary) / "model")
+        for name, (slices, side) in SIZES.items():
+            peaks[name] = measure(Path(temporary) / name, slices, side, model)
+            said = json.loads((Path(temporary) / name / "plan.json").read_text())["memory_mb"]
+    small, large = peaks.values()
+    print(f"| stage | {' | '.join(f'{name} (MiB)' for name in SIZES)} | growth | the plan says (MB) |")
+    print("| --- | --- | --- | --- | --- |")
+    for stage in small:
+        ratio = large[stage] / small[stage] - 1
+        print(f"| {stage} | {small[stage]:.0f} | {large[stage]:.0f} | {ratio:+.1%} | {said.get(stage, '')} |")
+
+
+if __name__ == "__main__":
+    main()

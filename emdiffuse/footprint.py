@@ -1,0 +1,50 @@
+"""How much memory a worker of a plan needs, from its tiles and blocks alone.
+
+Conventions
+-----------
+* An estimate from above, in MB (10**6 bytes), for one tile at a time on a CPU; `benchmarks/memory.py` stands
+  beside it with what was measured. On a GPU it is the memory of the host that counts here.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+from emdiffuse.geometry import BlockGrid
+from emdiffuse.volume import SHARD
+
+PROCESS = 700
+"""A process that has imported what it needs."""
+NATIVE, PUBLISHED = 40, 110
+"""Bytes that a network holds at once, for each of its channels and each pixel of a tile (or its slices)."""
+
+
+def memory_mb(grid: BlockGrid, quantities: int, description: dict[str, Any]) -> dict[str, int]:
+    """Return what a worker of each stage needs.
+
+    Parameters
+    ----------
+    grid : BlockGrid
+        The blocks.
+    quantities : int
+        What is restored for every voxel.
+    description : dict
+        ``model.json``.
+
+    Returns
+    -------
+    dict of str to int
+        Memory in MB, by stage.
+    """
+    network = description["network"]
+    depth = max(len(grid.z.generated(gap)) for gap in range(grid.z.gaps))
+    pixels = grid.y.tile * grid.x.tile
+    if network["architecture"] == "native":
+        tile = NATIVE * network.get("channels", 32) * pixels
+    else:
+        tile = PUBLISHED * network.get("base_channels", 32) * pixels * depth
+    chunk, shard = 4 * quantities * prod(grid.chunk), prod(SHARD)
+    # of a chunk: the sums, what is written and what waits, and its encoding; of a shard sums and results
+    needed = {"restore": tile + 4 * chunk, "stitch": 3 * chunk + 20 * shard, "pyramid": 12 * shard}
+    return {stage: PROCESS + int(size / 1e6) for stage, size in needed.items()}
