@@ -1,4 +1,4 @@
-"""Blocks, tiles, windows and noise: pure arithmetic on global voxel positions.
+"""Blocks, tiles and windows: pure arithmetic on global voxel positions.
 
 Conventions
 -----------
@@ -16,8 +16,6 @@ Conventions
 * A block is a box of tiles. Its *support* is where the windows of its tiles are not zero, so that
   neighbouring blocks overlap by no more than a seam. Each tile belongs to one block, each block to one
   worker.
-* Noise is a function of (seed, sample, step, global position): drawn by Philox (Salmon et al. 2011,
-  doi 10.1145/2063384.2063405) in cells of 1 x 64 x 64 voxels.
 """
 
 from __future__ import annotations
@@ -35,7 +33,6 @@ from numpy.typing import NDArray
 
 from emdiffuse.tasks import CONDITION_OFFSETS
 
-NOISE_CELL = 64
 TILE_MULTIPLE = 16
 """Tiles start at multiples of this, so that a strided network sees every tile on the same grid."""
 
@@ -356,48 +353,3 @@ def owned(count: int, worker: int, workers: int) -> range:
     if not 1 <= worker <= workers:
         raise ValueError(f"worker {worker} of {workers} does not exist")
     return range(worker - 1, count, workers)
-
-
-def noise_field(
-    seed: int, sample: int, step: int, origin: tuple[int, int, int], shape: tuple[int, int, int]
-) -> NDArray[np.float32]:
-    """Return standard normal noise that depends on global positions alone.
-
-    Parameters
-    ----------
-    seed, sample, step : int
-        What makes it different from other noise: non-negative; sample and step below 2**32.
-    origin : tuple of int
-        First voxel (z, y, x); may be negative (padding).
-    shape : tuple of int
-        Shape (z, y, x).
-
-    Returns
-    -------
-    ndarray
-        float32, independent standard normal values; two calls agree wherever their boxes overlap.
-    """
-    field = np.empty(shape, np.float32)
-    (oz, oy, ox), (nz, ny, nx) = origin, shape
-    for cy in range(oy // NOISE_CELL, -(-(oy + ny) // NOISE_CELL)):
-        for cx in range(ox // NOISE_CELL, -(-(ox + nx) // NOISE_CELL)):
-            top, left = cy * NOISE_CELL, cx * NOISE_CELL
-            ys = slice(max(top, oy), min(top + NOISE_CELL, oy + ny))
-            xs = slice(max(left, ox), min(left + NOISE_CELL, ox + nx))
-            for z in range(nz):
-                cell = _noise_cell(seed, sample, step, oz + z, cy, cx)
-                field[z, ys.start - oy : ys.stop - oy, xs.start - ox : xs.stop - ox] = cell[
-                    ys.start - top : ys.stop - top, xs.start - left : xs.stop - left
-                ]
-    return field
-
-
-def _noise_cell(seed: int, sample: int, step: int, z: int, cy: int, cx: int) -> NDArray[np.float32]:
-    """Return one cell: Philox words, two uniforms each, through the Box-Muller transform."""
-    offset = 2**31
-    counter = [0, z + offset, (cy + offset) << 32 | (cx + offset), sample << 32 | step]
-    words = np.random.Philox(key=seed, counter=np.array(counter, np.uint64)).random_raw(NOISE_CELL**2 // 2)
-    first, second = words.view(np.uint32).reshape(2, -1).astype(np.float32)
-    radius = np.sqrt(-2 * np.log((first + 1) * np.float32(2**-32)))
-    angle = second * np.float32(2**-31 * np.pi)
-    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)]).reshape(NOISE_CELL, NOISE_CELL)

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 
 from emdiffuse.acquisition import to_unit
 from emdiffuse.errors import StoreError
-from emdiffuse.geometry import Block, BlockGrid, ImageStack, noise_field, owned
+from emdiffuse.geometry import Block, BlockGrid, ImageStack, owned
 from emdiffuse.inference import RestorationModel, WhiteNoise, draws
+from emdiffuse.noise import noise_field
 from emdiffuse.planning import WEIGHTS, Plan, file_hash, open_array_of, open_input, read_plan
 from emdiffuse.processes import Batch
 from emdiffuse.progress import logger, progress

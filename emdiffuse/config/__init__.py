@@ -130,8 +130,8 @@ class Config(Section):
                 raise ValueError(f"{key}.dataset: {task} restores {kind}, not '{item.dataset}'")
             size = self.voxel_size(item.dataset)
             if TASKS[task].volumetric and size is not None:
-                # an isotropic volume may have slices that are missing, which is known when it is acquired
-                anisotropy_factor(size, f"{key}.dataset", isotropic=True)
+                repair = self.datasets[self.origin(item.dataset)].repair  # of an isotropic volume, too
+                anisotropy_factor(size, f"{key}.dataset", isotropic=repair)
             truth = self.truth(item)
             if truth is not None:
                 self._known(f"{key}.truth", truth, self.datasets)

@@ -53,6 +53,7 @@ MISTAKES = {
     "zero voxel": ((*VOXEL, "z"), 0, "datasets.medulla_test.voxel_size.z: .*greater than 0"),
     "no voxel size": (VOXEL, ..., "datasets.medulla_test: `voxel_size` is missing"),
     "rectangular pixels": ((*VOXEL, "x"), 12, "restorations.0.dataset: pixels must be square"),
+    "isotropic input": (("restorations", 0, "dataset"), "medulla_test", "restorations.0.dataset: the anisotropy factor z/y is 1;"),
     "hardly anisotropic input": ((*VOXEL, "z"), 2.5, "restorations.0.dataset: the anisotropy factor z/y is 1.5;"),
     "huge factor": ((*VOXEL, "z"), 100, "the anisotropy factor z/y is 60; it must be between 2 and 12"),
     "impossible model factor": (("models", "gap6", "factor"), 1, "models.gap6.factor: .*greater than or equal to 2"),

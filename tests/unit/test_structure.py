@@ -16,8 +16,8 @@ ORDER = [
     "threads", "launch", "slurm", "training", "modelcard", "raft_training", "parallel", "checkpoints",
     "inference", "augmentation", "processes", "patches", "registration", "raft", "acquisition",
     "readers", "pairs", "resampling", "diffusion", "networks", "footprint", "metrics", "structures",
-    "volume", "atomic", "geometry", "config", "settings", "sources", "tasks", "progress", "allocator",
-    "interruption", "errors",
+    "volume", "atomic", "noise", "geometry", "config", "settings", "sources", "tasks", "progress",
+    "allocator", "interruption", "errors",
 ]  # fmt: skip
 
 
