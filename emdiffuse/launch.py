@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -34,7 +35,7 @@ from submitit.core.utils import FailedJobError, JobPaths, pickle_load
 from emdiffuse.allocator import keep_freed_memory
 from emdiffuse.atomic import write_atomically
 from emdiffuse.config import Model
-from emdiffuse.errors import EmdiffuseError, LaunchError
+from emdiffuse.errors import ConfigError, EmdiffuseError, LaunchError
 from emdiffuse.interruption import Interrupted, Stop, caught
 from emdiffuse.progress import logger, setup
 from emdiffuse.settings import Section
@@ -57,6 +58,7 @@ class Resources(Section):
     nodes: int = Field(1, ge=1, description="Nodes.")
     gpus: int = Field(0, ge=0, description="GPUs a node; each gets a process.")
     gpu_model: str | None = Field(None, description="Type of GPU.")
+    extra: str = Field("", description="More options of sbatch, such as `--mail-type=END --reservation=em`.")
     cpus: int = Field(1, ge=1, description="Cores a process.")
     memory_mb: int = Field(4000, ge=1, description="Memory a node, in MB.")
     minutes: int = Field(60, ge=1, description="Time limit; after it the job requeues itself.")
@@ -294,7 +296,7 @@ def _submit(work: TrainingJob, resources: Resources) -> str:
             timeout_min=resources.minutes,
             stderr_to_stdout=True,
             slurm_signal_delay_s=signal_seconds(resources.minutes),
-            slurm_additional_parameters={"requeue": True},
+            slurm_additional_parameters={"requeue": True, **sbatch_options(resources.extra)},
             # srun takes neither the cores nor the mode of the log from sbatch
             slurm_srun_args=[
                 f"--cpus-per-task={resources.cpus}",
@@ -309,6 +311,23 @@ def _submit(work: TrainingJob, resources: Resources) -> str:
         except FailedJobError as error:
             said = " ".join(str(error).replace("sbatch: error:", "").split())
             raise LaunchError(f"{work.job_name}: sbatch refuses the job: {said}") from None
+
+
+def sbatch_options(text: str) -> dict[str, str | bool]:
+    """Read options of sbatch, ``--name=value`` or ``--name``.
+
+    Raises
+    ------
+    ConfigError
+        If a word is not of that form.
+    """
+    options: dict[str, str | bool] = {}
+    for word in shlex.split(text):
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not name:
+            raise ConfigError(f"slurm_extra: '{word}' is not of the form --name=value; write it so")
+        options[name] = value if equals else True
+    return options
 
 
 def signal_seconds(minutes: int) -> int:

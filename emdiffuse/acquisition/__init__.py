@@ -210,7 +210,7 @@ def keep_every(volume: Path, factor: int, out: Path, name: str, workers: int | N
             "dataset": name,
             "derived_from": origin.facts.get("dataset", volume.name),
             "factor": factor,
-            "sources": origin.facts.get("sources", []),
+            "sources": [{**source, "kept_every": factor} for source in origin.facts.get("sources", [])],
             "missing": [z // factor for z in origin.facts.get("missing", []) if z % factor == 0],
             "intensity": {**origin.facts["intensity"], **intensity},
         }

@@ -116,6 +116,13 @@ def network_spec(model: Model, residual_scale: float) -> dict[str, Any]:
     }
 
 
+def _learned_before(model: Model) -> list[dict[str, Any]]:
+    """Return the sources of the model that one is begun from."""
+    begun_from = model.training.init_from
+    known: list[dict[str, Any]] = load_description(begun_from).get("sources", []) if begun_from else []
+    return known
+
+
 def save(run: Path, identity: str, state: State) -> None:
     """Save all that a resume needs."""
     content = {name: getattr(state, name) for name in PLAIN}
@@ -158,7 +165,7 @@ def finish(
             "sampler": NATIVE_SAMPLER if native else PUBLISHED_SAMPLER,
             "training": model.training.model_dump(mode="json"),
             "augmentation": model.augmentation.model_dump(mode="json"),
-            "sources": patches.facts["sources"],
+            "sources": patches.facts["sources"] + _learned_before(model),
             "emdiffuse": __version__,
         },
     )

@@ -166,7 +166,7 @@ def test_keeping_every_nth_slice(tmp_path, depth, factor, kept):
     assert (facts["derived_from"], facts["factor"], facts["sources"]) == (
         "sample",
         factor,
-        origin.facts["sources"],
+        [{**source, "kept_every": factor} for source in origin.facts["sources"]],
     )
     assert facts["intensity"]["mean"] == pytest.approx(values[::factor].mean())
 

@@ -172,6 +172,19 @@ def test_files_hold_the_same_table(tmp_path):
     assert next(r for r in rows if r["method"] == "restored")["mean"] == ""
 
 
+def test_slices_that_were_kept_may_be_learned_from(tmp_path):
+    """vemdiffuse-a learns from the thinned volume; what is measured are the slices left out of it."""
+    case = Case(tmp_path, tissue((9, 16, 16)))
+    kept = {"sha256": digest("truth"), "kept_every": 4}
+    case.put("thin", case.thin, (40, 10, 10), sources=[kept])
+    case.put("restored", case.truth, training_sources=[kept])
+    assert case.run()["beats"]["psnr"]
+    for other in ({**kept, "kept_every": 2}, {"sha256": digest("truth")}):
+        case.put("restored", case.truth, training_sources=[kept, other])
+        with pytest.raises(DataError, match="trained on these files"):
+            case.run()
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [

@@ -20,7 +20,7 @@ from emdiffuse import launch
 from emdiffuse.config import Model
 from emdiffuse.errors import ConfigError
 from emdiffuse.interruption import Interrupted
-from emdiffuse.launch import Resources, TrainingJob, reason, signal_seconds
+from emdiffuse.launch import Resources, TrainingJob, reason, sbatch_options, signal_seconds
 from emdiffuse.parallel import Ranks
 from emdiffuse.patches import cut_patches
 from emdiffuse.progress import setup
@@ -223,6 +223,14 @@ def test_a_mistake_in_a_job_is_its_sentence():
 
 def test_a_job_is_told_early_enough_and_not_at_once():
     assert [signal_seconds(m) for m in (1, 6, 12, 1440)] == [10, 60, 120, 120]
+
+
+def test_more_options_of_sbatch_are_passed_on():
+    assert sbatch_options("--mail-type=END --exclusive '--comment=a b'") == {
+        "mail-type": "END", "exclusive": True, "comment": "a b",
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="'-w' is not of the form --name=value"):
+        sbatch_options("-w n1")
 
 
 def test_an_unknown_resource_is_refused_by_name():

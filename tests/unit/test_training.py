@@ -276,9 +276,16 @@ def test_a_denoiser_learns(noisy_store, tmp_path):
 def test_a_model_is_begun_from_another(noisy_store, tmp_path):
     train(noisy_store, image_model(steps=20), "m", tmp_path / "a", "cpu")
     begun = str(tmp_path / "a" / "best")
+    known = json.loads((tmp_path / "a/best/model.json").read_text())
+    (tmp_path / "a/best/model.json").write_text(json.dumps({**known, "sources": [{"sha256": "y"}]}))
     train(noisy_store, image_model(steps=1, learning_rate=1e-9, init_from=begun), "m", tmp_path / "b", "cpu")
     first, second = weights(tmp_path / "a"), weights(tmp_path / "b")
     assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
+    description = json.loads((tmp_path / "b/best/model.json").read_text())
+    assert description["sources"] == [
+        *known["sources"],
+        {"sha256": "y"},
+    ]  # what the first one learned from, too
     wider = image_model(init_from=begun).model_copy(
         update={"network": image_model().network.model_copy(update={"channels": 16})}
     )

@@ -125,6 +125,7 @@ def launch_options(wildcards, resources, threads):
         "nodes": resources.get("nodes", 1),
         "gpus": gpus,
         "gpu_model": resources.get("gpu_model"),
+        "extra": resources.get("slurm_extra"),
         "cpus": threads,
         "memory_mb": resources.mem_mb,
         "minutes": resources.runtime,
