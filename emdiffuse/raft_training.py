@@ -312,6 +312,7 @@ def _write(out: Path, weights: State) -> None:
     partial = out.with_suffix(".partial")
     half = {name: value.half().contiguous() for name, value in weights.items()}
     save_file(half, partial, metadata={"network": "raft_small"})
+    partial.chmod(0o644)
     partial.replace(out)
 
 
