@@ -21,7 +21,7 @@ from emdiffuse.readers.base import Shape, Source, named, volume_shape
 IMOD_STAMP = 1146047817
 UNKNOWN = (0.0, 1.0)
 """Sizes in angstrom that mean that nobody knows."""
-KEPT_BYTES = 2**25
+KEPT_BYTES = 2**22
 """Bytes of the file that stay mapped at a time, about."""
 
 

@@ -62,6 +62,69 @@ def test_what_was_found_is_said(tmp_path, caplog):
     assert "found 2 cells x 2 noise levels, 8 pairs" in caplog.text
 
 
+def test_series_of_two_magnifications(tmp_path):
+    """The published raw form: 4w_09 is the clean image of every field, 2w shows twice the field."""
+    series = [f"{region}/Brain__{m}w_{n:02}.tif" for region in (1, 2) for m in (2, 4) for n in (1, 2, 3)]
+    folder = write(tmp_path / "raw", [*series, "1/Brain__4w_09.tif", "2/Brain__4w_09.tif"], (40, 48))
+    with pytest.raises(DataError, match="taken at two magnifications; say by `scale`"):
+        find_pairs(folder)
+    denoise, enlarge = find_pairs(folder, scale=1), find_pairs(folder, scale=2)
+    for found, magnification in ((denoise, 4), (enlarge, 2)):
+        assert [pair.name for pair in found.pairs] == [
+            f"{region}/Brain__{magnification}w_{n:02}" for region in (1, 2) for n in (1, 2, 3)
+        ]
+        assert {pair.fixed.name for pair in found.pairs} == {"Brain__4w_09.tif"}
+        assert {pair.level for pair in found.pairs} == {"dwell_1", "dwell_2", "dwell_3"}
+    assert enlarge.summary() == "found 2 specimens x 3 dwells, 6 pairs"
+    acquire_pairs(str(folder), VOXEL, tmp_path / "a.ome.zarr", "a", scale=2)
+    pairs = open_pairs(tmp_path / "a.ome.zarr")
+    assert pairs.scale == 2
+    wide = tifffile.imread(folder / "1/Brain__2w_01.tif")
+    np.testing.assert_array_equal(
+        pairs.image(pairs.fields[0], "moving").array[:, :, :][0], wide[10:30, 12:36]
+    )
+    assert pairs.image(pairs.fields[0], "fixed").array.shape == (1, 40, 48)
+
+
+def test_nothing_is_done_twice_for_pairs(tmp_path, caplog):
+    folder = write(tmp_path / "raw", published("noise_level"))
+    for invert in (False, False, True):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            acquire_pairs(str(folder), VOXEL, tmp_path / "a.ome.zarr", "a", invert=invert)
+    assert "nothing to do" not in caplog.text
+    facts = open_pairs(tmp_path / "a.ome.zarr").facts
+    assert facts["intensity"]["moving"]["invert"] and facts["intensity"]["fixed"]["invert"]
+    with caplog.at_level(logging.INFO):
+        acquire_pairs(str(folder), VOXEL, tmp_path / "a.ome.zarr", "a", invert=True)
+    assert "nothing to do" in caplog.text
+
+
+def test_every_kind_of_bad_pair_is_named_and_the_rest_goes_through(tmp_path, caplog):
+    folder = write(tmp_path / "raw", [f"{role}/{n}.tif" for n in range(8) for role in ("img", "gt")])
+    random = np.random.default_rng(0)
+    (folder / "gt/0.tif").unlink()
+    tifffile.imwrite(folder / "img/1.tif", random.integers(0, 99, (31, 24)).astype(np.uint8))  # another size
+    tifffile.imwrite(folder / "img/2.tif", random.integers(0, 99, (10, 12)).astype(np.uint8))  # magnification
+    tifffile.imwrite(folder / "gt/3.tif", np.zeros((20, 24), np.uint8))
+    tifffile.imwrite(folder / "img/4.tif", random.integers(0, 9999, (20, 24)).astype(np.uint16))
+    (folder / "gt/5.tif").write_bytes((folder / "gt/5.tif").read_bytes()[:200])
+    with caplog.at_level(logging.WARNING):
+        acquire_pairs(str(folder), VOXEL, tmp_path / "a.ome.zarr", "a", keep_going=True)
+    pairs = open_pairs(tmp_path / "a.ome.zarr")
+    assert [field["name"] for field in pairs.fields] == ["6", "7"]
+    for sentence in (
+        "1 images have no partner, such as img/0.tif",
+        "img/1.tif: 31 x 24 pixels beside 20 x 24 of 1.tif",
+        "img/2.tif: 10 x 12 pixels beside 20 x 24 of 2.tif, but the other pairs have scale 1",
+        "gt/3.tif: every pixel is 0",
+        "img/4.tif: its pixels are uint16, those of 4.tif uint8",
+        "gt/5.tif",
+    ):
+        assert sentence in caplog.text
+    assert set(pairs.facts["skipped"]) == {"img/0.tif", "1", "2", "3", "4", "5"}
+
+
 def test_any_naming_is_described_by_a_pattern(tmp_path):
     write(tmp_path, ["m1/s3-noisy.tiff", "m1/s3-clean.tiff", "m1/notes.tif"])
     with pytest.raises(DataError, match=r"no known layout .* describe it by `pattern`"):

@@ -10,6 +10,7 @@ import tifffile
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from restoring import run, volumes
 
 from emdiffuse.acquisition import acquire, from_unit, keep_every, streaming, to_unit
 from emdiffuse.acquisition.checksums import changed_source, require_unchanged
@@ -132,6 +133,33 @@ def test_no_training_gap_meets_a_missing_slice(tmp_path):
     assert {origin.axis for origin in origins} == {0, 1, 2}
     assert not any(o.z <= 20 < o.z + gaps.extent(o)[0] for o in origins)
     assert any(o.z > 20 for o in origins) and any(o.z + gaps.extent(o)[0] <= 20 for o in origins)
+
+
+def test_repaired_slices_are_restored_as_other_gaps_are(tmp_path, small_model, medulla):
+    """From raw slices with a gap in their numbers to a volume of which the missing slice was restored."""
+    source = write_slices(tmp_path / "raw", medulla[:7, :64, :64], leave_out=(3,))
+    acquire(source, SIZE, tmp_path / "a.ome.zarr", "a", repair=True)
+    plan = run(tmp_path / "a.ome.zarr", small_model, tmp_path)
+    restored = volumes(plan)[0]
+    real = [0, 1, 2, 4, 5, 6]
+    np.testing.assert_array_equal(restored[real], medulla[:7, :64, :64][real])
+    assert not np.array_equal(restored[3], restored[2]) and restored[3].std() > 0
+
+
+def test_what_is_restored_from_inverted_contrast_has_its_own(tmp_path, small_model, medulla):
+    """A model sees the same where contrast and `invert` are both turned round."""
+    kept = medulla[:13:6, :64, :64]
+    restored = []
+    for name, values, invert in (("plain", kept, False), ("turned", 255 - kept, True)):
+        (tmp_path / name).mkdir()
+        tifffile.imwrite(tmp_path / name / "raw.tif", values, photometric="minisblack")
+        path = tmp_path / name / "a.ome.zarr"
+        acquire(str(tmp_path / name / "raw.tif"), (60, 10, 10), path, "a", invert=invert)
+        restored.append(volumes(run(path, small_model, tmp_path / name))[0].astype(int))
+    plain, turned = restored
+    low, high = np.percentile(kept, [0.5, 99.5], method="inverted_cdf")
+    inside = (plain > low) & (plain < high)
+    assert np.abs(plain + turned - 255)[inside].mean() < 1
 
 
 def test_what_repair_and_invert_are_for():

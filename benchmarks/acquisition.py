@@ -1,0 +1,79 @@
+"""Speed and peak memory of acquisition, for a volume and for one of twice the size along each axis.
+
+    python benchmarks/acquisition.py [--folder /fast/disk] [--workers 1 2]
+
+The demo's training volume is repeated until it is large enough, as a TIFF of many pages (which is decoded by
+slices) and as Zarr with chunks of 64 x 64 x 64 (which is read by boxes). Each conversion is a process of its
+own; what it takes to start and to load libraries does not count. The peak is the process's own, libraries
+included. The files were just written, so that they are read from memory rather than from the disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import tifffile
+import zarr
+
+ROOT = Path(__file__).parents[1]
+SIZES = {"once": (128, 512, 512), "twice": (256, 1024, 1024)}
+CONVERT = """
+import json, sys, time
+from pathlib import Path
+from emdiffuse.acquisition import acquire
+begin = time.perf_counter()
+acquire(sys.argv[1], (10, 10, 10), Path(sys.argv[2]), "a", workers=int(sys.argv[3]))
+seconds = time.perf_counter() - begin
+status = Path("/proc/self/status").read_text().split()
+print(json.dumps({"seconds": seconds, "peak": int(status[status.index("VmHWM:") + 1]) / 1024}))
+"""
+
+
+def write(folder: Path, form: str, shape: tuple[int, ...]) -> Path:
+    """Write a volume of a shape, made of the demo's."""
+    demo = tifffile.imread(ROOT / "resources/demo/medulla_train.tif")
+    repeats = [-(-n // m) for n, m in zip(shape, demo.shape, strict=True)]
+    values = np.tile(demo, repeats)[tuple(slice(n) for n in shape)]
+    if form == "TIFF":
+        tifffile.imwrite(folder / "raw.tif", values, photometric="minisblack")
+        return folder / "raw.tif"
+    zarr.create_array(folder / "raw.zarr", data=values, chunks=(64, 64, 64))
+    return folder / "raw.zarr"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--folder", type=Path, help="where to write; a temporary folder by default")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    options = parser.parse_args()
+    print("| format | voxels (uint8) | threads | MB/s | peak memory, MiB |\n| --- | --- | --- | --- | --- |")
+    for form in ("TIFF", "Zarr"):
+        for shape in SIZES.values():
+            with tempfile.TemporaryDirectory(dir=options.folder) as name:
+                folder = Path(name)
+                source = write(folder, form, shape)
+                for workers in options.workers:
+                    command = [
+                        sys.executable,
+                        "-c",
+                        CONVERT,
+                        str(source),
+                        str(folder / f"{workers}.ome.zarr"),
+                    ]
+                    done = subprocess.run(
+                        [*command, str(workers)], stdout=subprocess.PIPE, text=True, check=True
+                    )
+                    found = json.loads(done.stdout.splitlines()[-1])
+                    rate = np.prod(shape) / 1e6 / found["seconds"]
+                    size = " x ".join(map(str, shape))
+                    print(f"| {form} | {size} | {workers} | {rate:.0f} | {found['peak']:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
