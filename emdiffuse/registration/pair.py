@@ -84,7 +84,7 @@ class Limits:
 
     correlation: float = 0.3
     rejected: float = 0.5
-    aligned: float = 0.35
+    aligned: float = 0.4
 
 
 @dataclass
