@@ -14,7 +14,7 @@ from typing import Any
 from emdiffuse.geometry import BlockGrid
 from emdiffuse.volume import SHARD
 
-PROCESS = 700
+PROCESS = 800
 """A process that has imported what it needs."""
 NATIVE, PUBLISHED = 40, 110
 """Bytes that a network holds at once, for each of its channels and each pixel of a tile (or its slices)."""
