@@ -4,19 +4,28 @@
     python benchmarks/published_process.py vem TRAIN.tif TEST.tif --minutes 10
 
 `n` denoises the last 256 x 256 pixels of an image pair, whose rows above are trained on; `vem` fills one gap
-of 256 x 256 pixels between two slices 6 apart; `--side` says another size. The published network is run by
-its own process (1000 calls an image, 200 a slice) and in few calls (12 are the default for imported weights),
-the native one by its defaults; all in one process, so that the ratios are of one run and one allocator. The
+of 256 x 256 pixels (less, where the volume has less) between two slices 6 apart. The published network is run
+by its own process (1000 calls an image, 200 a slice) and in few calls (12 of dpm++ are the default for
+imported weights), the native one by its defaults; all in one process, so that the ratios are of one run and one
+allocator. A cost is the processor time of a call, which other work on the machine disturbs little, times the
+calls, and is compared with that of the published network's plain form (float32, eager, NCHW), whose output is
+the same; `--side` takes a smaller square for the quality, since the published process takes its time. The
 published network learns from batches of 4, which in this little time are worth more than fewer ones of 8.
 """
 
 import argparse
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "unit"))
+
 FACTOR = 6
+SIDE = 256
+CALLS = 4
+"""Calls of a sample whose cost is measured."""
 TEST_ROWS = 256
 MARGIN = 32
 
@@ -28,9 +37,11 @@ def main() -> None:
     parser.add_argument("second", type=Path)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--native-minutes", type=float, help="Less than --minutes, for the native network.")
-    parser.add_argument("--calls", type=int, nargs="*", default=[8, 12, 20])
     parser.add_argument(
-        "--side", type=int, default=256, help="Side of the square that is restored, in pixels."
+        "--samplers", nargs="*", default=["dpm++:8", "dpm++:12", "dpm++:20", "ddim:8", "ddim:16"]
+    )
+    parser.add_argument(
+        "--side", type=int, default=SIDE, help="Side of the square that quality is measured on, in pixels."
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
@@ -48,52 +59,93 @@ def run(options: argparse.Namespace, folder: Path) -> None:
 
     from emdiffuse.allocator import keep_freed_memory
     from emdiffuse.config import Sampler
-    from emdiffuse.inference import RestorationModel
+    from emdiffuse.inference import RestorationModel, resolve
     from emdiffuse.progress import setup
 
     setup()
     keep_freed_memory()
     torch.set_num_threads(options.threads)
-    store, batch, truth, task = (images if options.task == "n" else gaps)(options, folder)
+    data = images if options.task == "n" else gaps
+    store, batch, truth, task = data(options, folder, options.side)
+    _, whole, _, _ = data(options, folder, SIDE)
     models = {
         name: RestorationModel.load(trained(folder, store, task, name, options))
         for name in ("unet", "native")
     }
+    seconds = costs(models, whole)
     long = Sampler(name="ddpm", steps=1000 if options.task == "n" else 200)
     runs = {
         "published network, published process": ("unet", long),
-        **{f"published network, {n} calls": ("unet", Sampler(steps=n)) for n in options.calls},
+        **{
+            f"published network, {name}, {calls} calls": ("unet", Sampler(name=name, steps=int(calls)))
+            for name, _, calls in (sampler.partition(":") for sampler in options.samplers)
+        },
+        "native, one sample, 4 calls": ("native", Sampler(steps=4)),
         "native, one sample": ("native", Sampler()),
         "native, mean of 8 samples": ("native", Sampler(samples=8)),
         "native, one-call mean": ("native", Sampler(steps=1)),
     }
-    slices = batch.shape[1]
-    rows = {"input" if options.task == "n" else "linear": ("", "", scores(plain(batch), truth))}
-    for label, (name, sampler) in runs.items():
+    rows = {"input" if options.task == "n" else "linear": (None, scores(plain(batch), truth))}
+    for label, (name, asked) in runs.items():
         generator = torch.Generator().manual_seed(0)
 
         def white(sample: int, step: int, generator: torch.Generator = generator) -> torch.Tensor:
             return torch.randn(batch.shape, generator=generator)
 
-        models[name].restore(batch, Sampler(steps=1), white)
-        begin = time.perf_counter()
+        sampler = resolve(asked, models[name].description)
         restored, _ = models[name].restore(batch, sampler, white)
-        rows[label] = (sampler, time.perf_counter() - begin, scores(restored, truth))
-    whole = rows["published network, published process"][1]
+        rows[label] = (seconds[name] * sampler.steps * sampler.samples, scores(restored, truth))
+        print(label, *rows[label], flush=True)
+    published = seconds["plain"] * long.steps
+    rows["the same, plain form"] = (published, rows["published network, published process"][1])
     print(
-        f"\n{torch.get_num_threads()} threads, freed memory kept, "
-        f"{slices} slice(s) of {truth.shape[-2]} x {truth.shape[-1]}, "
+        f"\n{torch.get_num_threads()} threads, freed memory kept; costs of {whole.shape[1:]} voxels by "
+        f"the time of a call; quality on {options.side} x {options.side} pixels; "
         f"{options.minutes:g} minutes of training of the published network, "
         f"{options.native_minutes or options.minutes:g} of the native one\n"
     )
-    print("| method | seconds | times less | PSNR | SSIM | FSIM | fine detail (truth = 1) |")
+    print("| method | CPU seconds | times less | PSNR | SSIM | FSIM | fine detail (truth = 1) |")
     print("| --- " * 7 + "|")
-    for label, (_, seconds, (psnr, ssim, fsim, fine)) in rows.items():
-        cost = f"{seconds:.2f} | {whole / seconds:.0f}" if seconds else " | "
-        print(f"| {label} | {cost} | {psnr:.2f} | {ssim:.3f} | {fsim:.3f} | {fine:.2f} |")
+    for label, (cost, (psnr, ssim, fsim, fine)) in rows.items():
+        figures = f"{cost:.2f} | {published / cost:.0f}" if cost else " | "
+        print(f"| {label} | {figures} | {psnr:.2f} | {ssim:.3f} | {fsim:.3f} | {fine:.2f} |")
 
 
-def images(options: argparse.Namespace, folder: Path):
+def costs(models, batch) -> dict[str, float]:
+    """Return the processor time of one call on a batch: of both networks, and of the published plain form."""
+    import torch
+    from plain_unet import PlainUNet
+
+    from emdiffuse.config import Sampler
+
+    slices, (height, width) = batch.shape[1], batch.shape[2:]
+    plain = PlainUNet(models["unet"].network.state_dict())
+    images = torch.randn(slices, 2 if slices == 1 else 3, height, width)
+    index = () if slices == 1 else (torch.arange(slices),)
+
+    def call_plain() -> None:
+        with torch.inference_mode():
+            plain(images, torch.full((slices,), 0.5), *index)
+
+    def call(model) -> None:
+        model.restore(batch, Sampler(steps=CALLS), lambda sample, step: torch.randn(batch.shape))
+
+    return {"plain": least(call_plain)} | {
+        name: least(lambda model=model: call(model)) / CALLS for name, model in models.items()
+    }
+
+
+def least(function, repeats: int = 3) -> float:
+    """Return the least processor time of a few repetitions."""
+    found = []
+    for _ in range(repeats):
+        begin = time.process_time()
+        function()
+        found.append(time.process_time() - begin)
+    return min(found)
+
+
+def images(options: argparse.Namespace, folder: Path, side: int):
     """Write the pair's upper rows as a store of pairs; return it, and the last square as a batch."""
     import tifffile
     import torch
@@ -113,14 +165,11 @@ def images(options: argparse.Namespace, folder: Path):
         write_image(store / "0000" / name, name, (1, 1, 1), {"intensity": intensity})
     facts = {"kind": "pairs", "scale": 1, "sources": [], "fields": [{"group": "0000", "name": "0"}]}
     write_group(store, {"emdiffuse": {**facts, "intensity": {"moving": intensity, "fixed": intensity}}})
-    last = {
-        name: unit(image[-options.side :, width - options.side :], intensity)[None, None]
-        for name, image in pair.items()
-    }
+    last = {name: unit(image[-side:, width - side :], intensity)[None, None] for name, image in pair.items()}
     return store, Batch.of_images(torch.from_numpy(last["moving"])), last["fixed"][0], "emdiffuse-n"
 
 
-def gaps(options: argparse.Namespace, folder: Path):
+def gaps(options: argparse.Namespace, folder: Path, side: int):
     """Acquire the training volume; return it, and the middle gap of the test volume as a batch."""
     import tifffile
     import torch
@@ -132,7 +181,7 @@ def gaps(options: argparse.Namespace, folder: Path):
     if not store.exists():
         acquire(str(options.first), (10.0, 10.0, 10.0), store, "train")
     volume = tifffile.imread(options.second)
-    side = min(options.side, *volume.shape[1:]) // 16 * 16
+    side = min(side, *volume.shape[1:]) // 16 * 16
     z = len(volume) // 2
     values = unit(volume[z - FACTOR : z + 2 * FACTOR + 1, :side, :side], measured(volume))
     positions = torch.arange(1, FACTOR)[None] / FACTOR

@@ -12,7 +12,7 @@ rule acquire:
         dataset=one_of(RAW),
     conda:
         "../envs/emdiffuse.yaml"
-    threads: 4
+    threads: 2
     resources:
         mem_mb=4000,
         runtime=240,
@@ -37,7 +37,7 @@ rule keep_every:
         dataset=one_of(THINNED),
     conda:
         "../envs/emdiffuse.yaml"
-    threads: 4
+    threads: 2
     resources:
         mem_mb=4000,
         runtime=240,
