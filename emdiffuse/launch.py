@@ -364,14 +364,13 @@ def _follow(job: str, work: TrainingJob, log: Log, stop: Stop) -> None:
                 continue
             _tell(who, last, state)
             if state and ran and (state.state == "PENDING" or state.restarts > ran.restarts):
-                if lost := nodes_down(ran.nodes):
-                    cancel(job)
-                    raise LaunchError(f"{who}: its node {', '.join(lost)} was lost; start again to go on")
+                _end_if_lost(job, who, ran)
                 ran = None
             ran = state if state and state.nodes else ran
             why = failure(state)
             ended = (ended or now) if why else 0.0
             if why and now - ended > GRACE_SECONDS:
+                _end_if_lost(job, who, ran)  # whose tasks may have been seen to die before it was
                 cancel(job)
                 raise LaunchError(f"{who}: {why}; its log is {log.path}")
             last = state or last
@@ -380,6 +379,13 @@ def _follow(job: str, work: TrainingJob, log: Log, stop: Stop) -> None:
     if outcome == "error":
         cancel(job)  # other processes of it may still be there
         raise LaunchError(f"{who}: {reason(value)}; its log is {log.path}")
+
+
+def _end_if_lost(job: str, who: str, ran: JobState | None) -> None:
+    """Cancel a job one of whose nodes SLURM has lost, and raise LaunchError."""
+    if ran and (lost := nodes_down(ran.nodes)):
+        cancel(job)
+        raise LaunchError(f"{who}: its node {', '.join(lost)} was lost; start again to go on")
 
 
 def _tell(who: str, last: JobState | None, state: JobState | None) -> None:

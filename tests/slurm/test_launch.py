@@ -207,4 +207,5 @@ def test_a_lost_node_is_noticed(cluster, store, tmp_path):
     finally:
         run(cluster, "node", node, "start", timeout=90)
     assert code == 1 and f"node {node} was lost" in error
-    assert state(launcher.job) == "CANCELLED"
+    # failed, if its task was seen to die before the node was
+    assert state(launcher.job) in ("CANCELLED", "FAILED")
