@@ -1,9 +1,12 @@
 """What tests share: small real volumes, and a small model whose weights are random but fixed."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is loaded
+# a shell that starts the tests in the background has SIGINT ignored, and so would all commands under test
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np
 import pytest
