@@ -95,7 +95,7 @@ def measure(folder: Path, slices: int, side: int, model: Path) -> dict[str, floa
     generator = np.random.default_rng(0)
     for index in np.ndindex(*tiles.grid):  # the network's work is not what is measured here
         if not tiles.exists(index):
-            tiles[tiles.box(index)] = generator.standard_normal(tiles.chunk, np.float32)
+            tiles[tiles.box(index)] = generator.random(tiles.chunk, np.float32)
     found["stitch"] = peak("stitch", path)
     found["pyramid"] = peak("pyramid", path)
     return found

@@ -46,5 +46,5 @@ def memory_mb(grid: BlockGrid, quantities: int, description: dict[str, Any]) -> 
         tile = PUBLISHED * network.get("base_channels", 32) * pixels * depth
     chunk, shard = 4 * quantities * prod(grid.chunk), prod(SHARD)
     # of a chunk: the sums, what is written and what waits, and its encoding; of a shard sums and results
-    needed = {"restore": tile + 4 * chunk, "stitch": 3 * chunk + 20 * shard, "pyramid": 12 * shard}
+    needed = {"restore": tile + 4 * chunk, "stitch": 3 * chunk + 32 * shard, "pyramid": 30 * shard}
     return {stage: PROCESS + int(size / 1e6) for stage, size in needed.items()}
