@@ -8,9 +8,9 @@ of 256 x 256 pixels (less, where the volume has less) between two slices 6 apart
 by its own process (1000 calls an image, 200 a slice) and in few calls (12 of dpm++ are the default for
 imported weights), the native one by its defaults; all in one process, so that the ratios are of one run and
 one allocator. A cost is the processor time of a call, which other work on the machine disturbs little, times
-the calls, and is compared with that of the published network's plain form (float32, eager, NCHW), whose output
-is the same; `--side` takes a smaller square for the quality, since the published process takes its time. The
-published network learns from batches of 4, which in this little time are worth more than fewer ones of 8.
+the calls, and is compared with that of the published network's plain form (float32, eager, NCHW), whose
+output is the same; `--side` takes a smaller square for the quality, since the published process takes its
+time. The published network learns from batches of 4, which in this little time are worth more than fewer of 8.
 """
 
 import argparse
