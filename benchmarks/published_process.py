@@ -10,7 +10,7 @@ imported weights), the native one by its defaults; all in one process, so that t
 one allocator. A cost is the processor time of a call, which other work on the machine disturbs little, times
 the calls, and is compared with that of the published network's plain form (float32, eager, NCHW), whose
 output is the same; `--side` takes a smaller square for the quality, since the published process takes its
-time. The published network learns from batches of 4, which in this little time are worth more than fewer of 8.
+time. The published network learns from batches of 4: in this little time they are worth more than fewer of 8.
 """
 
 import argparse
