@@ -192,8 +192,9 @@ def _sentences(config: Config, item: Restoration, truth: str | None, view: View)
     )
     if truth is None:
         return [first, WITHOUT_TRUTH]
+    seen = "whose slices between the kept ones" if item.dataset in model.datasets else "which"
     second = (
-        f"Every slice made between two real ones is compared with {truth}, which the model never saw, "
+        f"Every slice made between two real ones is compared with {truth}, {seen} the model never saw, "
         "beside interpolation of the same slices on the same voxels."
     )
     return [first, second]
