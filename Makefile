@@ -19,8 +19,11 @@ demo: env  ## The whole chain on real data; ends with the path of the report.
 	snakemake --profile profiles/local
 	@echo "report: $(CURDIR)/results/report.html"
 
-test: env lint  ## Everything: style, types, workflow checks, and all tests.
-	pytest
+test: env lint  ## Everything: style, types, workflow checks, and all tests; those of the cluster mostly wait, beside the others.
+	@log=$$(mktemp); pytest -m slurm >"$$log" 2>&1 & cluster=$$!; \
+	pytest -m "not slurm"; others=$$?; \
+	wait $$cluster; status=$$?; cat "$$log"; rm "$$log"; \
+	exit $$((others || status))
 
 lint: env
 	ruff check .
