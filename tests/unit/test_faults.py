@@ -91,7 +91,8 @@ def test_workers_that_are_killed_again_and_again(plan, reference, start):
     pick = random.Random(0)
     killed = 0
     for commands in stages(plan, workers=2):
-        for patience in (*(pick.uniform(0.05, 1.0) for _ in range(4)), None):
+        # from a hundredth of a second, in which no worker ends, to one: some are killed on any machine
+        for patience in (*sorted(10 ** pick.uniform(-2, 0) for _ in range(6)), None):
             workers = [start(*command) for command in commands]
             for worker in workers:
                 worker.join(patience)
