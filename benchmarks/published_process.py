@@ -245,10 +245,13 @@ def scores(restored, truth) -> tuple[float, float, float, float]:
     """Return PSNR, SSIM, FSIM and the ratio of power in fine detail, means over the slices."""
     import numpy as np
 
-    from emdiffuse.metrics import fsim, high_frequency_power, psnr, ssim
+    from emdiffuse.metrics import fsim, high_frequency_power, psnr, spectrum, ssim
+
+    def power(image) -> float:
+        return high_frequency_power(spectrum(image), image.shape)
 
     pairs = list(zip(restored[0].numpy(), truth, strict=True))
-    fine = sum(high_frequency_power(a) for a, _ in pairs) / sum(high_frequency_power(b) for _, b in pairs)
+    fine = sum(power(a) for a, _ in pairs) / sum(power(b) for _, b in pairs)
     means = [float(np.mean([measure(a, b, 2.0) for a, b in pairs])) for measure in (psnr, ssim, fsim)]
     return means[0], means[1], means[2], fine
 
