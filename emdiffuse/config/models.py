@@ -16,6 +16,11 @@ class Patches(Section):
 
     size: int = Field(64, ge=16, multiple_of=8, description="Height and width of a patch, in pixels.")
     overlap: float = Field(0.5, ge=0, lt=1, description="Share of a patch that its neighbour repeats.")
+    axes: tuple[Literal["z", "y", "x"], ...] = Field(
+        ("z", "y", "x"),
+        min_length=1,
+        description="Axes of an isotropic volume that gaps are cut along (vemdiffuse-i).",
+    )
     validation: float = Field(
         0.125, gt=0, lt=1, description="Share of the volume, at its far end in z, kept for validation."
     )
@@ -164,6 +169,8 @@ class Model(Section):
             raise ValueError(f"`factor` is missing: {self.task} is trained for anisotropy factors")
         if not TASKS[self.task].volumetric and self.factor is not None:
             raise ValueError(f"`factor` is for volumes; remove it, {self.task} restores images")
+        if self.patches.axes != Patches().axes and self.task != "vemdiffuse-i":
+            raise ValueError("`patches.axes` is for vemdiffuse-i; remove it")
         if self.training.loss == "difficulty" and self.network.architecture != "unet":
             raise ValueError("`training.loss: difficulty` is for the architecture unet")
         return self

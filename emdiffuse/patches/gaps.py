@@ -4,10 +4,10 @@ Conventions
 -----------
 * A gap of factor R is cut from 3 R + 1 neighbouring slices: every R-th is real, those between the middle two
   are the target.
-* vemdiffuse-i takes any axis of an isotropic volume as depth. vemdiffuse-a learns from an anisotropic volume
-  alone: y or x is depth, and in the lateral plane that is left (z by x, or z by y) the coarse z axis is first
-  interpolated linearly to the pixel size of the other, so that structures have their true shape, and mirrored
-  where it is shorter than a patch
+* vemdiffuse-i takes any axis of an isotropic volume as depth, or those of `patches.axes`. vemdiffuse-a learns
+  from an anisotropic volume alone: y or x is depth, and in the lateral plane that is left (z by x, or z by y)
+  the coarse z axis is first interpolated linearly to the pixel size of the other, so that structures have
+  their true shape, and mirrored where it is shorter than a patch
   (Lu et al., doi 10.1038/s41467-024-49125-z, train on the same planes).
 * Training and validation lie apart along z (vemdiffuse-i: the far end in z; vemdiffuse-a: the far end in y,
   since such a volume has few slices), with one gap between them.
@@ -94,7 +94,8 @@ class GapSource:
         unit = max(largest, settings.size) if lateral else largest
         end, begin = training_length(shape[cut], settings.validation, unit, max(self.model.factors))
         low, high = (0, end) if split == TRAINING else (begin, shape[cut])
-        axes = (1, 2) if lateral else (0, 1, 2) if split == TRAINING else (0,)
+        chosen = ["zyx".index(axis) for axis in settings.axes]
+        axes = (1, 2) if lateral else chosen if split == TRAINING else (0,)
         for axis in axes:
             extent = self.extent(Origin(number, axis, 0, 0, 0, factor, split))
             share = 1 - settings.overlap if split == TRAINING else 1.0

@@ -16,7 +16,7 @@ PATCHES = {"size": 32, "overlap": 0.5, "validation": 0.25}
 
 
 def model(task, **more):
-    return Model.model_validate({"task": task, "datasets": ["a"], "patches": PATCHES, **more})
+    return Model.model_validate({"task": task, "datasets": ["a"], "patches": PATCHES} | more)
 
 
 def unit(values):
@@ -46,6 +46,14 @@ def test_one_store_holds_several_factors(medulla, tmp_path):
         stack = np.moveaxis(unit(medulla[tuple(box)]), origin["axis"], 0)
         np.testing.assert_allclose(batch.condition[0], stack[::factor], atol=2e-3)
         np.testing.assert_allclose(target[0, :depth], stack[factor + 1 : 2 * factor], atol=2e-3)
+
+
+def test_gaps_are_cut_along_the_axes_that_are_asked_for(medulla, tmp_path):
+    volume = write_volume(tmp_path / "a.ome.zarr", medulla[:60, :64, :64], (10, 10, 10))
+    wanted = model("vemdiffuse-i", factor=4, patches=PATCHES | {"axes": ["z", "x"]})
+    cut_patches([volume], wanted, tmp_path / "p.zarr")
+    origins = table(tmp_path / "p.zarr")
+    assert set(origins["axis"][origins["split"] == TRAINING]) == {0, 2}
 
 
 def test_lateral_gaps_of_an_anisotropic_volume(medulla, tmp_path):
