@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -190,12 +190,7 @@ class NativeProcess:
     @staticmethod
     def denoiser(network: nn.Module, batch: Batch) -> Denoiser:
         """Bind a network to its condition, as a denoiser of the residual in units of `scale`."""
-
-        def call(x: Tensor, gamma: Tensor) -> Tensor:
-            out: Tensor = network(x, gamma, *batch)
-            return out
-
-        flow = as_denoiser(call, "flow")
+        flow = as_denoiser(cast(NativeNetwork, network).bind(*batch), "flow")
 
         def denoise(x: Tensor, gamma: Tensor) -> Tensor:
             visible = (gamma > 0).to(x.dtype)[:, None, None, None]

@@ -15,6 +15,11 @@ Conventions
 * All that the entry sees is shown again to the last block: at low noise the answer is made of its finest
   detail, which would not pass through the few channels of the entry.
 * No convolution runs at full resolution: 2 x 2 pixels become channels at the entry (space to depth).
+* Slots that no slice is spread over would be channels of zeros: they are left out of the first and the last
+  convolutions, by taking the other channels' weights alone. What the entry makes of the condition is made
+  once for all calls of a sampler (`NativeNetwork.bind`).
+* Pixels are stored with their channels side by side (channels last), which convolutions and norms are fastest
+  with. Without autograd, activations are overwritten.
 * Normalisation is local: over the channels of a pixel (Ba et al. 2016, arXiv 1607.06450), and there is no
   global attention. So a tile with enough halo gives what the whole image would give.
 """
@@ -22,15 +27,21 @@ Conventions
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from emdiffuse.networks.blocks import silu
 from emdiffuse.tasks import CONDITION_OFFSETS
 
 SLOTS = 11
+
+Channels = slice | Tensor
+"""Some of the channels of a tensor."""
+ALL = slice(None)
 
 
 def slot_weights(positions: Tensor, count: int = SLOTS) -> Tensor:
@@ -74,6 +85,32 @@ def linear_interpolation(condition: Tensor, positions: Tensor) -> Tensor:
     return before + t * (after - before)
 
 
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """Return x + y; overwrites `x` where autograd does not need it."""
+    return x + y if torch.is_grad_enabled() else x.add_(y)
+
+
+def convolve(
+    layer: nn.Conv2d, x: Tensor, inputs: Channels = ALL, outputs: Channels = ALL, bias: bool = True
+) -> Tensor:
+    """Apply some of a convolution: `inputs` are the channels of `x`, the others being zero."""
+    weight = layer.weight[:, inputs][outputs].contiguous(memory_format=torch.channels_last)
+    offset = layer.bias[outputs] if bias and layer.bias is not None else None
+    return F.conv2d(x, weight, offset, padding=layer.padding)
+
+
+def space_to_depth(x: Tensor) -> Tensor:
+    """Make channels of 2 x 2 pixels: (N, C, H, W) to (N, 4 C, H / 2, W / 2), channels last."""
+    return F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)
+
+
+def depth_to_space(x: Tensor) -> Tensor:
+    """Undo `space_to_depth`; faster from channels last than `F.pixel_shuffle`."""
+    count, channels, height, width = x.shape
+    split = x.unflatten(1, (channels // 4, 2, 2)).permute(0, 1, 4, 2, 5, 3)
+    return split.reshape(count, channels // 4, 2 * height, 2 * width)
+
+
 class PixelNorm(nn.Module):
     """Normalisation over the channels of each pixel, with a learned scale."""
 
@@ -81,9 +118,32 @@ class PixelNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise x (N, C, H, W) to unit mean square over C."""
-        return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6) * self.weight[:, None, None]
+    def forward(
+        self, x: Tensor, given: Channels = ALL, modulation: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """Return ``norm(x)``, or ``norm(x) * (1 + scale) + shift``.
+
+        Parameters
+        ----------
+        x : Tensor
+            (N, C, H, W).
+        given : slice or Tensor
+            Which channels those of `x` are; the others are zero.
+        modulation : (Tensor, Tensor), optional
+            Scale and shift, each (N, C, 1, 1).
+
+        Returns
+        -------
+        Tensor
+            (N, C, H, W); the norm has unit mean square over the channels, before the learned scale.
+        """
+        length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
+        h = x * torch.rsqrt(length.square() / len(self.weight) + 1e-6)
+        weight, out = self.weight[given, None, None], None if torch.is_grad_enabled() else h
+        if modulation is None:
+            return torch.mul(h, weight, out=out)
+        scale, shift = modulation
+        return torch.addcmul(shift, h, weight * (1 + scale), out=out)
 
 
 class ResidualBlock(nn.Module):
@@ -100,12 +160,12 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.affine.weight)
         nn.init.zeros_(self.affine.bias)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Map x (N, C, H, W) to (N, C', H, W)."""
+    def forward(self, x: Tensor, embedding: Tensor, given: Channels = ALL) -> Tensor:
+        """Map x (N, C, H, W), the `given` ones of the channels (the others are zero), to (N, C', H, W)."""
+        h = convolve(self.conv1, silu(self.norm1(x, given)), given)
         scale, shift = self.affine(embedding)[:, :, None, None].chunk(2, dim=1)
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = F.silu(self.norm2(h) * (1 + scale) + shift)
-        return self.skip(x) + self.conv2(h)
+        h = self.conv2(silu(self.norm2(h, modulation=(scale, shift))))
+        return add(h, convolve(self.skip, x, given) if isinstance(self.skip, nn.Conv2d) else x)
 
 
 def plain_estimate(condition: Tensor, positions: Tensor) -> Tensor:
@@ -196,6 +256,7 @@ class NativeNetwork(nn.Module):
         self.exit = nn.Conv2d(last, 4 * slots, 3, padding=1)
         for parameter in self.exit.parameters():
             nn.init.zeros_(parameter)
+        self.to(memory_format=torch.channels_last)
 
     def forward(
         self, x: Tensor, gamma: Tensor, condition: Tensor, positions: Tensor, factor: Tensor
@@ -221,14 +282,67 @@ class NativeNetwork(nn.Module):
             (N, D, H, W): eps - x0 (Liu et al. 2022, arXiv 2209.03003); at gamma = 0 it is minus the posterior
             mean.
         """
-        visible = (gamma > 0).to(x.dtype)[:, None, None, None]
-        weights = slot_weights(positions, self.slots)
-        shown = [condition, torch.einsum("ndm,ndhw->nmhw", weights, x * visible)]
+        return self.bind(condition, positions, factor)(x, gamma)
+
+    def bind(
+        self, condition: Tensor, positions: Tensor, factor: Tensor
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """Work out once what is the same in all calls of a sampler.
+
+        Parameters
+        ----------
+        condition, positions, factor : Tensor
+            See `forward`.
+
+        Returns
+        -------
+        callable
+            ``flow(x, gamma)``, which gives what `forward` does.
+        """
+        shown = [condition]
         if condition.shape[1] > 1:
-            shown.insert(1, (condition[:, 2:3] - condition[:, 1:2]) / self.residual_scale)
-        seen = F.pixel_unshuffle(torch.cat(shown, 1), 2)
-        h = self.entry(seen)
-        embedding = self.embed(self._features(gamma, factor))
+            shown.append((condition[:, 2:3] - condition[:, 1:2]) / self.residual_scale)
+        known = space_to_depth(torch.cat(shown, 1))
+        weights, used = self._spread(positions)
+        noisy = known.shape[1] + used
+        inner = torch.arange(self.last.conv1.in_channels - 4 * self.slots, device=used.device)
+        given = torch.cat([inner, len(inner) + used])
+        entered = convolve(self.entry, known, slice(known.shape[1]))
+
+        def flow(x: Tensor, gamma: Tensor) -> Tensor:
+            visible = (gamma > 0).to(x.dtype)[:, None, None]
+            seen = space_to_depth(torch.einsum("ndm,ndhw->nmhw", weights * visible, x))
+            h = add(convolve(self.entry, seen, noisy, bias=False), entered)
+            embedding = self.embed(self._features(gamma, factor))
+            h = self._levels(h, embedding)
+            h = self._block(self.last, torch.cat([h, known, seen], 1), embedding, given)
+            out = convolve(self.exit, silu(self.norm(h)), outputs=used)
+            return torch.einsum("ndm,nmhw->ndhw", weights, depth_to_space(out))
+
+        return flow
+
+    def _spread(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Spread slices over the slots that any of them meets.
+
+        Parameters
+        ----------
+        positions : Tensor
+            See `forward`.
+
+        Returns
+        -------
+        tuple of Tensor
+            Weights (N, D, M) of the M slots, and their channels (4 M,) among those of all slots.
+        """
+        weights = slot_weights(positions, self.slots)
+        channels = torch.arange(4 * self.slots, device=positions.device).view(-1, 4)
+        if not torch.compiler.is_compiling():  # shapes of an exported graph follow from no values
+            used = weights.sum((0, 1)).nonzero().flatten()
+            weights, channels = weights[:, :, used], channels[used]
+        return weights, channels.flatten()
+
+    def _levels(self, h: Tensor, embedding: Tensor) -> Tensor:
+        """Run the levels, down and up, on the entry's output."""
         skips = []
         for module in self.down:
             if isinstance(module, ResidualBlock):
@@ -241,15 +355,13 @@ class NativeNetwork(nn.Module):
                 h = self._block(module, h, embedding)
             else:
                 h = torch.cat([module(h), skips.pop()], 1)
-        h = self._block(self.last, torch.cat([h, seen], 1), embedding)
-        out = F.pixel_shuffle(self.exit(F.silu(self.norm(h))), 2)
-        return torch.einsum("ndm,nmhw->ndhw", weights, out)
+        return h
 
-    def _block(self, block: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
+    def _block(self, block: nn.Module, h: Tensor, *arguments: Tensor) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
-            out: Tensor = checkpoint(block, h, embedding, use_reentrant=False)
+            out: Tensor = checkpoint(block, h, *arguments, use_reentrant=False)
         else:
-            out = block(h, embedding)
+            out = block(h, *arguments)
         return out
 
     def _features(self, gamma: Tensor, factor: Tensor) -> Tensor:

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from plain_native import PlainNative
+from plain_unet import random_weights
 
-from emdiffuse.networks import load_network
+from emdiffuse.networks import NativeNetwork, load_network
 from emdiffuse.networks.export import export_network
 from emdiffuse.networks.native import SLOTS, linear_interpolation, slot_weights
 
@@ -34,6 +36,61 @@ def test_linear_interpolation_is_exact_at_thirds():
     assert linear_interpolation(
         condition, torch.tensor([[1 / 3, 2 / 3]])
     ).flatten().tolist() == pytest.approx([1, 2])
+
+
+def healthy(**settings):
+    network = NativeNetwork(**settings)
+    shapes = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
+    network.load_state_dict(random_weights(shapes, seed=0))
+    return network
+
+
+NAN = float("nan")
+IMAGES = {"conditions": 1, "slots": 1}
+CASES = {
+    "image": (IMAGES, [[0.5]] * 2, [1.0, 1.0]),
+    "every second slot": ({}, [[i / 6 for i in range(1, 6)]] * 2, [6.0, 6.0]),
+    "all slots": ({}, [[i / 12 for i in range(1, 12)]] * 2, [12.0, 12.0]),
+    "between slots": ({}, [[8 / 45, 16 / 45, 24 / 45, 32 / 45, 40 / 45]] * 2, [5.625, 5.625]),
+    "two factors": ({}, [[1 / 4, 2 / 4, 3 / 4], [1 / 3, 2 / 3, NAN]], [4.0, 3.0]),
+}
+
+
+@pytest.mark.parametrize("settings, positions, factor", CASES.values(), ids=CASES.keys())
+def test_the_network_is_its_plain_form(settings, positions, factor):
+    """What is left out, made once or overwritten changes neither the output nor any gradient."""
+    network = healthy(channels=8, residual_scale=0.3, **settings)
+    weights = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+    for tensor in weights.values():
+        tensor.requires_grad_()
+    positions, factor = torch.tensor(positions), torch.tensor(factor)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn((2, positions.shape[1], 32, 32), generator=generator)
+    condition = torch.randn((2, settings.get("conditions", 4), 32, 32), generator=generator)
+    gamma = torch.tensor([0.4, 0.0])
+
+    plain = PlainNative(weights, 0.3)(x, gamma, condition, positions, factor)
+    output = network(x, gamma, condition, positions, factor)
+    with torch.no_grad():
+        flow = network.bind(condition, positions, factor)
+        overwriting = [flow(x, gamma), flow(x, gamma)]
+    for result in (output, *overwriting):
+        torch.testing.assert_close(result, plain, rtol=0, atol=1e-5 * plain.std().item())
+    plain.square().mean().backward()
+    output.square().mean().backward()
+    for name, parameter in network.named_parameters():
+        wanted = weights[name].grad
+        torch.testing.assert_close(parameter.grad, wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
+
+
+@torch.inference_mode()
+def test_lower_precision_stays_near():
+    network = healthy(channels=8).eval()
+    flow = network.bind(*inputs()[2:])
+    with torch.autocast("cpu", torch.bfloat16):
+        lower = network.bind(*inputs()[2:])(*inputs()[:2])
+    exact = flow(*inputs()[:2])
+    assert (lower - exact).norm() / exact.norm() < 0.03
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5, 7, 11])
