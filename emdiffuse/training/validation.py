@@ -23,6 +23,7 @@ from emdiffuse.atomic import write_atomically
 from emdiffuse.config import Sampler
 from emdiffuse.metrics import psnr, ssim
 from emdiffuse.networks.native import NativeNetwork, plain_estimate
+from emdiffuse.networks.weights import PUBLISHED_SAMPLER
 from emdiffuse.patches import PatchStore
 from emdiffuse.processes import Batch
 from emdiffuse.progress import clock, logger
@@ -82,7 +83,8 @@ def validate(
 @torch.inference_mode()
 def _measure(state: State, patches: PatchStore, device: torch.device) -> tuple[dict[str, float], Picture]:
     """Return mean PSNR and SSIM of what is restored and of the plain estimate, and a picture of the first."""
-    sampler = Sampler(name="dpm++", steps=1 if isinstance(state.network, NativeNetwork) else 8)
+    few = {"name": "dpm++", "steps": 1} if isinstance(state.network, NativeNetwork) else PUBLISHED_SAMPLER
+    sampler = Sampler.model_validate(few)
     assert sampler.steps is not None
     wanted = PATCHES // sampler.steps
     rows = patches.validation[:: max(len(patches.validation) // wanted, 1)][:wanted]

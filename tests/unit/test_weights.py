@@ -112,7 +112,7 @@ def test_published_checkpoint_is_imported_and_reached(tmp_path, published, prefi
     assert description["task"] == "emdiffuse-n"
     assert description["network"] == {"architecture": "unet", "in_channels": 2}
     assert description["objective"]["prediction"] == "epsilon"
-    assert description["sampler"]["name"] == "dpm++"
+    assert description["sampler"] == {"name": "ddim", "steps": 8}
     assert description["sources"][0]["path"] == "20_Network_ema.pth"
     assert len(description["sources"][0]["sha256"]) == 64
 
