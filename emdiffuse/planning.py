@@ -9,6 +9,7 @@ Conventions
   Quantity 0 is the mean over the samples, in [-1, 1]; others are, with more than one sample, their standard
   deviation and, where it is asked for, the posterior mean in one call (`regression`). Real slices are left at
   0: stitching takes them from the input. A block without a slice to restore has no chunk.
+* The *input* is a registered volume, or its slices restored by another model (`Restoration.real_slices`).
 * Of a calibrated restoration the *outputs* hold the bounds of the interval of every voxel too.
 * A worker that has done its share leaves a *mark* (`MARKS`) beside the plan. Where a later stage finds
   something damaged, it removes the marks: at the next start the workers look at their chunks, and make those
@@ -58,7 +59,7 @@ class Plan:
     source : str
         Identifies the input.
     input, model : Path
-        The registered volume and the folder of the model.
+        The volume that is restored and the folder of the model.
     weights : str
         SHA-256 of the model's weights.
     factor : Fraction
@@ -147,7 +148,8 @@ def make_plan(
     Parameters
     ----------
     dataset : Path
-        Registered OME-Zarr volume, anisotropic.
+        Registered OME-Zarr volume, anisotropic; where `settings` names `real_slices`, as that model restored
+        it.
     model : Path
         Folder of a trained model.
     settings : Restoration
@@ -161,9 +163,11 @@ def make_plan(
     Raises
     ------
     DataError
-        If the volume has fewer than two slices, or no anisotropy that a model could remove.
+        If the volume has fewer than two slices, or no anisotropy that a model could remove, or was restored
+        otherwise than `settings` says.
     """
     volume, description = open_volume(dataset), load_description(model)
+    restored = _restored_before(volume, settings)
     task = TASKS[description["task"]]
     slices, height, width = volume.array.shape
     grid: SliceGrid | ImageStack = ImageStack(slices)
@@ -213,8 +217,10 @@ def make_plan(
             "weights": weights,
             "calibration": calibrated,
             "sources": volume.facts.get("sources", []),
-            "training_sources": description.get("sources", []),
+            "training_sources": description.get("sources", []) + volume.facts.get("training_sources", []),
             "intensity": volume.facts["intensity"],
+            "missing": [] if task.volumetric else volume.facts.get("missing", []),
+            "real_slices": restored,
             "hash": identity,
         },
     }
@@ -249,7 +255,7 @@ def file_hash(path: Path) -> str:
 
 def input_hash(volume: Volume) -> str:
     """Return what identifies an input: its raw files, and what was made of them."""
-    facts = [volume.facts.get(key) for key in ("sources", "intensity", "missing")]
+    facts = [volume.facts.get(key) for key in ("sources", "intensity", "missing", "hash")]
     return settings_hash(facts, list(volume.array.shape), list(volume.voxel_size))
 
 
@@ -267,6 +273,17 @@ def open_input(plan: Plan) -> Volume:
             f"{plan.input}: changed since {plan.folder}/plan.json was made; run the stage `plan` again"
         )
     return volume
+
+
+def _restored_before(volume: Volume, settings: Restoration) -> dict[str, Any] | None:
+    """Return by what the slices of an input were restored; None where they are as they were acquired."""
+    facts = volume.facts if volume.facts.get("stage") == "restored" else {}
+    if facts.get("model") != settings.real_slices:
+        raise DataError(
+            f"{volume.path}: its slices were restored by {facts.get('model') or 'no model'}, but "
+            f"`real_slices` says {settings.real_slices or 'none'}; give the volume that belongs to it"
+        )
+    return {key: facts[key] for key in ("model", "estimator", "weights", "hash")} if facts else None
 
 
 def _check_gaps(grid: SliceGrid, dataset: Path, model: Path, description: dict[str, Any]) -> None:

@@ -6,8 +6,9 @@ Conventions
   shard are added in the order of the blocks' numbers. The windows of all tiles add up to one, so that no
   division is needed.
 * Real slices are copied from the input, unchanged. Generated slices are mapped from [-1, 1] to the input's
-  intensities, rounded and clipped to its type. The uncertainty is in the input's intensities, float32, and 0
-  in real slices, where the interval of a calibrated restoration is the slice itself.
+  intensities, rounded and clipped to its type. The uncertainty is in the input's intensities, float32; in
+  real slices it is the input's own, where a model restored these, else 0. There the interval of a calibrated
+  restoration is the slice itself.
 * Where a chunk is missing, cut short, or fails its checksum, the marks of those that make such chunks are
   removed: starting again makes it anew.
 * The volume's ``zarr.json`` is written last, by the pyramid: without it the volume is not finished.
@@ -87,7 +88,9 @@ def stitch_box(plan: Plan, volume: Volume, tiles: Array, name: str, box: Box) ->
     sums = _sums(plan, tiles, plan.quantities.index(name), box)
     intensity = volume.facts["intensity"]
     if name == "uncertainty":
-        return sums * np.float32((intensity["high"] - intensity["low"]) / 2)
+        spread = sums * np.float32((intensity["high"] - intensity["low"]) / 2)
+        known = plan.input / "uncertainty"
+        return _with_real(plan, open_volume(known), spread, box) if known.exists() else spread
     return _with_real(plan, volume, cast_to(from_unit(sums, intensity), volume.array.dtype), box)
 
 

@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
+import torch
+
 from emdiffuse.config import Restoration
+from emdiffuse.networks.native import NativeNetwork
+from emdiffuse.networks.weights import save_model
 from emdiffuse.planning import make_plan
 from emdiffuse.restoration import restore
 from emdiffuse.stitching import pyramid, stitch
@@ -11,20 +15,39 @@ from emdiffuse.volume import Array
 SAMPLER = {"name": "dpm++", "steps": 2, "samples": 2, "seed": 3}
 
 
-def settings(block=(2, 2, 1), tile=64, **sampler):
+def settings(block=(2, 2, 1), tile=64, by="m", real_slices=None, **sampler):
     return Restoration.model_validate(
         {
             "dataset": "a",
-            "model": "m",
+            "model": by,
+            "real_slices": real_slices,
             "sampler": {**SAMPLER, **sampler},
             "tiling": {"tile": tile, "halo": 8, "blend": 8, "block": block},
         }
     )
 
 
-def run(dataset, model, folder, block=(2, 2, 1), workers=1, order=None, tile=64, batch=1, **sampler):
-    """Plan, restore and stitch; return the plan."""
-    plan = make_plan(dataset, model, settings(block, tile, **sampler), folder / "plan.json")
+def image_model(folder, task="emdiffuse-n"):
+    """Write a small model of images with random weights, and return its folder."""
+    torch.manual_seed(0)
+    spec = {
+        "conditions": 1,
+        "slots": 1,
+        "channels": 8,
+        "multipliers": [1, 2],
+        "blocks": 1,
+        "residual_scale": 0.2,
+    }
+    network = NativeNetwork(**spec)
+    torch.nn.init.normal_(network.exit.weight, std=0.05)
+    description = {"task": task, "network": {"architecture": "native", **spec}, "noise": {"correlation": 0.0}}
+    save_model(folder, network, description)
+    return folder
+
+
+def run(dataset, model, folder, block=(2, 2, 1), workers=1, order=None, tile=64, batch=1, **others):
+    """Plan, restore and stitch; return the plan. `others` are those of `settings`."""
+    plan = make_plan(dataset, model, settings(block, tile, **others), folder / "plan.json")
     for worker in order or range(1, workers + 1):
         restore(folder / "plan.json", worker, workers, "cpu", batch=batch)
     for worker in range(1, workers + 1):

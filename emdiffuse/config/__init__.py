@@ -125,13 +125,16 @@ class Config(Section):
                 raise ValueError(f"{key}: '{item.dataset}' by '{item.model}' is listed twice")
             pairs.add((item.dataset, item.model))
             task = self.models[item.model].task
-            if TASKS[task].volumetric == self.holds_images(item.dataset):
-                kind = "a volume" if TASKS[task].volumetric else "images (`images: true` of the dataset)"
-                raise ValueError(f"{key}.dataset: {task} restores {kind}, not '{item.dataset}'")
+            if TASKS[task].volumetric and self.holds_images(item.dataset):
+                raise ValueError(
+                    f"{key}.dataset: {task} restores a volume, not the images of '{item.dataset}'"
+                )
             size = self.voxel_size(item.dataset)
             if TASKS[task].volumetric and size is not None:
                 repair = self.datasets[self.origin(item.dataset)].repair  # of an isotropic volume, too
                 anisotropy_factor(size, f"{key}.dataset", isotropic=repair)
+            if item.real_slices is not None:
+                self._restored_slices(f"{key}.real_slices", item, item.real_slices)
             truth = self.truth(item)
             if truth is not None:
                 self._known(f"{key}.truth", truth, self.datasets)
@@ -168,18 +171,31 @@ class Config(Section):
         """
         keep = self.datasets[item.dataset].keep_every
         allowed = item.dataset if keep and keep.dataset == truth else None
-        names = {name for model in self.lineage(item.model) for name in self.models[model].datasets}
+        models = self.lineage(item.model) + (self.lineage(item.real_slices) if item.real_slices else [])
+        names = {name for model in models for name in self.models[model].datasets}
         trained = {self.origin(name) for name in names - {allowed}}
         sources = {self.datasets[name].source for name in trained} - {None}
         for name in (item.dataset, truth):
             if self.origin(name) in trained or self.datasets[self.origin(name)].source in sources:
+                model = " or ".join(f"'{own}'" for own in (item.model, item.real_slices) if own)
                 raise ValueError(
-                    f"{key}: model '{item.model}' was trained on '{self.origin(name)}' and cannot be "
-                    "evaluated on it"
+                    f"{key}: model {model} was trained on '{self.origin(name)}' and cannot be evaluated on it"
                 )
 
+    def _restored_slices(self, key: str, item: Restoration, model: str) -> None:
+        """Refuse real slices that are not restored, or not on the grid of the dataset."""
+        self._known(key, model, self.models)
+        if not TASKS[self.models[item.model].task].volumetric:
+            raise ValueError(f"{key}: {self.models[item.model].task} restores every slice; remove this key")
+        if self.models[model].task != "emdiffuse-n":
+            raise ValueError(f"{key}: '{model}' is no model of emdiffuse-n; name one that denoises")
+        if not any((other.dataset, other.model) == (item.dataset, model) for other in self.restorations):
+            raise ValueError(
+                f"{key}: '{item.dataset}' is not restored by '{model}'; add that to `restorations`"
+            )
+
     def _calibrated(self, key: str, item: Restoration) -> None:
-        """Refuse to calibrate on what is restored, or on what has no truth or another sampler."""
+        """Refuse to calibrate on what is restored, or on what has no truth or is restored otherwise."""
         assert item.calibration is not None
         other = self.calibrated_on(item)
         if other is None or self.truth(other) is None:
@@ -191,6 +207,8 @@ class Config(Section):
             raise ValueError(f"{key}: '{other.dataset}' is what is restored; calibrate on other data")
         if other.sampler.model_copy(update={"seed": item.sampler.seed}) != item.sampler:
             raise ValueError(f"{key}: '{other.dataset}' is restored with another `sampler`; use the same")
+        if other.real_slices is not None:
+            raise ValueError(f"{key}: '{other.dataset}' is restored with `real_slices`; remove that there")
 
     def calibrated_on(self, item: Restoration) -> Restoration | None:
         """Return the restoration that another one is calibrated on, if there is one."""
@@ -218,8 +236,8 @@ class Config(Section):
 
     def truth(self, item: Restoration) -> str | None:
         """Return the dataset that a restoration is compared with, if there is one."""
-        own = self.datasets[item.dataset]
-        complete = own.keep_every or (own.degrade if own.degrade and own.degrade.every == 1 else None)
+        own, gaps = self.datasets[item.dataset], TASKS[self.models[item.model].task].volumetric
+        complete = own.keep_every if gaps else own.degrade if own.degrade and own.degrade.every == 1 else None
         return item.truth or (complete.dataset if complete else None)
 
     def voxel_size(self, dataset: str) -> tuple[float, float, float] | None:

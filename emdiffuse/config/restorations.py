@@ -72,6 +72,11 @@ class Restoration(Section):
 
     dataset: Name = Field(description="The dataset to restore.")
     model: Name = Field(description="The model that restores it.")
+    real_slices: Name | None = Field(
+        None,
+        description="Of a volume: the model (emdiffuse-n) whose restoration of the same dataset gives the "
+        "real slices, between which gaps are filled; by default they are the dataset's own, unchanged.",
+    )
     sampler: Sampler = Field(default_factory=Sampler, description="The sampler.")
     tiling: Tiling = Field(default_factory=Tiling, description="Tiles and blocks.")
     truth: Name | None = Field(
@@ -97,4 +102,8 @@ class Restoration(Section):
     def _samples(self) -> Restoration:
         if self.calibration is not None and self.sampler.samples < 2:
             raise ValueError("`calibration` needs `sampler.samples` of 2 or more")
+        if self.calibration is not None and self.real_slices is not None:
+            raise ValueError(
+                "`calibration` knows no interval of slices that `real_slices` restores; remove one of the two"
+            )
         return self

@@ -174,7 +174,7 @@ def _restoration(
 
 
 def _sentences(config: Config, item: Restoration, truth: str | None, view: View) -> list[str]:
-    """Say in two sentences what was done."""
+    """Say in a few sentences what was done."""
     model, (depth, _, lateral) = config.models[item.model], view.volumes["input"].voxel_size
     if isinstance(view.grid, ImageStack):
         first = (
@@ -190,14 +190,20 @@ def _sentences(config: Config, item: Restoration, truth: str | None, view: View)
         f"slices {lateral:.4g} nm apart by the model {item.model} (task {model.task}), which was trained on "
         f"{' and '.join(model.datasets)}."
     )
+    sentences = [first]
+    if before := view.volumes["restored"].facts.get("real_slices"):
+        sentences.append(
+            f"Its real slices were restored first, by the model {before['model']} ({before['estimator']}); "
+            "the gaps are filled, and interpolated, between what that made of them."
+        )
     if truth is None:
-        return [first, WITHOUT_TRUTH]
+        return [*sentences, WITHOUT_TRUTH]
     seen = "whose slices between the kept ones" if item.dataset in model.datasets else "which"
     second = (
         f"Every slice made between two real ones is compared with {truth}, {seen} the model never saw, "
         "beside interpolation of the same slices on the same voxels."
     )
-    return [first, second]
+    return [*sentences, second]
 
 
 def _count(number: int, what: str) -> str:

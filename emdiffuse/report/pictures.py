@@ -102,11 +102,12 @@ class View:
 
 def open_view(config: Config, item: Restoration, truth: str | None, results: Path, budget: int) -> View:
     """Open the volumes of a restoration, and choose a region whose pictures fit into the budget."""
-    restored = results / "restored" / item.dataset / item.model / "restored.ome.zarr"
-    volumes = {
-        "input": open_volume(results / "registered" / f"{item.dataset}.ome.zarr"),
-        "restored": open_volume(restored),
-    }
+    made = results / "restored" / item.dataset
+    restored = made / item.model / "restored.ome.zarr"
+    given = results / "registered" / f"{item.dataset}.ome.zarr"
+    if item.real_slices:
+        given = made / item.real_slices / "restored.ome.zarr"
+    volumes = {"input": open_volume(given), "restored": open_volume(restored)}
     if truth:
         volumes["truth"] = open_volume(results / "registered" / f"{truth}.ome.zarr")
     if (restored / "uncertainty" / "zarr.json").exists():

@@ -161,6 +161,53 @@ def calibrated(**changes):
     return config
 
 
+def denoised(**changes):
+    """Return the demo with gaps filled between denoised slices, and some keys of the two restorations changed."""
+    config = copy.deepcopy(DEMO)
+    first = {"dataset": "medulla_test_60nm", "model": "denoise_medulla"}
+    second = {"dataset": "medulla_test_60nm", "model": "gap6", "real_slices": "denoise_medulla"}
+    config["restorations"] = [first | changes.get("first", {}), second | changes.get("second", {})]
+    return config
+
+
+def test_the_slices_of_a_volume_may_be_denoised_first():
+    """They have no truth of their own: those of the whole volume lie elsewhere."""
+    config = validate(denoised())
+    assert [config.truth(item) for item in config.restorations] == [None, "medulla_test"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"second": {"real_slices": "nothing"}}, "1.real_slices: there is no 'nothing'; known: gap6"),
+        ({"second": {"real_slices": "lateral6"}}, "1.real_slices: 'lateral6' is no model of emdiffuse-n"),
+        (
+            {"second": {"real_slices": "denoise"}},
+            "'medulla_test_60nm' is not restored by 'denoise'; add that",
+        ),
+        (
+            {"first": {"real_slices": "denoise"}},
+            "0.real_slices: emdiffuse-n restores every slice; remove this",
+        ),
+        (
+            {"second": {"sampler": {"steps": 4, "samples": 2}, "calibration": {"dataset": "medulla_train"}}},
+            "restorations.1: `calibration` knows no interval of slices that `real_slices` restores",
+        ),
+    ],
+)
+def test_real_slices_that_cannot_be_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        validate(denoised(**changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_denoised_the_slices_never_saw_the_truth():
+    config = denoised()
+    config["datasets"]["medulla_noisy"]["degrade"]["dataset"] = "medulla_test"
+    with pytest.raises(ConfigError, match="model 'gap6' or 'denoise_medulla' was trained on 'medulla_test'"):
+        validate(config)
+
+
 def test_a_restoration_knows_what_it_is_calibrated_on():
     config = validate(calibrated())
     assert config.calibrated_on(config.restorations[0]) is config.restorations[1]
@@ -174,6 +221,7 @@ def test_a_restoration_knows_what_it_is_calibrated_on():
         ({"first": {"calibration": {"dataset": "medulla_test_60nm"}}}, "is what is restored; calibrate on other data"),
         ({"second": {"sampler": {"steps": 2, "samples": 4}}}, "'thin' is restored with another `sampler`; use the same"),
         ({"first": {"sampler": {"steps": 4}}}, "`calibration` needs `sampler.samples` of 2 or more"),
+        ({"second": {"real_slices": "denoise"}}, "'thin' is restored with `real_slices`; remove that there"),
         ({"first": {"calibration": {"dataset": "thin", "alpha": 1}}}, "calibration.alpha: .*less than 1"),
     ],
 )  # fmt: skip

@@ -180,6 +180,33 @@ def test_a_run_without_truth_training_or_alignment_has_a_report(tmp_path):
     }
 
 
+def test_gaps_between_denoised_slices_are_shown_with_these_as_their_input(tmp_path):
+    volume = np.random.default_rng(0).integers(0, 200, (9, 16, 16), np.uint8)
+    run(tmp_path, volume, volume)
+    facts = {
+        "dataset": "thin",
+        "model": "net",
+        "real_slices": {"model": "n", "estimator": "mean of 8 samples"},
+    }
+    write(tmp_path / "results/restored/thin/net/restored.ome.zarr", volume, **facts)
+    write(tmp_path / "results/restored/thin/n/restored.ome.zarr", volume[::4] + 50, (40, 10, 10))
+    images = {"task": "emdiffuse-n", "datasets": ["pairs"]}
+    config = CONFIG | {
+        "datasets": CONFIG["datasets"] | {"pairs": {"degrade": {"dataset": "train"}}},
+        "models": CONFIG["models"] | {"n": images},
+        "restorations": [
+            {"dataset": "thin", "model": "n"},
+            {"dataset": "thin", "model": "net", "real_slices": "n"},
+        ],
+    }
+    text = report(tmp_path, config)
+    assert "restored first, by the model n (mean of 8 samples); the gaps are filled" in text
+    inputs = [values for alt, values in pictures(text) if alt.startswith("Input (nearest real slice), xy")]
+    assert len(inputs) == 1  # of the gaps; images say "Input"
+    low, high = (float(v) for v in (volume.min(), volume.max()))
+    np.testing.assert_array_equal(inputs[0], to_gray(volume[4] + 50, low, high))
+
+
 def test_uncertainty_is_shown_beside_the_differences(tmp_path):
     volume = np.random.default_rng(0).integers(0, 256, (9, 16, 16), np.uint8)
     run(tmp_path, volume, volume)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from helpers import INTENSITY, write_volume
-from restoring import chunks, content, run, settings, volumes
+from restoring import chunks, content, image_model, run, settings, volumes
 
 from emdiffuse.calibration import floor_of, interval
 from emdiffuse.errors import ConfigError, StoreError
 from emdiffuse.inference import RestorationModel
-from emdiffuse.networks import NativeNetwork, UNet
+from emdiffuse.networks import UNet
 from emdiffuse.networks.weights import save_model
 from emdiffuse.planning import make_plan, read_plan
 from emdiffuse.restoration import read_condition, restore, restore_blocks
@@ -119,19 +119,7 @@ def test_a_published_network_fills_gaps_slice_by_slice(dataset, tmp_path):
 def test_images_take_the_same_path(medulla, tmp_path, task, scale):
     """A stack of images: each by itself, on the finer grid for super-resolution, in any tiling."""
     stack = write_volume(tmp_path / "s.ome.zarr", medulla[:2, :72, :90], (50, 4, 4))
-    torch.manual_seed(0)
-    spec = {
-        "conditions": 1,
-        "slots": 1,
-        "channels": 8,
-        "multipliers": [1, 2],
-        "blocks": 1,
-        "residual_scale": 0.2,
-    }
-    network = NativeNetwork(**spec)
-    torch.nn.init.normal_(network.exit.weight, std=0.05)
-    description = {"task": task, "network": {"architecture": "native", **spec}, "noise": {"correlation": 0.0}}
-    save_model(tmp_path / "m", network, description)
+    image_model(tmp_path / "m", task)
     plan = run(stack, tmp_path / "m", tmp_path / "out", name="dpm++", steps=3, samples=2)
     restored = open_volume(plan.restored / "restored")
     assert restored.array.shape == (2, 72 * scale, 90 * scale)

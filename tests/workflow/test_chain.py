@@ -118,6 +118,30 @@ def test_a_model_begun_from_another_waits_for_it(project):
     assert project.pending() == own | RESTORATION | {"train gap3"}
 
 
+def test_gaps_are_filled_between_slices_that_another_model_denoised(project):
+    """And what denoises them otherwise redoes both, but the training of the gaps' model."""
+    gaps, item = project.config["models"]["gap3"], project.config["restorations"][0]
+    images = {key: value for key, value in gaps.items() if key != "factor"}
+    project.config["datasets"]["noisy"] = {"degrade": {"dataset": "isotropic", "every": 4, "noise": {"gaussian": 0.1}}}
+    project.config["models"]["denoise"] = {**images, "task": "emdiffuse-n", "datasets": ["noisy"]}
+    slices = {**item, "model": "denoise"}
+    project.config["restorations"] = [slices, {**item, "real_slices": "denoise"}]
+    project.run()
+    assert project.pending() == set()
+    denoised = open_volume(project.output.parent / "denoise/restored.ome.zarr")
+    restored = open_volume(project.output / "restored.ome.zarr")
+    assert denoised.voxel_size == (30, 10, 10)
+    values, known = restored.array[:, :, :], denoised.array[:, :, :]
+    np.testing.assert_array_equal(values[::3], known)
+    assert (known != tifffile.imread(project.folder / "test.tif")[::3]).mean() > 0.1
+    assert restored.facts["real_slices"]["model"] == "denoise"
+    report = (project.folder / "results/report.html").read_text()
+    assert "restored first, by the model denoise (mean of 2 samples of 2 calls (dpm++))" in report
+    slices["sampler"] = {"name": "dpm++", "steps": 3, "samples": 2}
+    stages = {f"{stage} thin denoise" for stage in ("plan", "restore", "stitch", "pyramid")}
+    assert project.pending() == RESTORATION | stages
+
+
 def test_a_plot_setting_redoes_the_report_alone(project):
     project.config["report"]["percentiles"] = [1, 99]
     assert project.pending() == {"report"}

@@ -151,6 +151,14 @@ def restoration(wildcards):
     return found[0]
 
 
+def source_volume(wildcards):
+    """What a restoration starts from: the dataset, or its slices as another model restored them."""
+    model = restoration(wildcards).real_slices
+    if model is None:
+        return f"results/registered/{wildcards.dataset}.ome.zarr/zarr.json"
+    return f"results/restored/{wildcards.dataset}/{model}/restored.ome.zarr/zarr.json"
+
+
 def restoration_settings(wildcards):
     return restoration(wildcards).canonical()
 

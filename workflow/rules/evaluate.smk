@@ -2,7 +2,7 @@
 rule evaluate:
     input:
         restored="results/restored/{dataset}/{model}/restored.ome.zarr/zarr.json",
-        dataset="results/registered/{dataset}.ome.zarr/zarr.json",
+        dataset=source_volume,
         truth=truth_volume,
     output:
         json="results/evaluation/{dataset}/{model}.json",

@@ -1,9 +1,9 @@
 # A volume restored by a model: planned once, shared by N workers, blended by N workers, finished once.
 rule plan:
     input:
-        "results/registered/{dataset}.ome.zarr/zarr.json",
         "experiments/{model}/best/model.safetensors",
         "experiments/{model}/best/model.json",
+        source=source_volume,
         calibration=calibration_file,
     output:
         "results/restored/{dataset}/{model}/plan.json",
@@ -17,12 +17,13 @@ rule plan:
         mem_mb=4000,
         runtime=30,
     params:
+        source=lambda wildcards, input: folder([input.source]),
         settings=restoration_settings,
         calibration=lambda wildcards, input: " ".join(
             f"--calibration {file}" for file in input.calibration
         ),
     shell:
-        "emdiffuse --log {log} plan results/registered/{wildcards.dataset}.ome.zarr"
+        "emdiffuse --log {log} plan {params.source}"
         " experiments/{wildcards.model}/best {output} --settings {params.settings:q} {params.calibration}"
 
 
