@@ -9,7 +9,7 @@ Conventions
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from emdiffuse.config import Sampler
 from emdiffuse.networks import load_network
+from emdiffuse.networks.compilation import CompiledNetwork
 from emdiffuse.networks.precision import autocast_for
 from emdiffuse.networks.weights import PUBLISHED_SAMPLER, ModelError, load_description
 from emdiffuse.processes import Batch, Process, process_of
@@ -106,6 +107,10 @@ class RestorationModel:
         except KeyError as error:
             raise ModelError(f"{directory}/model.json does not say '{error.args[0]}'; train again") from None
         return cls(network, process, description, torch.device(device))
+
+    def compiled(self, mode: str) -> RestorationModel:
+        """Return the model with its network compiled (see `networks.compilation`)."""
+        return replace(self, network=CompiledNetwork(self.network, mode))
 
     @torch.inference_mode()
     def restore(self, batch: Batch, sampler: Sampler, white: WhiteNoise) -> tuple[Tensor, Tensor]:

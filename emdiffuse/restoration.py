@@ -5,7 +5,8 @@ Conventions
 * A chunk that exists, and can be read, is a block that is done. Worker w of N owns the blocks w - 1, w - 1 +
   N, ...
 * Reading, noise and writing have threads of their own beside the network: they work ahead of it, or behind.
-* Tiles go through the network in batches of one depth, which never reach beyond a block.
+* Tiles go through the network in batches of one depth, which never reach beyond a block. On a GPU a batch
+  is as large as its memory allows, and halved where that was too much all the same.
 * Beyond the volume's edges the input is mirrored.
 * Images (emdiffuse-n, emdiffuse-r) take the same path: a stack of slices, each restored by itself, whose
   tiles lie on the pixel grid of the output, `scale` times as fine as the input's.
@@ -15,7 +16,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +27,8 @@ import torch
 from numpy.typing import NDArray
 
 from emdiffuse.acquisition import to_unit
-from emdiffuse.errors import StoreError
+from emdiffuse.devices import fitting_batch, memory_of, place_of
+from emdiffuse.errors import ConfigError, StoreError
 from emdiffuse.geometry import Block, BlockGrid, ImageStack, owned
 from emdiffuse.inference import RestorationModel, WhiteNoise, draws
 from emdiffuse.noise import noise_field
@@ -44,20 +48,14 @@ class Tile(NamedTuple):
     column: int
 
 
-def place_of(device: str) -> str:
-    """Return the device that "auto" stands for: the GPU, where there is one."""
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def restore(
     path: Path,
     worker: int,
     workers: int,
     device: str = "auto",
     model: RestorationModel | None = None,
-    batch: int = 1,
+    batch: int | None = None,
+    compilation: str | None = None,
 ) -> None:
     """Restore the blocks that a worker owns and that are not done.
 
@@ -71,13 +69,17 @@ def restore(
         "auto", "cpu" or a CUDA device.
     model : RestorationModel, optional
         The plan's model, where it is loaded already.
-    batch : int
-        Tiles that go through the network at once.
+    batch : int, optional
+        Tiles that go through the network at once; by default as many as a GPU has memory for, on a CPU one.
+    compilation : {"default", "reduce-overhead", "max-autotune"}, optional
+        Compile the network, in this mode of `torch.compile`.
 
     Raises
     ------
     StoreError
         If the input or the model changed since the plan was made.
+    ConfigError
+        If not even one tile fits into the device's memory, or the network cannot be compiled.
     """
     plan = read_plan(path)
     volume, tiles, grid = open_input(plan), open_array_of(plan, plan.tiles), plan.grid
@@ -89,6 +91,10 @@ def restore(
         logger.info("all %d blocks of worker %d are done", len(mine), worker)
         return
     model = model or RestorationModel.load(plan.model, place_of(device))
+    if batch is None:
+        batch = _batch_for(plan, todo, volume, model)
+    if compilation is not None:
+        model = model.compiled(compilation)
     what = f"restoring, worker {worker} of {workers}"
     sums = restore_blocks(plan, todo, volume, model, batch)
     done = len(mine) - len(todo)
@@ -120,13 +126,39 @@ def restore_blocks(
     model : RestorationModel
         The plan's model.
     batch : int
-        Tiles that go through the network at once.
+        Tiles that go through the network at once; halved when the device runs out of memory.
 
     Yields
     ------
     ndarray
         (quantity, z, y, x), float32, over the support of a block.
+
+    Raises
+    ------
+    ConfigError
+        If the device has too little memory for one tile.
     """
+    done = 0
+    while done < len(numbers):
+        try:
+            for sums in _block_sums(plan, numbers[done:], volume, model, batch):
+                done += 1
+                yield sums
+        except torch.OutOfMemoryError:
+            if batch == 1:
+                raise ConfigError(
+                    f"tiling.tile: not one tile of {plan.tiling.tile} pixels fits into the memory of "
+                    f"{model.device}; make tiles smaller, or take another device"
+                ) from None
+            batch //= 2
+            logger.warning("%s is out of memory: now %d tiles at once", model.device, batch)
+        torch.cuda.empty_cache()
+
+
+def _block_sums(
+    plan: Plan, numbers: Sequence[int], volume: Volume, model: RestorationModel, batch: int
+) -> Iterator[NDArray[np.float32]]:
+    """Do what `restore_blocks` does, as long as there is memory."""
     grid = plan.grid
 
     def batches() -> Iterator[list[Tile]]:
@@ -151,6 +183,31 @@ def restore_blocks(
                 for number, tile in enumerate(tiles):
                     _blend(sums, block, grid, tile, [value[number] for value in values])
             yield sums
+
+
+def _batch_for(plan: Plan, numbers: Sequence[int], volume: Volume, model: RestorationModel) -> int:
+    """Return how many tiles fit into the device's memory, measured with one of the deepest gap at hand."""
+    grid, sampler, memory = plan.grid, plan.sampler, memory_of(model.device)
+    largest = grid[0]
+    most = prod(map(len, (largest.gaps, largest.rows, largest.columns)))
+    if memory is None or most == 1:
+        return 1
+    # more steps, or samples, take no more memory
+    few = {"steps": min(sampler.steps or 1, 2), "samples": min(sampler.samples, 2)}
+    short = replace(plan, sampler=sampler.model_copy(update=few))
+    gap = max(grid[numbers[0]].gaps, key=lambda gap: len(grid.z.generated(gap)))
+    tiles = [Tile(gap, 0, 0)]
+
+    def white(sample: int, step: int) -> torch.Tensor:
+        return _noise(plan, grid, tiles, sample, step).to(model.device)
+
+    condition = _read_batch(plan, grid, tiles, volume)
+    try:
+        batch = fitting_batch(lambda: _restore_batch(short, model, condition, white), memory, most)
+    except torch.OutOfMemoryError:
+        batch = 1
+    logger.info("%d tiles at once fit into the memory of %s", batch, model.device)
+    return batch
 
 
 def _batches(grid: BlockGrid, block: Block, size: int) -> Iterator[list[Tile]]:

@@ -28,13 +28,13 @@ from types import FrameType
 from typing import NoReturn
 
 from emdiffuse.atomic import scratch, write_atomically
+from emdiffuse.devices import place_of
 from emdiffuse.enhance import Enhancement, enhance
 from emdiffuse.errors import ConfigError, DataError, EmdiffuseError, StoreError
 from emdiffuse.inference import RestorationModel
 from emdiffuse.planning import WEIGHTS
 from emdiffuse.progress import clock, logger
 from emdiffuse.readers import SUFFIXES, open_source
-from emdiffuse.restoration import place_of
 from emdiffuse.settings import settings_hash
 
 SETTINGS = ".emdiffuse-watch"

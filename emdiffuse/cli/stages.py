@@ -23,6 +23,14 @@ class Launcher(StrEnum):
     submitit = "submitit"
 
 
+class Compilation(StrEnum):
+    """Modes of torch.compile."""
+
+    default = "default"
+    reduce_overhead = "reduce-overhead"
+    max_autotune = "max-autotune"
+
+
 @app.command()
 def acquire(name: str, out: Path, settings: Settings, workers: Workers = None) -> None:
     """Convert a raw volume (TIFF, numbered slices, MRC, HDF5, Zarr, N5, precomputed) or pairs to OME-Zarr."""
@@ -140,19 +148,37 @@ def plan(
 
 @app.command()
 def restore(
-    plan: Path,
+    plan: Annotated[Path, typer.Argument(help="plan.json, which the stage `plan` wrote.")],
     worker: Share = "1-of-1",
     done: Done = None,
     device: Device = "auto",
-    batch: Annotated[int, typer.Option(min=1, help="Tiles that go through the network at once.")] = 1,
+    batch: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|N",
+            help="Tiles that go through the network at once. auto: as many as a GPU has memory for, at most "
+            "a block (`tiling.block`); on a CPU one. Halved where a GPU runs out of memory.",
+        ),
+    ] = "auto",
+    compilation: Annotated[
+        Compilation | None,
+        typer.Option(
+            "--compile",
+            help="Compile the network first (torch.compile), which takes minutes. reduce-overhead: also "
+            "replay each call as a CUDA graph; max-autotune: also try several kernels. Needs a C++ compiler.",
+        ),
+    ] = None,
 ) -> None:
-    """Restore a worker's share of a plan's blocks; blocks that are done are not done again."""
+    """Restore a worker's share of a plan's blocks; blocks that are done are not done again.
+
+    Tiles in other batches, or a compiled network, change the volume by rounding alone.
+    """
     from emdiffuse.allocator import keep_freed_memory
     from emdiffuse.planning import read_plan
     from emdiffuse.restoration import restore as run
 
     keep_freed_memory()
-    run(plan, *_share(worker), device, batch=batch)
+    run(plan, *_share(worker), device, batch=_batch(batch), compilation=compilation)
     _mark(done, read_plan(plan).hash)
 
 
@@ -208,6 +234,15 @@ def _share(text: str) -> tuple[int, int]:
     if not (worker.isdigit() and workers.isdigit() and 1 <= int(worker) <= int(workers)):
         raise ConfigError(f"--worker: '{text}' is not of the form I-of-N with 1 <= I <= N, such as 1-of-4")
     return int(worker), int(workers)
+
+
+def _batch(text: str) -> int | None:
+    """Read "auto" (None), or a number of tiles."""
+    if text == "auto":
+        return None
+    if not (text.isdecimal() and int(text) > 0):
+        raise ConfigError(f"--batch: '{text}' is neither auto nor a number of tiles, such as 4")
+    return int(text)
 
 
 def _mark(path: Path | None, content: str) -> None:

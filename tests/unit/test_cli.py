@@ -27,6 +27,10 @@ MISTAKES = {
         "error: datasets.a: sauce: unknown key",
     ),
     "no plan": (("restore", "nowhere/plan.json"), "there is no plan here"),
+    "odd batch": (
+        ("restore", "plan.json", "--batch", "many"),
+        "--batch: 'many' is neither auto nor a number",
+    ),
     "odd worker": (("stitch", "plan.json", "--worker", "3-of-2"), "--worker: '3-of-2'"),
     "no model": (
         ("plan", "a", "b", "plan.json", "--settings", "{dataset: a, model: b}"),

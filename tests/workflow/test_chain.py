@@ -17,6 +17,7 @@ from ome_zarr.io import parse_url
 from ome_zarr.reader import Reader
 from ome_zarr_models.v05 import Image
 from restoring import content, flip
+from small_project import Project
 
 from emdiffuse.volume import Array, open_volume
 
@@ -145,6 +146,14 @@ def test_gaps_are_filled_between_slices_that_another_model_denoised(project):
 def test_a_plot_setting_redoes_the_report_alone(project):
     project.config["report"]["percentiles"] = [1, 99]
     assert project.pending() == {"report"}
+
+
+def test_the_profile_says_how_the_network_is_run(tmp_path, medulla):
+    project = Project(tmp_path / "project", medulla)
+    options = ("--set-resources", "restore:batch=2", "restore:compile=reduce-overhead")
+    for given, told in (((), "--batch auto\n"), (options, "--batch 2 --compile reduce-overhead\n")):
+        done = project.run("--dry-run", "--printshellcmds", *given)
+        assert (done.stdout + done.stderr).count(told) == 2  # workers
 
 
 def test_a_mistake_in_the_config_is_one_line(project):

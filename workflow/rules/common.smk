@@ -137,9 +137,11 @@ def launch_options(wildcards, resources, threads):
     )
 
 
-def tiles_at_once(wildcards, resources):
-    """How many tiles go through the network at once: what the device has room for, so the profile says it."""
-    return resources.get("batch", 1)
+def device_options(wildcards, resources):
+    """How the network is run: what the device has room for, and what pays on it, so the profile says it."""
+    mode = resources.get("compile")
+    compiled = f" --compile {mode}" if mode else ""
+    return f"--batch {resources.get('batch', 'auto')}{compiled}"
 
 
 def restoration(wildcards):

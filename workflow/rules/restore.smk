@@ -43,10 +43,10 @@ rule restore:
         mem_mb=4000,
         runtime=1440,
     params:
-        batch=tiles_at_once,
+        options=device_options,
     shell:
         "emdiffuse --log {log} --threads {threads} restore {input} --worker {wildcards.scatteritem} --done {output}"
-        " --batch {params.batch}"
+        " {params.options}"
 
 
 rule stitch:
