@@ -4,7 +4,8 @@ Conventions
 -----------
 * A chunk that exists, and can be read, is a block that is done. Worker w of N owns the blocks w - 1, w - 1 +
   N, ...
-* Reading, noise and writing have threads of their own beside the network: they work ahead of it, or behind.
+* Reading, noise, blending and writing have threads of their own beside the network: they work ahead of it, or
+  behind.
 * Tiles go through the network in batches of one depth, which never reach beyond a block. On a GPU a batch
   is as large as its memory allows, and halved where that was too much all the same.
 * Beyond the volume's edges the input is mirrored.
@@ -178,10 +179,9 @@ def _block_sums(
 
         for block in map(grid.__getitem__, numbers):
             sums = np.zeros((len(plan.quantities), *block.shape), np.float32)
-            for tiles in _batches(grid, block, batch):
-                values = _restore_batch(plan, model, next(condition), white)
-                for number, tile in enumerate(tiles):
-                    _blend(sums, block, grid, tile, [value[number] for value in values])
+            with behind(partial(_blend_batch, sums, block, grid)) as blend:
+                for tiles in _batches(grid, block, batch):
+                    blend(tiles, _restore_batch(plan, model, next(condition), white))
             yield sums
 
 
@@ -229,6 +229,18 @@ def _restore_batch(
         once = plan.sampler.model_copy(update={"steps": 1, "samples": 1})
         made["regression"] = model.restore(batch, once, white)[0]
     return [made[name].cpu().numpy() for name in plan.quantities]
+
+
+def _blend_batch(
+    sums: NDArray[np.float32],
+    block: Block,
+    grid: BlockGrid,
+    tiles: list[Tile],
+    values: list[NDArray[np.float32]],
+) -> None:
+    """Add a batch's values of each quantity, (N, D, tile, tile), to the sums of its block, in their order."""
+    for number, tile in enumerate(tiles):
+        _blend(sums, block, grid, tile, [value[number] for value in values])
 
 
 def _blend(
