@@ -10,7 +10,9 @@ Conventions
 * Tiles overlap; their maps are blended by weights that fall to their edges. A tile whose flow cannot be
   trusted is dropped, with a reason; what no tile covers, and where forward and backward flow disagree, is
   masked.
-* A pair that is aligned already, within the accuracy of all this, is left as it is, to the bit.
+* A pair that is aligned already, within the accuracy of all this, is left as it is, to the bit. The shift of
+  the whole is known better than its local displacements: where these are too small to tell, it alone is
+  taken away.
 """
 
 from __future__ import annotations
@@ -61,6 +63,8 @@ ACCURACY = 4.0
 """Displacements of a pair that is aligned, by noise alone, are at most so many times the disagreement."""
 GAIN = 2e-4
 """Rise of the correlation below which it did not rise."""
+LEAST_SHIFT = 0.05
+"""Shift of a whole image, in pixels, that is taken away."""
 
 
 class NotRegistered(DataError):
@@ -150,31 +154,41 @@ def register_pair(
     if ncc["after"] < ncc["homography"]:
         final, covered = mapped(coarse.matrix, places), np.ones(target.shape, np.bool_)
         ncc["after"] = ncc["homography"]
-    displacement = final - places
     mask = covered & inside(final, source.shape)
-    sizes = np.hypot(*displacement)[mask] if mask.any() else np.zeros(1)
     facts |= {
         "ncc": ncc,
-        "displacement": {
-            "median": float(np.median(sizes)),
-            "percentile_95": float(np.percentile(sizes, 95)),
-        },
+        **_extent(final - places, mask),
         "inliers": coarse.inliers,
         "magnification": scaled,
-        "rejected": float(1 - mask.mean()),
     }
     measurable = max(limits.aligned, ACCURACY * (facts["forward_backward"] or 0))
     still = facts["displacement"]["percentile_95"] < measurable or ncc["after"] < ncc["before"] + GAIN
     if still and target.shape == source.shape:
-        facts |= {"changed": False, "rejected": 0.0, "ncc": {**ncc, "after": ncc["before"]}}
-        return Registered(moving.copy(), np.ones(target.shape, np.bool_), np.zeros_like(places), facts)
+        shift = (final - places)[:, mask].mean(1) if mask.any() else np.zeros(2)
+        final = places + shift.astype(np.float32)[:, None, None]
+        ncc["after"] = _correlation(target, source, final)
+        if np.hypot(*shift) < LEAST_SHIFT or ncc["after"] < ncc["before"]:
+            facts |= {"changed": False, "rejected": 0.0, "ncc": {**ncc, "after": ncc["before"]}}
+            return Registered(moving.copy(), np.ones(target.shape, np.bool_), np.zeros_like(places), facts)
+        mask = inside(final, source.shape)
+        facts |= _extent(final - places, mask)
     if facts["rejected"] > limits.rejected:
         raise NotRegistered(
             f"{facts['rejected']:.0%} of its pixels cannot be registered ({_reasons(facts['tiles'])})"
         )
     return Registered(
-        cast_to(warp(source, final), moving.dtype), mask, displacement, {**facts, "changed": True}
+        cast_to(warp(source, final), moving.dtype), mask, final - places, {**facts, "changed": True}
     )
+
+
+def _extent(displacement: Map, mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """Return how far a map moves pixels, and which share of them is masked."""
+    sizes = np.hypot(*displacement)[mask] if mask.any() else np.zeros(1)
+    median, most = (float(np.percentile(sizes, share)) for share in (50, 95))
+    return {
+        "displacement": {"median": median, "percentile_95": most},
+        "rejected": float(1 - mask.mean()),
+    }
 
 
 def check_pair(

@@ -113,6 +113,16 @@ def test_an_aligned_pair_is_left_as_it_is_to_the_bit(brain, flow):
     np.testing.assert_array_equal(found.moving, uint8(noisy)[:192, :192])
 
 
+def test_a_shift_of_a_fraction_of_a_pixel_is_taken_away(brain, flow):
+    clean, noisy = brain
+    shift = (0.15, -0.1)
+    moving = warp(noisy, identity(noisy.shape) - np.array(shift, np.float32)[:, None, None])
+    found = register_pair(clean, moving, flow)
+    assert found.quality["changed"]
+    np.testing.assert_allclose(found.displacement.mean((1, 2)), shift, atol=0.04)
+    assert np.ptp(found.displacement, (1, 2)).max() < 1e-3  # noise alone deforms nothing
+
+
 def test_sixteen_bits_and_another_contrast_are_registered_to_eight(brain, flow):
     clean, noisy = brain
     truth = deformation(clean.shape, 1, local=3.0)
