@@ -5,8 +5,8 @@ Conventions
 * Both images are scaled by the range of the moving ones, which alone is known when a model is applied.
 * The condition is the moving image (noisy, or of low resolution and then enlarged to the pixel grid of the
   other), the target the fixed one. Sizes and origins are in pixels of the fixed image.
-* A patch with less than `VALID` of its pixels inside the registration's mask is left out, and so is a field
-  that registration excluded.
+* The grid of patches begins where the registration's mask does. A patch with a pixel outside the mask is left
+  out, and so is a field that registration excluded.
 * Whole fields are kept for validation; of a single field, its lower end, `MARGIN` pixels away from what is
   trained on.
 """
@@ -18,6 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from emdiffuse.acquisition import to_unit
 from emdiffuse.config import Model
 from emdiffuse.errors import DataError
@@ -28,8 +31,9 @@ from emdiffuse.resampling import enlarge
 from emdiffuse.tasks import TASKS
 from emdiffuse.volume import Volume
 
-VALID = 0.99
 MARGIN = 16
+MASKED = 0.1
+"""Share of a row or column at the edge of a field of which more is masked: the grid begins behind it."""
 
 
 class PairSource:
@@ -65,23 +69,31 @@ class PairSource:
         size, share = self.model.patches.size, self.model.patches.validation
         trained, _ = training_length(len(self.fields), share, 1, 0)
         for field in range(len(self.fields)):
-            _, height, width = self.image(field, "fixed").array.shape
-            regions = {TRAINING if field < trained else VALIDATION: (0, height)}
+            (top, bottom), (left, right) = self._shown(field)
+            regions = {TRAINING if field < trained else VALIDATION: (top, bottom)}
             if len(self.fields) == 1:
-                end, begin = training_length(height, share, size, MARGIN)
-                regions = {TRAINING: (0, end), VALIDATION: (begin, height)}
+                end, begin = training_length(bottom - top, share, size, MARGIN)
+                regions = {TRAINING: (top, top + end), VALIDATION: (top + begin, bottom)}
             for split, (low, high) in regions.items():
                 step = size if split == VALIDATION else max(round(size * (1 - self.model.patches.overlap)), 1)
                 step = ceil_to(step, self.scale)
                 rows = range(ceil_to(low, self.scale), high - size + 1, step)
-                for y, x in itertools.product(rows, range(0, width - size + 1, step)):
+                columns = range(ceil_to(left, self.scale), right - size + 1, step)
+                for y, x in itertools.product(rows, columns):
                     yield Origin(number, field, 0, y, x, 1, split)
+
+    def _shown(self, field: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return begin and end of a field along y and x, without its masked edges."""
+        _, height, width = self.image(field, "fixed").array.shape
+        if not self.pairs.has_mask(self.fields[field]):
+            return (0, height), (0, width)
+        return framed(self.image(field, "mask").array[:, :, :][0] > 0)
 
     def usable(self, origin: Origin) -> bool:
         """Tell whether a patch has contrast, and lies inside the mask."""
         if self.pairs.has_mask(self.fields[origin.axis]):
             mask = self.image(origin.axis, "mask").array[self._box(origin, 1)]
-            if mask.mean() < VALID:
+            if not mask.all():
                 return False
         _, target = self.cut(origin)
         return bool(target.std() >= self.model.patches.minimum_contrast)
@@ -97,3 +109,17 @@ class PairSource:
         size = self.model.patches.size // scale
         y, x = origin.y // scale, origin.x // scale
         return slice(0, 1), slice(y, y + size), slice(x, x + size)
+
+
+def framed(valid: NDArray[np.bool_]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return begin and end along y and x of a mask without its edges that are `MASKED`."""
+    (top, left), (bottom, right) = (0, 0), valid.shape
+    while top < bottom and left < right:
+        inner = valid[top:bottom, left:right]
+        shares = [1 - edge.mean() for edge in (inner[0], inner[-1], inner[:, 0], inner[:, -1])]
+        worst = int(np.argmax(shares))
+        if shares[worst] <= MASKED:
+            break
+        top, bottom = top + (worst == 0), bottom - (worst == 1)
+        left, right = left + (worst == 2), right - (worst == 3)
+    return (top, bottom), (left, right)

@@ -109,11 +109,14 @@ def test_one_field_is_split_by_region_and_masked_patches_are_left_out(medulla, t
     store = write_pairs(tmp_path / "a.ome.zarr", [(image, image)])
     mask = np.ones((1, *image.shape), np.uint8)
     mask[:, :, :20] = 0
+    mask[0, 60, 90] = 0
     write_volume(store / "0000" / "mask", mask, (5, 5, 5))
     cut_patches([store], model("emdiffuse-n"), tmp_path / "p.zarr")
     origins = table(tmp_path / "p.zarr")
     training = origins["split"] == TRAINING
-    assert origins["x"].min() >= 20
+    assert origins["x"].min() == 20 and len(origins["x"]) > 10  # the grid begins where the mask does
+    for y, x in zip(origins["y"], origins["x"], strict=True):
+        assert mask[0, y : y + 32, x : x + 32].all()
     assert (origins["y"][training] + 32).max() + 16 <= origins["y"][~training].min()
 
 
