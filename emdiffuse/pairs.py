@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from emdiffuse.errors import StoreError
-from emdiffuse.volume import Volume, open_volume, read_metadata
+from emdiffuse.volume import Volume, open_volume, read_metadata, write_group
 
 SCALES = (1, 2)
 
@@ -54,6 +54,13 @@ class Pairs:
     def has_mask(self, field: dict[str, Any]) -> bool:
         """Tell whether a field has a mask."""
         return (self.path / field["group"] / "mask" / "zarr.json").exists()
+
+
+def finish_pairs(path: Path, facts: dict[str, Any]) -> None:
+    """Write the metadata of the groups of fields, and last that of the store, with its facts."""
+    for field in facts["fields"]:
+        write_group(path / field["group"], {"emdiffuse": {"name": field["name"]}})
+    write_group(path, {"emdiffuse": facts})
 
 
 def open_pairs(path: Path) -> Pairs:

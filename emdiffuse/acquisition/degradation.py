@@ -22,8 +22,9 @@ from emdiffuse.acquisition.streaming import default_workers, stream
 from emdiffuse.atomic import replaced
 from emdiffuse.config import Degrade
 from emdiffuse.errors import DataError
+from emdiffuse.pairs import finish_pairs
 from emdiffuse.progress import progress
-from emdiffuse.volume import Array, Box, Volume, create_image_array, open_volume, write_group, write_image
+from emdiffuse.volume import Array, Box, Volume, create_image_array, open_volume, write_image
 
 
 def degrade(volume: Path, settings: Degrade, out: Path, name: str, images: bool) -> None:
@@ -158,7 +159,7 @@ def _write_pairs(
             own_facts = {"stage": "acquire", "dataset": name, "intensity": intensity[role]}
             write_image(out / field["group"] / role, field["name"], size, own_facts)
     facts = {**facts, "kind": "pairs", "scale": n, "intensity": intensity, "skipped": {}, "fields": fields}
-    write_group(out, {"emdiffuse": facts})
+    finish_pairs(out, facts)
 
 
 def _read(volume: Volume, z: int, multiple: int) -> NDArray[Any]:

@@ -25,6 +25,7 @@ MOVING = ("wf", "img", "image", "input", "noisy", "raw", "lr", "low", "moving")
 FIXED = ("gt", "target", "clean", "truth", "hr", "high", "fixed")
 PATTERNS = ("{specimen}/{level}/{role}_{field}.tif", "{role}/{field}.tif", "{role}_{field}.tif")
 MAGNIFIED = re.compile(r"(?P<field>.*?)(?P<magnification>\d+)w")
+NUMBERED = re.compile(r"[\W_]*\d+$")
 SERIES = re.compile(r"(?P<stem>.+)_(?P<number>\d+)")
 
 
@@ -55,15 +56,18 @@ class Found:
     def summary(self) -> str:
         """Say in a few words what was found."""
         counts = []
-        for key, what in (("specimen", "specimens"), ("level", "levels")):
-            values = sorted({getattr(pair, key) for pair in self.pairs} - {""})
-            kinds = {value.rpartition("_")[0].replace("_", " ") for value in values}
-            kind = kinds.pop() if len(kinds) == 1 else ""
-            plural = f"{kind}s" if kind and len(values) > 1 else kind or what
-            counts += [f"{len(values)} {plural}"] if values else []
+        for what in ("specimen", "level"):
+            values = {getattr(pair, what) for pair in self.pairs} - {""}
+            kinds = {NUMBERED.sub("", value.rpartition("/")[2]) for value in values}  # cell_1, cell_2: cells
+            kind = kinds.pop() if len(kinds) == 1 and not kinds & values else ""
+            counts += [_counted(len(values), kind.replace("_", " ") or what)] if values else []
         there = [" x ".join(counts)] if counts else []
-        alone = f"; {len(self.alone)} images without a partner" if self.alone else ""
-        return f"found {', '.join([*there, f'{len(self.pairs)} pairs'])}{alone}"
+        alone = f"; {_counted(len(self.alone), 'image')} without a partner" if self.alone else ""
+        return f"found {', '.join([*there, _counted(len(self.pairs), 'pair')])}{alone}"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def find_pairs(folder: Path, pattern: str | None = None, scale: int | None = None) -> Found:
@@ -184,7 +188,7 @@ def _by_series(folder: Path, files: list[str], scale: int | None) -> Found:
             Pair(
                 folder.joinpath(file).with_suffix("").relative_to(folder).as_posix(),
                 region,
-                f"dwell_{number}",
+                f"dwell_time_{number}",
                 folder / file,
                 folder / clean,
                 wide=moving is coarse,

@@ -26,12 +26,14 @@ from emdiffuse.acquisition.layouts import Pair, find_pairs
 from emdiffuse.acquisition.statistics import Statistics
 from emdiffuse.atomic import replaced
 from emdiffuse.errors import DataError
-from emdiffuse.pairs import SCALES
+from emdiffuse.pairs import SCALES, finish_pairs
 from emdiffuse.progress import progress
 from emdiffuse.readers import open_source
 from emdiffuse.settings import settings_hash
-from emdiffuse.volume import Array, create_image_array, write_group, write_image
+from emdiffuse.volume import Array, create_image_array, write_image
 
+SHOWN = 20
+"""Images without a partner that are named, at most."""
 SIZE_TOLERANCE = 0.02
 """How far the ratio of the sizes of a pair may be from a scale."""
 
@@ -81,9 +83,11 @@ def acquire_pairs(
         return
     skipped = {}
     if found.alone:
-        message = f"{folder}: {len(found.alone)} images have no partner, such as {found.alone[0]}"
+        names = ", ".join(found.alone[:SHOWN])
+        more = f" and {len(found.alone) - SHOWN} more" if len(found.alone) > SHOWN else ""
+        message = f"{folder}: there is no partner of {names}{more}"
         if not keep_going:
-            raise DataError(f"{message}; add their partners, remove them, or say `keep_going: true`")
+            raise DataError(f"{message}; add what is missing, remove these, or say `keep_going: true`")
         logger.warning("%s; they are left out", message)
         skipped = dict.fromkeys(found.alone, "no partner")
     scale, dtype = _usual(found.pairs, scale)
@@ -111,6 +115,7 @@ def acquire_pairs(
             used.append(pair)
         if not fields:
             raise DataError(f"{folder}: none of the {len(found.pairs)} pairs can be used; see the warnings")
+        logger.info("%s: %d of %d pairs can be used", name, len(fields), len(found.pairs))
         intensity = {
             role: {
                 **own.intensity(folder, [Array(partial / f["group"] / role / "0") for f in fields]),
@@ -134,24 +139,30 @@ def acquire_pairs(
             for role, size in (("moving", (z, y * scale, x * scale)), ("fixed", (z, y, x))):
                 own = {"stage": "acquire", "dataset": name, "intensity": intensity[role]}
                 write_image(partial / field["group"] / role, field["name"], size, own)
-        write_group(partial, {"emdiffuse": {**facts, "fields": fields}})
+        finish_pairs(partial, {**facts, "fields": fields})
 
 
 def _usual(pairs: Sequence[Pair], scale: int | None) -> tuple[int, np.dtype[Any]]:
     """Return the scale (unless it is given) and the type that most pairs have."""
     counts: Counter[tuple[int, str]] = Counter()
+    unread: DataError | None = None
     for pair in pairs[:50]:
         try:
             moving, fixed = (open_source(str(path)) for path in (pair.moving, pair.fixed))
-        except DataError:
+        except DataError as error:
+            unread = unread or error
             continue  # named when the pair is read
         shapes = moving.shape, fixed.shape
         fitting = [s for s in SCALES if scale in (None, s) and (pair.wide or _fits(*shapes, s))]
         counts.update((s, fixed.dtype.name) for s in fitting[-1:] if moving.dtype == fixed.dtype)
+    if not counts and unread:
+        raise unread
     if not counts:
+        wanted = {1: "that", 2: "half", None: "that, or half,"}[scale]
         raise DataError(
-            f"{pairs[0].moving}: its size is not that of {pairs[0].fixed.name}, nor half of it, or its "
-            "pixels are of another type; crop the pairs to the same field, and convert them to one type"
+            f"{pairs[0].moving}: its size is not {wanted} of {pairs[0].fixed}, or its pixels are of another "
+            f"type; {'check `scale`, ' if scale else ''}crop the pairs to the same field, and convert them "
+            "to one type"
         )
     most, dtype = counts.most_common(1)[0][0]
     return most, np.dtype(dtype)
@@ -176,7 +187,7 @@ def _read(pair: Pair, scale: int, dtype: np.dtype[Any]) -> dict[str, NDArray[Any
     moving, fixed = images["moving"], images["fixed"]
     if moving.dtype != fixed.dtype:
         raise DataError(
-            f"{pair.moving}: its pixels are {moving.dtype}, those of {pair.fixed.name} {fixed.dtype}; "
+            f"{pair.moving}: its pixels are {moving.dtype}, those of {pair.fixed} {fixed.dtype}; "
             "convert them to one type"
         )
     if moving.dtype != dtype:
@@ -190,7 +201,7 @@ def _read(pair: Pair, scale: int, dtype: np.dtype[Any]) -> dict[str, NDArray[Any
     if not _fits((1, *moving.shape), (1, *fixed.shape), scale):
         sizes = [" x ".join(map(str, image.shape)) for image in (moving, fixed)]
         raise DataError(
-            f"{pair.moving}: {sizes[0]} pixels beside {sizes[1]} of {pair.fixed.name}, but the other pairs "
-            f"have scale {scale}; crop it to the same field"
+            f"{pair.moving}: {sizes[0]} pixels beside {sizes[1]} of {pair.fixed}, but it should have "
+            f"{'as many' if scale == 1 else 'half as many a side'}; crop it to the same field"
         )
     return images

@@ -24,13 +24,13 @@ from emdiffuse.acquisition import to_unit
 from emdiffuse.atomic import replaced, write_atomically
 from emdiffuse.config import Alignment
 from emdiffuse.errors import DataError
-from emdiffuse.pairs import Pairs, open_pairs
+from emdiffuse.pairs import Pairs, finish_pairs, open_pairs
 from emdiffuse.progress import progress
 from emdiffuse.raft import Flow
 from emdiffuse.registration.figures import Colors, draw_field, draw_gallery, overlay
 from emdiffuse.registration.pair import Limits, NotRegistered, Registered, check_pair, register_pair
 from emdiffuse.registration.volumes import link
-from emdiffuse.volume import create_image_array, write_group, write_image
+from emdiffuse.volume import create_image_array, write_image
 
 SHOWN = 4
 
@@ -83,11 +83,13 @@ def register_pairs(store: Path, alignment: Alignment, out: Path, quality: Path, 
         shown.sort(key=lambda item: -item[0])
         draw_gallery([picture for _, both in shown[:SHOWN] for picture in both], figure)
         used = [entry for entry in fields if "excluded" not in entry]
+        skipped = pairs.facts.get("skipped", {})  # when they were acquired
+        listed = [*fields, *({"name": name, "excluded": reason} for name, reason in skipped.items())]
         report = {
             "dataset": pairs.facts["dataset"],
-            "conclusion": _conclusion(fields, used),
+            "conclusion": _conclusion(listed, used),
             "weights": alignment.weights,
-            "fields": [{k: v for k, v in entry.items() if k != "group"} for entry in fields],
+            "fields": [{k: v for k, v in entry.items() if k != "group"} for entry in listed],
         }
         write_atomically(quality, json.dumps(report, indent=2))
         if not used:
@@ -96,7 +98,7 @@ def register_pairs(store: Path, alignment: Alignment, out: Path, quality: Path, 
                 "these images of the same fields?"
             )
         logger.info("%s: %s", report["dataset"], report["conclusion"])
-        write_group(partial, {"emdiffuse": {**pairs.facts, "stage": "register", "fields": fields}})
+        finish_pairs(partial, {**pairs.facts, "stage": "register", "fields": fields})
 
 
 def _method(alignment: Alignment) -> Register:

@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 import tifffile
+import zarr
 
 from emdiffuse.acquisition.layouts import find_pairs
 from emdiffuse.acquisition.pairs import acquire_pairs
@@ -74,8 +75,8 @@ def test_series_of_two_magnifications(tmp_path):
             f"{region}/Brain__{magnification}w_{n:02}" for region in (1, 2) for n in (1, 2, 3)
         ]
         assert {pair.fixed.name for pair in found.pairs} == {"Brain__4w_09.tif"}
-        assert {pair.level for pair in found.pairs} == {"dwell_1", "dwell_2", "dwell_3"}
-    assert enlarge.summary() == "found 2 specimens x 3 dwells, 6 pairs"
+        assert {pair.level for pair in found.pairs} == {f"dwell_time_{n}" for n in (1, 2, 3)}
+    assert enlarge.summary() == "found 2 specimens x 3 dwell times, 6 pairs"
     acquire_pairs(str(folder), VOXEL, tmp_path / "a.ome.zarr", "a", scale=2)
     pairs = open_pairs(tmp_path / "a.ome.zarr")
     assert pairs.scale == 2
@@ -114,15 +115,24 @@ def test_every_kind_of_bad_pair_is_named_and_the_rest_goes_through(tmp_path, cap
     pairs = open_pairs(tmp_path / "a.ome.zarr")
     assert [field["name"] for field in pairs.fields] == ["6", "7"]
     for sentence in (
-        "1 images have no partner, such as img/0.tif",
-        "img/1.tif: 31 x 24 pixels beside 20 x 24 of 1.tif",
-        "img/2.tif: 10 x 12 pixels beside 20 x 24 of 2.tif, but the other pairs have scale 1",
+        "there is no partner of img/0.tif; they are left out",
+        f"img/1.tif: 31 x 24 pixels beside 20 x 24 of {folder}/gt/1.tif",
+        f"img/2.tif: 10 x 12 pixels beside 20 x 24 of {folder}/gt/2.tif, but it should have as many",
         "gt/3.tif: every pixel is 0",
-        "img/4.tif: its pixels are uint16, those of 4.tif uint8",
+        f"img/4.tif: its pixels are uint16, those of {folder}/gt/4.tif uint8",
         "gt/5.tif",
     ):
         assert sentence in caplog.text
     assert set(pairs.facts["skipped"]) == {"img/0.tif", "1", "2", "3", "4", "5"}
+
+
+def test_what_no_pair_can_be_read_for_is_said(tmp_path):
+    folder = write(tmp_path / "raw", ["img/1.tif", "gt/1.tif"], dtype=np.float64)
+    with pytest.raises(DataError, match=r"img/1\.tif: pixels of type float64 are not supported"):
+        acquire_pairs(str(folder), VOXEL, tmp_path / "a.ome.zarr", "a")
+    write(tmp_path / "raw", ["img/1.tif", "gt/1.tif"])
+    with pytest.raises(DataError, match=r"its size is not half of .*gt/1\.tif, .*; check `scale`, crop"):
+        acquire_pairs(str(folder), VOXEL, tmp_path / "a.ome.zarr", "a", scale=2)
 
 
 def test_any_naming_is_described_by_a_pattern(tmp_path):
@@ -148,6 +158,7 @@ def test_a_store_holds_the_images(tmp_path, scale, dtype):
     assert pairs.scale == scale and len(pairs.facts["sources"]) == 2
     (field,) = pairs.fields
     assert field == {"group": "0000", "name": "cell_1/l_1/a", "specimen": "cell_1", "level": "l_1"}
+    assert list(zarr.open_group(tmp_path / "a.ome.zarr", mode="r").groups())  # other programs find them, too
     for role, file in zip(("moving", "fixed"), files, strict=True):
         volume, raw = pairs.image(field, role), tifffile.imread(tmp_path / "raw" / file)
         np.testing.assert_array_equal(volume.array[:, :, :][0], raw)
@@ -185,10 +196,10 @@ def spoil(folder, how):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("missing partner", "1 images have no partner, such as cell_1/noise_level_1/gt_image1.tif"),
-        ("other type", "wf_image1.tif: its pixels are uint16, those of gt_image1.tif uint8"),
+        ("missing partner", "there is no partner of cell_1/noise_level_1/gt_image1.tif;"),
+        ("other type", "wf_image1.tif: its pixels are uint16, those of {}/gt_image1.tif uint8"),
         ("black", "wf_image1.tif: every pixel is 0"),
-        ("other size", "wf_image1.tif: 31 x 24 pixels beside 20 x 24 of gt_image1.tif"),
+        ("other size", "wf_image1.tif: 31 x 24 pixels beside 20 x 24 of {}/gt_image1.tif, but it should"),
         ("cut off", "wf_image1.tif"),
         ("several pages", "wf_image1.tif: it holds 5 images"),
     ],
@@ -196,6 +207,7 @@ def spoil(folder, how):
 def test_a_bad_pair_is_named_and_left_out_if_wanted(tmp_path, how, message, caplog):
     folder = write(tmp_path / "raw", published("noise_level"))
     spoil(folder, how)
+    message = message.format(folder / "cell_1/noise_level_1")
     with pytest.raises(DataError, match=message):
         acquire_pairs(str(folder), VOXEL, tmp_path / "a.ome.zarr", "a")
     assert not (tmp_path / "a.ome.zarr").exists()
