@@ -107,6 +107,9 @@ def acquire(
         If `out` cannot be written.
     """
     slices = open_source(source, repair and not images)
+    depth, height, width = slices.shape
+    what = f"{depth} {'images' if images else 'slices'} of {height} x {width} pixels, {slices.dtype.name}"
+    logger.info("%s: found %s", source, what)
     size = agreed_voxel_size(slices, voxel_size)
     if slices.shape[0] < 2 and not images:
         raise DataError(

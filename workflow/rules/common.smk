@@ -1,9 +1,12 @@
 # Reads the configuration once, and answers the rules' questions about it.
 import fcntl
+import functools
 import json
 import shlex
 import sys
 from pathlib import Path
+
+from snakemake.logging import logger
 
 from emdiffuse.acquisition.layouts import find_pairs
 from emdiffuse.config import validate
@@ -43,14 +46,22 @@ def only_one_run():
 
 
 def raw_files(wildcards):
-    dataset = CONFIG.datasets[wildcards.dataset]
-    if dataset.pairs is None:
-        return source_files(dataset.source)
-    pairs = dataset.pairs
+    pairs = CONFIG.datasets[wildcards.dataset].pairs
+    if pairs is None:
+        return source_files(CONFIG.datasets[wildcards.dataset].source)
+    return files_of_pairs(wildcards.dataset, pairs)
+
+
+@functools.cache
+def files_of_pairs(name, pairs):
+    """The images of pairs; what was found is listed once, before any work."""
     try:
-        return find_pairs(Path(pairs.folder), pairs.pattern, pairs.scale).files()
+        found = find_pairs(Path(pairs.folder), pairs.pattern, pairs.scale)
     except EmdiffuseError as error:
         sys.exit(f"error: {error}")
+    if workflow.is_main_process:
+        logger.info(f"datasets.{name}: {found.summary()}")
+    return found.files()
 
 
 def dataset_settings(wildcards):
