@@ -50,8 +50,9 @@ def main() -> None:
         fail(error)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not (full or error.filename or error.errno in (errno.EACCES, errno.EROFS)):
             raise
-        where = error.filename or "the output"
-        fail(OSError(f"{where}: {error.strerror}; make room or choose another folder, and start again"))
+        remedy = "make room or choose another folder" if full else "check the path and its permissions"
+        fail(OSError(f"{error.filename or 'the output'}: {error.strerror}; {remedy}, and start again"))
         sys.exit(1)

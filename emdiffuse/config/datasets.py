@@ -27,6 +27,12 @@ class VoxelSize(Section):
         "nanometer", description="Unit of the three numbers."
     )
 
+    @model_validator(mode="after")
+    def _square(self) -> VoxelSize:
+        if abs(self.y - self.x) > self.y / 1000:
+            raise ValueError(f"pixels must be square, but y is {self.y:g} and x is {self.x:g}")
+        return self
+
     @property
     def nanometers(self) -> tuple[float, float, float]:
         """Voxel size (z, y, x) in nanometers."""

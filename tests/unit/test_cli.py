@@ -37,6 +37,10 @@ MISTAKES = {
         "a: there is no finished Zarr",
     ),
     "not a checkpoint": (("import-weights", __file__, "--task", "emdiffuse-n", "--out", "m"), "test_cli.py"),
+    "a file for a folder": (
+        ("--log", f"{__file__}/a.log", "schema"),
+        "test_cli.py: File exists; check the path",
+    ),
     "unknown task": (("import-weights", __file__, "--task", "emdiffuse-z", "--out", "m"), "emdiffuse-z"),
 }
 

@@ -52,7 +52,7 @@ MISTAKES = {
     "wrong unit": ((*VOXEL, "unit"), "pixel", "datasets.medulla_test.voxel_size.unit: .*nanometer.*'pixel'"),
     "zero voxel": ((*VOXEL, "z"), 0, "datasets.medulla_test.voxel_size.z: .*greater than 0"),
     "no voxel size": (VOXEL, ..., "datasets.medulla_test: `voxel_size` is missing"),
-    "rectangular pixels": ((*VOXEL, "x"), 12, "restorations.0.dataset: pixels must be square"),
+    "rectangular pixels": ((*VOXEL, "x"), 12, "datasets.medulla_test.voxel_size: pixels must be square"),
     "isotropic input": (("restorations", 0, "dataset"), "medulla_test", "restorations.0.dataset: the anisotropy factor z/y is 1;"),
     "hardly anisotropic input": ((*VOXEL, "z"), 2.5, "restorations.0.dataset: the anisotropy factor z/y is 1.5;"),
     "huge factor": ((*VOXEL, "z"), 100, "the anisotropy factor z/y is 60; it must be between 2 and 12"),
