@@ -232,6 +232,11 @@ def _fill(network: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
         ),
     }
     if any(faults.values()):
-        listed = "; ".join(f"{fault}: {', '.join(names)}" for fault, names in faults.items() if names)
-        raise ModelError(f"{path} does not hold the weights of this network. {listed}")
+        listed = "; ".join(
+            f"{len(names)} {fault}, such as {names[0]}" for fault, names in faults.items() if names
+        )
+        raise ModelError(
+            f"{path} does not hold the weights of this network ({listed}); the task and `network` must be "
+            "those that it was trained with"
+        )
     network.load_state_dict(weights)

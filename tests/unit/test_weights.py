@@ -74,7 +74,7 @@ def test_a_failed_write_leaves_the_old_model(model, monkeypatch):
         ),
         ("model.json", lambda path: rewrite(path, architecture="resnet"), "no known network"),
         ("model.json", lambda path: rewrite(path, flavour="odd"), "flavour"),
-        ("model.json", lambda path: rewrite(path, blocks=2), "missing: input_blocks"),
+        ("model.json", lambda path: rewrite(path, blocks=2), "missing, such as input_blocks"),
         ("model.safetensors", lambda path: path.unlink(), "cannot be read"),
         ("model.safetensors", lambda path: os.truncate(path, 1000), "not a whole safetensors file"),
         ("model.safetensors", lambda path: path.write_bytes(b"not safe"), "not a whole safetensors file"),
