@@ -139,7 +139,7 @@ def test_every_wrong_weight_is_listed(tmp_path, published):
     for part in (
         "odd.pth",
         "missing: out.2.bias",
-        "not used: out.2.extra",
+        "not used, such as out.2.extra",
         "out.0.bias (7,) instead of (32,)",
     ):
         assert part in str(error.value)
