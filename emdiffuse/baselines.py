@@ -36,9 +36,18 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 _DENOISERS = ("input", "gaussian", "nlm", *(["bm3d"] if find_spec("bm3d") else []))
 IMAGE_KINDS = {"emdiffuse-n": _DENOISERS, "emdiffuse-r": ("nearest", "cubic")}
 """What stands beside restored images, by task."""
+WITHOUT_BM3D = (
+    "BM3D is not among the baselines: its library, whose licence is for non-commercial use, comes with "
+    "pip install 'emdiffuse[bm3d]'."
+)
 SIGMA = 1.0
 MARGIN = 32
 _EVERYTHING = (slice(None), slice(None))
+
+
+def absent_baselines(task: str) -> list[str]:
+    """Return a sentence on every method of a task that is not there, and how to get it."""
+    return [WITHOUT_BM3D] if task == "emdiffuse-n" and "bm3d" not in IMAGE_KINDS[task] else []
 
 
 class Slices(Protocol):
@@ -117,16 +126,32 @@ def interpolate(
     """
     if kind == "flow":
         return _along_flow(slices, grid, z_range, window)
+    first, weights = weights_of(grid, z_range, kind)
+    real = slices[(slice(first, first + weights.shape[1]), *window)]
+    work = np.float64 if slices.dtype.itemsize > 2 else np.float32
+    values = np.tensordot(weights.astype(work), real.astype(work), axes=1)
+    return cast_to(values, slices.dtype)
+
+
+def weights_of(grid: SliceGrid, z_range: range, kind: Kind) -> tuple[int, NDArray[np.float64]]:
+    """Return what output slices are made of: the first real slice, and weights (output slices, real ones).
+
+    Parameters
+    ----------
+    grid : SliceGrid
+        Where the output slices lie between the real ones.
+    z_range : range
+        Output slices, with step 1.
+    kind : str
+        nearest, linear or cubic.
+    """
     gaps = [grid.gap_of(z) for z in z_range]
     first, stop = grid.around(gaps[0])[0], grid.around(gaps[-1])[-1] + 1
-    real = slices[(slice(first, stop), *window)]
-    work = np.float64 if slices.dtype.itemsize > 2 else np.float32
-    weights = np.zeros((len(z_range), len(real)), work)
+    weights = np.zeros((len(z_range), stop - first))
     for row, (z, gap) in enumerate(zip(z_range, gaps, strict=True)):
         for index, weight in zip(grid.around(gap), kernel(kind, float(grid.position(gap, z))), strict=True):
             weights[row, index - first] += weight
-    values = np.tensordot(weights, real.astype(work), axes=1)
-    return cast_to(values, slices.dtype)
+    return first, weights
 
 
 def _along_flow(slices: Slices, grid: SliceGrid, z_range: range, window: Sequence[slice]) -> NDArray[Any]:

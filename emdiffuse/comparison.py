@@ -40,7 +40,7 @@ class Comparison:
     data_range : float
         Range of intensities: 255 for 8-bit data, else the truth's high less low.
     extras : dict
-        What else was restored: uncertainty, interval bounds, the regression.
+        What else was restored: uncertainty, interval bounds, the regression, and by other models.
     """
 
     restored: Volume
@@ -60,6 +60,11 @@ class Comparison:
         """Shape (z, y, x) of what is compared."""
         _, height, width = self.truth.array.shape
         return (self.grid.length, height, width)
+
+    @property
+    def low(self) -> float:
+        """The intensity that the range begins at."""
+        return 0.0 if self.truth.array.dtype == np.uint8 else float(self.truth.facts["intensity"]["low"])
 
     def names(self) -> dict[str, str | None]:
         """Return the names of dataset, model and truth."""

@@ -211,11 +211,23 @@ def calibrate(restored: Path, dataset: Path, truth: Path, out: Path, settings: S
 
 
 @app.command()
-def evaluate(restored: Path, dataset: Path, truth: Path, out: Path) -> None:
-    """Measure a restored volume against the truth, beside interpolation on the same voxels."""
+def evaluate(
+    restored: Path,
+    dataset: Path,
+    truth: Path,
+    out: Path,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another restoration of the dataset, to measure too; may be repeated."),
+    ] = None,
+    lpips: Annotated[
+        Path | None, typer.Option(help="Torchvision's weights of AlexNet (.pth): measure LPIPS too.")
+    ] = None,
+) -> None:
+    """Measure a restored volume against the truth, beside classical methods on the same voxels."""
     from emdiffuse.evaluation import evaluate as run
 
-    run(restored, dataset, truth, out)
+    run(restored, dataset, truth, out, beside or (), lpips)
 
 
 @app.command()

@@ -174,14 +174,16 @@ def train_raft(
 
 @app.command()
 def import_weights(
-    checkpoint: Path, task: Annotated[str, typer.Option()], out: Annotated[Path, typer.Option()]
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="A published checkpoint (.pth), or a model's folder.")
+    ],
+    task: Annotated[str, typer.Option(help="emdiffuse-n, emdiffuse-r, vemdiffuse-i or vemdiffuse-a.")],
+    out: Annotated[Path, typer.Option(help="Folder to write, such as experiments/published/best.")],
 ) -> None:
-    """Read a published EMDiffuse checkpoint (.pth) into a model folder."""
-    from emdiffuse.modelcard import write_card
-    from emdiffuse.networks.weights import import_published, save_model
+    """Read a published EMDiffuse checkpoint, or a model trained elsewhere, into a model folder."""
+    from emdiffuse.importing import import_model
 
-    save_model(out, *import_published(checkpoint, task))
-    write_card(out)
+    import_model(source, task, out)
 
 
 @app.command()

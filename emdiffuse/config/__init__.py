@@ -28,6 +28,7 @@ from emdiffuse.config.datasets import (
     VoxelSize,
     anisotropy_factor,
 )
+from emdiffuse.config.evaluation import Evaluation, require_lpips
 from emdiffuse.config.models import Augmentation, Model, Network, Patches, Training
 from emdiffuse.config.restorations import Calibration, Restoration, Sampler, Tiling
 from emdiffuse.errors import ConfigError
@@ -44,6 +45,7 @@ __all__ = [
     "Config",
     "Dataset",
     "Degrade",
+    "Evaluation",
     "Factor",
     "KeepEvery",
     "Model",
@@ -86,6 +88,7 @@ class Config(Section):
     restorations: tuple[Restoration, ...] = Field(
         min_length=1, description="What is restored, by which model."
     )
+    evaluation: Evaluation = Field(default_factory=Evaluation, description="What is measured.")
     report: Report = Field(default_factory=Report, description="The report.")
 
     @field_validator("datasets")
@@ -150,6 +153,8 @@ class Config(Section):
             if begun in seen:
                 raise ValueError(f"models.{name}.training.init_from: '{begun}' would be begun from itself")
             seen.append(begun)
+            if self.models[begun].weights is not None:
+                return  # what network that is, training finds out
             own, other = (
                 (TASKS[model.task].volumetric, *model.network.model_dump(include=SHAPE).values())
                 for model in (self.models[name], self.models[begun])
@@ -216,6 +221,15 @@ class Config(Section):
         found = (o for o in self.restorations if (o.dataset, o.model) == (name, item.model))
         return next(found, None)
 
+    def beside(self, item: Restoration) -> list[Restoration]:
+        """Return the other restorations of the same dataset that are compared with the same truth."""
+        truth = self.truth(item)
+        return [
+            other
+            for other in self.restorations
+            if truth and other is not item and (other.dataset, self.truth(other)) == (item.dataset, truth)
+        ]
+
     def lineage(self, model: str) -> list[str]:
         """Return a model, the model that it is begun from, and so on."""
         found = [model]
@@ -281,12 +295,19 @@ def validate(values: Any, where: str = "config") -> Config:
                 "check the path"
             )
     for name, model in config.models.items():
+        if model.weights is not None and not Path(model.weights).exists():
+            raise ConfigError(
+                f"{where}: models.{name}.weights: there is no '{model.weights}'; give a published checkpoint "
+                "(.pth), or the folder of a model"
+            )
         begun = model.training.init_from
         if begun is not None and begun not in config.models and not (Path(begun) / "model.json").exists():
             raise ConfigError(
                 f"{where}: models.{name}.training.init_from: '{begun}' is neither a model of this "
                 "configuration nor the folder of one; check the name"
             )
+    if config.evaluation.lpips is not None:
+        require_lpips(Path(config.evaluation.lpips), f"{where}: evaluation.lpips")
     return config
 
 

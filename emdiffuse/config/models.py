@@ -1,4 +1,4 @@
-"""The `models` section of the configuration: task, patches, network and training."""
+"""The `models` section of the configuration: task, patches, network and training; or weights."""
 
 from __future__ import annotations
 
@@ -138,12 +138,17 @@ class Training(Section):
 
 
 class Model(Section):
-    """A model: its task, the data that it is trained on, its network and its training."""
+    """A model: its task, the data that it is trained on, its network and its training; or its weights."""
 
     task: Literal["emdiffuse-n", "emdiffuse-r", "vemdiffuse-i", "vemdiffuse-a"] = Field(
         description="What the model learns."
     )
-    datasets: tuple[Name, ...] = Field(min_length=1, description="Datasets that it is trained on.")
+    datasets: tuple[Name, ...] = Field((), description="Datasets that it is trained on.")
+    weights: str | None = Field(
+        None,
+        description="Instead of all but `task`: a published checkpoint (.pth), or the folder of a model that "
+        "is there (model.json, model.safetensors); it is used as it is.",
+    )
     factor: Factor | tuple[Factor, ...] | None = Field(
         None,
         description="Anisotropy factors that it is trained for, one or several; required for volumes. It "
@@ -165,6 +170,14 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _of_its_task(self) -> Model:
+        if self.weights is not None:
+            for key, field in type(self).model_fields.items():
+                given = key not in ("task", "weights") and getattr(self, key)
+                if given and given != field.get_default(call_default_factory=True):
+                    raise ValueError(f"`{key}` is for training, but `weights` are given; remove one of them")
+            return self
+        if not self.datasets:
+            raise ValueError("`datasets` is missing: name what it is trained on, or give `weights`")
         if TASKS[self.task].volumetric and not self.factor:
             raise ValueError(f"`factor` is missing: {self.task} is trained for anisotropy factors")
         if not TASKS[self.task].volumetric and self.factor is not None:

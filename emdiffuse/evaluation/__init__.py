@@ -13,28 +13,35 @@ Conventions
   drawn again is the gap or image (xy), a run of `RUN` planes (xz, yz) or a block (shells), the same draws for
   every method.
 * Shell correlation (``xyz``) is of blocks as they stand, real slices among them: a gap alone is too thin.
+* Other restorations of the same input, by other models or samplers, are measured like the classical methods.
 * Work goes by blocks with the margin that the windows need, so that memory depends on the block size alone,
-  and the numbers do not depend on blocks; FSIM, MS-SSIM and the spectra alone are of tiles of at most `TILE`
-  pixels a side, and so are the baselines that the module `baselines` says it of.
+  and the numbers do not depend on blocks; FSIM, MS-SSIM, LPIPS and the spectra alone are of tiles of at most
+  `TILE` pixels a side, and so are the baselines that the module `baselines` says it of.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from emdiffuse.atomic import write_atomically
-from emdiffuse.baselines import IMAGE_KINDS, KINDS, image_baseline, interpolate
+from emdiffuse.baselines import IMAGE_KINDS, KINDS, absent_baselines, image_baseline, interpolate
 from emdiffuse.comparison import Comparison, compare, read
+from emdiffuse.errors import DataError
 from emdiffuse.evaluation.sums import PLANES, Block, Reference, Sums, blocks_of
 from emdiffuse.evaluation.tables import MEASURES, RUN, as_csv, summary, table
 from emdiffuse.geometry import ImageStack
-from emdiffuse.progress import progress
+from emdiffuse.progress import logger, progress
 from emdiffuse.trust import assess
+from emdiffuse.volume import Volume
+
+if TYPE_CHECKING:
+    from emdiffuse.metrics.perceptual import Lpips
 
 REFERENCES = {"emdiffuse-n": "input", "emdiffuse-r": "cubic"}
 """What a restoration is compared with by name; gaps with linear interpolation."""
@@ -43,7 +50,14 @@ THREADS = 2
 __all__ = ["evaluate", "summary"]
 
 
-def evaluate(restored: Path, dataset: Path, truth: Path, out: Path) -> dict[str, Any]:
+def evaluate(
+    restored: Path,
+    dataset: Path,
+    truth: Path,
+    out: Path,
+    beside: Sequence[Path] = (),
+    lpips: Path | None = None,
+) -> dict[str, Any]:
     """Measure a restored volume, and what classical methods make of its input, against the truth.
 
     Parameters
@@ -56,24 +70,38 @@ def evaluate(restored: Path, dataset: Path, truth: Path, out: Path) -> dict[str,
         The registered volume to compare with: same dtype and lateral shape, at least as deep.
     out : Path
         JSON file to write; a CSV file with the same table is written beside it.
+    beside : sequence of Path
+        Other restorations of the dataset, which are measured on the same voxels.
+    lpips : Path, optional
+        Torchvision's weights of AlexNet: LPIPS is measured too.
 
     Returns
     -------
     dict
         What was written: ``methods[method][orientation][measure]`` with mean, low and high;
         ``gain`` (the paired difference in xy to the method ``reference``) and ``beats``; voxels, data_range,
-        estimator and the names of the volumes; with an uncertainty, ``trust`` (`trust.assess`).
+        estimator and the names of the volumes; ``beside``: model and estimator of every other restoration;
+        ``absent``: sentences on the methods that could not be run; with an uncertainty, ``trust``
+        (`trust.assess`).
 
     Raises
     ------
     DataError
         If the truth does not fit the restored volume or was among the model's training data, or a voxel is
         not a number.
+    ConfigError
+        If LPIPS is asked for, and its weights or library are missing.
     """
+    model = _lpips(lpips) if lpips is not None else None
     found = compare(restored, dataset, truth)
+    others = _others(beside, dataset, truth)
+    found.extras.update(others)
     images, shape = found.images, found.shape
     kinds: tuple[str, ...] = IMAGE_KINDS[found.restored.facts["task"]] if images else KINDS
-    methods = (*kinds, *(["regression"] if "regression" in found.extras else []), "restored")
+    absent = absent_baselines(found.restored.facts.get("task", ""))
+    for sentence in absent:
+        logger.warning(sentence)
+    methods = (*kinds, *(["regression"] if "regression" in found.extras else []), *others, "restored")
     planes = {"xy": 0} if images else PLANES
     voxel = found.restored.voxel_size[2]
     sums = {method: Sums(shape, planes) for method in methods}
@@ -82,7 +110,7 @@ def evaluate(restored: Path, dataset: Path, truth: Path, out: Path) -> dict[str,
         for block in progress(blocks, len(blocks), "evaluate", "block"):
             if not len(block.counted[0]):
                 continue
-            reference = Reference(read(found.truth, block.box), block, found.data_range, voxel)
+            reference = Reference(found, block, model)
 
             def measure(method: str, block: Block = block, reference: Reference = reference) -> None:
                 sums[method].add(_method(method, found, block), reference, block)
@@ -95,6 +123,11 @@ def evaluate(restored: Path, dataset: Path, truth: Path, out: Path) -> dict[str,
     result = {
         **found.names(),
         "estimator": found.restored.facts.get("estimator") or "not stated",
+        "beside": {
+            name: {key: other.facts.get(key) for key in ("model", "estimator")}
+            for name, other in others.items()
+        },
+        "absent": absent,
         "voxels": int(sums["restored"].voxels["xy"].sum()),
         "data_range": found.data_range,
         "units": MEASURES,
@@ -111,9 +144,24 @@ def evaluate(restored: Path, dataset: Path, truth: Path, out: Path) -> dict[str,
     return result
 
 
+def _lpips(weights: Path) -> Lpips:
+    from emdiffuse.metrics.perceptual import Lpips  # loads torch, which nothing else here needs
+
+    return Lpips(weights)
+
+
+def _others(paths: Sequence[Path], dataset: Path, truth: Path) -> dict[str, Volume]:
+    """Open other restorations, under the names of their rows."""
+    volumes = [compare(path, dataset, truth).restored for path in paths]
+    others = {f"restored by {volume.facts.get('model') or volume.path}": volume for volume in volumes}
+    if len(others) < len(volumes):
+        raise DataError("two of the restorations to compare with are by one model; name one of them")
+    return others
+
+
 def _method(method: str, found: Comparison, block: Block) -> NDArray[Any]:
     """Return a block of a restored volume, or make it by a classical method."""
-    if method in ("restored", "regression"):
+    if method == "restored" or method in found.extras:
         return read(found.restored if method == "restored" else found.extras[method], block.box)
     if isinstance(found.grid, ImageStack):
         scale = found.restored.array.shape[1] // found.input.array.shape[1]

@@ -11,14 +11,17 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emdiffuse import metrics
-from emdiffuse.comparison import Grid
+from emdiffuse.comparison import Comparison, Grid, read
 from emdiffuse.structures import STRUCTURES, overlap, segment
+
+if TYPE_CHECKING:
+    from emdiffuse.metrics.perceptual import Lpips
 
 PLANES = {"xy": 0, "xz": 1, "yz": 2}
 """Each orientation, and the axis that its planes are perpendicular to."""
@@ -76,12 +79,15 @@ def blocks_of(grid: Grid, shape: tuple[int, ...]) -> Iterator[Block]:
 class Reference:
     """A block of the truth, with what every method is compared to."""
 
-    def __init__(self, values: NDArray[Any], block: Block, data_range: float, voxel: float) -> None:
-        self.values, self.data_range, self.voxel = values, data_range, voxel
+    def __init__(self, found: Comparison, block: Block, lpips: Lpips | None) -> None:
+        self.data_range, self.low, self.lpips = found.data_range, found.low, lpips
+        self.voxel = found.restored.voxel_size[2]
+        values = self.values = read(found.truth, block.box)
         planes = self.planes = values[np.ix_(*block.counted)]
-        self.features = [metrics.fsim_features(plane, data_range) for plane in planes]
+        self.features = [metrics.fsim_features(plane, self.data_range) for plane in planes]
         self.spectra = [metrics.spectrum(plane) for plane in planes]
-        self.segments = [segment(plane, voxel) for plane in planes]
+        self.segments = [segment(plane, self.voxel) for plane in planes]
+        self.seen = [lpips.features(plane, self.low, self.data_range) for plane in planes] if lpips else []
         self.whole = metrics.spectrum(values[block.own])
         self.energy = (planes.astype(np.float64) ** 2).sum(axis=(1, 2))
 
@@ -97,6 +103,7 @@ class Sums:
         self.energy, self.power, self.true_power, self.feature, self.weight, self.scales = np.zeros(
             (6, shape[0])
         )
+        self.perceived: Vector | None = None
         self.moments = np.zeros((5, shape[0]))
         self.overlap = {name: np.zeros((2, shape[0])) for name in STRUCTURES}
         self.rings = np.zeros((shape[0], 5, metrics.RINGS))
@@ -124,6 +131,11 @@ class Sums:
             self.scales[z] += (
                 metrics.ms_ssim(planes[row], truth.planes[row], truth.data_range) * planes[row].size
             )
+            if truth.lpips is not None:
+                seen = truth.lpips.features(planes[row], truth.low, truth.data_range)
+                distance = truth.lpips.distance(seen, truth.seen[row])
+                self.perceived = np.zeros(len(self.scales)) if self.perceived is None else self.perceived
+                self.perceived[z] += distance * planes[row].size
             for name, mask in segment(planes[row], truth.voxel).items():
                 self.overlap[name][:, z] += overlap(mask, truth.segments[row][name])
             a, b = (plane.astype(np.float64).ravel() for plane in (planes[row], truth.planes[row]))
@@ -154,6 +166,8 @@ class Sums:
                 "high_frequency_ratio": self.power / self.true_power,
                 **{f"{name}_iou": common / joint for name, (common, joint) in self.overlap.items()},
             }
+            if self.perceived is not None:
+                scores["xy"]["lpips"] = self.perceived / self.voxels["xy"]
             if len(self.planes) == 1:
                 scores["xy"]["psnr_fitted"] = 10 * np.log10(data_range**2 / self._fitted())
         if self.shells:

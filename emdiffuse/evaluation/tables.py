@@ -28,6 +28,7 @@ MEASURES = {
     "frc_ratio": "share of the frc_resolution of the plain input (of volumes: its nearest slice)",
     "fsc_resolution": "nm, where Fourier shell correlation with the truth falls below 1/7",
     "decorrelation_resolution": "nm, by decorrelation analysis of the image itself",
+    "lpips": "no unit, 0: the same to AlexNet, which learned from photographs",
     "nrmse": "share of the truth's root mean square",
     "high_frequency_ratio": "share of the truth's spectral power above a quarter of the sampling frequency",
     "membranes_iou": "overlap over union of the segmented membranes and the truth's",

@@ -68,6 +68,10 @@ MISTAKES = {
     "unknown sampler": (("restorations", 0, "sampler", "name"), "euler", "sampler.name: .*'euler'"),
     "odd name": (("models",), {"a b": DEMO["models"]["gap6"]}, "models.a b"),
     "not a mapping": (("datasets",), [1], "datasets: "),
+    "weights and training": (("models", "gap6", "weights"), "resources", "models.gap6: `datasets` is for training, but `weights` are given"),
+    "neither weights nor data": (("models", "gap6", "datasets"), ..., "models.gap6: `datasets` is missing: name what"),
+    "weights from nowhere": (("models", "denoise_medulla"), {"task": "emdiffuse-n", "weights": "no.pth"}, "models.denoise_medulla.weights: there is no 'no.pth'"),
+    "LPIPS without weights": (("evaluation",), {"lpips": "no.pth"}, "evaluation.lpips: there is no file 'no.pth'"),
     "begun from nothing": (("models", "denoise", "training", "init_from"), "nothing", "models.denoise.training.init_from: 'nothing' is neither"),
     "begun from itself": (("models", "denoise_medulla", "training", "init_from"), "denoise", "would be begun from itself"),
     "begun from another network": (("models", "denoise_medulla", "network"), {"channels": 16}, "'denoise_medulla' has another network"),
@@ -102,6 +106,22 @@ def test_a_model_may_learn_from_the_slices_that_were_kept():
     config = validate(DEMO)
     assert config.truth(config.restorations[1]) == "medulla_test"
     assert config.models["lateral6"].datasets == ("medulla_test_60nm",)
+
+
+def test_restorations_of_one_dataset_stand_beside_each_other():
+    config = validate(DEMO)
+    first, second, *others = config.restorations
+    assert config.beside(first) == [second] and config.beside(second) == [first]
+    assert all(config.beside(other) == [] for other in others)
+    apart = validate(changed(("restorations", 1, "truth"), "brain_test_clean"))
+    assert apart.beside(apart.restorations[0]) == [], "another truth"
+
+
+def test_a_model_may_be_there_already(tmp_path):
+    given = {"task": "emdiffuse-n", "weights": str(tmp_path)}
+    config = validate(changed(("models", "denoise_medulla"), given))
+    assert config.models["denoise_medulla"].datasets == ()
+    assert parse(Config, config.canonical()) == config, "what a stage is given is what was read"
 
 
 def test_what_follows_from_a_degraded_dataset():

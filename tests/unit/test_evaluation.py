@@ -12,11 +12,12 @@ from helpers import write_volume
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from emdiffuse.baselines import IMAGE_KINDS, interpolate
+from emdiffuse.baselines import IMAGE_KINDS, KINDS, absent_baselines, interpolate
 from emdiffuse.errors import DataError
 from emdiffuse.evaluation import evaluate, summary, sums
 from emdiffuse.geometry import SliceGrid
 from emdiffuse.metrics import psnr, ssim
+from emdiffuse.progress import logger
 from emdiffuse.resampling import enlarge
 from emdiffuse.volume import cast_to, create_image_array, write_image
 
@@ -288,3 +289,38 @@ def test_images_stand_beside_their_own_baselines(medulla, tmp_path, monkeypatch,
     assert result["methods"]["restored"]["xy"]["psnr_fitted"]["mean"] == pytest.approx(np.mean(fitted))
     assert result["reference"] == ("input" if scale == 1 else "cubic")
     assert result["beats"] == {"psnr": True, "ssim": True}
+
+
+def test_other_restorations_are_rows_on_the_same_voxels(tmp_path):
+    case = Case(tmp_path, tissue((13, 24, 30)))
+    case.put("other", case.linear(), model="published", estimator="one sample of 1000 calls (ddpm)")
+    paths = [tmp_path / f"{name}.ome.zarr" for name in ("restored", "thin", "truth", "other")]
+    result = evaluate(*paths[:3], tmp_path / "e.json", paths[3:])
+    assert list(result["methods"]) == [*KINDS, "restored by published", "restored"]
+    assert result["methods"]["restored by published"] == result["methods"]["linear"]
+    assert result["beside"] == {
+        "restored by published": {"model": "published", "estimator": "one sample of 1000 calls (ddpm)"}
+    }
+    with pytest.raises(DataError, match="by one model"):
+        evaluate(*paths[:3], tmp_path / "e.json", [paths[3], paths[3]])
+    case.put("other", case.linear(), training_sources=[{"sha256": digest("truth")}])
+    with pytest.raises(DataError, match="was trained on these files"):
+        evaluate(*paths[:3], tmp_path / "e.json", paths[3:])
+
+
+def test_what_is_not_there_is_said(tmp_path, monkeypatch, caplog):
+    """The library of BM3D is an extra; without it the evaluation says what is missing and how to get it."""
+    noisy = tissue((1, 40, 40))
+    paths = [
+        write_volume(tmp_path / "restored", noisy, (5, 5, 5), task="emdiffuse-n"),
+        write_volume(tmp_path / "input", noisy, (5, 5, 5)),
+        write_volume(tmp_path / "truth", noisy, (5, 5, 5)),
+    ]
+    monkeypatch.setitem(IMAGE_KINDS, "emdiffuse-n", ("input", "gaussian", "nlm"))
+    monkeypatch.setattr(logger, "propagate", True)
+    with caplog.at_level("WARNING", logger="emdiffuse"):
+        (sentence,) = evaluate(*paths, tmp_path / "e.json")["absent"]
+    assert sentence in caplog.text
+    assert "pip install 'emdiffuse[bm3d]'" in sentence
+    monkeypatch.setitem(IMAGE_KINDS, "emdiffuse-n", ("input", "bm3d"))
+    assert absent_baselines("emdiffuse-n") == absent_baselines("emdiffuse-r") == []

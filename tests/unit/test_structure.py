@@ -13,7 +13,7 @@ PACKAGE = ROOT / "emdiffuse"
 ORDER = [
     "cli", "sharing", "viewing", "overview", "watch", "enhance", "tiff", "report", "evaluation",
     "trust", "baselines", "stitching", "restoration", "planning", "calibration", "comparison",
-    "threads", "devices", "launch", "slurm", "training", "modelcard", "raft_training", "parallel",
+    "threads", "devices", "launch", "slurm", "training", "importing", "modelcard", "raft_training", "parallel",
     "checkpoints", "inference", "augmentation", "processes", "patches", "registration", "raft", "acquisition",
     "readers", "pairs", "resampling", "diffusion", "networks", "footprint", "metrics", "structures",
     "volume", "atomic", "noise", "geometry", "config", "settings", "sources", "tasks", "progress",

@@ -21,6 +21,8 @@ except ConfigError as error:
 THINNED = [name for name, dataset in CONFIG.datasets.items() if dataset.keep_every]
 DEGRADED = [name for name, dataset in CONFIG.datasets.items() if dataset.degrade]
 RAW = [name for name, dataset in CONFIG.datasets.items() if not dataset.derived]
+IMPORTED = [name for name, model in CONFIG.models.items() if model.weights]
+TRAINED = [name for name in CONFIG.models if name not in IMPORTED]
 
 
 def one_of(names):
@@ -123,6 +125,13 @@ def model_settings(wildcards):
     return json.dumps(values, sort_keys=True)
 
 
+def given_weights(wildcards):
+    """The files of a model that is not trained here."""
+    source = Path(CONFIG.models[wildcards.model].weights)
+    files = ("model.json", "model.safetensors")
+    return [source / name for name in files] if source.is_dir() else source
+
+
 def launch_options(wildcards, resources, threads):
     """Where a training runs; what follows from resources and threads alone makes nothing run again."""
     gpus = resources.get("gpu", 0)
@@ -202,6 +211,20 @@ def truth_volume(wildcards):
     return f"results/registered/{truth}.ome.zarr/zarr.json"
 
 
+def other_restorations(wildcards):
+    """What is measured beside a restoration: those of its dataset by other models, with the same truth."""
+    pattern = "results/restored/{0.dataset}/{0.model}/restored.ome.zarr/zarr.json"
+    return [pattern.format(item) for item in CONFIG.beside(restoration(wildcards))]
+
+
+def evaluation_options(wildcards, input):
+    """Other restorations, and the weights of LPIPS."""
+    options = [f"--beside {store}" for store in folder(input.beside)]
+    if CONFIG.evaluation.lpips:
+        options.append(f"--lpips {shlex.quote(CONFIG.evaluation.lpips)}")
+    return " ".join(options)
+
+
 def folder(files):
     """The folder of a store whose zarr.json is an input or output."""
     return [str(Path(str(file)).parent) for file in files]
@@ -212,6 +235,14 @@ def reported(pattern):
     return [
         pattern.format(dataset=item.dataset, model=item.model)
         for item in CONFIG.restorations
+    ]
+
+
+def training_histories():
+    """What the report reads of every model that is trained here."""
+    names = dict.fromkeys(item.model for item in CONFIG.restorations)
+    return [
+        f"experiments/{name}/best/metrics.json" for name in names if name in TRAINED
     ]
 
 

@@ -1,9 +1,11 @@
-# The restored volume against the truth, beside interpolation on the same voxels.
+# The restored volume against the truth, beside classical methods, and other restorations of the same dataset, on the
+# same voxels.
 rule evaluate:
     input:
         restored="results/restored/{dataset}/{model}/restored.ome.zarr/zarr.json",
         dataset=source_volume,
         truth=truth_volume,
+        beside=other_restorations,
     output:
         json="results/evaluation/{dataset}/{model}.json",
         table=report(
@@ -22,6 +24,9 @@ rule evaluate:
         mem_mb=4000,
         runtime=240,
     params:
-        volumes=lambda wildcards, input: folder(input),
+        volumes=lambda wildcards, input: folder(
+            [input.restored, input.dataset, input.truth]
+        ),
+        options=evaluation_options,
     shell:
-        "emdiffuse --log {log} evaluate {params.volumes} {output.json}"
+        "emdiffuse --log {log} evaluate {params.volumes} {output.json} {params.options}"

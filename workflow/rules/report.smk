@@ -5,7 +5,7 @@ rule report:
         registered("results/registered/{dataset}.quality.json"),
         registered("results/registered/{dataset}.quality.png"),
         truths(),
-        reported("experiments/{model}/best/metrics.json"),
+        training_histories(),
         evaluations(),
     output:
         report(

@@ -14,6 +14,8 @@ rule train:
         "logs/train/{model}.log",
     benchmark:
         "results/benchmarks/train/{model}.tsv"
+    wildcard_constraints:
+        model=one_of(TRAINED),
     retries: 0  # a job of SLURM requeues itself: never both
     localrule: True
     conda:
@@ -29,3 +31,29 @@ rule train:
     shell:
         "emdiffuse --log {log} --threads {threads} train results/patches/{wildcards.model}.zarr"
         " {wildcards.model} experiments/{wildcards.model} --settings {params.settings:q} {params.launch}"
+
+
+# A model whose weights are there: a published checkpoint, or a model trained elsewhere.
+rule import_weights:
+    input:
+        given_weights,
+    output:
+        "experiments/{model}/best/model.safetensors",
+        "experiments/{model}/best/model.json",
+    log:
+        "logs/import_weights/{model}.log",
+    benchmark:
+        "results/benchmarks/import_weights/{model}.tsv"
+    wildcard_constraints:
+        model=one_of(IMPORTED),
+    conda:
+        "../envs/emdiffuse.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    params:
+        source=lambda wildcards: CONFIG.models[wildcards.model].weights,
+        task=lambda wildcards: CONFIG.models[wildcards.model].task,
+    shell:
+        "emdiffuse --log {log} import-weights {params.source:q} --task {params.task}"
+        " --out experiments/{wildcards.model}/best"
