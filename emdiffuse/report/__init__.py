@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,17 +20,18 @@ from typing import Any
 import jinja2
 
 from emdiffuse.atomic import write_atomically
-from emdiffuse.config import Config, Restoration, Section
+from emdiffuse.config import Config, Model, Restoration, Section
 from emdiffuse.geometry import ImageStack
-from emdiffuse.report.pictures import COLUMNS, View, open_view, panels, scale_bar
+from emdiffuse.report.pictures import COLUMNS, View, open_view, panels, picture_bytes, scale_bar
 from emdiffuse.report.tables import as_csv, field_rows, heading, long_table, short_table
-from emdiffuse.report.text import chart, flatten, verdict
+from emdiffuse.report.text import chart, flatten, surpassing, verdict
 from emdiffuse.report.times import stage_times
 from emdiffuse.report.trust import trust_section
 from emdiffuse.report.viewer import viewer
+from emdiffuse.volume import open_volume
 
-BUDGET = 10_000_000
-"""Bytes that all pictures together may take; base64 makes them a third larger."""
+SIZE, LEAST = 14_000_000, 4_000_000
+"""Characters that all pictures of the file may take together, and those of the restorations in any case."""
 LABELS = {
     "input": "Input (nearest real slice)",
     "gaussian": "Gaussian",
@@ -95,13 +97,13 @@ def write_report(config: Config, results: Path, experiments: Path, out: Path) ->
     StoreError
         If a restored volume, or one that it is compared with, is missing.
     """
-    share = BUDGET // len(config.restorations)
-    restorations = [
-        _restoration(config, item, results, number, share)
-        for number, item in enumerate(config.restorations, 1)
-    ]
-    evaluations = [item["evaluation"] for item in restorations if item["evaluation"]]
+    alignments = [found for name in _used(config) if (found := _alignment(results, name))]
     trainings = {name: _read_json(experiments / name / "best" / "metrics.json") for name in _models(config)}
+    trained = [_training(experiments / name, name, found) for name, found in trainings.items() if found]
+    embedded = sum(len(found["image"] or "") for found in alignments)
+    embedded += sum(len(found["batch"] or "") for found in trained)
+    restorations = _restorations(config, results, max(SIZE - embedded, LEAST) * 3 // 4)
+    evaluations = [item["evaluation"] for item in restorations if item["evaluation"]]
     seconds = {name: found["seconds"] for name, found in trainings.items() if found and "seconds" in found}
     times = stage_times(results, _subjects(config), seconds)
     numbers = {
@@ -114,10 +116,8 @@ def write_report(config: Config, results: Path, experiments: Path, out: Path) ->
     context = {
         "title": config.report.title,
         "restorations": restorations,
-        "alignments": [found for name in _used(config) if (found := _alignment(results, name))],
-        "trainings": [
-            _training(experiments / name, name, found) for name, found in trainings.items() if found
-        ],
+        "alignments": alignments,
+        "trainings": trained,
         "times": times,
         "parameters": _parameters(config),
         "versions": numbers["versions"],
@@ -125,17 +125,39 @@ def write_report(config: Config, results: Path, experiments: Path, out: Path) ->
     }
     loader = jinja2.PackageLoader("emdiffuse", "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["label"] = lambda name: LABELS.get(name, name.replace("_", " ").capitalize())
+    environment.filters["label"] = label
     environment.filters["heading"] = heading
     write_atomically(out.with_suffix(".json"), json.dumps(numbers, indent=2))
     write_atomically(out.with_suffix(".csv"), as_csv(evaluations))
     write_atomically(out, environment.get_template("report.html.j2").render(context))
 
 
+def label(name: str) -> str:
+    """Return how a method is called; other restorations have names of their own (`evaluation`)."""
+    return LABELS.get(name) or name[:1].upper() + name[1:]
+
+
+def _restorations(config: Config, results: Path, left: int) -> list[dict[str, Any]]:
+    """Gather what is shown of every restoration: the small first, what they leave is for the large."""
+
+    def voxels(place: int) -> int:
+        item = config.restorations[place]
+        store = results / "restored" / item.dataset / item.model / "restored.ome.zarr"
+        return math.prod(open_volume(store).array.shape)
+
+    count = len(config.restorations)
+    gathered: dict[int, dict[str, Any]] = {}
+    for done, place in enumerate(sorted(range(count), key=voxels)):
+        item = config.restorations[place]
+        gathered[place] = _restoration(config, item, results, place + 1, left // (count - done))
+        left -= gathered[place]["bytes"]
+    return [gathered[place] for place in range(count)]
+
+
 def _restoration(
     config: Config, item: Restoration, results: Path, number: int, budget: int
 ) -> dict[str, Any]:
-    """Gather what is shown of one restoration."""
+    """Gather what is shown of one restoration, in pictures of at most so many bytes."""
     truth = config.truth(item)
     view = open_view(config, item, truth, results, budget)
     evaluation = _read_json(results / "evaluation" / item.dataset / f"{item.model}.json")
@@ -143,7 +165,11 @@ def _restoration(
     made = ("input",) if images else ("input", "linear")
     names = [name for name in COLUMNS if name in made or name in view.volumes]
     rows, white = panels(view, names, budget // 4)
-    used = sum(len(cell["image"]) for row in rows for cell in row["cells"]) * 3 // 4
+    used = sum(picture_bytes(cell["image"]) for row in rows for cell in row["cells"])
+    seen = viewer(
+        view, config.models[item.model].task, white if "truth" in view.volumes else None, budget - used
+    )
+    used += sum(picture_bytes(sheet["image"]) for sheet in seen["sheets"].values())
     voxel = view.volumes["restored"].voxel_size[2]
     return {
         "number": number,
@@ -152,6 +178,7 @@ def _restoration(
         "sentences": _sentences(config, item, truth, view),
         "estimator": (evaluation or {}).get("estimator") or view.volumes["restored"].facts.get("estimator"),
         "verdict": verdict(evaluation) if evaluation else None,
+        "surpassing": surpassing(evaluation, label) if evaluation else "",
         "table": short_table(evaluation) if evaluation else None,
         "measures": long_table(evaluation) if evaluation else None,
         "evaluation": evaluation,
@@ -164,9 +191,8 @@ def _restoration(
         "reference": view.reference,
         "white": f"{white:.4g}",
         "voxel": f"{voxel:.4g}",
-        "viewer": viewer(
-            view, config.models[item.model].task, white if "truth" in view.volumes else None, budget - used
-        ),
+        "viewer": seen,
+        "bytes": used,
         "images": images,
         "bar": scale_bar(len(view.box[2]), voxel),
         "cropped": view.cropped,
@@ -179,16 +205,14 @@ def _sentences(config: Config, item: Restoration, truth: str | None, view: View)
     if isinstance(view.grid, ImageStack):
         first = (
             f"{item.dataset}, {_count(view.grid.length, 'image')} with pixels of {lateral:.4g} nm, was "
-            f"restored by the model {item.model} (task {model.task}), trained on "
-            f"{' and '.join(model.datasets)}."
+            f"restored by the model {item.model} (task {model.task}), {_learned(model)}."
         )
         if truth is None:
             return [first, WITHOUT_TRUTH]
-        return [first, f"All pixels are compared with {truth}, which the model never saw."]
+        return [first, f"All pixels are compared with {truth}{_unseen(item, model)}."]
     first = (
         f"{item.dataset}, {view.grid.slices} slices {depth:.4g} nm apart, was restored to {view.grid.length} "
-        f"slices {lateral:.4g} nm apart by the model {item.model} (task {model.task}), which was trained on "
-        f"{' and '.join(model.datasets)}."
+        f"slices {lateral:.4g} nm apart by the model {item.model} (task {model.task}), {_learned(model)}."
     )
     sentences = [first]
     if before := view.volumes["restored"].facts.get("real_slices"):
@@ -198,12 +222,27 @@ def _sentences(config: Config, item: Restoration, truth: str | None, view: View)
         )
     if truth is None:
         return [*sentences, WITHOUT_TRUTH]
-    seen = "whose slices between the kept ones" if item.dataset in model.datasets else "which"
     second = (
-        f"Every slice made between two real ones is compared with {truth}, {seen} the model never saw, "
-        "beside interpolation of the same slices on the same voxels."
+        f"Every slice made between two real ones is compared with {truth}{_unseen(item, model)}, beside "
+        "interpolation of the same slices on the same voxels."
     )
     return [*sentences, second]
+
+
+def _learned(model: Model) -> str:
+    """Say where a model has its weights from."""
+    if model.weights is not None:
+        name = Path(model.weights).name
+        return f"whose weights were read from {name} (what they learned from is not known here)"
+    return f"trained on {' and '.join(model.datasets)}"
+
+
+def _unseen(item: Restoration, model: Model) -> str:
+    """Say that a model never saw the truth, where that is known."""
+    if model.weights is not None:
+        return ""
+    seen = "whose slices between the kept ones" if item.dataset in model.datasets else "which"
+    return f", {seen} the model never saw"
 
 
 def _count(number: int, what: str) -> str:

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import base64
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,8 @@ from emdiffuse.structures import segment
 from emdiffuse.tasks import TASKS
 from emdiffuse.volume import Volume, open_volume, slice_grid
 
-QUALITIES = (None, 97, 90, 75, 60)
-"""WebP qualities in the order they are tried; None is lossless."""
+QUALITIES = (None, 98, 96, 94, 92, 90, 87, 84, 80, 75, 68, 60)
+"""WebP qualities, the best first; None is lossless."""
 BYTES_A_PIXEL = 16
 """What all pictures together may take for each pixel of the region, with few slices in the viewer."""
 COLUMNS = ("input", "linear", "restored", "truth")
@@ -47,7 +49,7 @@ class View:
     Attributes
     ----------
     volumes : dict
-        input, restored, and truth where there is one.
+        input, restored, truth and uncertainty where there is one, and other restorations.
     grid : SliceGrid or ImageStack
         Output slices.
     box : tuple of range
@@ -63,6 +65,11 @@ class View:
     box: tuple[range, range, range]
     middle: tuple[int, int, int]
     contrast: tuple[float, float]
+
+    @property
+    def others(self) -> list[str]:
+        """The names of other restorations of the input, as in `evaluation`."""
+        return [name for name in self.volumes if name.startswith("restored by ")]
 
     @property
     def scale(self) -> int:
@@ -112,6 +119,9 @@ def open_view(config: Config, item: Restoration, truth: str | None, results: Pat
         volumes["truth"] = open_volume(results / "registered" / f"{truth}.ome.zarr")
     if (restored / "uncertainty" / "zarr.json").exists():
         volumes["uncertainty"] = open_volume(restored / "uncertainty")
+    for other in config.beside(item):
+        store = results / "restored" / other.dataset / other.model / "restored.ome.zarr"
+        volumes[f"restored by {other.model}"] = open_volume(store)
     depth = volumes["input"].array.shape[0]
     grid: SliceGrid | ImageStack = ImageStack(depth)
     if TASKS[config.models[item.model].task].volumetric:
@@ -187,18 +197,22 @@ def to_gray(values: NDArray[Any], black: float, white: float) -> NDArray[np.uint
 
 def encode(pictures: list[NDArray[np.uint8]], budget: int) -> list[str]:
     """Return grey pictures as data URIs, in the best quality whose bytes stay below the budget."""
-    encoded: list[bytes] = []
-    for quality in QUALITIES:
+
+    @cache
+    def encoded(place: int) -> list[bytes]:
+        quality = QUALITIES[place]
         options = {"lossless": True} if quality is None else {"lossless": False, "level": quality}
-        encoded = []
-        for picture in pictures:
-            color = np.repeat(picture[..., None], 3, axis=2)
-            encoded.append(bytes(imagecodecs.webp_encode(color, **options)))
-            if sum(map(len, encoded)) > budget and quality != QUALITIES[-1]:
-                break
-        else:
-            break
-    return [f"data:image/webp;base64,{base64.b64encode(data).decode()}" for data in encoded]
+        colors = (np.repeat(picture[..., None], 3, axis=2) for picture in pictures)
+        return [bytes(imagecodecs.webp_encode(color, **options)) for color in colors]
+
+    last = len(QUALITIES) - 1
+    best = bisect_left(range(last), True, key=lambda place: sum(map(len, encoded(place))) <= budget)
+    return [f"data:image/webp;base64,{base64.b64encode(data).decode()}" for data in encoded(best)]
+
+
+def picture_bytes(picture: str) -> int:
+    """Return about how many bytes a data URI stands for."""
+    return len(picture) * 3 // 4
 
 
 def scale_bar(pixels: int, voxel: float) -> dict[str, Any]:

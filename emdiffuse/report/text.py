@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,20 @@ def verdict(evaluation: dict[str, Any]) -> str:
         return f"The restoration beats {other} neither in {parts[0]} nor in {parts[1]}."
     better, worse = (parts[0], parts[1]) if beats["psnr"] else (parts[1], parts[0])
     return f"The restoration does not beat {other} in both: better in {better}, not in {worse}."
+
+
+def surpassing(evaluation: dict[str, Any], label: Callable[[str], str]) -> str:
+    """Name the other methods that do better than what was restored, in xy as printed, and in what."""
+    methods, found = evaluation["methods"], []
+    for method in methods:
+        better = []
+        for measure, name, digits in (("psnr", "PSNR", 2), ("ssim", "SSIM", 3)):
+            ours, theirs = (methods[m]["xy"][measure]["mean"] for m in ("restored", method))
+            if ours is not None and (theirs is None or round(theirs, digits) > round(ours, digits)):
+                better.append(name)
+        if better:
+            found.append(f"{label(method)} ({' and '.join(better)})")
+    return f"Better than the restoration: {', '.join(found)}." if found else ""
 
 
 def chart(title: str, history: list[dict[str, Any]], keys: dict[str, str]) -> dict[str, Any] | None:
@@ -61,7 +76,8 @@ def plot(title: str, lines: dict[str, list[tuple[float, float]]], end: str) -> d
     low, high = min(ys), max(ys)
     step = 10.0 ** math.floor(math.log10(max(high - low, abs(high) * 1e-3, 1e-9)))
     step *= next((s for s in (1, 2, 5) if (high - low) / (s * step) <= 4), 10)
-    bottom, top = math.floor(low / step) * step, (math.floor(high / step) + 1) * step
+    bottom = math.floor(low / step) * step
+    top = max(math.ceil(high / step - 1e-9) * step, bottom + step)
     digits = max(0, -math.floor(math.log10(step)))
 
     def place(x: float, y: float) -> tuple[float, float]:

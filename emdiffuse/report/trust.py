@@ -57,7 +57,8 @@ def _scored(reliability: dict[str, Any], unit: str) -> str:
     """Say how many slices or images are reliable, and which are not."""
     scores, threshold = reliability["scores"], reliability["threshold"]
     slices = reliability["slices"]
-    doubtful = [f"{unit} {z}" for z, score in zip(slices, scores, strict=True) if score > threshold]
+    first = 1 if unit == "image" else 0  # as the viewer counts them
+    doubtful = [f"{unit} {z + first}" for z, score in zip(slices, scores, strict=True) if score > threshold]
     said = (
         f"{reliability['reliable']} of {len(slices)} {unit}s count as reliable: "
         "their score, the 99th percentile of the standard deviation as a share of the intensity range, is at "

@@ -5,6 +5,8 @@ Conventions
 * What is embedded are xy slices of one region, (z, y, x), a *sheet* a method: its slices side by side in one
   WebP picture, row by row. The browser reads the grey values back, so that all planes, differences and
   uncertainties that it draws are in units of intensity: ``low + grey / 255 * (high - low)``.
+* Of a volume nearest, linear and cubic interpolation are not embedded, but the real slices and the weights
+  (`baselines.weights_of`) that the browser makes them with.
 * Grey values are the intensities themselves where these are 8-bit; else they span the contrast and a quarter
   of it on either side.
 * Sheets are lossless where their budget allows; else ``error`` says by how much an intensity is off (root
@@ -22,12 +24,14 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.baselines import IMAGE_KINDS
-from emdiffuse.geometry import ImageStack
-from emdiffuse.report.pictures import View, encode, to_gray
+from emdiffuse.baselines import IMAGE_KINDS, weights_of
+from emdiffuse.geometry import ImageStack, SliceGrid
+from emdiffuse.report.pictures import VOLUME_KINDS, View, encode, to_gray
 
 DEPTH = 61
 """Slices that the viewer runs through, at most."""
+MADE = ("input", "linear", "cubic")
+"""What the browser makes of the real slices of a volume."""
 SIDE = 16000
 """Longest side of a sheet; WebP allows 16383."""
 
@@ -54,21 +58,33 @@ def viewer(view: View, task: str, white: float | None, budget: int) -> dict[str,
     images = isinstance(view.grid, ImageStack)
     baselines = IMAGE_KINDS[task] if images else ("linear", "cubic", "flow")
     wanted = ("input", *(name for name in baselines if name not in ("input", "nearest", "bm3d")))
-    names = [*wanted, *(name for name in ("restored", "truth", "uncertainty") if name in view.volumes)]
-    region = _region(view, names, budget)
+    present = ("restored", "truth", "uncertainty")
+    names = [*wanted, *view.others, *(name for name in present if name in view.volumes)]
+    made = [] if images else [name for name in names if name in MADE]
+    embedded = [name for name in names if name not in made]
+    region = _region(view, embedded, budget)
     low, high = _span(view)
     stacks: dict[str, NDArray[np.uint8]] = {}
-    spans: dict[str, tuple[float, float]] = {}
-    for name in names:
+    spans = dict.fromkeys(embedded, (low, high))
+    for name in embedded:
         values = view.read(name, region)
-        spans[name] = (0.0, float(values.max()) or 1.0) if name == "uncertainty" else (low, high)
+        if name == "uncertainty":
+            spans[name] = (0.0, float(values.max()) or 1.0)
         stacks[name] = to_gray(values, *spans[name])
-    columns = _columns(*stacks["restored"].shape)
-    sheets = [sheet(stack, columns) for stack in stacks.values()]
-    pictures = encode(sheets, budget)
+    weights = {}
+    if isinstance(view.grid, SliceGrid):
+        for name in made:
+            first, own = weights_of(view.grid, region[0], VOLUME_KINDS[name])
+            weights[name] = [[[int(i), round(float(row[i]), 6)] for i in np.flatnonzero(row)] for row in own]
+        window = (slice(region[1].start, region[1].stop), slice(region[2].start, region[2].stop))
+        real = view.volumes["input"].array[(slice(first, first + own.shape[1]), *window)]
+        stacks["real"], spans["real"] = to_gray(real, low, high), (low, high)
+    columns = {name: _columns(*stack.shape) for name, stack in stacks.items()}
+    sheets = [sheet(stack, columns[name]) for name, stack in stacks.items()]
+    pictures = dict(zip(stacks, encode(sheets, budget), strict=True))
     error = max(
         _error(picture, plain) * (spans[name][1] - spans[name][0]) / 255
-        for name, picture, plain in zip(names, pictures, sheets, strict=True)
+        for (name, picture), plain in zip(pictures.items(), sheets, strict=True)
     )
     if white is None and "uncertainty" in names:
         white = float(np.percentile(stacks["uncertainty"], 99)) * spans["uncertainty"][1] / 255 or 1.0
@@ -77,11 +93,18 @@ def viewer(view: View, task: str, white: float | None, budget: int) -> dict[str,
         "names": [name for name in names if name != "uncertainty"],
         "overlays": [name for name in ("truth", "uncertainty") if name in names],
         "sheets": {
-            name: {"image": picture, "low": spans[name][0], "high": spans[name][1]}
-            for name, picture in zip(names, pictures, strict=True)
+            name: {
+                "image": picture,
+                "low": spans[name][0],
+                "high": spans[name][1],
+                "slices": len(stacks[name]),
+                "columns": columns[name],
+            }
+            for name, picture in pictures.items()
         },
+        "made": weights,
+        "whole": view.volumes["restored"].array.dtype.kind != "f",
         "shape": [len(extent) for extent in box],
-        "columns": columns,
         "start": [at - extent.start for at, extent in zip(view.middle, box, strict=True)],
         "origin": [extent.start for extent in box],
         "voxel": voxel[2],

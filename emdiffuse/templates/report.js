@@ -13,7 +13,7 @@ function sharpen() {
 }
 
 // Reads the intensities, (z, y, x), back from a sheet of slices.
-async function read({ image, low, high }, [depth, height, width], columns) {
+async function read({ image, low, high, slices: depth, columns }, height, width) {
   const picture = new Image();
   picture.src = image;
   await picture.decode();
@@ -30,6 +30,17 @@ async function read({ image, low, high }, [depth, height, width], columns) {
   return values;
 }
 
+// Interpolates slices between real ones, rounded and clipped as a volume's are.
+function interpolate(real, { low, high }, weights, size, whole) {
+  const values = new Float32Array(weights.length * size);
+  weights.forEach((parts, z) => {
+    const slice = values.subarray(z * size, (z + 1) * size);
+    for (const [from, weight] of parts) for (let i = 0; i < size; i++) slice[i] += weight * real[from * size + i];
+    if (whole) for (let i = 0; i < size; i++) slice[i] = Math.min(Math.max(Math.round(slice[i]), low), high);
+  });
+  return values;
+}
+
 function start(viewer) {
   const data = JSON.parse(viewer.querySelector("script").textContent);
   const find = (selector) => viewer.querySelector(selector);
@@ -42,7 +53,10 @@ function start(viewer) {
   const strides = [data.shape[1] * data.shape[2], data.shape[2], 1];
   const [black, white] = data.contrast;
   const loaded = {};
-  const volume = (name) => (loaded[name] ??= read(data.sheets[name], data.shape, data.columns));
+  const make = async (name) => data.made[name]
+    ? interpolate(await volume("real"), data.sheets.real, data.made[name], strides[0], data.whole)
+    : read(data.sheets[name], ...data.shape.slice(1));
+  const volume = (name) => (loaded[name] ??= make(name));
   const at = () => axes.map((axis, i) => (axis ? Number(axis.value) : data.start[i]));
   const label = (select) => select.selectedOptions[0].textContent.trim();
   let turn = 0;

@@ -10,25 +10,27 @@ import json
 import math
 import os
 import re
-import shutil
+from fractions import Fraction
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
 import pytest
+from browsing import browsed, shot
 
+from emdiffuse.baselines import interpolate
 from emdiffuse.config import Config
 from emdiffuse.evaluation import evaluate
-from emdiffuse.report import write_report
+from emdiffuse.geometry import SliceGrid
+from emdiffuse.report import label, write_report
 from emdiffuse.report.pictures import encode, scale_bar, to_gray
 from emdiffuse.report.tables import as_csv, long_table, short_table
-from emdiffuse.report.text import chart, flatten, verdict
+from emdiffuse.report.text import chart, flatten, surpassing, verdict
 from emdiffuse.report.times import stage_times
 from emdiffuse.report.viewer import SIDE, sheet
 from emdiffuse.settings import parse
 from emdiffuse.volume import create_image_array, write_image
 
-CHROMIUM = Path("/usr/bin/chromium")
 CONFIG = {
     "datasets": {
         "train": {"source": "a.tif", "voxel_size": {"z": 10, "y": 10, "x": 10}},
@@ -323,6 +325,23 @@ def test_the_verdict_is_plain(psnr, ssim, words):
     assert re.search(words, said)
 
 
+def test_methods_that_do_better_are_named():
+    methods = {
+        "linear": numbers(20.004, 0.5),
+        "flow": numbers(20.0, 0.6),
+        "restored by other": numbers(None, 0.6),
+        "restored": numbers(20.0, 0.55),
+    }
+    said = surpassing({"methods": methods}, label)
+    assert (
+        said
+        == "Better than the restoration: Along the optical flow (SSIM), Restored by other (PSNR and SSIM)."
+    )
+    assert (
+        surpassing({"methods": {"linear": methods["linear"], "restored": methods["restored"]}}, label) == ""
+    )
+
+
 def test_charts_leave_out_what_is_not_a_number():
     history = [{"step": 0, "loss": math.nan}, {"step": 10, "loss": 2.0}, {"step": 20, "loss": 1.0}]
     drawn = chart("Loss", history, {"loss": "training", "other": "missing"})
@@ -342,23 +361,8 @@ def test_settings_are_flattened():
 
 @pytest.fixture(scope="module")
 def page(made):
-    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM.exists() or shutil.which(str(CHROMIUM)) is None:
-        pytest.skip(f"{CHROMIUM} is missing: apt-get install chromium")
-    with sync.sync_playwright() as driver:
-        browser = driver.chromium.launch(
-            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"]
-        )
-        page = browser.new_page(viewport={"width": 390, "height": 800})
-        page.said = []
-        page.on("console", lambda message: page.said.append(message.text))
-        page.on("pageerror", lambda error: page.said.append(str(error)))
-        page.on(
-            "request", lambda r: None if r.url.startswith(("data:", "file:")) else page.said.append(r.url)
-        )
-        page.goto((made[0] / "report.html").as_uri())
+    with browsed(made[0] / "report.html") as page:
         yield page
-        browser.close()
 
 
 def canvas(page, plane: str = "xy") -> np.ndarray:
@@ -376,8 +380,9 @@ def canvas(page, plane: str = "xy") -> np.ndarray:
 
 def screenshot(page) -> np.ndarray:
     page.locator('.viewer[aria-busy="false"]').wait_for()
-    shot = imagecodecs.png_decode(page.locator(".plane.xy").screenshot())
-    return shot[1:-1, 1:-1, :3].astype(int)  # the plane may lie between pixels: its edge shows the page
+    return shot(page.locator(".plane.xy"))[
+        1:-1, 1:-1
+    ]  # the plane may lie between pixels: its edge shows the page
 
 
 def choose(page, **values: str | int) -> None:
@@ -411,6 +416,20 @@ def test_the_three_planes_show_the_volume_at_the_crosshair(page, made):
         expected = np.where(left, cut_along(truth), cut_along(restored))
         shown = canvas(page, plane).astype(int)
         assert np.abs(shown - gray(expected, truth)).max() <= 1, plane  # canvases cut off, numpy rounds
+    assert page.said == []
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("name", ["input", "linear", "cubic"])
+def test_the_browser_interpolates_as_baselines_do(page, made, name):
+    truth = made[1].astype(int)
+    kind = "nearest" if name == "input" else name
+    expected = interpolate(made[1][::4], SliceGrid(6, Fraction(4)), range(21), kind)
+    choose(page, left=name, right="truth", overlay="", cut=100, z=6, y=5, x=20)
+    for plane, cut_along in (("xy", expected[6]), ("xz", expected[:, 5])):
+        shown = canvas(page, plane).astype(int)
+        one = 255 / np.ptp(truth)  # halves are rounded up in the browser, and to even elsewhere
+        assert np.abs(shown - gray(cut_along.astype(int), truth)).max() <= one + 1, plane
     assert page.said == []
 
 
@@ -483,8 +502,32 @@ def test_the_overlay_draws_differences_at_its_scale(page, made):
 
 
 @pytest.mark.browser
-def test_nothing_is_wider_than_a_phone(page):
-    assert page.evaluate("document.documentElement.scrollWidth") == 390
+@pytest.mark.parametrize("width", [320, 390, 800])
+def test_nothing_is_wider_than_a_phone(made, page, width):
+    page.set_viewport_size({"width": width, "height": 800})
+    try:
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+    finally:
+        page.set_viewport_size({"width": 390, "height": 800})
+
+
+@pytest.mark.browser
+def test_all_controls_are_reached_and_worked_by_keyboard(page):
+    """Tab goes through them in the order of the page; the arrows change each, and the picture with it."""
+    choose(page, left="linear", right="flow", overlay="", cut=50, z=11, y=5, x=20)
+    controls = page.locator(".controls input, .controls select")
+    controls.first.focus()
+    for number in range(controls.count()):
+        control = controls.nth(number)
+        assert control.evaluate("node => node === document.activeElement"), number
+        assert control.evaluate("node => node.labels[0].textContent.trim()"), "it has a name"
+        before, value = screenshot(page), control.input_value()
+        page.keyboard.press("ArrowDown")
+        assert control.input_value() != value
+        canvas(page)
+        assert (screenshot(page) != before).any(), control.get_attribute("class")
+        page.keyboard.press("Tab")
+    assert page.said == []
 
 
 @pytest.mark.browser

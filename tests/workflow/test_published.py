@@ -1,0 +1,48 @@
+"""A network of the published format, run by its own process, beside a model that the workflow trains."""
+
+import json
+
+import pytest
+import torch
+
+from emdiffuse.networks import UNet
+from emdiffuse.volume import open_volume
+
+
+@pytest.fixture
+def beside(project):
+    """The finished project, with a checkpoint in the published format (of random weights) as another model."""
+    torch.manual_seed(0)
+    state = {f"denoise_fn.{name}": values for name, values in UNet(3, slice_index=True).state_dict().items()}
+    torch.save(state, project.folder / "20_Network_ema.pth")
+    project.config["models"]["published"] = {"task": "vemdiffuse-i", "weights": "20_Network_ema.pth"}
+    tiling = {"tile": 96, "halo": 8, "blend": 8, "block": [5, 1, 1]}
+    project.config["restorations"].append(
+        {"dataset": "thin", "model": "published", "sampler": {"name": "ddpm", "steps": 2}, "tiling": tiling}
+    )
+    return project
+
+
+def test_a_published_checkpoint_is_a_row_beside_the_others(beside):
+    jobs = beside.pending()
+    assert {"import_weights published", "restore thin published", "evaluate thin gap3"} <= jobs
+    assert not any(job.startswith(("train", "patches", "restore thin gap3")) for job in jobs), jobs
+    beside.run()
+    results = beside.folder / "results"
+    store = results / "restored/thin/published/restored.ome.zarr"
+    assert open_volume(store).facts["estimator"] == "one sample of 2 calls (ddpm)"
+    ours, theirs = (
+        json.loads((results / f"evaluation/thin/{model}.json").read_text()) for model in ("gap3", "published")
+    )
+    assert list(ours["methods"]) == [
+        "nearest", "linear", "cubic", "flow", "restored by published", "restored"
+    ]  # fmt: skip
+    assert ours["methods"]["restored by published"] == theirs["methods"]["restored"]
+    assert theirs["methods"]["restored by gap3"] == ours["methods"]["restored"]
+    assert ours["beside"] == {
+        "restored by published": {"model": "published", "estimator": "one sample of 2 calls (ddpm)"}
+    }
+    text = (results / "report.html").read_text()
+    assert "Restored by published: another restoration of the same data (one sample of 2 calls (ddpm))" in text
+    assert "whose weights were read from 20_Network_ema.pth" in text
+    assert beside.pending() == set()
