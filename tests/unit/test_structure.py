@@ -15,9 +15,9 @@ ORDER = [
     "trust", "baselines", "stitching", "restoration", "planning", "calibration", "comparison",
     "threads", "devices", "launch", "slurm", "training", "importing", "modelcard", "raft_training",
     "parallel", "checkpoints", "inference", "augmentation", "processes", "patches", "registration", "raft",
-    "acquisition", "readers", "pairs", "resampling", "diffusion", "networks", "footprint", "metrics", "structures",
-    "volume", "atomic", "noise", "geometry", "config", "settings", "sources", "tasks", "progress",
-    "allocator", "interruption", "errors",
+    "acquisition", "readers", "pairs", "resampling", "diffusion", "networks", "footprint", "metrics",
+    "structures", "volume", "atomic", "noise", "geometry", "config", "settings", "sources", "tasks",
+    "progress", "allocator", "interruption", "errors",
 ]  # fmt: skip
 
 
