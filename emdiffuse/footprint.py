@@ -3,7 +3,8 @@
 Conventions
 -----------
 * An estimate from above, in MB (10**6 bytes), for one tile at a time on a CPU; `benchmarks/memory.py` stands
-  beside it with what was measured. On a GPU it is the memory of the host that counts here.
+  beside it with what was measured. On a GPU it is the memory of the host that counts here, and what the GPU's
+  driver takes of it comes on top.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from typing import Any
 from emdiffuse.geometry import BlockGrid
 from emdiffuse.volume import SHARD
 
-PROCESS = 800
-"""A process that has imported what it needs."""
+LIBRARIES = 1000
+"""Imports: 580 to 890 MB were measured, by machine and build of torch, most of it pages of library files."""
+FIRST_CALLS = 200
+"""What first calls load of the libraries beyond that, and allocators keep: 50 to 100 MB were measured."""
 NATIVE, PUBLISHED = 40, 110
 """Bytes that a network holds at once, for each of its channels and each pixel of a tile (or its slices)."""
 
@@ -47,4 +50,4 @@ def memory_mb(grid: BlockGrid, quantities: int, description: dict[str, Any]) -> 
     chunk, shard = 4 * quantities * prod(grid.chunk), prod(SHARD)
     # of a chunk: the sums, what is written and what waits, and its encoding; of a shard sums and results
     needed = {"restore": tile + 4 * chunk, "stitch": 3 * chunk + 32 * shard, "pyramid": 30 * shard}
-    return {stage: PROCESS + int(size / 1e6) for stage, size in needed.items()}
+    return {stage: LIBRARIES + FIRST_CALLS + int(size / 1e6) for stage, size in needed.items()}

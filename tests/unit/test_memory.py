@@ -8,15 +8,23 @@ import numpy as np
 import pytest
 from helpers import write_volume
 
+from emdiffuse.footprint import LIBRARIES
+
 # a process of its own: a peak never falls, and that of a child counts what its parent held when it was forked
 STAGE = """
-import json, resource, sys
+import json, sys
 import torch
 from pathlib import Path
 from emdiffuse.planning import make_plan
 from emdiffuse.restoration import restore
 from emdiffuse.stitching import pyramid, stitch
 torch.set_num_threads(1)
+
+def peak():
+    status = Path("/proc/self/status").read_text().split()
+    return int(status[status.index("VmHWM:") + 1]) * 1024 / 1e6
+
+imported = peak()
 stage, plan = sys.argv[1], Path(sys.argv[2])
 if stage == "plan":
     from emdiffuse.config import Restoration
@@ -34,8 +42,7 @@ elif stage == "stitch":
     stitch(plan, 1, 1)
 else:
     pyramid(plan)
-status = Path("/proc/self/status").read_text().split()
-print(json.dumps({"peak": int(status[status.index("VmHWM:") + 1]) / 1024}))
+print(json.dumps({"peak": peak(), "imported": imported}))
 """
 
 SETTINGS = {
@@ -46,12 +53,13 @@ SETTINGS = {
 }
 
 
-def peak(*arguments: object) -> float:
-    """Run a stage in a process of its own; return its peak memory in MiB."""
+def measure(*arguments: object) -> dict[str, float]:
+    """Run a stage in a process of its own; return its peak memory, and what its imports took of it, in MB."""
     done = subprocess.run(
         [sys.executable, "-c", STAGE, *map(str, arguments)], capture_output=True, text=True, check=True
     )
-    return float(json.loads(done.stdout.splitlines()[-1])["peak"])
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +71,12 @@ def peaks(medulla, small_model, tmp_path_factory):
         values = np.tile(medulla[:slices], (1, 9, 9))[:, :side, :side]
         path = write_volume(folder / "a.ome.zarr", values, (60, 10, 10))
         plan = folder / "plan.json"
-        found[size, "plan"] = peak("plan", plan, path, small_model, json.dumps(SETTINGS))
+        found[size, "plan"] = measure("plan", plan, path, small_model, json.dumps(SETTINGS))
         # the same number of blocks in either volume: what differs is the volume alone
-        found[size, "restore"] = peak("restore", plan, json.loads(plan.read_text())["blocks"] // 6)
-        peak("fill", plan)
-        found[size, "stitch"] = peak("stitch", plan)
-        found[size, "pyramid"] = peak("pyramid", plan)
+        found[size, "restore"] = measure("restore", plan, json.loads(plan.read_text())["blocks"] // 6)
+        measure("fill", plan)
+        found[size, "stitch"] = measure("stitch", plan)
+        found[size, "pyramid"] = measure("pyramid", plan)
         found[size, "said"] = json.loads(plan.read_text())["memory_mb"]
     return found
 
@@ -76,11 +84,13 @@ def peaks(medulla, small_model, tmp_path_factory):
 @pytest.mark.parametrize("stage", ["plan", "restore", "stitch", "pyramid"])
 def test_peak_memory_does_not_grow_with_the_volume(peaks, stage):
     """Eight times the volume; a fifth more is allowed, since the small one does not fill whole shards."""
-    assert peaks["large", stage] < 1.2 * peaks["small", stage], peaks
+    assert peaks["large", stage]["peak"] < 1.2 * peaks["small", stage]["peak"], peaks
 
 
 @pytest.mark.parametrize("stage", ["restore", "stitch", "pyramid"])
 def test_the_plan_says_how_much_memory_a_worker_needs(peaks, stage):
+    """What imports take differs between machines and builds of torch: the rest is judged by itself, too."""
     for size in ("small", "large"):
-        told, needed = peaks[size, "said"][stage], peaks[size, stage] * 2**20 / 1e6
-        assert needed < told, peaks
+        told, needed = peaks[size, "said"][stage], peaks[size, stage]
+        assert needed["peak"] < told, peaks
+        assert needed["peak"] - needed["imported"] < told - LIBRARIES, peaks
