@@ -88,10 +88,12 @@ def stitch_box(plan: Plan, volume: Volume, tiles: Array, name: str, box: Box) ->
     sums = _sums(plan, tiles, plan.quantities.index(name), box)
     intensity = volume.facts["intensity"]
     if name == "uncertainty":
-        spread = sums * np.float32((intensity["high"] - intensity["low"]) / 2)
+        sums *= np.float32((intensity["high"] - intensity["low"]) / 2)
         known = plan.input / "uncertainty"
-        return _with_real(plan, open_volume(known), spread, box) if known.exists() else spread
-    return _with_real(plan, volume, cast_to(from_unit(sums, intensity), volume.array.dtype), box)
+        return _with_real(plan, open_volume(known), sums, box) if known.exists() else sums
+    # slice by slice, so that no more floats than the sums are held
+    values = np.stack([cast_to(from_unit(image, intensity), volume.array.dtype) for image in sums])
+    return _with_real(plan, volume, values, box)
 
 
 def _sums(plan: Plan, tiles: Array, quantity: int, box: Box) -> NDArray[np.float32]:

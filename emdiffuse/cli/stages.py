@@ -185,9 +185,11 @@ def restore(
 @app.command()
 def stitch(plan: Path, worker: Share = "1-of-1", done: Done = None) -> None:
     """Blend a worker's share of the restored volume from the tiles."""
+    from emdiffuse.allocator import return_freed_memory
     from emdiffuse.planning import read_plan
     from emdiffuse.stitching import stitch as run
 
+    return_freed_memory()
     run(plan, *_share(worker))
     _mark(done, read_plan(plan).hash)
 
@@ -195,8 +197,10 @@ def stitch(plan: Path, worker: Share = "1-of-1", done: Done = None) -> None:
 @app.command()
 def pyramid(plan: Path) -> None:
     """Add coarser levels to the restored volume, and finish it."""
+    from emdiffuse.allocator import return_freed_memory
     from emdiffuse.stitching import pyramid as run
 
+    return_freed_memory()
     run(plan)
 
 

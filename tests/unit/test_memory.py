@@ -15,6 +15,7 @@ STAGE = """
 import json, sys
 import torch
 from pathlib import Path
+from emdiffuse.allocator import return_freed_memory
 from emdiffuse.planning import make_plan
 from emdiffuse.restoration import restore
 from emdiffuse.stitching import pyramid, stitch
@@ -39,8 +40,10 @@ elif stage == "fill":
     for index in np.ndindex(*array.grid):
         array[array.box(index)] = np.full(array.chunk, sum(index) % 7 / 7, np.float32)
 elif stage == "stitch":
+    return_freed_memory()  # as the command does
     stitch(plan, 1, 1)
 else:
+    return_freed_memory()
     pyramid(plan)
 print(json.dumps({"peak": peak(), "imported": imported}))
 """
