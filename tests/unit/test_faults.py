@@ -215,10 +215,14 @@ def test_a_changed_input_is_refused(medulla, small_model, tmp_path, change):
 def test_a_changed_model_is_refused(dataset, small_model, tmp_path):
     model = shutil.copytree(small_model, tmp_path / "model")
     make_plan(dataset, model, settings(), tmp_path / "plan.json")
+    restore(tmp_path / "plan.json", 1, 2, "cpu")
     weights = load_file(model / "model.safetensors")
     save_file({name: value * 1.1 for name, value in weights.items()}, model / "model.safetensors")
     with pytest.raises(StoreError, match="model: changed since"):
-        restore(tmp_path / "plan.json", 1, 1, "cpu")
+        restore(tmp_path / "plan.json", 2, 2, "cpu")
+    plan = run(dataset, model, tmp_path)
+    again = run(dataset, model, tmp_path / "again")
+    assert content(plan.restored) == content(again.restored)
 
 
 def test_what_killed_writers_left_is_no_part_of_the_volume(plan, reference):
