@@ -7,7 +7,7 @@ from pathlib import Path
 FINISHED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
 
 
-def run(*command: str | Path, cwd: Path | None = None, timeout: float = 60) -> str:
+def run(*command: str | Path, cwd: Path | None = None, timeout: float = 180) -> str:
     """Return what the command printed; a command that fails fails the test with its last words."""
     done = subprocess.run(command, cwd=cwd, timeout=timeout, text=True, capture_output=True)
     assert done.returncode == 0, f"{command}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
@@ -32,7 +32,7 @@ def wait_until(condition, seconds: float, what: str):
     return answer
 
 
-def finished(job: str, seconds: float = 60) -> str:
+def finished(job: str, seconds: float = 180) -> str:
     """Return the state that the job ended in."""
     wait_until(lambda: state(job) in FINISHED, seconds, f"the end of job {job}")
     return state(job)

@@ -53,7 +53,7 @@ class Launcher:
     def job(self) -> str:
         return json.loads((self.run / "job.json").read_text())["job"]
 
-    def said(self, pattern: str, seconds: float = 60) -> re.Match[str]:
+    def said(self, pattern: str, seconds: float = 180) -> re.Match[str]:
         """Wait until the log has a line that matches."""
 
         def look():
@@ -62,7 +62,7 @@ class Launcher:
 
         return wait_until(look, seconds, f"'{pattern}' in {self.log}")
 
-    def ended(self, seconds: float = 60) -> tuple[int, list[str]]:
+    def ended(self, seconds: float = 180) -> tuple[int, list[str]]:
         """Wait for its end; return its exit code and its errors."""
         try:
             _, text = self.process.communicate(timeout=seconds)
@@ -94,7 +94,7 @@ def test_a_job_that_is_requeued_goes_on_from_its_state(store, tmp_path):
     launcher = Launcher(store, tmp_path, {"minutes": 0.2})
     launcher.said("step 50 ")
     run("scontrol", "requeue", launcher.job)
-    assert launcher.ended(120) == (0, [])
+    assert launcher.ended() == (0, [])
     assert re.search(r"the training goes on from step [1-9]", launcher.log.read_text())
 
 
@@ -190,7 +190,7 @@ def losses(experiment: Path) -> list[float]:
 
 
 def test_a_job_that_runs_out_of_time_requeues_itself_and_goes_on(out_of_time):
-    assert out_of_time.ended(180) == (0, [])
+    assert out_of_time.ended(300) == (0, [])
     text = out_of_time.log.read_text()
     assert "SIGUSR2 came; the state after step" in text and "to run for time 2" in text
     saved = re.search(r"after step (\d+) is saved", text)[1]
@@ -203,9 +203,9 @@ def test_a_lost_node_is_noticed(cluster, store, tmp_path):
     launcher.said("step 50 ")
     try:
         run(cluster, "node", node, "stop")
-        code, (error,) = launcher.ended(60)
+        code, (error,) = launcher.ended()
     finally:
-        run(cluster, "node", node, "start", timeout=90)
+        run(cluster, "node", node, "start")
     assert code == 1 and f"node {node} was lost" in error
     # failed, if its task was seen to die before the node was
     assert state(launcher.job) in ("CANCELLED", "FAILED")

@@ -68,7 +68,7 @@ def start(store: Path, experiment: Path, *options: str, **training) -> subproces
 
 def run(store: Path, experiment: Path, *options: str, **training) -> str:
     process = start(store, experiment, *options, **training)
-    _, text = process.communicate(timeout=120)
+    _, text = process.communicate(timeout=600)
     assert process.returncode == 0, text
     return text
 
@@ -97,7 +97,7 @@ def test_two_processes_train_as_one_does_and_go_on_after_one_was_killed(store, t
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     ranks = [int(c) for c in children if "spawn_main" in Path(f"/proc/{c}/cmdline").read_text()]
     os.kill(ranks[1], signal.SIGKILL)
-    _, text = process.communicate(timeout=60)
+    _, text = process.communicate(timeout=300)
     assert process.returncode == 1 and "Traceback" not in text
     assert re.search(r"error: .*process 2 of 2 ended with SIGKILL; start again", text)
     again = run(store, tmp_path / "killed", "--processes", "2")
@@ -113,7 +113,7 @@ def test_a_terminated_training_saves_its_state_and_goes_on(store, tmp_path, proc
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    _, text = process.communicate(timeout=60)
+    _, text = process.communicate(timeout=300)
     assert process.returncode == 143 and "Traceback" not in text
     assert len(re.findall("^error: ", text, re.MULTILINE)) == 1 and "start again to go on" in text
     assert torch.load(tmp_path / "stopped/run/state.pt", weights_only=True)["step"] >= 10
@@ -122,7 +122,7 @@ def test_a_terminated_training_saves_its_state_and_goes_on(store, tmp_path, proc
 
 def test_a_mistake_in_one_of_two_processes_is_one_sentence(store, tmp_path):
     process = start(store, tmp_path, "--processes", "3")
-    _, text = process.communicate(timeout=60)
+    _, text = process.communicate(timeout=300)
     assert process.returncode == 1 and "Traceback" not in text
     assert "error: training.batch: 4 is not a multiple of the 3 processes" in text
 

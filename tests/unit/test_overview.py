@@ -1,6 +1,7 @@
 """How far restorations are, told from their stores."""
 
 import os
+import re
 import time
 
 import pytest
@@ -26,8 +27,9 @@ def test_a_restoration_from_plan_to_volume(dataset, small_model, tmp_path):
     os.utime(folder / "plan.json", (now - 100, now - 100))
     line = lines(tmp_path)[0]
     assert line.startswith("a by m: restoring, 4 of 8 blocks (50%), ")
-    assert float(line.split()[9]) == pytest.approx(25 * 100 * 84 / 2 / 100, rel=0.05)  # in 100 seconds
-    assert line.endswith((" 1:39 left", " 1:40 left", " 1:41 left"))
+    assert float(line.split()[9]) == pytest.approx(25 * 100 * 84 / 2 / 100, rel=0.2)  # in 100 seconds
+    minutes, seconds = re.search(r" (\d+):(\d\d) left$", line).groups()
+    assert 60 * int(minutes) + int(seconds) == pytest.approx(100, rel=0.2)
     for path in chunks(plan)[::2]:
         os.utime(path, (now - 700, now - 700))
     os.utime(folder / "plan.json", (now - 1000, now - 1000))

@@ -49,7 +49,7 @@ def server(store):
 
 def ask(server, path: str, method: str = "GET", **headers: str):
     """Send a request as it is: no client tidies its path up."""
-    connection = http.client.HTTPConnection(*server.server_address, timeout=10)
+    connection = http.client.HTTPConnection(*server.server_address, timeout=60)
     connection.request(method, path, headers=headers)
     answer = connection.getresponse()
     body = answer.read()
@@ -179,11 +179,11 @@ def test_the_command_prints_the_link_and_ends_cleanly(store):
     address = process.stdout.readline().split(" is served at ")[1].split()[0]
     assert NEUROGLANCER in process.stdout.readline()
     where = urlsplit(address)
-    connection = http.client.HTTPConnection(where.hostname, where.port, timeout=10)
+    connection = http.client.HTTPConnection(where.hostname, where.port, timeout=60)
     connection.request("GET", f"{where.path}zarr.json")
     assert connection.getresponse().status == 200
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=120)
     assert (process.returncode, said) == (0, "")
 
 

@@ -185,7 +185,7 @@ def test_a_killed_run_goes_on_without_redoing_finished_blocks(project):
         stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     chunks = project.output / "tiles.zarr" / "c"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     done = []
     while len(done) < 4:
         assert run.poll() is None and time.monotonic() < deadline

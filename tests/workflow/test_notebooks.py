@@ -26,7 +26,7 @@ def test_a_notebook_trains_predicts_and_shows(path, tmp_path, monkeypatch):
     assert not any(cell.get("outputs") for cell in notebook.cells), "a notebook is kept without its outputs"
     settings = next(cell for cell in notebook.cells if '"minutes": 2' in cell.source)
     settings.source = settings.source.replace('"minutes": 2, "steps": 5000', '"steps": 12')
-    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path / "notebooks"}})
+    client = NotebookClient(notebook, timeout=900, resources={"metadata": {"path": tmp_path / "notebooks"}})
     client.execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     said = "".join(output.get("text", "") for output in outputs if output.output_type == "stream")
