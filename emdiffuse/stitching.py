@@ -175,6 +175,38 @@ def pyramid(path: Path) -> None:
     write_group(plan.restored, {"ome": {"version": "0.5", "multiscales": images}, "emdiffuse": facts})
 
 
+def verify(path: Path) -> None:
+    """Read every chunk of a finished restoration; those that are damaged are made anew at the next start.
+
+    Parameters
+    ----------
+    path : Path
+        ``plan.json``.
+
+    Raises
+    ------
+    StoreError
+        If some are missing, cut short, or fail their checksum; names the first.
+    """
+    plan = read_plan(path)
+    levels = [path for name in plan.outputs for path in sorted((plan.restored / name).glob("[0-9]*"))]
+    chunks = [(array, index) for array in map(Array, levels) for index in np.ndindex(*array.grid)]
+    what = f"verifying {plan.restored}"
+    lost = [
+        array.chunk_path(index)
+        for array, index in progress(chunks, len(chunks), what, "shard")
+        if not array.intact(index)
+    ]
+    if lost:
+        plan.forget("stitch")
+        (plan.restored / "zarr.json").unlink(missing_ok=True)
+        raise StoreError(
+            f"{lost[0]}: missing or damaged, as are {len(lost) - 1} others of {len(chunks)} shards; run the "
+            "workflow again (or `stitch` and `pyramid`), and those alone are made anew"
+        )
+    logger.info("%s: all %d shards are intact", plan.restored, len(chunks))
+
+
 def reliability(plan: Plan) -> dict[str, Any]:
     """Score every generated slice by its uncertainty, and say which are reliable.
 

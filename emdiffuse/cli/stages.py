@@ -205,6 +205,14 @@ def pyramid(plan: Path) -> None:
 
 
 @app.command()
+def verify(plan: Path) -> None:
+    """Read every shard of a finished restoration; damaged ones are made anew at the next start."""
+    from emdiffuse.stitching import verify as run
+
+    run(plan)
+
+
+@app.command()
 def calibrate(restored: Path, dataset: Path, truth: Path, out: Path, settings: Settings) -> None:
     """Find how wide intervals must be to hold the truth, on data that the model was not trained on."""
     from emdiffuse.calibration import calibrate as run

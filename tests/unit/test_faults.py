@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from emdiffuse.errors import StoreError
 from emdiffuse.planning import make_plan
 from emdiffuse.restoration import restore
-from emdiffuse.stitching import pyramid, stitch
+from emdiffuse.stitching import pyramid, stitch, verify
 from emdiffuse.volume import Array
 
 
@@ -189,6 +189,19 @@ def test_a_damaged_shard_alone_is_made_again(plan, reference, damage):
         start_again(plan)
     assert not (plan.restored / "zarr.json").exists()
     start_again(plan)
+    assert content(plan.restored) == content(reference.restored)
+
+
+@pytest.mark.parametrize(("level", "damage"), [("restored/0", flip), ("uncertainty/0", Path.unlink)])
+def test_damage_in_a_finished_volume_is_found(plan, reference, level, damage):
+    start_again(plan)
+    verify(plan.folder / "plan.json")
+    path = Array(plan.restored / level).chunk_path((0, 0, 0))
+    damage(path)
+    with pytest.raises(StoreError, match=f"{path}: missing or damaged, as are 0 others"):
+        verify(plan.folder / "plan.json")
+    start_again(plan)
+    verify(plan.folder / "plan.json")
     assert content(plan.restored) == content(reference.restored)
 
 
