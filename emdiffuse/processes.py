@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -190,7 +190,12 @@ class NativeProcess:
     @staticmethod
     def denoiser(network: nn.Module, batch: Batch) -> Denoiser:
         """Bind a network to its condition, as a denoiser of the residual in units of `scale`."""
-        flow = as_denoiser(cast(NativeNetwork, network).bind(*batch), "flow")
+
+        def call(x: Tensor, gamma: Tensor) -> Tensor:  # of a network that is compiled
+            out: Tensor = network(x, gamma, *batch)
+            return out
+
+        flow = as_denoiser(network.bind(*batch) if isinstance(network, NativeNetwork) else call, "flow")
 
         def denoise(x: Tensor, gamma: Tensor) -> Tensor:
             visible = (gamma > 0).to(x.dtype)[:, None, None, None]

@@ -113,7 +113,7 @@ def test_restorations_of_one_dataset_stand_beside_each_other():
     first, second, *others = config.restorations
     assert config.beside(first) == [second] and config.beside(second) == [first]
     assert all(config.beside(other) == [] for other in others)
-    apart = validate(changed(("restorations", 1, "truth"), "brain_test_clean"))
+    apart = validate(changed(("restorations", 0, "truth"), "brain_test_clean"))
     assert apart.beside(apart.restorations[0]) == [], "another truth"
 
 

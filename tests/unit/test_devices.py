@@ -204,12 +204,12 @@ def test_a_compiled_network_gives_the_same(dataset, small_model, tmp_path):
         assert difference.max() <= (1 if plain.dtype == np.uint8 else 1e-3)
 
 
-def test_where_nothing_can_be_compiled_it_is_one_sentence(monkeypatch):
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
-    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+def test_where_nothing_can_be_compiled_it_is_one_sentence():
+    from torch._inductor import config
+
     network = CompiledNetwork(nn.Conv2d(2, 3, 3).eval(), "default")
-    with pytest.raises(
-        ConfigError, match=r"^--compile: .* cannot be compiled here .*leave --compile out$"
-    ) as error:
+    sentence = r"^--compile: .* cannot be compiled here .*leave --compile out$"
+    without = config.patch({"cpp.cxx": (None, "no-such-compiler"), "force_disable_caches": True})
+    with without, pytest.raises(ConfigError, match=sentence) as error:
         network(torch.randn(1, 2, 8, 8))
     assert "\n" not in str(error.value)
