@@ -18,8 +18,9 @@ import os
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4
 TOP_PAD = 64 * 2**20
 """Bytes taken from the kernel beyond each request for more."""
-LARGE = 2**20
-"""Bytes from which a block is given back as soon as it is freed, where freed memory is given back."""
+LARGE = 2**16
+"""Bytes from which a block is given back as soon as it is freed, where freed memory is given back: fewer than
+those of a chunk, since chunks are what comes and goes."""
 
 
 def keep_freed_memory() -> bool:
