@@ -5,7 +5,7 @@
 
 `n` denoises the last 256 x 256 pixels of an image pair, whose rows above are trained on; `vem` fills one gap
 of 256 x 256 pixels (less, where the volume has less) between two slices 6 apart. The published network is run
-by its own process (1000 calls an image, 200 a slice) and in few calls (12 of dpm++ are the default for
+by its own process (1000 calls an image, 200 a slice) and in few calls (8 of ddim are the default for
 imported weights), the native one by its defaults; all in one process, so that the ratios are of one run and
 one allocator. A cost is the processor time of a call, which other work on the machine disturbs little, times
 the calls, and is compared with that of the published network's plain form (float32, eager, NCHW), whose

@@ -10,37 +10,18 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from restoring import image_model
 
 from emdiffuse.config import Sampler
 from emdiffuse.enhance import Enhancement, enhance
 from emdiffuse.errors import ConfigError, StoreError
-from emdiffuse.networks import NativeNetwork
-from emdiffuse.networks.weights import save_model
 from emdiffuse.watch import watch
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    torch.manual_seed(0)
     torch.set_num_threads(1)
-    spec = {
-        "conditions": 1,
-        "slots": 1,
-        "channels": 8,
-        "multipliers": [1, 2],
-        "blocks": 1,
-        "residual_scale": 0.2,
-    }
-    network = NativeNetwork(**spec)
-    torch.nn.init.normal_(network.exit.weight, std=0.05)
-    description = {
-        "task": "emdiffuse-n",
-        "network": {"architecture": "native", **spec},
-        "noise": {"correlation": 0},
-    }
-    folder = tmp_path_factory.mktemp("model") / "best"
-    save_model(folder, network, description)
-    return folder
+    return image_model(tmp_path_factory.mktemp("model") / "best")
 
 
 @pytest.fixture
