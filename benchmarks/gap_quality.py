@@ -99,6 +99,8 @@ def print_table(rows: dict[str, dict]) -> None:
         ("xz", "psnr"),
         ("xz", "ssim"),
         ("xy", "high_frequency_ratio"),
+        ("xy", "step_ratio"),
+        ("xy", "real_step_ratio"),
     ]
     print("| method | " + " | ".join(f"{plane} {measure}" for plane, measure in columns) + " |")
     print("| --- " * (len(columns) + 1) + "|")

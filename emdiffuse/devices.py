@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 SHARE = 0.8
 """Share of the free memory that a batch may take; the rest is for what was not measured."""
@@ -22,6 +23,11 @@ def place_of(device: str) -> str:
     if device != "auto":
         return device
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def pinned(tensor: Tensor) -> Tensor:
+    """Return a tensor in memory that a GPU copies from beside its work; as it is, where there is no GPU."""
+    return tensor.pin_memory() if torch.cuda.is_available() else tensor
 
 
 class Memory(Protocol):

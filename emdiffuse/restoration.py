@@ -17,18 +17,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from emdiffuse.acquisition import to_unit
-from emdiffuse.devices import fitting_batch, memory_of, place_of
+from emdiffuse.devices import fitting_batch, memory_of, pinned, place_of
 from emdiffuse.errors import ConfigError, StoreError
 from emdiffuse.geometry import Block, BlockGrid, ImageStack, owned
 from emdiffuse.inference import RestorationModel, WhiteNoise, draws
@@ -39,6 +40,9 @@ from emdiffuse.progress import logger, progress
 from emdiffuse.resampling import enlarge
 from emdiffuse.threads import ahead, behind
 from emdiffuse.volume import Array, Volume
+
+NOISE_THREADS = 4
+"""Threads that draw the noise of a batch of tiles: one would be slower than a fast GPU."""
 
 
 class Tile(NamedTuple):
@@ -167,12 +171,13 @@ def _block_sums(
             yield from _batches(grid, grid[number], batch)
 
     conditions = (_read_batch(plan, grid, tiles, volume) for tiles in batches())
+    pool = ThreadPoolExecutor(NOISE_THREADS)
     noises = (
-        _noise(plan, grid, tiles, sample, step)
+        _noise(plan, grid, tiles, sample, step, pool.map)
         for tiles in batches()
         for sample, step in draws(plan.sampler, model.description)
     )
-    with ahead(conditions) as condition, ahead(noises) as noise:
+    with pool, ahead(conditions) as condition, ahead(noises) as noise:
 
         def white(sample: int, step: int) -> torch.Tensor:
             return next(noise).to(model.device, non_blocking=True)
@@ -271,22 +276,21 @@ def _read_batch(plan: Plan, grid: BlockGrid, tiles: Iterable[Tile], volume: Volu
             conditions.append(read_condition(volume, grid.z.around(gap), origin, shape))
         positions.append(grid.z.positions(gap))
         factors.append(float(grid.z.width(gap)))
-    return Batch(
-        torch.from_numpy(np.stack(conditions)),
-        torch.from_numpy(np.stack(positions)),
-        torch.tensor(factors),
-    )
+    known, places = (torch.from_numpy(np.stack(parts)) for parts in (conditions, positions))
+    return Batch(*map(pinned, (known, places, torch.tensor(factors))))
 
 
-def _noise(plan: Plan, grid: BlockGrid, tiles: Iterable[Tile], sample: int, step: int) -> torch.Tensor:
-    """Return the noise of tiles, (N, D, H, W): parts of the global field."""
-    fields = []
-    for gap, row, column in tiles:
-        zs = grid.z.generated(gap)
-        origin = (zs.start, grid.y.starts[row], grid.x.starts[column])
-        shape = (len(zs), grid.y.tile, grid.x.tile)
-        fields.append(noise_field(plan.sampler.seed, sample, step, origin, shape))
-    return torch.from_numpy(np.stack(fields))
+def _noise(
+    plan: Plan, grid: BlockGrid, tiles: Iterable[Tile], sample: int, step: int, each: Any = map
+) -> torch.Tensor:
+    """Return the noise of tiles, (N, D, H, W): parts of the global field; `each` maps over the tiles."""
+
+    def field(tile: Tile) -> NDArray[np.float32]:
+        zs = grid.z.generated(tile.gap)
+        origin = (zs.start, grid.y.starts[tile.row], grid.x.starts[tile.column])
+        return noise_field(plan.sampler.seed, sample, step, origin, (len(zs), grid.y.tile, grid.x.tile))
+
+    return pinned(torch.from_numpy(np.stack(list(each(field, tiles)))))
 
 
 def read_condition(

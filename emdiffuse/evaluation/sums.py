@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 PLANES = {"xy": 0, "xz": 1, "yz": 2}
 """Each orientation, and the axis that its planes are perpendicular to."""
+STEPS = ("step_ratio", "real_step_ratio")
+"""Continuity along z: steps between two generated slices, and between a generated one and a real one."""
 TILE, DEPTH = 256, 32
 """Lateral side and depth of a block, in voxels, at most; a block holds one gap at least."""
 Vector = NDArray[np.float64]
@@ -44,12 +46,15 @@ class Block:
         Those of them whose window lies within the volume; along z all.
     own : tuple of slice
         All voxels but the margin, real slices too, from the corner of its box.
+    generated : ndarray
+        Which slices of its box, margin and all, are generated.
     """
 
     box: tuple[slice, slice, slice]
     counted: tuple[NDArray[np.int64], ...]
     windows: tuple[NDArray[np.int64], ...]
     own: tuple[slice, slice, slice]
+    generated: NDArray[np.bool_]
 
 
 def blocks_of(grid: Grid, shape: tuple[int, ...]) -> Iterator[Block]:
@@ -73,7 +78,8 @@ def blocks_of(grid: Grid, shape: tuple[int, ...]) -> Iterator[Block]:
             counted.append(at - start)
             windows.append(inside - start)
             own.append(slice(begin - start, end - start))
-        yield Block((box[0], box[1], box[2]), tuple(counted), tuple(windows), (own[0], own[1], own[2]))
+        made = np.isin(np.arange(box[0].start, box[0].stop), generated)
+        yield Block((box[0], box[1], box[2]), tuple(counted), tuple(windows), (own[0], own[1], own[2]), made)
 
 
 class Reference:
@@ -89,6 +95,7 @@ class Reference:
         self.segments = [segment(plane, self.voxel) for plane in planes]
         self.seen = [lpips.features(plane, self.low, self.data_range) for plane in planes] if lpips else []
         self.whole = metrics.spectrum(values[block.own])
+        self.steps = _steps(values, block)
         self.energy = (planes.astype(np.float64) ** 2).sum(axis=(1, 2))
 
 
@@ -107,6 +114,7 @@ class Sums:
         self.moments = np.zeros((5, shape[0]))
         self.overlap = {name: np.zeros((2, shape[0])) for name in STRUCTURES}
         self.rings = np.zeros((shape[0], 5, metrics.RINGS))
+        self.steps = {name: np.zeros((2, shape[0])) for name in STEPS}
         self.shells: list[Vector] = []
 
     def add(self, image: NDArray[Any], truth: Reference, block: Block) -> None:
@@ -146,8 +154,19 @@ class Sums:
             self.true_power[z] += metrics.high_frequency_power(theirs, shape) * planes[row].size
             self.energy[z] += truth.energy[row]
         if len(self.planes) > 1:
+            self._add_steps(_steps(image, block), truth.steps, block)
             whole = image[block.own]
             self.shells.append(metrics.ring_sums(metrics.spectrum(whole), truth.whole, whole.shape))
+
+    def _add_steps(self, ours: Vector, theirs: Vector, block: Block) -> None:
+        """Add the steps from generated slices to those beside them; of two generated the later has it."""
+        for row in block.counted[0]:
+            for other in (row - 1, row + 1):
+                if other == len(block.generated) or (other > row and block.generated[other]):
+                    continue
+                step = min(row, other)
+                name = "step_ratio" if block.generated[other] else "real_step_ratio"
+                self.steps[name][:, row + block.box[0].start] += ours[step], theirs[step]
 
     def scores(self, data_range: float, voxel: float) -> dict[str, dict[str, Vector]]:
         """Return every measure of every plane, by orientation; not a number where there is none."""
@@ -170,6 +189,9 @@ class Sums:
                 scores["xy"]["lpips"] = self.perceived / self.voxels["xy"]
             if len(self.planes) == 1:
                 scores["xy"]["psnr_fitted"] = 10 * np.log10(data_range**2 / self._fitted())
+            else:
+                for name, (ours, theirs) in self.steps.items():
+                    scores["xy"][name] = np.where(theirs > 0, ours / theirs, np.nan)
         if self.shells:
             fsc = _each(metrics.correlation_resolution, np.array(self.shells))
             scores["xyz"] = {"fsc_resolution": voxel * fsc}
@@ -182,6 +204,13 @@ class Sums:
         covariance = products[2] - mean * true_mean
         explained = np.divide(covariance**2, variance, out=np.zeros_like(mean), where=variance > 0)
         return np.maximum(true_variance - explained, 0)
+
+
+def _steps(values: NDArray[Any], block: Block) -> Vector:
+    """Sum the absolute differences of each slice of a block and the next, over the voxels that it counts."""
+    own = values[:, block.counted[1][:, None], block.counted[2]].astype(np.float64)
+    total: Vector = np.abs(np.diff(own, axis=0)).sum(axis=(1, 2))
+    return total
 
 
 def _each(resolution: Callable[[Vector], float], sums: Vector) -> Vector:

@@ -31,6 +31,8 @@ MEASURES = {
     "lpips": "no unit, 0: the same to AlexNet, which learned from photographs",
     "nrmse": "share of the truth's root mean square",
     "high_frequency_ratio": "share of the truth's spectral power above a quarter of the sampling frequency",
+    "step_ratio": "mean absolute difference of neighbouring generated slices, share of the truth's",
+    "real_step_ratio": "the same of a generated slice and the real one beside it, share of the truth's",
     "membranes_iou": "overlap over union of the segmented membranes and the truth's",
     "dark_iou": "overlap over union of the segmented dark regions (mitochondria, dark processes) and the "
     "truth's",

@@ -29,10 +29,12 @@ HEADINGS: dict[str, tuple[str, int, int]] = {
     "lpips": ("LPIPS", 3, -1),
     "membranes_iou": ("Membranes, IoU", 3, 1),
     "dark_iou": ("Dark regions, IoU", 3, 1),
+    "step_ratio": ("Step between slices (truth = 1)", 2, 0),
+    "real_step_ratio": ("Step to real slices (truth = 1)", 2, 0),
     "high_frequency_ratio": ("Fine detail (truth = 1)", 2, 0),
 }
 """Heading, decimals, and whether more (1) or less (-1) is better; 0: not ranked."""
-FIRST = ("psnr", "ssim", "fsim", "frc_resolution", "membranes_iou", "high_frequency_ratio")
+FIRST = ("psnr", "ssim", "fsim", "frc_resolution", "membranes_iou", "high_frequency_ratio", "step_ratio")
 """Measures of the short table, in this order; all are in the long one."""
 Cell = dict[str, Any]
 

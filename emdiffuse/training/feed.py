@@ -20,6 +20,7 @@ from torch import Tensor
 
 from emdiffuse.augmentation import augment
 from emdiffuse.config import Model, Training
+from emdiffuse.devices import pinned
 from emdiffuse.patches import PatchStore
 from emdiffuse.processes import Batch
 from emdiffuse.tasks import CONDITION_OFFSETS
@@ -99,9 +100,7 @@ def batches(
 
     def read(number: int) -> tuple[Batch, Tensor]:
         batch, target = draw_batch(patches, model, number, places)
-        if torch.cuda.is_available():
-            batch, target = Batch(*(tensor.pin_memory() for tensor in batch)), target.pin_memory()
-        return batch, target
+        return Batch(*map(pinned, batch)), pinned(target)
 
     with ThreadPoolExecutor(WORKERS) as pool:
         waiting = deque(pool.submit(read, step + i) for i in range(AHEAD))

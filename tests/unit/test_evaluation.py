@@ -72,7 +72,10 @@ class Case:
 
 def test_restored_equal_to_the_truth(tmp_path):
     result = Case(tmp_path, tissue((13, 24, 30))).run()
-    psnr, ssim = (result["methods"]["restored"]["xy"][m] for m in ("psnr", "ssim"))
+    psnr, ssim, *steps = (
+        result["methods"]["restored"]["xy"][m] for m in ("psnr", "ssim", "step_ratio", "real_step_ratio")
+    )
+    assert [step["mean"] for step in steps] == [1, 1]
     assert psnr == {"mean": None, "low": None, "high": None, "identical": 9}
     assert ssim["mean"] == pytest.approx(1)
     assert result["beats"] == {"psnr": True, "ssim": True}
@@ -97,7 +100,9 @@ def test_real_slices_do_not_count(tmp_path):
     restored[::4] = 0
     case.put("restored", restored)
     after = case.run()
-    assert after["methods"]["restored"]["xy"] == before["methods"]["restored"]["xy"]
+    ours, theirs = (r["methods"]["restored"]["xy"] for r in (after, before))
+    assert ours.pop("real_step_ratio")["mean"] > 2 * theirs.pop("real_step_ratio")["mean"]  # that alone
+    assert ours == theirs
     for plane in ("xz", "yz"):
         psnr = [r["methods"]["restored"][plane]["psnr"] for r in (before, after)]
         assert psnr[0] == psnr[1]
@@ -133,6 +138,11 @@ def test_blocks_give_what_whole_planes_give(tmp_path, monkeypatch, tile):
         planes = list(zip(np.moveaxis(truth, axis, 0), np.moveaxis(linear, axis, 0), strict=True))
         assert measured[name]["psnr"]["mean"] == mean(psnr, [(a[rows], b[rows]) for a, b in planes])
         assert measured[name]["ssim"]["mean"] == mean(xz, planes)
+    changes = np.abs(np.diff(np.stack([linear, truth]).astype(float), axis=1)).mean(axis=(2, 3))
+    ratio = changes[0] / changes[1]
+    for measure, places in (("step_ratio", (1, 2)), ("real_step_ratio", (0, 3))):
+        wanted = np.mean([ratio[z] for z in range(20) if z % 4 in places])
+        assert measured["xy"][measure]["mean"] == pytest.approx(wanted)
 
 
 def test_factors_that_are_not_integers(tmp_path):
@@ -167,7 +177,7 @@ def test_files_hold_the_same_table(tmp_path):
     assert json.loads((tmp_path / "out.json").read_text()) == result
     with (tmp_path / "out.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 5 * (11 + 2 + 2 + 1)
+    assert len(rows) == 5 * (13 + 2 + 2 + 1)
     row = next(r for r in rows if (r["plane"], r["measure"], r["method"]) == ("xz", "ssim", "cubic"))
     assert float(row["low"]) == result["methods"]["cubic"]["xz"]["ssim"]["low"]
     assert next(r for r in rows if r["method"] == "restored")["mean"] == ""
