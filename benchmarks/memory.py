@@ -71,7 +71,7 @@ def make_model(folder: Path) -> Path:
     settings = {"channels": 32, "multipliers": [1, 2, 4], "blocks": 2, "residual_scale": 0.2}
     save_model(folder, NativeNetwork(**settings), {
         "task": "vemdiffuse-i", "factors": [6], "network": {"architecture": "native", **settings},
-        "noise": {"correlation": 0.0}, "sampler": {"name": "dpm++", "steps": 8},
+        "noise": {"correlation": 0.0}, "sampler": {"name": "unipc", "steps": 8},
     })  # fmt: skip
     return folder
 

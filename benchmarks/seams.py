@@ -34,8 +34,8 @@ from emdiffuse.volume import open_volume, slice_grid
 
 ESTIMATORS = {
     "one-call mean": {"steps": 1},
-    "one sample, 8 calls": {"name": "dpm++", "steps": 8},
-    "mean of 4 samples, 4 calls": {"name": "dpm++", "steps": 4, "samples": 4},
+    "one sample, 8 calls": {"steps": 8},
+    "mean of 4 samples, 4 calls": {"steps": 4, "samples": 4},
 }
 
 
@@ -43,7 +43,7 @@ def restored(volume: Path, model: Path, sampler: dict, tile: int, out: Path) -> 
     """Restore a volume in tiles of a size; return the plan and the generated slices, as float64."""
     settings = Restoration.model_validate({
         "dataset": "a", "model": "m", "sampler": sampler,
-        "tiling": {"tile": tile, "halo": 24, "blend": 16, "block": [1, 8, 8]},
+        "tiling": {"tile": tile, "halo": 32, "blend": 16, "block": [1, 8, 8]},
     })  # fmt: skip
     plan = make_plan(volume, model, settings, out / "plan.json")
     restore(out / "plan.json", 1, 1, "cpu")

@@ -45,7 +45,7 @@ from emdiffuse.errors import DataError
 from emdiffuse.networks.native import NativeNetwork, plain_estimate
 from emdiffuse.networks.weights import PUBLISHED_GAMMAS
 
-GAMMA_LAST = 0.995
+GAMMA_LAST = 0.998
 """Highest level at which a native network is called: what noise is left there is below that of the data."""
 
 White = Callable[[int], Tensor]

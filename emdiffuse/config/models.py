@@ -17,9 +17,10 @@ class Patches(Section):
     size: int = Field(64, ge=16, multiple_of=8, description="Height and width of a patch, in pixels.")
     overlap: float = Field(0.5, ge=0, lt=1, description="Share of a patch that its neighbour repeats.")
     axes: tuple[Literal["z", "y", "x"], ...] = Field(
-        ("z", "y", "x"),
+        ("z",),
         min_length=1,
-        description="Axes of an isotropic volume that gaps are cut along (vemdiffuse-i).",
+        description="Axes of an isotropic volume that gaps are cut along (vemdiffuse-i); others than z give "
+        "more patches, of tissue that changes from slice to slice as it does along those.",
     )
     validation: float = Field(
         0.125, gt=0, lt=1, description="Share of the volume, at its far end in z, kept for validation."

@@ -13,7 +13,7 @@ from emdiffuse.settings import Section
 class Sampler(Section):
     """How a trained network is run."""
 
-    name: Literal["ddpm", "ddim", "dpm++", "heun"] | None = Field(
+    name: Literal["ddpm", "ddim", "dpm++", "unipc", "heun"] | None = Field(
         None, description="The sampler; by default the model's own."
     )
     steps: int | None = Field(

@@ -20,7 +20,7 @@ from torch import Tensor
 Level = float | Tensor
 Levels = NDArray[np.float64]
 
-PURE_NOISE_STANDIN = 1e-3
+PURE_NOISE_STANDIN = 2e-4
 """The finite gamma that stands for pure noise where levels are spaced in log-SNR (see `log_snr_levels`)."""
 
 
@@ -70,7 +70,7 @@ def log_snr_levels(steps: int, gamma_min: float, gamma_max: float) -> Levels:
     """Levels at equal distances in log-SNR, the spacing in which few calls go furthest (arXiv 2211.01095).
 
     Pure noise has no finite log-SNR. For ``gamma_min = 0`` the levels are spaced from the stand-in
-    `PURE_NOISE_STANDIN` instead (log-SNR -6.9, where an image holds no more than 3 % of signal amplitude),
+    `PURE_NOISE_STANDIN` instead (log-SNR -8.5, where an image holds no more than 1.4 % of signal amplitude),
     and the first of them is then set to exactly 0.
 
     Parameters

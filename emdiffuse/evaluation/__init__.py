@@ -4,8 +4,8 @@ Conventions
 -----------
 * Axes are (z, y, x). Output slice 0 is real slice 0 is truth slice 0; all volumes share the lateral grid.
 * Only *generated* slices count: never a real one, which every method passes through (but for the step from a
-  generated slice to it, ``real_step_ratio``). In xz and yz planes the structural similarity is mapped on whole
-  planes, and its values on generated rows are counted.
+  generated slice to it, ``real_step_ratio``). In xz and yz planes the structural similarity is mapped on
+  whole planes, and its values on generated rows are counted.
 * Images (emdiffuse-n, emdiffuse-r) are measured whole, each by itself: only xy planes count.
 * A measure is taken a plane at a time, and averaged over planes. Planes that equal the truth have no finite
   PSNR: they are counted as ``identical`` and left out of its mean, which is null when there is no other

@@ -4,7 +4,7 @@ Conventions
 -----------
 * A gap of factor R is cut from 3 R + 1 neighbouring slices: every R-th is real, those between the middle two
   are the target.
-* vemdiffuse-i takes any axis of an isotropic volume as depth, or those of `patches.axes`. vemdiffuse-a learns
+* vemdiffuse-i takes z of an isotropic volume as depth, or the axes of `patches.axes`. vemdiffuse-a learns
   from an anisotropic volume alone: y or x is depth, and in the lateral plane that is left (z by x, or z by y)
   the coarse z axis is first interpolated linearly to the pixel size of the other, so that structures have
   their true shape, and mirrored where it is shorter than a patch

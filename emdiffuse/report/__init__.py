@@ -56,6 +56,7 @@ REFERENCES = {
     "ddpm": ("Ho et al. 2020", "10.48550/arXiv.2006.11239", "the DDPM sampler"),
     "ddim": ("Song et al. 2021", "10.48550/arXiv.2010.02502", "the DDIM sampler"),
     "dpm++": ("Lu et al. 2022", "10.48550/arXiv.2211.01095", "the DPM-Solver++ sampler"),
+    "unipc": ("Zhao et al. 2023", "10.48550/arXiv.2302.04867", "the UniPC sampler"),
     "heun": ("Karras et al. 2022", "10.48550/arXiv.2206.00364", "the Heun sampler"),
     "ssim": ("Wang et al. 2004", "10.1109/TIP.2003.819861", "SSIM"),
     "fsim": ("Zhang et al. 2011", "10.1109/TIP.2011.2109730", "FSIM"),
@@ -308,7 +309,8 @@ def _versions() -> dict[str, str]:
 
 def _references(config: Config, evaluations: list[dict[str, Any]]) -> list[dict[str, str]]:
     """Return the publications that this run rests on."""
-    samplers = [item.sampler.name or "dpm++" for item in config.restorations]
+    samplers: list[str] = [item.sampler.name for item in config.restorations if item.sampler.name]
+    samplers += [key for key in REFERENCES if any(f"({key})" in found["estimator"] for found in evaluations)]
     used = {name for found in evaluations for method in found["methods"].values() for name in _deep(method)}
     used |= {name for found in evaluations for name in [*found["methods"], *found]}
     used |= {"calibration" for item in config.restorations if item.calibration}

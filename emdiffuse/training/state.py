@@ -32,7 +32,7 @@ from emdiffuse.processes import Process, new_process
 from emdiffuse.progress import logger
 from emdiffuse.tasks import TASKS
 
-NATIVE_SAMPLER = {"name": "dpm++", "steps": 8}
+NATIVE_SAMPLER = {"name": "unipc", "steps": 8}
 """What a native model is sampled with, unless the settings say otherwise: see ``benchmarks/README.md``."""
 
 PLAIN = ("step", "seconds", "best", "stale", "losses", "history")

@@ -79,7 +79,7 @@ MISTAKES = {
     "degraded of nothing": (("datasets", "medulla_noisy", "degrade", "dataset"), "medulla_test_60nm", "medulla_noisy.degrade.dataset: there is no raw dataset"),
     "pairs as images": (("datasets", "medulla_test_coarse", "images"), False, "say `images: true` beside `degrade`"),
     "learned from the truth": (("models", "gap6", "datasets"), ["medulla_train", "medulla_test"], "cannot be evaluated on it"),
-    "axes of images": (("models", "denoise", "patches", "axes"), ["z"], "`patches.axes` is for vemdiffuse-i"),
+    "axes of images": (("models", "denoise", "patches", "axes"), ["x"], "`patches.axes` is for vemdiffuse-i"),
     "task of another day": (("models", "gap6", "task"), "vemdiffuse-z", "models.gap6.task: .*'vemdiffuse-z'"),
 }  # fmt: skip
 

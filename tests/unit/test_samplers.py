@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
 from emdiffuse.diffusion.objectives import as_denoiser
-from emdiffuse.diffusion.samplers import SAMPLERS, ddim, ddpm, dpm_solver_pp_2m, heun
+from emdiffuse.diffusion.samplers import SAMPLERS, ddim, ddpm, dpm_solver_pp_2m, heun, unipc
 from emdiffuse.diffusion.schedules import (
     PUBLISHED_TEST,
     PUBLISHED_TEST_VEM,
@@ -19,8 +19,9 @@ from emdiffuse.diffusion.schedules import (
     log_snr_levels,
     q_sample,
 )
+from emdiffuse.processes import GAMMA_LAST
 
-DETERMINISTIC = {"ddim": ddim, "dpm++": dpm_solver_pp_2m, "heun": heun}
+DETERMINISTIC = {"ddim": ddim, "dpm++": dpm_solver_pp_2m, "unipc": unipc, "heun": heun}
 
 
 def gaussian_denoiser(variance, mean=0.0):
@@ -112,12 +113,12 @@ def test_pure_noise_is_the_limit_of_nearly_pure_noise(name):
     exact = np.concatenate([[0.0], limit[1:]])
     sampler = DETERMINISTIC[name]
     close = standard_deviation(sampler, variance, limit)
-    # the second step of DPM-Solver++ keeps a slope of 1 / log(1e12) at the finite level
-    tolerance = 0.1 if name == "dpm++" else 1e-5
+    # the second step of DPM-Solver++, UniPC's predictor, keeps a slope of 1 / log(1e12) at the finite level
+    tolerance = 0.1 if name in ("dpm++", "unipc") else 1e-5
     np.testing.assert_allclose(standard_deviation(sampler, variance, exact), close, rtol=tolerance)
 
 
-@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("dpm++", 2), ("heun", 2)])
+@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("dpm++", 2), ("unipc", 2), ("heun", 2)])
 def test_deterministic_samplers_converge_at_their_order(name, order):
     """The probability-flow equation of Gaussian data scales x by its marginal standard deviation."""
     variance, first, last = np.array([0.05, 0.3, 2.0]), 0.01, 0.99
@@ -132,6 +133,18 @@ def test_deterministic_samplers_converge_at_their_order(name, order):
     ]
     rates = np.log2(np.array(errors[:-1]) / errors[1:])
     np.testing.assert_allclose(rates, order, atol=0.25)
+
+
+def test_eight_calls_of_unipc_draw_what_is_coarse_and_what_is_fine():
+    """Modes of residuals have variances of 150 (coarse) to 0.1 (fine), in units of the mean one."""
+    variance = np.array([150, 60, 22, 8, 3, 1, 0.3, 0.1])
+    levels = log_snr_levels(8, 0.0, GAMMA_LAST)
+    ratio, plain = (
+        standard_deviation(s, variance, levels) / variance**0.5 for s in (unipc, dpm_solver_pp_2m)
+    )
+    np.testing.assert_allclose(ratio, 1, atol=0.055)
+    np.testing.assert_allclose(ratio[1:], 1, atol=0.03)
+    assert (abs(plain - 1) > 2 * abs(ratio - 1))[0]
 
 
 def test_ancestral_sampling_converges_at_first_order():
