@@ -125,9 +125,8 @@ def test_no_training_gap_meets_a_missing_slice(tmp_path):
     values = tissue((60, 40, 40))
     source = write_slices(tmp_path / "raw", values, leave_out=(20,))
     acquire(source, SIZE, tmp_path / "a.ome.zarr", "a", repair=True)
-    model = Model.model_validate(
-        {"task": "vemdiffuse-i", "datasets": ["a"], "factor": 2, "patches": {"size": 16}}
-    )
+    patches = {"size": 16, "axes": ["z", "y", "x"]}
+    model = Model.model_validate({"task": "vemdiffuse-i", "datasets": ["a"], "factor": 2, "patches": patches})
     gaps = GapSource(tmp_path / "a.ome.zarr", model)
     origins = list(gaps.origins(0))
     assert {origin.axis for origin in origins} == {0, 1, 2}

@@ -13,11 +13,11 @@ PACKAGE = ROOT / "emdiffuse"
 ORDER = [
     "cli", "sharing", "viewing", "overview", "watch", "enhance", "tiff", "report", "evaluation",
     "trust", "baselines", "stitching", "restoration", "planning", "calibration", "comparison",
-    "threads", "devices", "launch", "slurm", "training", "importing", "modelcard", "raft_training",
+    "threads", "launch", "slurm", "training", "importing", "modelcard", "raft_training",
     "parallel", "checkpoints", "inference", "augmentation", "processes", "patches", "registration", "raft",
     "acquisition", "readers", "pairs", "resampling", "diffusion", "networks", "footprint", "metrics",
     "structures", "volume", "atomic", "noise", "geometry", "config", "settings", "sources", "tasks",
-    "progress", "allocator", "interruption", "errors",
+    "progress", "allocator", "devices", "interruption", "errors",
 ]  # fmt: skip
 
 
