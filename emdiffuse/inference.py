@@ -3,7 +3,8 @@
 Conventions
 -----------
 * Images are scaled to [-1, 1]; see `emdiffuse.processes` for what a batch and a sample are.
-* Mean and standard deviation over samples are streamed: no more than one sample is held.
+* Mean and standard deviation over samples are streamed: no more than one sample is held, and the first where
+  that is asked for.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def estimator(sampler: Sampler, description: dict[str, Any]) -> str:
     """Say in words what the restored volume is."""
     if not differ(description, sampler):
         return "posterior mean in one call"
-    what = f"mean of {sampler.samples} samples" if sampler.samples > 1 else "one sample"
+    many = "mean" if sampler.estimate == "mean" else "first"
+    what = f"{many} of {sampler.samples} samples" if sampler.samples > 1 else "one sample"
     return f"{what} of {sampler.steps} calls ({sampler.name})"
 
 
@@ -128,11 +130,12 @@ class RestorationModel:
         Returns
         -------
         tuple of Tensor
-            Mean and standard deviation over the samples, (N, D, H, W), float32 in units of [-1, 1]; the
-            standard deviation of one sample is 0.
+            The mean of the samples (or the first, if the sampler's estimate is that) and their standard
+            deviation, (N, D, H, W), float32 in units of [-1, 1]; the deviation of one sample is 0.
         """
         sampler = resolve(sampler, self.description)
         batch = batch.to(self.device)
+        first: Tensor | None = None
         mean = torch.zeros(batch.shape, device=self.device)
         squares = torch.zeros_like(mean)
         autocast, _ = autocast_for(self.device)
@@ -141,7 +144,9 @@ class RestorationModel:
             noise = partial(white, sample)
             with autocast:
                 values = self.process.sample(self.network, batch, sampler, noise).float()
+            if sampler.estimate == "sample" and first is None:
+                first = values
             delta = values - mean
             mean = mean + delta / (sample + 1)
             squares = squares + delta * (values - mean)
-        return mean, (squares / max(samples - 1, 1)).sqrt()
+        return mean if first is None else first, (squares / max(samples - 1, 1)).sqrt()

@@ -228,8 +228,8 @@ def _restore_batch(
     plan: Plan, model: RestorationModel, batch: Batch, white: WhiteNoise
 ) -> list[NDArray[np.float32]]:
     """Return the plan's quantities of a batch of tiles, (N, D, tile, tile) each, in units of [-1, 1]."""
-    mean, deviation = model.restore(batch, plan.sampler, white)
-    made = {"restored": mean, "uncertainty": deviation}
+    restored, deviation = model.restore(batch, plan.sampler, white)
+    made = {"restored": restored, "uncertainty": deviation}
     if plan.regression:
         once = plan.sampler.model_copy(update={"steps": 1, "samples": 1})
         made["regression"] = model.restore(batch, once, white)[0]

@@ -22,7 +22,10 @@ class Sampler(Section):
         description="Levels that a sample is walked through, one network call each (Heun: two); by default "
         "the model's own number. With a native model 1 is the posterior mean in one call.",
     )
-    samples: int = Field(1, ge=1, description="Samples; their mean is the restored volume.")
+    samples: int = Field(1, ge=1, description="Samples; their standard deviation is the uncertainty.")
+    estimate: Literal["mean", "sample"] = Field(
+        "mean", description="What the restored volume is: the mean of the samples, or the first of them."
+    )
     seed: int = Field(0, ge=0, description="Seed of the noise.")
 
 
@@ -102,6 +105,8 @@ class Restoration(Section):
     def _samples(self) -> Restoration:
         if self.calibration is not None and self.sampler.samples < 2:
             raise ValueError("`calibration` needs `sampler.samples` of 2 or more")
+        if self.calibration is not None and self.sampler.estimate == "sample":
+            raise ValueError("`calibration` sets intervals around the mean; remove it or `sampler.estimate`")
         if self.calibration is not None and self.real_slices is not None:
             raise ValueError(
                 "`calibration` knows no interval of slices that `real_slices` restores; remove one of the two"

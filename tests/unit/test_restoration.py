@@ -60,6 +60,16 @@ def test_the_seed_decides(dataset, small_model, reference, tmp_path):
     assert (volumes(other)[0] != volumes(reference)[0]).mean() > 0.1
 
 
+def test_one_of_several_samples_can_be_what_is_restored(dataset, small_model, reference, tmp_path):
+    """The first sample is the one that there is alone; the uncertainty is that of all of them."""
+    plan = run(dataset, small_model, tmp_path / "first", estimate="sample")
+    alone = run(dataset, small_model, tmp_path / "alone", samples=1)
+    assert plan.facts["estimator"] == "first of 2 samples of 2 calls (dpm++)"
+    np.testing.assert_array_equal(volumes(plan)[0], volumes(alone)[0])
+    np.testing.assert_array_equal(volumes(plan)[1], volumes(reference)[1])
+    assert (volumes(plan)[0] != volumes(reference)[0]).mean() > 0.1
+
+
 def test_one_call_needs_no_noise_and_has_no_uncertainty(dataset, small_model, tmp_path):
     plan = run(dataset, small_model, tmp_path / "a", steps=1, samples=1, seed=1)
     assert plan.quantities == ("restored",) and plan.facts["estimator"] == "posterior mean in one call"
