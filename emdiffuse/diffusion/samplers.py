@@ -86,14 +86,7 @@ def dpm_solver_pp_2m(denoise: Denoiser, x: Tensor, gammas: Gammas) -> Tensor:
     -------
     Tensor, shape of `x`
     """
-    levels = _checked(gammas)
-    distances = np.diff(0.5 * log_snr(levels)).tolist()
-    before: Tensor | None = None
-    for step, (level, following) in enumerate(pairwise(levels)):
-        x0 = denoise(x, _batch(level, x))
-        x = _towards(x, _ahead(x0, before, distances, step), level, following)
-        before = x0
-    return denoise(x, _batch(levels[-1], x))
+    return _multistep(denoise, x, gammas, corrected=False)
 
 
 def unipc(denoise: Denoiser, x: Tensor, gammas: Gammas) -> Tensor:
@@ -113,16 +106,7 @@ def unipc(denoise: Denoiser, x: Tensor, gammas: Gammas) -> Tensor:
     -------
     Tensor, shape of `x`
     """
-    levels = _checked(gammas)
-    distances = np.diff(0.5 * log_snr(levels)).tolist()
-    before: Tensor | None = None
-    x0 = denoise(x, _batch(levels[0], x))
-    for step, (level, following) in enumerate(pairwise(levels)):
-        predicted = _towards(x, _ahead(x0, before, distances, step), level, following)
-        found = denoise(predicted, _batch(following, x))
-        x = _towards(x, 0.5 * (x0 + found), level, following)
-        before, x0 = x0, found
-    return x0
+    return _multistep(denoise, x, gammas, corrected=True)
 
 
 def heun(denoise: Denoiser, x: Tensor, gammas: Gammas) -> Tensor:
@@ -168,9 +152,17 @@ def _towards(x: Tensor, x0: Tensor, level: float, following: float) -> Tensor:
     return shrink * x + (math.sqrt(following) - shrink * math.sqrt(level)) * x0
 
 
-def _ahead(x0: Tensor, before: Tensor | None, distances: Sequence[float], step: int) -> Tensor:
-    """Extrapolate x0 from the level before to the middle of a step, linearly in log-SNR."""
-    return x0 if before is None else x0 + 0.5 * distances[step] / distances[step - 1] * (x0 - before)
+def _multistep(denoise: Denoiser, x: Tensor, gammas: Gammas, corrected: bool) -> Tensor:
+    """Walk by x0 extrapolated, linearly in log-SNR, to the middle of each step; correct the step or not."""
+    levels = _checked(gammas)
+    distances = np.diff(0.5 * log_snr(levels)).tolist()
+    before, x0 = None, denoise(x, _batch(levels[0], x))
+    for step, (level, following) in enumerate(pairwise(levels)):
+        ahead = x0 if before is None else x0 + 0.5 * distances[step] / distances[step - 1] * (x0 - before)
+        predicted = _towards(x, ahead, level, following)
+        before, x0 = x0, denoise(predicted, _batch(following, x))
+        x = _towards(x, 0.5 * (before + x0), level, following) if corrected else predicted
+    return x0
 
 
 def _straight_path(level: float) -> tuple[float, float]:
