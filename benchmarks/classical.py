@@ -16,11 +16,11 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from emdiffuse import baselines
-from emdiffuse.geometry import SliceGrid
-from emdiffuse.metrics import psnr, ssim
-from emdiffuse.raft import Flow
-from emdiffuse.resampling import enlarge
+from emdiffuse.evaluation import baselines
+from emdiffuse.evaluation.metrics import psnr, ssim
+from emdiffuse.registration.raft import Flow
+from emdiffuse.restoration.geometry import SliceGrid
+from emdiffuse.stores.resampling import enlarge
 
 DEMO = Path(__file__).parents[1] / "resources/demo"
 FACTOR = 6

@@ -45,16 +45,16 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace, folder: Path) -> None:
-    from emdiffuse.acquisition import acquire, keep_every
+    from emdiffuse.acquisition.acquire import acquire, keep_every
     from emdiffuse.config import Model, Restoration
-    from emdiffuse.evaluation import evaluate
-    from emdiffuse.patches import cut_patches
-    from emdiffuse.planning import make_plan
-    from emdiffuse.progress import setup
-    from emdiffuse.restoration import restore
-    from emdiffuse.settings import parse
-    from emdiffuse.stitching import pyramid, stitch
-    from emdiffuse.training import train
+    from emdiffuse.config.settings import parse
+    from emdiffuse.evaluation.evaluate import evaluate
+    from emdiffuse.patches.cut import cut_patches
+    from emdiffuse.restoration.plan import make_plan
+    from emdiffuse.restoration.stitch import pyramid, stitch
+    from emdiffuse.restoration.tiles import restore
+    from emdiffuse.runtime.progress import setup
+    from emdiffuse.training.train import train
 
     setup()
     further = json.loads(options.model)

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from emdiffuse.config import Restoration
-from emdiffuse.networks.native import NativeNetwork
-from emdiffuse.networks.weights import save_model
-from emdiffuse.planning import read_plan
-from emdiffuse.volume import Array, create_image_array, write_image
+from emdiffuse.models.networks.native import NativeNetwork
+from emdiffuse.models.networks.weights import save_model
+from emdiffuse.restoration.plan import read_plan
+from emdiffuse.stores.volume import Array, create_image_array, write_image
 
 STAGE = """
 import sys

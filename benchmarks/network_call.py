@@ -8,7 +8,7 @@ a sampler. Both forms are timed in turns in one process for each allocator, so t
 machine, by the processor's time, which other work on the machine disturbs little:
 
 - `stock`: glibc's defaults, as the published code is launched;
-- `workers`: glibc keeps freed memory, as the commands `train` and `restore` set it (`emdiffuse.allocator`).
+- `workers`: glibc keeps freed memory, as the commands `train` and `restore` set it (`runtime.allocator`).
 
 The ceiling is what this machine's convolutions reach by themselves: each 3x3 convolution of the plain network
 is timed alone, channels last, and these times are summed. The package's networks make fewer multiplications:
@@ -36,8 +36,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "unit"))
 from plain_native import PlainNative
 from plain_unet import PlainUNet, random_weights
 
-from emdiffuse.allocator import keep_freed_memory
-from emdiffuse.networks import NativeNetwork, UNet
+from emdiffuse.models.networks.build import NativeNetwork, UNet
+from emdiffuse.runtime.allocator import keep_freed_memory
 
 ALLOCATORS = ("stock", "workers")
 FACTOR = 6

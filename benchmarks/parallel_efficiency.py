@@ -25,10 +25,10 @@ def work(path: Path, worker: int, workers: int, ready: object) -> None:
     """Restore a share, from a common start."""
     import torch
 
-    from emdiffuse.allocator import keep_freed_memory
-    from emdiffuse.inference import RestorationModel
-    from emdiffuse.planning import open_input, read_plan
-    from emdiffuse.restoration import restore, restore_blocks
+    from emdiffuse.models.inference import RestorationModel
+    from emdiffuse.restoration.plan import open_input, read_plan
+    from emdiffuse.restoration.tiles import restore, restore_blocks
+    from emdiffuse.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()
     torch.set_num_threads(1)
@@ -58,7 +58,7 @@ def measure(path: Path, workers: int) -> float:
 
 def main() -> None:
     from emdiffuse.config import Restoration
-    from emdiffuse.planning import make_plan
+    from emdiffuse.restoration.plan import make_plan
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)

@@ -57,10 +57,10 @@ def main() -> None:
 def run(options: argparse.Namespace, folder: Path) -> None:
     import torch
 
-    from emdiffuse.allocator import keep_freed_memory
     from emdiffuse.config import Sampler
-    from emdiffuse.inference import RestorationModel, resolve
-    from emdiffuse.progress import setup
+    from emdiffuse.models.inference import RestorationModel, resolve
+    from emdiffuse.runtime.allocator import keep_freed_memory
+    from emdiffuse.runtime.progress import setup
 
     setup()
     keep_freed_memory()
@@ -150,8 +150,8 @@ def images(options: argparse.Namespace, folder: Path, side: int):
     import tifffile
     import torch
 
-    from emdiffuse.processes import Batch
-    from emdiffuse.volume import create_image_array, write_group, write_image
+    from emdiffuse.models.processes import Batch
+    from emdiffuse.stores.volume import create_image_array, write_group, write_image
 
     pair = {"moving": tifffile.imread(options.first), "fixed": tifffile.imread(options.second)}
     height, width = pair["fixed"].shape
@@ -174,8 +174,8 @@ def gaps(options: argparse.Namespace, folder: Path, side: int):
     import tifffile
     import torch
 
-    from emdiffuse.acquisition import acquire
-    from emdiffuse.processes import Batch
+    from emdiffuse.acquisition.acquire import acquire
+    from emdiffuse.models.processes import Batch
 
     store = folder / "train.ome.zarr"
     if not store.exists():
@@ -197,13 +197,13 @@ def measured(values):
 
 
 def unit(values, intensity):
-    from emdiffuse.acquisition import to_unit
+    from emdiffuse.stores.intensity import to_unit
 
     return to_unit(values, intensity)
 
 
 def plain(batch):
-    from emdiffuse.networks.native import plain_estimate
+    from emdiffuse.models.networks.native import plain_estimate
 
     return plain_estimate(batch.condition, batch.positions)
 
@@ -211,9 +211,9 @@ def plain(batch):
 def trained(folder: Path, store: Path, task: str, architecture: str, options: argparse.Namespace) -> Path:
     """Train a network for the wall time, unless it is there; return the folder of the model."""
     from emdiffuse.config import Model
-    from emdiffuse.patches import cut_patches
-    from emdiffuse.settings import parse
-    from emdiffuse.training import train
+    from emdiffuse.config.settings import parse
+    from emdiffuse.patches.cut import cut_patches
+    from emdiffuse.training.train import train
 
     native = architecture == "native"
     training = {
@@ -245,7 +245,7 @@ def scores(restored, truth) -> tuple[float, float, float, float]:
     """Return PSNR, SSIM, FSIM and the ratio of power in fine detail, means over the slices."""
     import numpy as np
 
-    from emdiffuse.metrics import fsim, high_frequency_power, psnr, spectrum, ssim
+    from emdiffuse.evaluation.metrics import fsim, high_frequency_power, psnr, spectrum, ssim
 
     def power(image) -> float:
         return high_frequency_power(spectrum(image), image.shape)

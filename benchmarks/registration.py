@@ -13,11 +13,11 @@ import cv2
 import numpy as np
 import tifffile
 
-from emdiffuse.metrics import psnr
-from emdiffuse.raft import Flow, normalised
+from emdiffuse.evaluation.metrics import psnr
 from emdiffuse.registration.pair import Limits, NotRegistered, coarse_homography, register_pair
+from emdiffuse.registration.phase import correlate, peak, spectra
+from emdiffuse.registration.raft import Flow, normalised
 from emdiffuse.registration.refinement import refined
-from emdiffuse.registration.volumes import correlate, peak, spectra
 from emdiffuse.registration.warping import composed, correlation, identity, inside, mapped, smoothed, warp
 
 HELD_OUT = slice(500, 768)

@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from memory import make_model, make_volume
 
-from emdiffuse import restoration as parts
 from emdiffuse.config import Restoration
-from emdiffuse.inference import RestorationModel, draws
-from emdiffuse.planning import make_plan, open_array_of, open_input
+from emdiffuse.models.inference import RestorationModel, draws
+from emdiffuse.restoration import tiles as parts
+from emdiffuse.restoration.plan import make_plan, open_array_of, open_input
 
 SETTINGS = {"dataset": "a", "model": "m", "sampler": {"samples": 1}}
 

@@ -24,13 +24,14 @@ import numpy as np
 import tifffile
 import torch
 
-from emdiffuse.acquisition import acquire, keep_every
-from emdiffuse.baselines import interpolate
+from emdiffuse.acquisition.acquire import acquire, keep_every
 from emdiffuse.config import Restoration
-from emdiffuse.planning import Plan, make_plan
-from emdiffuse.restoration import restore
-from emdiffuse.stitching import pyramid, stitch
-from emdiffuse.volume import open_volume, slice_grid
+from emdiffuse.evaluation.baselines import interpolate
+from emdiffuse.restoration.geometry import slice_grid
+from emdiffuse.restoration.plan import Plan, make_plan
+from emdiffuse.restoration.stitch import pyramid, stitch
+from emdiffuse.restoration.tiles import restore
+from emdiffuse.stores.volume import open_volume
 
 ESTIMATORS = {
     "one-call mean": {"steps": 1},

@@ -15,8 +15,8 @@ import tifffile
 import torch
 
 from emdiffuse.config import Tiling
-from emdiffuse.inference import RestorationModel
-from emdiffuse.networks import UNet
+from emdiffuse.models.inference import RestorationModel
+from emdiffuse.models.networks.build import UNet
 
 SIDE, TILE, FACTOR = 512, 256, 6
 LEVELS = (0.0, 0.05, 0.2, 0.5, 0.9, 0.98)

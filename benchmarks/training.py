@@ -4,7 +4,7 @@
 
 A step is forward, backward, AdamW and the moving average, in float32 on random images, in seconds of the
 clock and of the processor (which others' work changes less). "plain" is the network and the loop as a
-textbook writes them (eager, NCHW, stock allocator), "package" is `emdiffuse.training`. Each is a process of
+textbook writes them (eager, NCHW, stock allocator), "package" is `training.train`. Each is a process of
 its own, whose largest resident set is the memory. The loader reads and augments patches of a store on a warm
 file system.
 """
@@ -50,10 +50,10 @@ def package(options: argparse.Namespace, checkpointing: bool) -> list[NDArray]:
     """Return the seconds of each step of the package's loop, without reading patches."""
     import torch
 
-    from emdiffuse import training
     from emdiffuse.config import Model
-    from emdiffuse.parallel import Ranks
-    from emdiffuse.processes import Batch
+    from emdiffuse.models.processes import Batch
+    from emdiffuse.training import train as training
+    from emdiffuse.training.parallel import Ranks
     from emdiffuse.training.state import new_state
 
     model = Model.model_validate(settings(options, checkpointing))
@@ -77,7 +77,7 @@ def plain(options: argparse.Namespace) -> list[NDArray]:
     import torch
     from plain_unet import PlainUNet, random_weights
 
-    from emdiffuse.networks import build_network
+    from emdiffuse.models.networks.build import build_network
 
     shapes = {n: list(p.shape) for n, p in build_network(SHAPE).state_dict().items()}
     weights = {n: p.requires_grad_() for n, p in random_weights(shapes, 0).items()}
@@ -105,7 +105,7 @@ def loader(options: argparse.Namespace) -> float:
     from helpers import write_pairs
 
     from emdiffuse.config import Model
-    from emdiffuse.patches import PatchStore, cut_patches
+    from emdiffuse.patches.cut import PatchStore, cut_patches
     from emdiffuse.training import feed
 
     model = Model.model_validate(settings(options))
@@ -154,7 +154,7 @@ def main() -> None:
         return
     import torch
 
-    from emdiffuse.allocator import keep_freed_memory
+    from emdiffuse.runtime.allocator import keep_freed_memory
 
     if options.case != "plain":
         keep_freed_memory()

@@ -26,9 +26,9 @@ from urllib.parse import quote, unquote, urlsplit
 
 import zarr
 
-from emdiffuse.errors import DataError, StoreError
-from emdiffuse.progress import logger
-from emdiffuse.volume import read_metadata
+from emdiffuse.runtime.errors import DataError, StoreError
+from emdiffuse.runtime.progress import logger
+from emdiffuse.stores.volume import read_metadata
 
 NEUROGLANCER = "https://neuroglancer-demo.appspot.com"
 LOOPBACK = "127.0.0.1"

@@ -15,8 +15,8 @@ import torch
 from helpers import ROOT, write_volume
 from restoring import run
 
-from emdiffuse.networks.native import NativeNetwork
-from emdiffuse.networks.weights import save_model
+from emdiffuse.models.networks.native import NativeNetwork
+from emdiffuse.models.networks.weights import save_model
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from emdiffuse import training
 from emdiffuse.config import Model
+from emdiffuse.training import train as training
 
 
 def train_and_die(store: Path, experiment: Path, model: Model, step: int, saving: bool) -> None:

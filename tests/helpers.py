@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from emdiffuse.volume import create_image_array, write_group, write_image
+from emdiffuse.stores.volume import create_image_array, write_group, write_image
 
 ROOT = Path(__file__).parents[1]
 INTENSITY = {

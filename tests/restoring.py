@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 
 from emdiffuse.config import Restoration
-from emdiffuse.networks.native import NativeNetwork
-from emdiffuse.networks.weights import save_model
-from emdiffuse.planning import make_plan
-from emdiffuse.restoration import restore
-from emdiffuse.stitching import pyramid, stitch
-from emdiffuse.volume import Array
+from emdiffuse.models.networks.native import NativeNetwork
+from emdiffuse.models.networks.weights import save_model
+from emdiffuse.restoration.plan import make_plan
+from emdiffuse.restoration.stitch import pyramid, stitch
+from emdiffuse.restoration.tiles import restore
+from emdiffuse.stores.volume import Array
 
 SAMPLER = {"name": "dpm++", "steps": 2, "samples": 2, "seed": 3}
 

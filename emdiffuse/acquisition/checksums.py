@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emdiffuse.errors import DataError
-from emdiffuse.progress import progress
 from emdiffuse.readers import NumberedTiffs, Source
-from emdiffuse.volume import read_metadata
+from emdiffuse.runtime.errors import DataError
+from emdiffuse.runtime.progress import progress
+from emdiffuse.stores.volume import read_metadata
 
 logger = logging.getLogger(__name__)
 

@@ -19,12 +19,12 @@ from scipy.ndimage import gaussian_filter
 
 from emdiffuse.acquisition.statistics import Statistics
 from emdiffuse.acquisition.streaming import default_workers, stream
-from emdiffuse.atomic import replaced
 from emdiffuse.config import Degrade
-from emdiffuse.errors import DataError
-from emdiffuse.pairs import finish_pairs
-from emdiffuse.progress import progress
-from emdiffuse.volume import Array, Box, Volume, create_image_array, open_volume, write_image
+from emdiffuse.runtime.atomic import replaced
+from emdiffuse.runtime.errors import DataError
+from emdiffuse.runtime.progress import progress
+from emdiffuse.stores.pairs import finish_pairs
+from emdiffuse.stores.volume import Array, Box, Volume, create_image_array, open_volume, write_image
 
 
 def degrade(volume: Path, settings: Degrade, out: Path, name: str, images: bool) -> None:
@@ -131,7 +131,7 @@ def _write_images(
 def _write_pairs(
     origin: Volume, slices: list[int], settings: Degrade, out: Path, facts: dict[str, Any]
 ) -> None:
-    """Write each slice as a field of pairs: see `emdiffuse.pairs`."""
+    """Write each slice as a field of pairs: see `emdiffuse.stores.pairs`."""
     name, n = facts["dataset"], settings.bin
     z_size, y, x = origin.voxel_size
     sizes = {"moving": (z_size, y * n, x * n), "fixed": (z_size, y, x)}

@@ -18,8 +18,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from emdiffuse.errors import DataError
 from emdiffuse.readers import SUFFIXES
+from emdiffuse.runtime.errors import DataError
 
 MOVING = ("wf", "img", "image", "input", "noisy", "raw", "lr", "low", "moving")
 FIXED = ("gt", "target", "clean", "truth", "hr", "high", "fixed")

@@ -2,7 +2,7 @@
 
 Conventions
 -----------
-* See `emdiffuse.pairs` for the store, and `acquisition.layouts` for how files are found.
+* See `emdiffuse.stores.pairs` for the store, and `acquisition.layouts` for how files are found.
 * The voxel size is that of the fixed images; moving ones have pixels `scale` times as large. Sizes are those
   of the files: pairs need not be aligned here, but a moving image must have the size of its partner, or half.
   One that shows twice the field in as many pixels is cut to its middle half, where its partner lies.
@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 from emdiffuse.acquisition.checksums import file_checksums, is_current
 from emdiffuse.acquisition.layouts import Pair, find_pairs
 from emdiffuse.acquisition.statistics import Statistics
-from emdiffuse.atomic import replaced
-from emdiffuse.errors import DataError
-from emdiffuse.pairs import SCALES, finish_pairs
-from emdiffuse.progress import progress
+from emdiffuse.config.settings import settings_hash
 from emdiffuse.readers import open_source
-from emdiffuse.settings import settings_hash
-from emdiffuse.volume import Array, create_image_array, write_image
+from emdiffuse.runtime.atomic import replaced
+from emdiffuse.runtime.errors import DataError
+from emdiffuse.runtime.progress import progress
+from emdiffuse.stores.pairs import SCALES, finish_pairs
+from emdiffuse.stores.volume import Array, create_image_array, write_image
 
 SHOWN = 20
 """Images without a partner that are named, at most."""

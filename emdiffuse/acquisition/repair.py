@@ -17,9 +17,9 @@ import numpy as np
 
 from emdiffuse.acquisition.statistics import Statistics
 from emdiffuse.acquisition.streaming import measure_array
-from emdiffuse.errors import DataError
 from emdiffuse.readers import NumberedTiffs, Source
-from emdiffuse.volume import Array
+from emdiffuse.runtime.errors import DataError
+from emdiffuse.stores.volume import Array
 
 REASONS = {
     "absent": "slices that are not there",

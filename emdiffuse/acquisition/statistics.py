@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.errors import DataError
-from emdiffuse.volume import Array, Box
+from emdiffuse.runtime.errors import DataError
+from emdiffuse.stores.volume import Array, Box
 
 LOW, HIGH = 0.005, 0.995
 ROWS = 256

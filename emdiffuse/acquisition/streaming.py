@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdiffuse.acquisition.statistics import Part, Statistics, measure
-from emdiffuse.progress import progress
 from emdiffuse.readers import Source
-from emdiffuse.volume import Array, Box
+from emdiffuse.runtime.progress import progress
+from emdiffuse.stores.volume import Array, Box
 
 SLAB_MEMORY = 2**28
 """Bytes of a slab that is kept in memory."""

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from emdiffuse.errors import EmdiffuseError
-from emdiffuse.progress import fail, setup
+from emdiffuse.runtime.errors import EmdiffuseError
+from emdiffuse.runtime.progress import fail, setup
 
 app = typer.Typer(
     no_args_is_help=True,

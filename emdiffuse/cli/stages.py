@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from emdiffuse.cli.app import Device, Done, Settings, Share, app
-from emdiffuse.errors import ConfigError
+from emdiffuse.runtime.errors import ConfigError
 
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Threads that convert; as many as cores, at most 8, by default.")
@@ -34,10 +34,10 @@ class Compilation(StrEnum):
 @app.command()
 def acquire(name: str, out: Path, settings: Settings, workers: Workers = None) -> None:
     """Convert a raw volume (TIFF, numbered slices, MRC, HDF5, Zarr, N5, precomputed) or pairs to OME-Zarr."""
-    from emdiffuse.acquisition import acquire as acquire_volume
+    from emdiffuse.acquisition.acquire import acquire as acquire_volume
     from emdiffuse.acquisition.pairs import acquire_pairs
     from emdiffuse.config import Dataset
-    from emdiffuse.settings import parse
+    from emdiffuse.config.settings import parse
 
     dataset = parse(Dataset, settings, f"datasets.{name}")
     if dataset.derived is not None:
@@ -58,7 +58,7 @@ def acquire(name: str, out: Path, settings: Settings, workers: Workers = None) -
 @app.command()
 def keep_every(volume: Path, factor: int, name: str, out: Path, workers: Workers = None) -> None:
     """Make an anisotropic volume from an isotropic one by keeping every n-th slice."""
-    from emdiffuse.acquisition import keep_every as run
+    from emdiffuse.acquisition.acquire import keep_every as run
 
     run(volume, factor, out, name, workers)
 
@@ -76,7 +76,7 @@ def degrade(
     """Make image pairs, degraded and clean, from the slices of a clean volume."""
     from emdiffuse.acquisition.degradation import degrade as run
     from emdiffuse.config import Degrade
-    from emdiffuse.settings import parse
+    from emdiffuse.config.settings import parse
 
     run(volume, parse(Degrade, settings, f"datasets.{name}.degrade"), out, name, images)
 
@@ -86,8 +86,8 @@ def register(volume: Path, out: Path, quality: Path, figure: Path, settings: Set
     """Register image pairs, or check that the slices of a volume are aligned, and pass them on."""
     from emdiffuse.acquisition.checksums import require_unchanged
     from emdiffuse.config import Alignment
-    from emdiffuse.registration import register as run
-    from emdiffuse.settings import parse
+    from emdiffuse.config.settings import parse
+    from emdiffuse.registration.register import register as run
 
     require_unchanged(volume)
     run(volume, parse(Alignment, settings, "alignment"), out, quality, figure)
@@ -97,8 +97,8 @@ def register(volume: Path, out: Path, quality: Path, figure: Path, settings: Set
 def patches(volumes: list[Path], out: Annotated[Path, typer.Option()], settings: Settings) -> None:
     """Cut training patches from registered volumes into a store."""
     from emdiffuse.config import Model
-    from emdiffuse.patches import cut_patches
-    from emdiffuse.settings import parse
+    from emdiffuse.config.settings import parse
+    from emdiffuse.patches.cut import cut_patches
 
     cut_patches(volumes, parse(Model, settings, "model"), out)
 
@@ -117,9 +117,9 @@ def train(
     ] = "{}",
 ) -> None:
     """Train a model from a patch store, or go on with an interrupted training."""
-    from emdiffuse import launch
     from emdiffuse.config import Model
-    from emdiffuse.settings import parse
+    from emdiffuse.config.settings import parse
+    from emdiffuse.training import launch
 
     work = launch.TrainingJob(store, parse(Model, settings, f"models.{name}"), name, experiment, device)
     if launcher is Launcher.local:
@@ -140,8 +140,8 @@ def plan(
 ) -> None:
     """Plan the restoration of a volume: tiles, blocks, settings and their hash."""
     from emdiffuse.config import Restoration
-    from emdiffuse.planning import make_plan
-    from emdiffuse.settings import parse
+    from emdiffuse.config.settings import parse
+    from emdiffuse.restoration.plan import make_plan
 
     make_plan(dataset, model, parse(Restoration, settings, "restoration"), out, calibration)
 
@@ -173,9 +173,9 @@ def restore(
 
     Tiles in other batches, or a compiled network, change the volume by rounding alone.
     """
-    from emdiffuse.allocator import keep_freed_memory
-    from emdiffuse.planning import read_plan
-    from emdiffuse.restoration import restore as run
+    from emdiffuse.restoration.plan import read_plan
+    from emdiffuse.restoration.tiles import restore as run
+    from emdiffuse.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()
     run(plan, *_share(worker), device, batch=_batch(batch), compilation=compilation)
@@ -185,9 +185,9 @@ def restore(
 @app.command()
 def stitch(plan: Path, worker: Share = "1-of-1", done: Done = None) -> None:
     """Blend a worker's share of the restored volume from the tiles."""
-    from emdiffuse.allocator import return_freed_memory
-    from emdiffuse.planning import read_plan
-    from emdiffuse.stitching import stitch as run
+    from emdiffuse.restoration.plan import read_plan
+    from emdiffuse.restoration.stitch import stitch as run
+    from emdiffuse.runtime.allocator import return_freed_memory
 
     return_freed_memory()
     run(plan, *_share(worker))
@@ -197,8 +197,8 @@ def stitch(plan: Path, worker: Share = "1-of-1", done: Done = None) -> None:
 @app.command()
 def pyramid(plan: Path) -> None:
     """Add coarser levels to the restored volume, and finish it."""
-    from emdiffuse.allocator import return_freed_memory
-    from emdiffuse.stitching import pyramid as run
+    from emdiffuse.restoration.stitch import pyramid as run
+    from emdiffuse.runtime.allocator import return_freed_memory
 
     return_freed_memory()
     run(plan)
@@ -207,7 +207,7 @@ def pyramid(plan: Path) -> None:
 @app.command()
 def verify(plan: Path) -> None:
     """Read every shard of a finished restoration; damaged ones are made anew at the next start."""
-    from emdiffuse.stitching import verify as run
+    from emdiffuse.restoration.stitch import verify as run
 
     run(plan)
 
@@ -215,9 +215,9 @@ def verify(plan: Path) -> None:
 @app.command()
 def calibrate(restored: Path, dataset: Path, truth: Path, out: Path, settings: Settings) -> None:
     """Find how wide intervals must be to hold the truth, on data that the model was not trained on."""
-    from emdiffuse.calibration import calibrate as run
     from emdiffuse.config import Calibration
-    from emdiffuse.settings import parse
+    from emdiffuse.config.settings import parse
+    from emdiffuse.evaluation.calibration import calibrate as run
 
     run(restored, dataset, truth, out, parse(Calibration, settings, "calibration"))
 
@@ -237,7 +237,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure a restored volume against the truth, beside classical methods on the same voxels."""
-    from emdiffuse.evaluation import evaluate as run
+    from emdiffuse.evaluation.evaluate import evaluate as run
 
     run(restored, dataset, truth, out, beside or (), lpips)
 
@@ -246,8 +246,8 @@ def evaluate(
 def report(results: Path, experiments: Path, out: Path, settings: Settings) -> None:
     """Write the report: one HTML file with pictures, tables and parameters."""
     from emdiffuse.config import Config
-    from emdiffuse.report import write_report
-    from emdiffuse.settings import parse
+    from emdiffuse.config.settings import parse
+    from emdiffuse.report.write import write_report
 
     write_report(parse(Config, settings), results, experiments, out)
 
@@ -270,7 +270,7 @@ def _batch(text: str) -> int | None:
 
 
 def _mark(path: Path | None, content: str) -> None:
-    from emdiffuse.atomic import write_atomically
+    from emdiffuse.runtime.atomic import write_atomically
 
     if path is not None:
         write_atomically(path, f"{content}\n")

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from emdiffuse.cli.app import Device, app
-from emdiffuse.errors import ConfigError
+from emdiffuse.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
-    from emdiffuse.enhance import Enhancement
+    from emdiffuse.enhance.one_file import Enhancement
 
 Model = Annotated[Path, typer.Option(help="Folder of the model, such as experiments/gap6/best.")]
 Factor = Annotated[
@@ -53,8 +53,8 @@ def enhance(
     device: Device = "auto",
 ) -> None:
     """Restore one image or volume, without a workflow."""
-    from emdiffuse.allocator import keep_freed_memory
-    from emdiffuse.enhance import enhance as run
+    from emdiffuse.enhance.one_file import enhance as run
+    from emdiffuse.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()
     run(source, output, _enhancement(model, factor, voxel_size, steps, samples, seed, device), uncertainty)
@@ -80,8 +80,8 @@ def watch(
     device: Device = "auto",
 ) -> None:
     """Restore each image that comes into a folder; Ctrl-C ends it."""
-    from emdiffuse.allocator import keep_freed_memory
-    from emdiffuse.watch import watch as run
+    from emdiffuse.enhance.watch import watch as run
+    from emdiffuse.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()
     how = _enhancement(model, factor, voxel_size, steps, samples, seed, device)
@@ -99,8 +99,8 @@ def _enhancement(
 ) -> Enhancement:
     """Check what was said, and put it together."""
     from emdiffuse.config import Sampler
-    from emdiffuse.enhance import Enhancement
-    from emdiffuse.settings import parse
+    from emdiffuse.config.settings import parse
+    from emdiffuse.enhance.one_file import Enhancement
 
     sampler = parse(Sampler, {"steps": steps, "samples": samples, "seed": seed}, "options")
     ratio = None
@@ -158,9 +158,9 @@ def train_raft(
     seed: Annotated[int, typer.Option(help="Seed of weights and samples.")] = 0,
 ) -> None:
     """Train the optical flow (RAFT) on micrographs of your own, under synthetic deformations."""
-    from emdiffuse.allocator import keep_freed_memory
-    from emdiffuse.raft_training import Recipe, read_sources
-    from emdiffuse.raft_training import train_raft as run
+    from emdiffuse.registration.raft_training import Recipe, read_sources
+    from emdiffuse.registration.raft_training import train_raft as run
+    from emdiffuse.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()
     pairs = []
@@ -181,7 +181,7 @@ def import_weights(
     out: Annotated[Path, typer.Option(help="Folder to write, such as experiments/published/best.")],
 ) -> None:
     """Read a published EMDiffuse checkpoint, or a model trained elsewhere, into a model folder."""
-    from emdiffuse.importing import import_model
+    from emdiffuse.models.importing import import_model
 
     import_model(source, task, out)
 
@@ -198,7 +198,7 @@ def export(
     side: Annotated[int, typer.Option(help="Height and width of the images that a graph takes.")] = 256,
 ) -> None:
     """Write a model's one-call mean for other programs."""
-    from emdiffuse import sharing
+    from emdiffuse.models import sharing
 
     if format is Format.bioimageio:
         sharing.export_bioimageio(model, out, factor, license)
@@ -222,7 +222,7 @@ def progress(
     results: Annotated[Path, typer.Argument(help="Folder of the results.")] = Path("results"),
 ) -> None:
     """Say how far the restorations are, over all their workers: blocks done, voxels a second, time left."""
-    from emdiffuse import overview
+    from emdiffuse.restoration import overview
 
     print(overview.table(overview.states(results)))
 

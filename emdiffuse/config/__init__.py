@@ -31,10 +31,10 @@ from emdiffuse.config.datasets import (
 from emdiffuse.config.evaluation import Evaluation, require_lpips
 from emdiffuse.config.models import Augmentation, Model, Network, Patches, Training
 from emdiffuse.config.restorations import Calibration, Restoration, Sampler, Tiling
-from emdiffuse.errors import ConfigError
-from emdiffuse.settings import Section, parse
-from emdiffuse.sources import parse_source
-from emdiffuse.tasks import TASKS
+from emdiffuse.config.settings import Section, parse
+from emdiffuse.config.sources import parse_source
+from emdiffuse.config.tasks import TASKS
+from emdiffuse.runtime.errors import ConfigError
 
 __all__ = [
     "MAXIMUM_FACTOR",

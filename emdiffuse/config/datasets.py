@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from emdiffuse.errors import ConfigError
-from emdiffuse.settings import Section
-from emdiffuse.sources import parse_source
+from emdiffuse.config.settings import Section
+from emdiffuse.config.sources import parse_source
+from emdiffuse.runtime.errors import ConfigError
 
 NANOMETERS = {"nanometer": 1.0, "micrometer": 1000.0, "angstrom": 0.1}
 MINIMUM_FACTOR, MAXIMUM_FACTOR = 2, 12

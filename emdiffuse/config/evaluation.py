@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from emdiffuse.errors import ConfigError
-from emdiffuse.settings import Section
+from emdiffuse.config.settings import Section
+from emdiffuse.runtime.errors import ConfigError
 
 ALEXNET = "download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 

@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from emdiffuse.config.datasets import Factor, Name
-from emdiffuse.settings import Section
-from emdiffuse.tasks import TASKS
+from emdiffuse.config.settings import Section
+from emdiffuse.config.tasks import TASKS
 
 
 class Patches(Section):

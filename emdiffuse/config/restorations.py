@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from emdiffuse.config.datasets import Name
-from emdiffuse.settings import Section
+from emdiffuse.config.settings import Section
 
 
 class Sampler(Section):

@@ -2,7 +2,7 @@
 
 Conventions
 -----------
-* See `emdiffuse.evaluation`.
+* See `emdiffuse.evaluation.evaluate`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse import metrics
-from emdiffuse.comparison import Comparison, Grid, read
-from emdiffuse.structures import STRUCTURES, overlap, segment
+from emdiffuse.evaluation import metrics
+from emdiffuse.evaluation.comparison import Comparison, Grid, read
+from emdiffuse.evaluation.structures import STRUCTURES, overlap, segment
 
 if TYPE_CHECKING:
-    from emdiffuse.metrics.perceptual import Lpips
+    from emdiffuse.evaluation.metrics.perceptual import Lpips
 
 PLANES = {"xy": 0, "xz": 1, "yz": 2}
 """Each orientation, and the axis that its planes are perpendicular to."""

@@ -2,7 +2,7 @@
 
 Conventions
 -----------
-* See `emdiffuse.evaluation`.
+* See `emdiffuse.evaluation.evaluate`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.comparison import Grid
+from emdiffuse.evaluation.comparison import Grid
 from emdiffuse.evaluation.sums import Vector
 
 MEASURES = {

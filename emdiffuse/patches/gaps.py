@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.acquisition import to_unit
 from emdiffuse.config import Model, anisotropy_factor
-from emdiffuse.errors import DataError
 from emdiffuse.patches.origins import TRAINING, VALIDATION, Cut, Origin, training_length
-from emdiffuse.volume import open_volume
+from emdiffuse.runtime.errors import DataError
+from emdiffuse.stores.intensity import to_unit
+from emdiffuse.stores.volume import open_volume
 
 ISOTROPIC = 1.05
 """Largest ratio of the sides of a voxel that counts as isotropic."""

@@ -21,15 +21,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.acquisition import to_unit
 from emdiffuse.config import Model
-from emdiffuse.errors import DataError
-from emdiffuse.geometry import ceil_to
-from emdiffuse.pairs import holds_pairs, open_pairs
+from emdiffuse.config.tasks import TASKS
 from emdiffuse.patches.origins import TRAINING, VALIDATION, Cut, Origin, training_length
-from emdiffuse.resampling import enlarge
-from emdiffuse.tasks import TASKS
-from emdiffuse.volume import Volume
+from emdiffuse.restoration.geometry import ceil_to
+from emdiffuse.runtime.errors import DataError
+from emdiffuse.stores.intensity import to_unit
+from emdiffuse.stores.pairs import holds_pairs, open_pairs
+from emdiffuse.stores.resampling import enlarge
+from emdiffuse.stores.volume import Volume
 
 MARGIN = 16
 MASKED = 0.1

@@ -2,7 +2,7 @@
 
 Conventions
 -----------
-* See `base` for what a source is, and `emdiffuse.sources` for how it is named.
+* See `base` for what a source is, and `emdiffuse.config.sources` for how it is named.
 * A format lies in a module of its own, whose library is loaded when such a file is opened.
 """
 
@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from emdiffuse.errors import DataError
+from emdiffuse.config.sources import MARKS, SourceName, parse_source
 from emdiffuse.readers.base import DTYPES, Source
 from emdiffuse.readers.tiff import SUFFIXES, NumberedTiffs, open_tiff, tiff_files
-from emdiffuse.sources import MARKS, SourceName, parse_source
+from emdiffuse.runtime.errors import DataError
 
 __all__ = ["DTYPES", "SUFFIXES", "NumberedTiffs", "Source", "open_source", "source_files"]
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.errors import DataError
+from emdiffuse.runtime.errors import DataError
 
 DTYPES = ("uint8", "uint16", "int16", "float32")
 Shape = tuple[int, int, int]

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.errors import DataError
 from emdiffuse.readers.base import Shape, Source, named, volume_shape
+from emdiffuse.runtime.errors import DataError
 
 
 class Hdf5Array(Source):

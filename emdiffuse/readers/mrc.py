@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.errors import DataError
 from emdiffuse.readers.base import Shape, Source, named, volume_shape
+from emdiffuse.runtime.errors import DataError
 
 IMOD_STAMP = 1146047817
 UNKNOWN = (0.0, 1.0)

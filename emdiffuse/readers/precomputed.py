@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import tensorstore as ts
 
-from emdiffuse.errors import DataError
 from emdiffuse.readers.stores import StoredArray, open_array, read_json
+from emdiffuse.runtime.errors import DataError
 
 
 def open_precomputed(name: str, place: str) -> StoredArray:

@@ -19,8 +19,8 @@ from typing import Any
 import tensorstore as ts
 from numpy.typing import NDArray
 
-from emdiffuse.errors import DataError
 from emdiffuse.readers.base import Shape, Source
+from emdiffuse.runtime.errors import DataError
 
 _RETRIES = {"max_retries": 4, "initial_delay": "100ms", "max_delay": "2s"}
 _CONTEXT = ts.Context(

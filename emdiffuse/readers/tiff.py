@@ -24,8 +24,8 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from emdiffuse.errors import DataError
 from emdiffuse.readers.base import DTYPES, Shape, Source, named
+from emdiffuse.runtime.errors import DataError
 
 SUFFIXES = (".tif", ".tiff", ".btf", ".tf8")
 _DIGITS = re.compile(r"(\d+)")

@@ -15,9 +15,9 @@ from typing import Any
 
 import tensorstore as ts
 
-from emdiffuse.errors import DataError
 from emdiffuse.readers.base import volume_shape
 from emdiffuse.readers.stores import NANOMETERS, StoredArray, open_array, read_json
+from emdiffuse.runtime.errors import DataError
 
 Facts = Mapping[str, Any]
 

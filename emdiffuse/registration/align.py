@@ -18,13 +18,13 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from emdiffuse.atomic import scratch
-from emdiffuse.errors import ConfigError, DataError
-from emdiffuse.raft import Flow, normalised
 from emdiffuse.readers import open_source
 from emdiffuse.registration.fields import averaged
 from emdiffuse.registration.figures import draw_field, overlay
 from emdiffuse.registration.pair import NotRegistered, register_pair
+from emdiffuse.registration.raft import Flow, normalised
+from emdiffuse.runtime.atomic import scratch
+from emdiffuse.runtime.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 

@@ -20,17 +20,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.acquisition import to_unit
-from emdiffuse.atomic import replaced, write_atomically
 from emdiffuse.config import Alignment
-from emdiffuse.errors import DataError
-from emdiffuse.pairs import Pairs, finish_pairs, open_pairs
-from emdiffuse.progress import progress
-from emdiffuse.raft import Flow
 from emdiffuse.registration.figures import Colors, draw_field, draw_gallery, overlay
 from emdiffuse.registration.pair import Limits, NotRegistered, Registered, check_pair, register_pair
-from emdiffuse.registration.volumes import link
-from emdiffuse.volume import create_image_array, write_image
+from emdiffuse.registration.raft import Flow
+from emdiffuse.runtime.atomic import replaced, write_atomically
+from emdiffuse.runtime.errors import DataError
+from emdiffuse.runtime.progress import progress
+from emdiffuse.stores.intensity import to_unit
+from emdiffuse.stores.pairs import Pairs, finish_pairs, open_pairs
+from emdiffuse.stores.volume import create_image_array, link, write_image
 
 SHOWN = 4
 

@@ -16,8 +16,8 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from emdiffuse.registration.volumes import save_figure
 from emdiffuse.registration.warping import Image, Map
+from emdiffuse.runtime.atomic import save_figure
 
 LARGEST = 640
 """Height and width of the middle that is shown, in pixels."""

@@ -20,7 +20,7 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from emdiffuse.raft import normalised
+from emdiffuse.registration.raft import normalised
 from emdiffuse.registration.warping import Image, Map, Matrix, mapped, smoothed
 
 FEATURES = 4000

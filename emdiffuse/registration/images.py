@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from emdiffuse.acquisition import to_unit
-from emdiffuse.atomic import replaced, write_atomically
 from emdiffuse.registration.figures import draw_gallery, overlay
-from emdiffuse.registration.volumes import link
-from emdiffuse.volume import open_volume, write_image
+from emdiffuse.runtime.atomic import replaced, write_atomically
+from emdiffuse.stores.intensity import to_unit
+from emdiffuse.stores.volume import link, open_volume, write_image
 
 SHOWN = 4
 

@@ -25,11 +25,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.errors import DataError
-from emdiffuse.raft import Flow
 from emdiffuse.registration.homography import Coarse, homography_of, shift_of
+from emdiffuse.registration.phase import correlate, peak, spectra
+from emdiffuse.registration.raft import Flow
 from emdiffuse.registration.refinement import refined
-from emdiffuse.registration.volumes import correlate, peak, spectra
 from emdiffuse.registration.warping import (
     Image,
     Map,
@@ -43,7 +42,8 @@ from emdiffuse.registration.warping import (
     translation,
     warp,
 )
-from emdiffuse.volume import cast_to
+from emdiffuse.runtime.errors import DataError
+from emdiffuse.stores.intensity import cast_to
 
 SIGMA = 1.5
 """Gaussian before normalised cross-correlation, in pixels: it then tells of structure, not of noise."""

@@ -24,16 +24,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import savgol_filter
 
-from emdiffuse.atomic import scratch, write_atomically
 from emdiffuse.config import Alignment
-from emdiffuse.errors import DataError
-from emdiffuse.progress import progress
-from emdiffuse.raft import Flow
 from emdiffuse.registration.homography import shift_of
+from emdiffuse.registration.raft import Flow
 from emdiffuse.registration.refinement import refined
 from emdiffuse.registration.volumes import NotAligned, check_alignment
 from emdiffuse.registration.warping import Image, Map, identity, smoothed, warp
-from emdiffuse.volume import Array, Volume, cast_to, create_image_array, open_volume, write_image
+from emdiffuse.runtime.atomic import scratch, write_atomically
+from emdiffuse.runtime.errors import DataError
+from emdiffuse.runtime.progress import progress
+from emdiffuse.stores.intensity import cast_to
+from emdiffuse.stores.volume import Array, Volume, create_image_array, open_volume, write_image
 
 SIDE = 512
 GRID = 16

@@ -24,34 +24,26 @@ Conventions
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
-import os
-import shutil
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.fft
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from emdiffuse.atomic import replaced, write_atomically
 from emdiffuse.config import Alignment
-from emdiffuse.errors import DataError
-from emdiffuse.progress import progress
-from emdiffuse.volume import Volume, open_volume, write_image
+from emdiffuse.registration.phase import correlate, peak, spectra
+from emdiffuse.runtime.atomic import replaced, save_figure, write_atomically
+from emdiffuse.runtime.errors import DataError
+from emdiffuse.runtime.progress import progress
+from emdiffuse.stores.volume import Volume, link, open_volume, write_image
 
-PATCH = 64
-REACH = 8
-"""Largest jitter, and largest movement of a patch beside it, that is looked for, in pixels."""
 FIELD = 1024
 """Height and width of the middle of the slices that is looked at, in pixels."""
-FINE, COARSE = 1.5, 12.0
-"""Standard deviations of the Gaussians between which the band of the correlation lies, in pixels."""
 
 logger = logging.getLogger(__name__)
 
@@ -189,42 +181,6 @@ def _chosen_pairs(depth: int, pairs: int) -> list[int]:
     return sorted({z for middle in middles for z in (middle - 1, middle)})
 
 
-def spectra(field: NDArray[np.float32]) -> NDArray[np.complex64]:
-    """Return the spectra (patches, height, width) of the patches of a slice: no mean, Hann window.
-
-    Patches overlap by half or more, or lie apart where the field holds more than 16 of them along an axis.
-    """
-    size = [min(PATCH, n) for n in field.shape]
-    counts = [min(max(-(-2 * (n - p) // p) + 1, 1), 16) for n, p in zip(field.shape, size, strict=True)]
-    ys, xs = (
-        np.linspace(0, n - p, count).astype(int)
-        for n, p, count in zip(field.shape, size, counts, strict=True)
-    )
-    patches = np.stack([field[y : y + size[0], x : x + size[1]] for y in ys for x in xs])
-    window = np.outer(*(np.hanning(p + 2)[1:-1] for p in size)).astype(np.float32)
-    return scipy.fft.fft2((patches - patches.mean((1, 2), keepdims=True)) * window)
-
-
-def correlate(before: NDArray[np.complex64], after: NDArray[np.complex64]) -> NDArray[np.float32]:
-    """Return the correlation of each patch with its neighbour, for all shifts that are looked at.
-
-    Returns
-    -------
-    ndarray
-        float32 (patches, 2 R + 1, 2 R + 1), at most 1, the shift (0, 0) in the middle; R is twice the reach.
-    """
-    frequencies = np.meshgrid(*(2 * np.pi * np.fft.fftfreq(n) for n in before.shape[1:]), indexing="ij")
-    squared = frequencies[0] ** 2 + frequencies[1] ** 2
-    band = (np.exp(-squared * FINE**2 / 2) - np.exp(-squared * COARSE**2 / 2)).astype(np.float32)
-    cross = before.conj() * after
-    correlation = scipy.fft.ifft2(cross / np.sqrt(np.abs(cross) + 1e-12) * band).real
-    power = [(np.abs(spectra) * band).mean((1, 2)) for spectra in (before, after)]
-    radius = 2 * min(REACH, min(before.shape[1:]) // 4)
-    shifts = np.arange(-radius, radius + 1)
-    correlation = correlation[:, shifts[:, None], shifts]
-    return (correlation / (np.sqrt(power[0] * power[1]) + 1e-12)[:, None, None]).astype(np.float32)
-
-
 def _jitter(before: NDArray[np.float32], after: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return how far (y, x) a slice lies off the line between its neighbours.
 
@@ -240,20 +196,6 @@ def _jitter(before: NDArray[np.float32], after: NDArray[np.float32]) -> NDArray[
         back = after[:, 2 * reach - y : 4 * reach + 1 - y, 2 * reach - x : 4 * reach + 1 - x]
         scores[y, x] = (there + back).max((1, 2)).sum()
     return peak(scores)
-
-
-def peak(surface: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Return where a surface is highest, from its middle, refined by a parabola along each axis."""
-    top = np.unravel_index(int(surface.argmax()), surface.shape)
-    place = np.array(top, np.float64) - np.array(surface.shape) // 2
-    for axis, index in enumerate(top):
-        if 0 < index < surface.shape[axis] - 1:
-            below, here, above = np.take(surface, [index - 1, index, index + 1], axis).take(
-                top[1 - axis], 1 - axis
-            )
-            bend = below - 2 * here + above
-            place[axis] += 0.5 * (below - above) / bend if bend < 0 else 0
-    return place
 
 
 def judge(measured: Measured, voxel_size: tuple[float, float, float], tolerance: float) -> dict[str, Any]:
@@ -366,30 +308,3 @@ def _draw(measured: Measured, report: dict[str, Any], path: Path) -> None:
     verdict = ("aligned" if report["conclusive"] else "not judged") if report["aligned"] else "NOT aligned"
     figure.suptitle(f"{report['dataset']}: {verdict}")
     save_figure(figure, path)
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG beside its place, and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        figure.savefig(partial, format="png", metadata={"Software": None})
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def link(source: Path, target: Path) -> None:
-    """Make an array at `target` of the chunks of another: hard links, or copies on another file system."""
-
-    def place(origin: str, copy: str) -> None:
-        if Path(origin).name != "zarr.json":
-            try:
-                os.link(origin, copy)
-                return
-            except OSError as error:
-                if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS):
-                    raise
-        shutil.copyfile(origin, copy)
-
-    shutil.copytree(source, target, copy_function=place)

@@ -24,12 +24,12 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.baselines import Kind, image_baseline, interpolate
 from emdiffuse.config import Config, Restoration
-from emdiffuse.geometry import ImageStack, SliceGrid
-from emdiffuse.structures import segment
-from emdiffuse.tasks import TASKS
-from emdiffuse.volume import Volume, open_volume, slice_grid
+from emdiffuse.config.tasks import TASKS
+from emdiffuse.evaluation.baselines import Kind, image_baseline, interpolate
+from emdiffuse.evaluation.structures import segment
+from emdiffuse.restoration.geometry import ImageStack, SliceGrid, slice_grid
+from emdiffuse.stores.volume import Volume, open_volume
 
 QUALITIES = (None, 98, 96, 94, 92, 90, 87, 84, 80, 75, 68, 60)
 """WebP qualities, the best first; None is lossless."""

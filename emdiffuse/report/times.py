@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emdiffuse.progress import clock
+from emdiffuse.runtime.progress import clock
 
 STAGES = ("acquire", "register", "patches", "train", "plan", "restore", "stitch", "pyramid", "evaluate")
 """The order of the chain; a stage that is not among them comes last."""

@@ -24,9 +24,9 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.baselines import IMAGE_KINDS, weights_of
-from emdiffuse.geometry import ImageStack, SliceGrid
+from emdiffuse.evaluation.baselines import IMAGE_KINDS, weights_of
 from emdiffuse.report.pictures import VOLUME_KINDS, View, encode, to_gray
+from emdiffuse.restoration.geometry import ImageStack, SliceGrid
 
 DEPTH = 61
 """Slices that the viewer runs through, at most."""

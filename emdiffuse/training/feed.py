@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from emdiffuse.augmentation import augment
 from emdiffuse.config import Model, Training
-from emdiffuse.devices import pinned
-from emdiffuse.patches import PatchStore
-from emdiffuse.processes import Batch
-from emdiffuse.tasks import CONDITION_OFFSETS
+from emdiffuse.config.tasks import CONDITION_OFFSETS
+from emdiffuse.models.processes import Batch
+from emdiffuse.patches.cut import PatchStore
+from emdiffuse.runtime.devices import pinned
+from emdiffuse.training.augmentation import augment
 
 WORKERS = 2
 """Threads that read and change examples while the network works."""

@@ -18,19 +18,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from emdiffuse import __version__, checkpoints
-from emdiffuse.atomic import write_atomically
+from emdiffuse import __version__
 from emdiffuse.config import Model
-from emdiffuse.errors import DataError
-from emdiffuse.modelcard import write_card
-from emdiffuse.networks import build_network
-from emdiffuse.networks.native import NativeNetwork
-from emdiffuse.networks.precision import autocast_for
-from emdiffuse.networks.weights import PUBLISHED_SAMPLER, load_description, load_weights, save_model
-from emdiffuse.patches import PatchStore
-from emdiffuse.processes import Process, new_process
-from emdiffuse.progress import logger
-from emdiffuse.tasks import TASKS
+from emdiffuse.config.tasks import TASKS
+from emdiffuse.models.card import write_card
+from emdiffuse.models.networks.build import build_network
+from emdiffuse.models.networks.native import NativeNetwork
+from emdiffuse.models.networks.precision import autocast_for
+from emdiffuse.models.networks.weights import PUBLISHED_SAMPLER, load_description, load_weights, save_model
+from emdiffuse.models.processes import Process, new_process
+from emdiffuse.patches.cut import PatchStore
+from emdiffuse.runtime import checkpoints
+from emdiffuse.runtime.atomic import write_atomically
+from emdiffuse.runtime.errors import DataError
+from emdiffuse.runtime.progress import logger
 
 NATIVE_SAMPLER = {"name": "unipc", "steps": 8}
 """What a native model is sampled with, unless the settings say otherwise: see ``benchmarks/README.md``."""

@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from emdiffuse import checkpoints
-from emdiffuse.atomic import write_atomically
 from emdiffuse.config import Sampler
-from emdiffuse.metrics import psnr, ssim
-from emdiffuse.networks.native import NativeNetwork, plain_estimate
-from emdiffuse.networks.weights import PUBLISHED_SAMPLER
-from emdiffuse.patches import PatchStore
-from emdiffuse.processes import Batch
-from emdiffuse.progress import clock, logger
+from emdiffuse.evaluation.metrics import psnr, ssim
+from emdiffuse.models.networks.native import NativeNetwork, plain_estimate
+from emdiffuse.models.networks.weights import PUBLISHED_SAMPLER
+from emdiffuse.models.processes import Batch
+from emdiffuse.patches.cut import PatchStore
+from emdiffuse.runtime import checkpoints
+from emdiffuse.runtime.atomic import write_atomically
+from emdiffuse.runtime.progress import clock, logger
 from emdiffuse.training.feed import VALIDATING, read_batch, seed_of
 from emdiffuse.training.state import State
 

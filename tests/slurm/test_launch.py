@@ -13,8 +13,8 @@ from helpers import write_volume
 from jobs import run, state, wait_until
 
 from emdiffuse.config import Model
-from emdiffuse.patches import cut_patches
-from emdiffuse.training import train
+from emdiffuse.patches.cut import cut_patches
+from emdiffuse.training.train import train
 
 SETTINGS = {
     "task": "vemdiffuse-i",

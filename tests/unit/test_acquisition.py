@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from emdiffuse import acquisition
-from emdiffuse.acquisition import acquire, from_unit, keep_every, streaming, to_unit
-from emdiffuse.errors import DataError, StoreError
-from emdiffuse.volume import open_volume
+from emdiffuse.acquisition import acquire as acquisition
+from emdiffuse.acquisition import streaming
+from emdiffuse.acquisition.acquire import acquire, keep_every
+from emdiffuse.runtime.errors import DataError, StoreError
+from emdiffuse.stores.intensity import from_unit, to_unit
+from emdiffuse.stores.volume import open_volume
 
 SIZE = (40.0, 10.0, 10.0)
 DEMO = ROOT / "resources/demo/medulla_test.tif"

@@ -36,7 +36,7 @@ def test_freed_memory_is_given_back():
 
 
 def test_the_environment_has_precedence(monkeypatch):
-    from emdiffuse.allocator import keep_freed_memory
+    from emdiffuse.runtime.allocator import keep_freed_memory
 
     monkeypatch.setenv("MALLOC_TOP_PAD_", "0")
     assert not keep_freed_memory()

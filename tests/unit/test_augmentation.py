@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from emdiffuse.augmentation import augment
 from emdiffuse.config import Augmentation
+from emdiffuse.training.augmentation import augment
 
 OFF = {"flips": False, "transposition": False, "missing_slice": 0.0}
 ROWS = np.arange(8, dtype=np.float32)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from emdiffuse.baselines import KINDS, Between, denoised, interpolate, kernel, noise_of, slice_flow
-from emdiffuse.geometry import SliceGrid
+from emdiffuse.evaluation.baselines import KINDS, Between, denoised, interpolate, kernel, noise_of, slice_flow
+from emdiffuse.restoration.geometry import SliceGrid
 
 
 def column(*values: float, dtype: str = "float32") -> np.ndarray:

@@ -10,18 +10,17 @@ import pytest
 from helpers import write_volume
 from scipy.stats import binom, norm
 
-from emdiffuse.calibration import (
+from emdiffuse.config import Calibration
+from emdiffuse.evaluation.calibration import (
     SCALES,
     calibrate,
     hoeffding_bentkus,
-    interval,
     losses_of,
-    read_calibration,
     scale_of,
     units_needed,
 )
-from emdiffuse.config import Calibration
-from emdiffuse.errors import DataError, StoreError
+from emdiffuse.restoration.intervals import interval, read_calibration
+from emdiffuse.runtime.errors import DataError, StoreError
 
 SETTINGS = Calibration(dataset="held_out", block=32)
 SAMPLER = {"name": "dpm++", "steps": 4, "samples": 4, "seed": 0}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from plain_unet import PlainUNet, random_weights
 
-from emdiffuse.networks import UNet, load_network
+from emdiffuse.models.networks.build import UNet, load_network
 
 
 def emdiffuse(*arguments):

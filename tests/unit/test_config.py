@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from emdiffuse.config import Config, anisotropy_factor, json_schema, validate
-from emdiffuse.errors import ConfigError
-from emdiffuse.settings import parse, settings_hash
+from emdiffuse.config.settings import parse, settings_hash
+from emdiffuse.runtime.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 DEMO = yaml.safe_load((ROOT / "config/config.yaml").read_text())

@@ -6,8 +6,8 @@ from helpers import INTENSITY, write_volume
 
 from emdiffuse.acquisition.degradation import degrade, degraded
 from emdiffuse.config import Degrade
-from emdiffuse.pairs import open_pairs
-from emdiffuse.volume import open_volume
+from emdiffuse.stores.pairs import open_pairs
+from emdiffuse.stores.volume import open_volume
 
 LOW, SPAN = INTENSITY["low"], INTENSITY["high"] - INTENSITY["low"]
 

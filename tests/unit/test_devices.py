@@ -8,15 +8,15 @@ import torch
 from restoring import content, run, settings, volumes
 from torch import nn
 
-from emdiffuse import restoration
-from emdiffuse.devices import CudaMemory, fitting_batch, place_of
-from emdiffuse.errors import ConfigError
-from emdiffuse.inference import RestorationModel
-from emdiffuse.networks import NativeNetwork, UNet, channels_last
-from emdiffuse.networks.compilation import CompiledNetwork
-from emdiffuse.planning import make_plan
-from emdiffuse.restoration import restore
-from emdiffuse.stitching import pyramid, stitch
+from emdiffuse.models.inference import RestorationModel
+from emdiffuse.models.networks.build import NativeNetwork, UNet, channels_last
+from emdiffuse.models.networks.compilation import CompiledNetwork
+from emdiffuse.restoration import tiles as restoration
+from emdiffuse.restoration.plan import make_plan
+from emdiffuse.restoration.stitch import pyramid, stitch
+from emdiffuse.restoration.tiles import restore
+from emdiffuse.runtime.devices import CudaMemory, fitting_batch, place_of
+from emdiffuse.runtime.errors import ConfigError
 
 
 class FakeMemory:

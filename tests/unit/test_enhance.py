@@ -5,17 +5,17 @@ import pytest
 import tifffile
 import torch
 
-from emdiffuse.acquisition import acquire
+from emdiffuse.acquisition.acquire import acquire
 from emdiffuse.config import Restoration, Sampler
-from emdiffuse.enhance import Enhancement, enhance
-from emdiffuse.errors import ConfigError, DataError
-from emdiffuse.networks import NativeNetwork
-from emdiffuse.networks.weights import save_model
-from emdiffuse.planning import make_plan
-from emdiffuse.restoration import restore
-from emdiffuse.stitching import pyramid, stitch
-from emdiffuse.tiff import tiff_facts
-from emdiffuse.volume import open_volume
+from emdiffuse.enhance.one_file import Enhancement, enhance
+from emdiffuse.enhance.tiff import tiff_facts
+from emdiffuse.models.networks.build import NativeNetwork
+from emdiffuse.models.networks.weights import save_model
+from emdiffuse.restoration.plan import make_plan
+from emdiffuse.restoration.stitch import pyramid, stitch
+from emdiffuse.restoration.tiles import restore
+from emdiffuse.runtime.errors import ConfigError, DataError
+from emdiffuse.stores.volume import open_volume
 
 SAMPLER = Sampler(steps=2, samples=2, seed=3)
 

@@ -12,14 +12,16 @@ from helpers import write_volume
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from emdiffuse.baselines import IMAGE_KINDS, KINDS, absent_baselines, interpolate
-from emdiffuse.errors import DataError
-from emdiffuse.evaluation import evaluate, summary, sums
-from emdiffuse.geometry import SliceGrid
-from emdiffuse.metrics import psnr, ssim
-from emdiffuse.progress import logger
-from emdiffuse.resampling import enlarge
-from emdiffuse.volume import cast_to, create_image_array, write_image
+from emdiffuse.evaluation import sums
+from emdiffuse.evaluation.baselines import IMAGE_KINDS, KINDS, absent_baselines, interpolate
+from emdiffuse.evaluation.evaluate import evaluate, summary
+from emdiffuse.evaluation.metrics import psnr, ssim
+from emdiffuse.restoration.geometry import SliceGrid
+from emdiffuse.runtime.errors import DataError
+from emdiffuse.runtime.progress import logger
+from emdiffuse.stores.intensity import cast_to
+from emdiffuse.stores.resampling import enlarge
+from emdiffuse.stores.volume import create_image_array, write_image
 
 WANG = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 

@@ -18,11 +18,11 @@ from helpers import write_volume
 from restoring import chunks, content, cut, flip, run, settings
 from safetensors.torch import load_file, save_file
 
-from emdiffuse.errors import StoreError
-from emdiffuse.planning import make_plan
-from emdiffuse.restoration import restore
-from emdiffuse.stitching import pyramid, stitch, verify
-from emdiffuse.volume import Array
+from emdiffuse.restoration.plan import make_plan
+from emdiffuse.restoration.stitch import pyramid, stitch, verify
+from emdiffuse.restoration.tiles import restore
+from emdiffuse.runtime.errors import StoreError
+from emdiffuse.stores.volume import Array
 
 
 def _command(arguments, log):
@@ -40,7 +40,9 @@ def _command(arguments, log):
 def start():
     """Start a command in a process of its own, which has imported all it needs."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["emdiffuse.restoration", "emdiffuse.stitching", "emdiffuse.cli"])
+    context.set_forkserver_preload(
+        ["emdiffuse.restoration.tiles", "emdiffuse.restoration.stitch", "emdiffuse.cli"]
+    )
 
     def start(*arguments, log=Path(os.devnull)):
         process = context.Process(target=_command, args=(arguments, log))

@@ -12,11 +12,11 @@ import pytest
 import tensorstore as ts
 import zarr
 
-from emdiffuse.acquisition import acquire
-from emdiffuse.errors import DataError
+from emdiffuse.acquisition.acquire import acquire
+from emdiffuse.config.sources import parse_source
 from emdiffuse.readers import open_source, source_files
-from emdiffuse.sources import parse_source
-from emdiffuse.volume import open_volume
+from emdiffuse.runtime.errors import DataError
+from emdiffuse.stores.volume import open_volume
 
 VOLUME = np.random.default_rng(0).integers(0, 255, (7, 20, 30)).astype(np.uint8)
 SIZE = (40.0, 4.0, 4.0)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emdiffuse.geometry import TILE_MULTIPLE, BlockGrid, SliceGrid, TileAxis, owned
-from emdiffuse.noise import noise_field
+from emdiffuse.restoration.geometry import TILE_MULTIPLE, BlockGrid, SliceGrid, TileAxis, owned
+from emdiffuse.restoration.noise import noise_field
 
 factors = st.one_of(
     st.integers(2, 12).map(Fraction), st.fractions(2, 12, max_denominator=8).filter(lambda f: f >= 2)

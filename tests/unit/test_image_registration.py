@@ -9,18 +9,18 @@ import pytest
 import tifffile
 from helpers import ROOT, write_pairs, write_volume
 
-from emdiffuse.acquisition import acquire
+from emdiffuse.acquisition.acquire import acquire
 from emdiffuse.config import Alignment
-from emdiffuse.errors import ConfigError, DataError
-from emdiffuse.pairs import open_pairs
-from emdiffuse.raft import Flow
-from emdiffuse.registration import register
 from emdiffuse.registration.align import align
 from emdiffuse.registration.homography import shift_of
 from emdiffuse.registration.pair import NotRegistered, register_pair
+from emdiffuse.registration.raft import Flow
+from emdiffuse.registration.register import register
 from emdiffuse.registration.warping import composed, correlation, identity, mapped, translation, warp
 from emdiffuse.report.tables import field_rows
-from emdiffuse.volume import open_volume
+from emdiffuse.runtime.errors import ConfigError, DataError
+from emdiffuse.stores.pairs import open_pairs
+from emdiffuse.stores.volume import open_volume
 
 BRAIN = ROOT / "resources/demo/brain/cell_1/noise_level_1"
 

@@ -8,9 +8,9 @@ import torch
 from typer.testing import CliRunner
 
 from emdiffuse.cli import app
-from emdiffuse.errors import EmdiffuseError
-from emdiffuse.importing import import_model
-from emdiffuse.networks import UNet, load_network
+from emdiffuse.models.importing import import_model
+from emdiffuse.models.networks.build import UNet, load_network
+from emdiffuse.runtime.errors import EmdiffuseError
 
 
 def test_the_folder_of_a_model_is_taken_as_it_is(small_model, tmp_path):

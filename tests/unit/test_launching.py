@@ -16,17 +16,17 @@ import torch
 from helpers import write_volume
 from submitit.core.utils import DelayedSubmission
 
-from emdiffuse import launch
 from emdiffuse.config import Model
-from emdiffuse.errors import ConfigError
-from emdiffuse.interruption import Interrupted
-from emdiffuse.launch import Resources, TrainingJob, reason, sbatch_options, signal_seconds
-from emdiffuse.parallel import Ranks
-from emdiffuse.patches import cut_patches
-from emdiffuse.progress import setup
-from emdiffuse.settings import parse
-from emdiffuse.slurm import JobState, Log, failure, parse_job
-from emdiffuse.training import train
+from emdiffuse.config.settings import parse
+from emdiffuse.patches.cut import cut_patches
+from emdiffuse.runtime.errors import ConfigError
+from emdiffuse.runtime.interruption import Interrupted
+from emdiffuse.runtime.progress import setup
+from emdiffuse.training import launch
+from emdiffuse.training.launch import Resources, TrainingJob, reason, sbatch_options, signal_seconds
+from emdiffuse.training.parallel import Ranks
+from emdiffuse.training.slurm import JobState, Log, failure, parse_job
+from emdiffuse.training.train import train
 
 SETTINGS = {
     "task": "vemdiffuse-i",

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 
 from emdiffuse.cli import app
 from emdiffuse.config import validate
-from emdiffuse.errors import ConfigError
 from emdiffuse.evaluation import sums
-from emdiffuse.metrics.perceptual import Lpips
+from emdiffuse.evaluation.metrics.perceptual import Lpips
+from emdiffuse.runtime.errors import ConfigError
 
 
 @pytest.fixture(scope="module")

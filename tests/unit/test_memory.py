@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import write_volume
 
-from emdiffuse.footprint import LIBRARIES
+from emdiffuse.restoration.footprint import LIBRARIES
 
 # a process of its own: a peak never falls, and that of a child counts what its parent held when it was forked
 STAGE = """

@@ -10,7 +10,7 @@ from skimage import data
 from skimage import metrics as oracle
 from skimage.filters import gaussian
 
-from emdiffuse import metrics
+from emdiffuse.evaluation import metrics
 
 
 @pytest.fixture(scope="module")

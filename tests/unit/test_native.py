@@ -5,9 +5,9 @@ import torch
 from plain_native import PlainNative
 from plain_unet import random_weights
 
-from emdiffuse.networks import NativeNetwork, load_network
-from emdiffuse.networks.export import export_network
-from emdiffuse.networks.native import SLOTS, linear_interpolation, slot_weights
+from emdiffuse.models.networks.build import NativeNetwork, load_network
+from emdiffuse.models.networks.export import export_network
+from emdiffuse.models.networks.native import SLOTS, linear_interpolation, slot_weights
 
 
 @pytest.fixture

@@ -7,16 +7,16 @@ import pytest
 import torch
 from plain_unet import PlainUNet, random_weights
 
-from emdiffuse.networks import UNet, build_network
-from emdiffuse.networks.blocks import (
+from emdiffuse.models.networks.blocks import (
     AttentionBlock,
     GroupNorm,
     double,
     sinusoidal_embedding,
     upsampled_convolution,
 )
-from emdiffuse.networks.export import compile_network, export_network
-from emdiffuse.networks.precision import autocast_for
+from emdiffuse.models.networks.build import UNet, build_network
+from emdiffuse.models.networks.export import compile_network, export_network
+from emdiffuse.models.networks.precision import autocast_for
 
 PUBLISHED = {
     "2d": (

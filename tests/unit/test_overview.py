@@ -7,11 +7,11 @@ import time
 import pytest
 from restoring import chunks, run, settings
 
-from emdiffuse import overview
-from emdiffuse.errors import StoreError
-from emdiffuse.planning import make_plan
-from emdiffuse.restoration import restore
-from emdiffuse.stitching import stitch
+from emdiffuse.restoration import overview
+from emdiffuse.restoration.plan import make_plan
+from emdiffuse.restoration.stitch import stitch
+from emdiffuse.restoration.tiles import restore
+from emdiffuse.runtime.errors import StoreError
 
 
 def lines(folder):

@@ -9,8 +9,8 @@ import zarr
 
 from emdiffuse.acquisition.layouts import find_pairs
 from emdiffuse.acquisition.pairs import acquire_pairs
-from emdiffuse.errors import DataError, StoreError
-from emdiffuse.pairs import holds_pairs, open_pairs
+from emdiffuse.runtime.errors import DataError, StoreError
+from emdiffuse.stores.pairs import holds_pairs, open_pairs
 
 VOXEL = (50, 4, 4)
 

@@ -6,11 +6,11 @@ import torch
 from helpers import INTENSITY, write_pairs, write_volume
 
 from emdiffuse.config import Model
-from emdiffuse.errors import DataError
-from emdiffuse.patches import ORIGIN_COLUMNS, TRAINING, PatchStore, cut_patches
-from emdiffuse.resampling import enlarge
+from emdiffuse.patches.cut import ORIGIN_COLUMNS, TRAINING, PatchStore, cut_patches
+from emdiffuse.runtime.errors import DataError
+from emdiffuse.stores.resampling import enlarge
+from emdiffuse.stores.volume import Array, write_group
 from emdiffuse.training.feed import read_batch
-from emdiffuse.volume import Array, write_group
 
 PATCHES = {"size": 32, "overlap": 0.5, "validation": 0.25}
 

@@ -7,9 +7,9 @@ import torch
 
 from emdiffuse.config import Sampler
 from emdiffuse.diffusion.schedules import PUBLISHED_TRAIN, linear_gammas
-from emdiffuse.errors import DataError
-from emdiffuse.networks.native import NativeNetwork, plain_estimate
-from emdiffuse.processes import Batch, Draws, NativeProcess, PublishedProcess, published_levels
+from emdiffuse.models.networks.native import NativeNetwork, plain_estimate
+from emdiffuse.models.processes import Batch, Draws, NativeProcess, PublishedProcess, published_levels
+from emdiffuse.runtime.errors import DataError
 
 NAN = math.nan
 

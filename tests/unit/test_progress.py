@@ -2,10 +2,10 @@
 
 import logging
 
+import emdiffuse.progress as progress_module
 import pytest
 
-import emdiffuse.progress as progress_module
-from emdiffuse.progress import clock, fail, logger, progress, setup
+from emdiffuse.runtime.progress import clock, fail, logger, progress, setup
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torchvision.models.optical_flow import raft_large, raft_small
 
-from emdiffuse.errors import ConfigError, DataError
-from emdiffuse.raft import SHIPPED, Flow, load, normalised, torchvision_names
-from emdiffuse.raft_training import Recipe, Source, read_sources, sample, train_raft
+from emdiffuse.registration.raft import SHIPPED, Flow, load, normalised, torchvision_names
+from emdiffuse.registration.raft_training import Recipe, Source, read_sources, sample, train_raft
 from emdiffuse.registration.warping import identity, warp
+from emdiffuse.runtime.errors import ConfigError, DataError
 
 
 def published_names(network):

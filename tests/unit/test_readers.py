@@ -8,8 +8,8 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emdiffuse.errors import DataError
 from emdiffuse.readers import open_source, source_files
+from emdiffuse.runtime.errors import DataError
 
 STACK = np.arange(5 * 12 * 10, dtype=np.uint16).reshape(5, 12, 10) * 7
 

@@ -8,11 +8,11 @@ import torch
 from helpers import write_volume
 from restoring import content, image_model, run, settings, volumes
 
-from emdiffuse.errors import DataError, StoreError
-from emdiffuse.evaluation import evaluate
-from emdiffuse.planning import make_plan
-from emdiffuse.restoration import restore
-from emdiffuse.volume import open_volume
+from emdiffuse.evaluation.evaluate import evaluate
+from emdiffuse.restoration.plan import make_plan
+from emdiffuse.restoration.tiles import restore
+from emdiffuse.runtime.errors import DataError, StoreError
+from emdiffuse.stores.volume import open_volume
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from restoring import run, volumes
 
-from emdiffuse.acquisition import acquire, from_unit, keep_every, streaming, to_unit
+from emdiffuse.acquisition import streaming
+from emdiffuse.acquisition.acquire import acquire, keep_every
 from emdiffuse.acquisition.checksums import changed_source, require_unchanged
 from emdiffuse.config import Dataset, Model
-from emdiffuse.errors import ConfigError, DataError
+from emdiffuse.config.settings import parse
 from emdiffuse.patches.gaps import GapSource
-from emdiffuse.settings import parse
-from emdiffuse.volume import open_volume
+from emdiffuse.runtime.errors import ConfigError, DataError
+from emdiffuse.stores.intensity import from_unit, to_unit
+from emdiffuse.stores.volume import open_volume
 
 SIZE = (10.0, 10.0, 10.0)
 

@@ -18,18 +18,18 @@ import numpy as np
 import pytest
 from browsing import browsed, shot
 
-from emdiffuse.baselines import interpolate
 from emdiffuse.config import Config
-from emdiffuse.evaluation import evaluate
-from emdiffuse.geometry import SliceGrid
-from emdiffuse.report import label, write_report
+from emdiffuse.config.settings import parse
+from emdiffuse.evaluation.baselines import interpolate
+from emdiffuse.evaluation.evaluate import evaluate
 from emdiffuse.report.pictures import encode, scale_bar, to_gray
 from emdiffuse.report.tables import as_csv, long_table, short_table
 from emdiffuse.report.text import chart, flatten, surpassing, verdict
 from emdiffuse.report.times import stage_times
 from emdiffuse.report.viewer import SIDE, sheet
-from emdiffuse.settings import parse
-from emdiffuse.volume import create_image_array, write_image
+from emdiffuse.report.write import label, write_report
+from emdiffuse.restoration.geometry import SliceGrid
+from emdiffuse.stores.volume import create_image_array, write_image
 
 CONFIG = {
     "datasets": {

@@ -11,12 +11,12 @@ import pytest
 from browsing import browsed, shot
 from helpers import INTENSITY, write_volume
 
-from emdiffuse.baselines import IMAGE_KINDS
 from emdiffuse.config import Config
-from emdiffuse.evaluation import evaluate
-from emdiffuse.report import write_report
-from emdiffuse.report.trust import trust_section
-from emdiffuse.settings import parse
+from emdiffuse.config.settings import parse
+from emdiffuse.evaluation.baselines import IMAGE_KINDS
+from emdiffuse.evaluation.evaluate import evaluate
+from emdiffuse.report.reliability import trust_section
+from emdiffuse.report.write import write_report
 
 SIZE = {"z": 50, "y": 5, "x": 5}
 SAMPLER = {"steps": 4, "samples": 4}

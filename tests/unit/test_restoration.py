@@ -11,15 +11,15 @@ import torch
 from helpers import INTENSITY, write_volume
 from restoring import chunks, content, image_model, run, settings, volumes
 
-from emdiffuse.calibration import floor_of, interval
-from emdiffuse.errors import ConfigError, StoreError
-from emdiffuse.inference import RestorationModel
-from emdiffuse.networks import UNet
-from emdiffuse.networks.weights import save_model
-from emdiffuse.planning import make_plan, read_plan
-from emdiffuse.restoration import read_condition, restore, restore_blocks
-from emdiffuse.stitching import pyramid, stitch
-from emdiffuse.volume import Array, open_volume
+from emdiffuse.models.inference import RestorationModel
+from emdiffuse.models.networks.build import UNet
+from emdiffuse.models.networks.weights import save_model
+from emdiffuse.restoration.intervals import floor_of, interval
+from emdiffuse.restoration.plan import make_plan, read_plan
+from emdiffuse.restoration.stitch import pyramid, stitch
+from emdiffuse.restoration.tiles import read_condition, restore, restore_blocks
+from emdiffuse.runtime.errors import ConfigError, StoreError
+from emdiffuse.stores.volume import Array, open_volume
 
 
 @pytest.fixture(autouse=True)

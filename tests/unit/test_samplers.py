@@ -19,7 +19,7 @@ from emdiffuse.diffusion.schedules import (
     log_snr_levels,
     q_sample,
 )
-from emdiffuse.processes import GAMMA_LAST
+from emdiffuse.models.processes import GAMMA_LAST
 
 DETERMINISTIC = {"ddim": ddim, "dpm++": dpm_solver_pp_2m, "unipc": unipc, "heun": heun}
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from emdiffuse.diffusion import schedules
-from emdiffuse.networks.weights import PUBLISHED_GAMMAS, PUBLISHED_SCHEDULE
+from emdiffuse.models.networks.weights import PUBLISHED_GAMMAS, PUBLISHED_SCHEDULE
 
 
 def test_linear_gammas_are_products_of_one_minus_beta():

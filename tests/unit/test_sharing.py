@@ -7,15 +7,15 @@ import torch
 from bioimageio.core import test_model as run_package
 from bioimageio.spec import load_description as open_package
 
-from emdiffuse import sharing
 from emdiffuse.config import Sampler
-from emdiffuse.errors import ConfigError
-from emdiffuse.inference import RestorationModel
-from emdiffuse.modelcard import write_card
-from emdiffuse.networks import build_network
-from emdiffuse.networks.weights import save_model
-from emdiffuse.processes import Batch
-from emdiffuse.resampling import enlarge
+from emdiffuse.models import sharing
+from emdiffuse.models.card import write_card
+from emdiffuse.models.inference import RestorationModel
+from emdiffuse.models.networks.build import build_network
+from emdiffuse.models.networks.weights import save_model
+from emdiffuse.models.processes import Batch
+from emdiffuse.runtime.errors import ConfigError
+from emdiffuse.stores.resampling import enlarge
 
 NATIVE = {"architecture": "native", "channels": 8, "multipliers": [1, 2], "residual_scale": 0.3}
 SPECS = {"vemdiffuse-i": NATIVE, "emdiffuse-n": {**NATIVE, "conditions": 1, "slots": 1}}

@@ -8,12 +8,12 @@ import pytest
 from helpers import write_volume
 
 from emdiffuse.config import Alignment
-from emdiffuse.errors import DataError
-from emdiffuse.raft import Flow
-from emdiffuse.registration import register
+from emdiffuse.registration.raft import Flow
+from emdiffuse.registration.register import register
 from emdiffuse.registration.slices import corrections
 from emdiffuse.registration.warping import identity, warp
-from emdiffuse.volume import open_volume
+from emdiffuse.runtime.errors import DataError
+from emdiffuse.stores.volume import open_volume
 
 
 def original(medulla):

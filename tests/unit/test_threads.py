@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from emdiffuse.threads import ahead, behind
+from emdiffuse.runtime.threads import ahead, behind
 
 
 def test_items_come_in_order_and_no_more_than_two_ahead():

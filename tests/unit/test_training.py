@@ -13,12 +13,13 @@ from helpers import INTENSITY, write_pairs, write_volume
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from emdiffuse.config import Augmentation, Model, Network, Sampler
-from emdiffuse.errors import DataError, EmdiffuseError
-from emdiffuse.inference import RestorationModel
-from emdiffuse.patches import ORIGIN_COLUMNS, TRAINING, VALIDATION, PatchStore, cut_patches
-from emdiffuse.processes import Batch, Draws, NativeProcess
-from emdiffuse.training import feed, train
-from emdiffuse.volume import Array
+from emdiffuse.models.inference import RestorationModel
+from emdiffuse.models.processes import Batch, Draws, NativeProcess
+from emdiffuse.patches.cut import ORIGIN_COLUMNS, TRAINING, VALIDATION, PatchStore, cut_patches
+from emdiffuse.runtime.errors import DataError, EmdiffuseError
+from emdiffuse.stores.volume import Array
+from emdiffuse.training import feed
+from emdiffuse.training.train import train
 
 
 def model_settings(**training):
@@ -121,7 +122,7 @@ def test_a_training_that_is_killed_again_and_again_ends_in_the_same_weights(stor
     train(store, model, "m", tmp_path / "whole", "cpu")
     kills = np.sort(np.random.default_rng(6).choice(np.arange(1, 24), 4, replace=False)).tolist()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["emdiffuse.training"])
+    context.set_forkserver_preload(["emdiffuse.training.train"])
     for number, step in enumerate(kills):
         process = context.Process(
             target=train_and_die, args=(store, tmp_path / "killed", model, step, number % 2 == 1)

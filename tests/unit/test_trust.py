@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from helpers import INTENSITY, write_volume
 
-from emdiffuse.comparison import compare
-from emdiffuse.trust import assess, sparsification
+from emdiffuse.evaluation.comparison import compare
+from emdiffuse.evaluation.trust import assess, sparsification
 
 
 @pytest.mark.parametrize("right", [True, False])

@@ -15,7 +15,7 @@ import tensorstore as ts
 import zarr
 from helpers import write_volume
 
-from emdiffuse.errors import DataError, StoreError
+from emdiffuse.runtime.errors import DataError, StoreError
 from emdiffuse.viewing import (
     NEUROGLANCER,
     Server,

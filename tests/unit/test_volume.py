@@ -10,12 +10,12 @@ from ome_zarr.io import parse_url
 from ome_zarr.reader import Reader
 from ome_zarr_models.v05 import Image
 
-from emdiffuse.atomic import replaced, write_atomically
-from emdiffuse.errors import StoreError
-from emdiffuse.volume import (
+from emdiffuse.runtime.atomic import replaced, write_atomically
+from emdiffuse.runtime.errors import StoreError
+from emdiffuse.stores.intensity import cast_to
+from emdiffuse.stores.volume import (
     Array,
     build_pyramid,
-    cast_to,
     create_array,
     create_image_array,
     multiscale,

@@ -10,9 +10,9 @@ import tifffile
 from helpers import ROOT, write_volume
 
 from emdiffuse.config import Alignment
-from emdiffuse.errors import DataError
 from emdiffuse.registration.volumes import Measured, check_alignment, judge, measure
-from emdiffuse.volume import Volume, open_volume
+from emdiffuse.runtime.errors import DataError
+from emdiffuse.stores.volume import Volume, open_volume
 
 MARGIN = 8
 

@@ -13,9 +13,9 @@ import torch
 from restoring import image_model
 
 from emdiffuse.config import Sampler
-from emdiffuse.enhance import Enhancement, enhance
-from emdiffuse.errors import ConfigError, StoreError
-from emdiffuse.watch import watch
+from emdiffuse.enhance.one_file import Enhancement, enhance
+from emdiffuse.enhance.watch import watch
+from emdiffuse.runtime.errors import ConfigError, StoreError
 
 
 @pytest.fixture(scope="module")

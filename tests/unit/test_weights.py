@@ -7,9 +7,9 @@ import pytest
 import torch
 from plain_unet import PlainUNet, random_weights
 
-from emdiffuse.errors import EmdiffuseError
-from emdiffuse.networks import ModelError, UNet, build_network, load_network
-from emdiffuse.networks.weights import SCHEDULE_BUFFERS, import_published, load_description, save_model
+from emdiffuse.models.networks.build import ModelError, UNet, build_network, load_network
+from emdiffuse.models.networks.weights import SCHEDULE_BUFFERS, import_published, load_description, save_model
+from emdiffuse.runtime.errors import EmdiffuseError
 
 SPEC = {"architecture": "unet", "in_channels": 2, "base_channels": 8, "multipliers": [1, 2], "blocks": 1}
 SPEC |= {"head_channels": 8}
@@ -49,7 +49,7 @@ def test_a_failed_write_leaves_the_old_model(model, monkeypatch):
     def full(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("emdiffuse.networks.weights.save_file", full)
+    monkeypatch.setattr("emdiffuse.models.networks.weights.save_file", full)
     with pytest.raises(OSError, match="disk full"):
         save_model(model, build_network(SPEC), {"network": SPEC})
     assert {path.name: path.read_bytes() for path in model.iterdir()} == before

@@ -19,7 +19,7 @@ from ome_zarr_models.v05 import Image
 from restoring import content, flip
 from small_project import Project
 
-from emdiffuse.volume import Array, open_volume
+from emdiffuse.stores.volume import Array, open_volume
 
 RESTORATION = {
     "plan thin gap3",

@@ -7,9 +7,9 @@ import pytest
 import tifffile
 from small_project import Project
 
-from emdiffuse.baselines import IMAGE_KINDS
-from emdiffuse.pairs import open_pairs
-from emdiffuse.volume import open_volume
+from emdiffuse.evaluation.baselines import IMAGE_KINDS
+from emdiffuse.stores.pairs import open_pairs
+from emdiffuse.stores.volume import open_volume
 
 
 def test_a_scan_is_denoised(tmp_path, medulla):

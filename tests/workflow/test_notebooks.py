@@ -12,7 +12,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def test_every_task_has_a_notebook():
-    from emdiffuse.tasks import TASKS
+    from emdiffuse.config.tasks import TASKS
 
     assert {path.stem for path in NOTEBOOKS} == set(TASKS)
 

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from emdiffuse.networks import UNet
-from emdiffuse.volume import open_volume
+from emdiffuse.models.networks.build import UNet
+from emdiffuse.stores.volume import open_volume
 
 
 @pytest.fixture

@@ -13,9 +13,10 @@ import yaml
 from helpers import ROOT, write_pairs, write_volume
 
 from emdiffuse.config import Config
-from emdiffuse.patches import cut_patches
-from emdiffuse.tasks import TASKS
-from emdiffuse.training import train, validation
+from emdiffuse.patches.cut import cut_patches
+from emdiffuse.config.tasks import TASKS
+from emdiffuse.training.train import train
+from emdiffuse.training import validation
 
 FILES = sorted((ROOT / "config/published").glob("*.yaml"))
 SMALL = {"size": 64, "validation": 0.4}

@@ -10,7 +10,7 @@ from snakemake.logging import logger
 
 from emdiffuse.acquisition.layouts import find_pairs
 from emdiffuse.config import validate
-from emdiffuse.errors import ConfigError, EmdiffuseError
+from emdiffuse.runtime.errors import ConfigError, EmdiffuseError
 from emdiffuse.readers import source_files
 
 try:

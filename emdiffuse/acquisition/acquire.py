@@ -1,0 +1,191 @@
+"""Raw files to canonical OME-Zarr, and anisotropic volumes made from isotropic ones.
+
+Conventions
+-----------
+* Axes are (z, y, x), voxel sizes are in nanometers; values keep the type they were stored with.
+* Memory does not grow with the volume: see `streaming`. What was measured goes into the facts: `intensity`,
+  and for a volume `missing` (see `repair`).
+* The `low` and `high` of `intensity` are the 0.5 and 99.5 percentiles of the whole volume, exact (the
+  smallest value that so many voxels do not pass); all stages map them to -1 and 1, or to 1 and -1 where its
+  `invert` is true; nothing is clipped.
+* A volume is written beside its place and renamed: an interrupted run leaves nothing that a later one trusts.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from emdiffuse.acquisition.checksums import checksums, is_current
+from emdiffuse.acquisition.repair import fill_untrusted, find_untrusted
+from emdiffuse.acquisition.streaming import default_workers, stream, stream_source
+from emdiffuse.config.settings import settings_hash
+from emdiffuse.readers import Source, open_source
+from emdiffuse.runtime.atomic import replaced
+from emdiffuse.runtime.errors import DataError
+from emdiffuse.stores.volume import Box, create_image_array, open_volume, write_image
+
+SIZE_TOLERANCE = 0.01
+"""How far a voxel size that was given may be from what the source tells."""
+
+logger = logging.getLogger(__name__)
+
+
+def acquire(
+    source: str,
+    voxel_size: Sequence[float] | None,
+    out: Path,
+    name: str,
+    images: bool = False,
+    *,
+    repair: bool = False,
+    invert: bool = False,
+    workers: int | None = None,
+) -> None:
+    """Convert raw files to an OME-Zarr image, with intensity statistics and a checksum of every file.
+
+    Where `out` was made of the same sources in the same way, nothing is done.
+
+    Parameters
+    ----------
+    source : str
+        Any that `readers.open_source` reads.
+    voxel_size : sequence of float or None
+        Voxel size (z, y, x) in nanometers; None to take it from the source.
+    out : Path
+        The OME-Zarr group to write.
+    name : str
+        Name of the dataset.
+    images : bool
+        Whether these are separate images, rather than the slices of a volume.
+    repair : bool
+        Whether slices of a volume that cannot be trusted are marked as missing, rather than refused.
+    invert : bool
+        Whether networks see the contrast inverted; the voxels are stored, and restored, as they are.
+    workers : int, optional
+        Number of threads.
+
+    Raises
+    ------
+    DataError
+        If the source cannot be used; `out` is then as it was before.
+    StoreError
+        If `out` cannot be written.
+    """
+    slices = open_source(source, repair and not images)
+    depth, height, width = slices.shape
+    what = f"{depth} {'images' if images else 'slices'} of {height} x {width} pixels, {slices.dtype.name}"
+    logger.info("%s: found %s", source, what)
+    size = agreed_voxel_size(slices, voxel_size)
+    if slices.shape[0] < 2 and not images:
+        raise DataError(
+            f"{source}: there is only one slice; a volume needs two or more; for separate "
+            "images say `images: true`"
+        )
+    settings = settings_hash(source, slices.metadata.hex(), list(size), images, repair, invert)
+    if is_current(out, settings, [str(path) for path in slices.files] or [source]):
+        return
+    threads = workers or default_workers()
+    with replaced(out) as partial:
+        array = create_image_array(partial / "0", slices.shape, slices.dtype)
+        statistics = stream_source(slices, array, f"acquire {name}", threads)
+        facts: dict[str, Any] = {
+            "stage": "acquire",
+            "kind": "images" if images else "volume",
+            "dataset": name,
+            "settings": settings,
+            "sources": checksums(slices, name),
+        }
+        intensity = statistics.intensity(source, [array])
+        if images:
+            for z in statistics.doubtful()["blank"]:
+                logger.warning("%s: there is next to nothing in this image", slices.where(z))
+        else:
+            facts["missing"] = find_untrusted(slices, statistics, repair)
+            if facts["missing"]:
+                statistics = fill_untrusted(array, facts["missing"], f"repair {name}", threads)
+                intensity = statistics.intensity(source, [array])
+        facts["intensity"] = {**intensity, **({"invert": True} if invert else {})}
+        write_image(partial, name, size, facts)
+
+
+def agreed_voxel_size(source: Source, given: Sequence[float] | None) -> Sequence[float]:
+    """Return the voxel size (z, y, x) in nanometers: as it was given, or else as the source tells it.
+
+    Raises
+    ------
+    DataError
+        If neither says it, or they disagree by more than `SIZE_TOLERANCE`.
+    """
+    told = source.voxel_size
+    if told is None and given is None:
+        raise DataError(f"{source.name}: it does not tell its voxel size; give `voxel_size` of the dataset")
+    if given is None or told is None:
+        return given or told or ()
+    if any(abs(a - b) > SIZE_TOLERANCE * b for a, b in zip(given, told, strict=True)):
+        stated, own = (" x ".join(f"{v:g}" for v in size) for size in (given, told))
+        raise DataError(
+            f"{source.name}: its voxel is {own} nm (z, y, x), but `voxel_size` says {stated} nm; correct "
+            "that, or leave it out"
+        )
+    return given
+
+
+def keep_every(volume: Path, factor: int, out: Path, name: str, workers: int | None = None) -> None:
+    """Make an anisotropic volume by keeping the slices 0, factor, 2 * factor, ... of an acquired one.
+
+    Parameters
+    ----------
+    volume : Path
+        The OME-Zarr image whose slices are kept.
+    factor : int
+        Distance of kept slices, in slices; the voxel becomes as many times longer along z.
+    out : Path
+        The OME-Zarr group to write.
+    name : str
+        Name of the new dataset.
+    workers : int, optional
+        Number of threads.
+
+    Raises
+    ------
+    DataError
+        If fewer than two slices would be kept.
+    StoreError
+        If `volume` cannot be read or `out` cannot be written.
+    """
+    if factor < 2:
+        raise ValueError(f"factor {factor} leaves nothing out")
+    origin = open_volume(volume)
+    depth, height, width = origin.array.shape
+    kept = -(-depth // factor)
+    if kept < 2:
+        raise DataError(
+            f"{volume}: of {depth} slices only one is kept by a factor of {factor}; choose a smaller one"
+        )
+
+    with replaced(out) as partial:
+        array = create_image_array(partial / "0", (kept, height, width), origin.array.dtype)
+
+        def read(box: Box) -> NDArray[Any]:
+            z, *sides = box
+            return origin.array[(slice(z.start * factor, (z.stop - 1) * factor + 1, factor), *sides)]
+
+        statistics = stream(array, read, f"keep-every {name}", workers or default_workers())
+        intensity = statistics.intensity(str(volume), [array])
+        facts = {
+            "stage": "acquire",
+            "kind": "volume",
+            "dataset": name,
+            "derived_from": origin.facts.get("dataset", volume.name),
+            "factor": factor,
+            "sources": [{**source, "kept_every": factor} for source in origin.facts.get("sources", [])],
+            "missing": [z // factor for z in origin.facts.get("missing", []) if z % factor == 0],
+            "intensity": {**origin.facts["intensity"], **intensity},
+        }
+        z, y, x = origin.voxel_size
+        write_image(partial, name, (z * factor, y, x), facts)

@@ -1,0 +1,115 @@
+"""Sections of settings: strict about keys, hashed, and parsed with errors of one sentence.
+
+Conventions
+-----------
+* Unknown keys are errors (``extra="forbid"``), values are frozen.
+* A mistake of the user's raises `ConfigError`, whose text is one sentence that names the key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from emdiffuse.runtime.errors import ConfigError
+
+
+class Section(BaseModel):
+    """A section of the configuration: frozen, and strict about unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def canonical(self) -> str:
+        """Return the section as JSON with sorted keys: what a stage is given, and what its hash is of."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True)
+
+
+UNION = re.compile(r"function-after|(constrained-)?(int|str|float)|tuple\[.*")
+"""What pydantic adds to a key's place where a key may be of several types."""
+
+SectionType = TypeVar("SectionType", bound=Section)
+
+
+def parse(section: type[SectionType], values: Any, where: str = "config") -> SectionType:
+    """Validate values against a section.
+
+    Parameters
+    ----------
+    section : type
+        The pydantic model.
+    values : Any
+        A mapping, or a JSON or YAML text of one.
+    where : str
+        What the values are, for the error.
+
+    Raises
+    ------
+    ConfigError
+        One sentence that names the first wrong key and what is wrong with it.
+    """
+    if isinstance(values, str):
+        try:
+            values = yaml.safe_load(values)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: a mapping of keys to values is expected, not {type(values).__name__}")
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_sentence(section, error)}") from None
+
+
+def _sentence(section: type[Section], error: ValidationError) -> str:
+    """Turn pydantic's errors into one sentence about the first of them."""
+    errors = error.errors()
+    first = errors[0]
+    key = ".".join(str(part) for part in first["loc"] if not UNION.fullmatch(str(part)))
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(section, first["loc"][:-1])
+        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
+        message = f"unknown key; {hint}"
+    elif first["type"] == "missing":
+        message = "this key is missing"
+    elif "input" in first and not isinstance(first["input"], dict | list | tuple | BaseModel):
+        message = f"{message[0].lower()}{message[1:]}, but it is {first['input']!r}"
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return f"{key}: {message}{more}" if key else f"{message}{more}"
+
+
+def _keys_at(section: type[Section], location: tuple[Any, ...]) -> list[str]:
+    """Return the keys known at a location of the configuration."""
+    schema: dict[str, Any] = section.model_json_schema()
+    node = schema
+    for part in location:
+        node = _resolve(schema, node)
+        if isinstance(part, int):
+            node = node.get("items", {})
+        else:
+            named = [*node.get("patternProperties", {}).values(), node.get("additionalProperties") or {}]
+            node = node.get("properties", {}).get(part) or named[0]
+    return list(_resolve(schema, node).get("properties", {}))
+
+
+def _resolve(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    """Follow references and optional wrappers in a JSON schema."""
+    for option in node.get("anyOf", []):
+        if "$ref" in option:
+            node = option
+    if "$ref" in node:
+        node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
+    return node
+
+
+def settings_hash(*parts: Any) -> str:
+    """Return 16 hexadecimal digits that identify settings: sections, or plain JSON values."""
+    plain = [part.model_dump(mode="json") if isinstance(part, Section) else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,238 @@
+"""Restore each image that a microscope drops into a folder.
+
+Conventions
+-----------
+* An image ``FOLDER/x.tif`` becomes ``OUT/x.tif``, which carries the time of its input: an output of another
+  time is of an older input, and is made again. So the folders themselves say what is done, and a watch that
+  was ended by anything goes on where it was.
+* An image is taken when it has not changed for `settle` seconds. One that cannot be read after `patience`
+  seconds is set aside: the reason is written to ``OUT/failed/x.tif.txt``; the image itself is not touched,
+  and is tried again when it changes.
+* Folders are looked at again and again, since network shares send no notices. One watch at a time writes to
+  an output folder, which holds the results of one model and one set of settings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from emdiffuse.config.settings import settings_hash
+from emdiffuse.enhance.one_file import Enhancement, enhance
+from emdiffuse.models.inference import RestorationModel
+from emdiffuse.readers import SUFFIXES, open_source
+from emdiffuse.restoration.plan import WEIGHTS
+from emdiffuse.runtime.atomic import scratch, write_atomically
+from emdiffuse.runtime.devices import place_of
+from emdiffuse.runtime.errors import ConfigError, DataError, EmdiffuseError, StoreError
+from emdiffuse.runtime.progress import clock, logger
+
+SETTINGS = ".emdiffuse-watch"
+COARSEST_TIME = 2.0
+"""Seconds to which the coarsest file systems (FAT, some network shares) round times."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An image as it was seen.
+
+    Attributes
+    ----------
+    size, modified
+        Bytes, and time in nanoseconds.
+    since : float
+        When it was first seen so (`time.monotonic`).
+    """
+
+    size: int
+    modified: int
+    since: float
+
+
+def watch(
+    folder: Path,
+    out: Path,
+    how: Enhancement,
+    once: bool = False,
+    settle: float = 5.0,
+    patience: float = 60.0,
+    poll: float = 1.0,
+) -> None:
+    """Restore the images of a folder, and those that come, until it is interrupted.
+
+    Parameters
+    ----------
+    folder, out : Path
+        Where TIFFs come, and where restored ones of the same name are written.
+    how : Enhancement
+        Model and settings.
+    once : bool
+        Whether to end when every image that is there is restored or set aside.
+    settle, patience, poll : float
+        Seconds without a change after which an image is taken; after which one that cannot be read is set
+        aside; and between two looks.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such folder, or `out` is the same one, or is written to by another watch.
+    StoreError
+        If `out` holds results of another model or other settings, or the model changes meanwhile.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: there is no such folder to watch; check the path")
+    if out.resolve() == folder.resolve():
+        raise ConfigError(f"{out}: the output would be taken for input; choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    identity = _identity(how)
+    counts = {"restored": 0, "set aside": 0}
+    with _alone(out, identity), _ended_by_signals():
+        model = RestorationModel.load(how.model, place_of(how.device))
+        logger.info("watching %s; stop with Ctrl-C", folder)
+        seen: dict[str, Seen] = {}
+        try:
+            while True:
+                seen = _look(folder, seen)
+                todo = [
+                    name
+                    for name in sorted(seen, key=lambda n: seen[n].modified)
+                    if not _done(out, name, seen[name])
+                ]
+                ready = [name for name in todo if time.monotonic() - seen[name].since >= settle]
+                for name in ready:
+                    if _identity(how) != identity:
+                        raise StoreError(f"{how.model}: changed while it was used; start again")
+                    result = _take(folder, out, name, seen[name], how, model, patience)
+                    if result:
+                        counts[result] += 1
+                if once and not todo:
+                    break
+                if not ready or len(ready) == len(todo):
+                    time.sleep(poll)
+        except KeyboardInterrupt:
+            logger.info("stopped")
+        logger.info("%s", ", ".join(f"{count} {what}" for what, count in counts.items()))
+
+
+def _identity(how: Enhancement) -> str:
+    """Return the hash of all that decides what is made of an image."""
+    try:
+        digests = [
+            hashlib.sha256((how.model / name).read_bytes()).hexdigest() for name in (WEIGHTS, "model.json")
+        ]
+    except FileNotFoundError as error:
+        raise StoreError(f"{error.filename}: there is no model here; check `--model`") from None
+    return settings_hash(how.sampler, str(how.factor), how.voxel_size, digests)
+
+
+@contextlib.contextmanager
+def _alone(out: Path, identity: str) -> Iterator[None]:
+    """Hold the output folder, and mark whose results it holds."""
+    path = out / SETTINGS
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{out}: another watch writes here; stop it, or choose another folder"
+            ) from None
+        file.seek(0)
+        if (held := file.read().strip()) and held != identity:
+            raise StoreError(
+                f"{out}: holds results of another model or other settings; choose another folder for these"
+            )
+        if not held:
+            file.write(identity + "\n")
+            file.flush()
+        try:
+            _remove_leftovers(out)  # of a watch that was killed
+            yield
+        finally:
+            _remove_leftovers(out)  # of an interrupted one, whose own removal was interrupted too
+
+
+def _remove_leftovers(out: Path) -> None:
+    for left in out.glob(".*.partial-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let a request to end (SIGTERM) do what Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _look(folder: Path, before: dict[str, Seen]) -> dict[str, Seen]:
+    """Return the images of a folder; what has not changed keeps the time since when."""
+    now = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or not entry.name.lower().endswith(SUFFIXES):
+                continue
+            with contextlib.suppress(OSError):  # gone meanwhile
+                if entry.is_file():
+                    facts = entry.stat()
+                    now[entry.name] = Seen(facts.st_size, facts.st_mtime_ns, time.monotonic())
+    for name, seen in now.items():
+        old = before.get(name)
+        if old is not None and (old.size, old.modified) == (seen.size, seen.modified):
+            now[name] = old
+    return now
+
+
+def _done(out: Path, name: str, seen: Seen) -> bool:
+    """Tell whether an image, as it is now, was restored or set aside."""
+    for path in (out / name, out / "failed" / f"{name}.txt"):
+        with contextlib.suppress(FileNotFoundError):
+            if abs(path.stat().st_mtime_ns - seen.modified) < COARSEST_TIME * 1e9:
+                return True
+    return False
+
+
+def _take(
+    folder: Path, out: Path, name: str, seen: Seen, how: Enhancement, model: RestorationModel, patience: float
+) -> str | None:
+    """Restore an image or set it aside; return which, or None when it is to be waited for."""
+    start = time.monotonic()
+    failure = out / "failed" / f"{name}.txt"
+    try:
+        try:
+            open_source(str(folder / name))
+        except DataError:
+            if time.monotonic() - seen.since < patience and (folder / name).exists():
+                return None
+            raise
+        with scratch(out / name) as work:
+            enhance(folder / name, work / name, how, model=model)
+            os.utime(work / name, ns=(seen.modified, seen.modified))
+            (work / name).replace(out / name)
+    except StoreError:
+        raise
+    except EmdiffuseError as error:
+        if not (folder / name).exists():
+            return None
+        write_atomically(failure, f"{error}\n")
+        os.utime(failure, ns=(seen.modified, seen.modified))
+        logger.warning("%s: set aside: %s", name, error)
+        return "set aside"
+    failure.unlink(missing_ok=True)
+    logger.info("%s: restored in %s", name, clock(time.monotonic() - start))
+    return "restored"

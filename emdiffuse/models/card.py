@@ -1,0 +1,132 @@
+"""The card of a model, ``README.md`` in its folder: what it is, what it learned from, how well it did.
+
+Conventions
+-----------
+* A card says what ``model.json`` and ``metrics.json`` know, and nothing else; whoever shares a model adds to
+  it.
+* Its front matter is that of the Hugging Face hub (Mitchell et al. 2019, "Model cards", arXiv 1810.03993).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from emdiffuse.config.tasks import TASKS
+from emdiffuse.models.networks.weights import load_description
+from emdiffuse.runtime.atomic import write_atomically
+from emdiffuse.runtime.progress import clock
+
+CARD_FILE = "README.md"
+SOURCES_NAMED = 10
+
+
+def write_card(directory: Path) -> None:
+    """Write the card of a trained or imported model into its folder.
+
+    Parameters
+    ----------
+    directory : Path
+        Folder of the model, with ``model.json`` and, if it was trained here, ``metrics.json``.
+
+    Raises
+    ------
+    ModelError
+        If the folder holds no model.
+    """
+    metrics = directory / "metrics.json"
+    trained = json.loads(metrics.read_text()) if metrics.exists() else None
+    write_atomically(directory / CARD_FILE, card_text(load_description(directory), trained))
+
+
+def card_text(description: dict[str, Any], trained: dict[str, Any] | None) -> str:
+    """Return the card as Markdown.
+
+    Parameters
+    ----------
+    description : dict
+        ``model.json``.
+    trained : dict, optional
+        ``metrics.json``: steps, seconds and the history of the training.
+    """
+    task = TASKS[description["task"]]
+    name = description.get("name") or description["task"]
+    parts = [
+        "---",
+        "library_name: emdiffuse",
+        "pipeline_tag: image-to-image",
+        "tags: [electron-microscopy, image-restoration, diffusion]",
+        "---",
+        f"# {name}",
+        "",
+        f"Task `{description['task']}`: {task.title}.",
+        "",
+        *_use(description),
+        "",
+        "## Learned from",
+        "",
+        *_sources(description),
+        "",
+        "## How well it does",
+        "",
+        *_quality(description, trained),
+        "",
+        "## Limits",
+        "",
+        *_limits(description),
+        "",
+        "The method: Lu et al., Nature Communications 2024, doi 10.1038/s41467-024-49125-z.",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _use(description: dict[str, Any]) -> list[str]:
+    """Say how it is run."""
+    network = {k: v for k, v in description["network"].items() if k != "residual_scale"}
+    how = "--factor N " if TASKS[description["task"]].volumetric else ""
+    sampler = description.get("sampler", {})
+    return [
+        f"    emdiffuse enhance INPUT.tif OUTPUT.tif {how}--model FOLDER",
+        "",
+        f"Network: {', '.join(f'{key} {value}' for key, value in network.items())}. "
+        f"A sample takes {sampler.get('steps')} calls ({sampler.get('name')}) by default.",
+    ]
+
+
+def _sources(description: dict[str, Any]) -> list[str]:
+    """List the files that it learned from."""
+    sources = description.get("sources", [])
+    listed = [f"* `{s.get('path')}` (sha256 `{s.get('sha256', '')[:16]}…`)" for s in sources[:SOURCES_NAMED]]
+    if len(sources) > SOURCES_NAMED:
+        listed.append(f"* and {len(sources) - SOURCES_NAMED} more files, see `model.json`")
+    return listed or ["The files are not known."]
+
+
+def _quality(description: dict[str, Any], trained: dict[str, Any] | None) -> list[str]:
+    """State the figures of the validation, beside their baseline."""
+    if trained is None:
+        return ["Not measured here: its weights were imported."]
+    entry = max(trained["history"], key=lambda e: e["validation_psnr"])
+    plain = "linear interpolation" if TASKS[description["task"]].volumetric else "the (enlarged) input"
+    return [
+        f"{trained['steps']} steps in {clock(trained['seconds'])} on {trained['device']}. On patches of its "
+        "datasets that it was not trained on:",
+        "",
+        "| | PSNR (dB) | SSIM |",
+        "| --- | --- | --- |",
+        f"| this model | {entry['validation_psnr']:.2f} | {entry['validation_ssim']:.3f} |",
+        f"| {plain} | {entry['plain_psnr']:.2f} | {entry['plain_ssim']:.3f} |",
+    ]
+
+
+def _limits(description: dict[str, Any]) -> list[str]:
+    """Say where it should not be trusted."""
+    limits = [
+        "* What it adds is what such data usually look like, not what was measured: it can be wrong, and "
+        "look convincing. Measure it on data of your own with a known truth (`emdiffuse evaluate`).",
+        "* Other tissue, stain, microscope or voxel size than it learned from is not covered by its figures.",
+    ]
+    if factors := description.get("factors", []) if TASKS[description["task"]].volumetric else []:
+        limits.append(f"* Anisotropy factors from {min(factors)} to {max(factors)}.")
+    return limits

@@ -1,0 +1,378 @@
+"""How a network is trained and sampled: the native process, and the published one.
+
+Conventions
+-----------
+* A *batch* is what a network is conditioned on: `condition` (N, C, H, W) in [-1, 1], the real slices at
+  `tasks.CONDITION_OFFSETS` of a gap or one image; `positions` (N, D), the slices' places in the gap, NaN
+  where one is absent; `factor` (N,). An image has one slice, at position 1/2, and factor 1.
+* ``process.example(batch, target, draws)`` draws levels and noise, and gives the arguments of the network and
+  what it should answer, each with N first, so that a batch can be worked through in parts.
+* What is drawn is drawn for a whole batch, of which a process has some rows (`Draws`): sharing it changes
+  nothing.
+* ``process.sample(network, batch, sampler, white)`` draws one image of each slice, (N, D, H, W) in [-1, 1];
+  ``white(step)`` is standard normal noise of that shape.
+* Noise is white in the plane. Along z the native process correlates it as exp(-|dt| / correlation), dt the
+  difference of positions, in training and in sampling alike; a correlation of 0 is white noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from emdiffuse.config import Sampler, Training
+from emdiffuse.diffusion.objectives import (
+    Denoiser,
+    as_denoiser,
+    difficulty_aware,
+    split_difficulty,
+    training_target,
+)
+from emdiffuse.diffusion.samplers import SAMPLERS, ddpm
+from emdiffuse.diffusion.schedules import PUBLISHED_TRAIN, Levels, linear_gammas, log_snr_levels, q_sample
+from emdiffuse.models.networks.native import NativeNetwork, plain_estimate
+from emdiffuse.models.networks.weights import PUBLISHED_GAMMAS
+from emdiffuse.runtime.errors import DataError
+
+GAMMA_LAST = 0.998
+"""Highest level at which a native network is called: what noise is left there is below that of the data."""
+
+White = Callable[[int], Tensor]
+
+
+class Batch(NamedTuple):
+    """What a network is conditioned on; see the module."""
+
+    condition: Tensor
+    positions: Tensor
+    factor: Tensor
+
+    @classmethod
+    def of_images(cls, condition: Tensor) -> Batch:
+        """Make the batch of images (N, 1, H, W)."""
+        one = torch.ones(len(condition), device=condition.device)
+        return cls(condition, 0.5 * one[:, None], one)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of what is restored, (N, D, H, W)."""
+        return (*self.positions.shape, *self.condition.shape[2:])
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device."""
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+class Draws:
+    """Random numbers of a whole batch, of which a process takes its rows.
+
+    Parameters
+    ----------
+    seed : int
+        What follows from is the same in every process.
+    count : int
+        Examples of the whole batch.
+    rows : Tensor, optional
+        Those of this process; all by default.
+    """
+
+    def __init__(self, seed: int, count: int, rows: Tensor | None = None) -> None:
+        self.count = count
+        self.rows = torch.arange(count) if rows is None else rows
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Return standard normal numbers, (N, *shape), on the CPU."""
+        return torch.randn((self.count, *shape), generator=self._generator)[self.rows]
+
+    def uniform(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return numbers in [0, 1), (N,)."""
+        return torch.rand(self.count, generator=self._generator, dtype=dtype)[self.rows]
+
+    def integers(self, low: int, high: int) -> Tensor:
+        """Return integers from `low` to `high` - 1, (N,)."""
+        return torch.randint(low, high, (self.count,), generator=self._generator)[self.rows]
+
+    def first(self, share: float) -> Tensor:
+        """Tell which examples are among the first of the whole batch, (N,) bool: a share of it."""
+        return self.rows < round(share * self.count)
+
+
+class Process(Protocol):
+    """How a network is trained and sampled; see the module."""
+
+    def example(self, batch: Batch, target: Tensor, draws: Draws) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Draw the arguments of the network, and what it should answer."""
+
+    def loss(self, output: Tensor, wanted: Tensor) -> Tensor:
+        """Compare an answer with the wanted one, NaN where there is none."""
+
+    def sample(self, network: nn.Module, batch: Batch, sampler: Sampler, white: White) -> Tensor:
+        """Draw one image of each slice."""
+
+
+@dataclass(frozen=True)
+class NativeProcess:
+    """Rectified flow of the residual to a plain estimate (Liu et al. 2022, arXiv 2209.03003).
+
+    Attributes
+    ----------
+    scale : float
+        Standard deviation of the residual.
+    correlation : float
+        Correlation length of the noise along z, in gaps.
+    mean_share : float
+        Share of a training batch at pure noise, where the network learns the posterior mean.
+    """
+
+    scale: float
+    correlation: float = 0.0
+    mean_share: float = 0.5
+
+    def example(self, batch: Batch, target: Tensor, draws: Draws) -> tuple[tuple[Tensor, ...], Tensor]:
+        """See `Process`; the wanted answer is the flow ``eps - x0``, minus the posterior mean at pure noise.
+
+        Parameters
+        ----------
+        batch : Batch
+        target : Tensor
+            (N, D, H, W), in [-1, 1]; NaN where a slice is absent.
+        draws : Draws
+            What levels and noise come from.
+
+        Returns
+        -------
+        tuple
+            (x, gamma, condition, positions, factor), and the flow (N, D, H, W).
+        """
+        x0 = (target - plain_estimate(batch.condition, batch.positions)) / self.scale
+        means = draws.first(self.mean_share).to(x0.device)
+        time = torch.sigmoid(draws.normal()).to(x0.device)
+        time[means] = 1.0
+        eps = correlate(draws.normal(*x0.shape[1:]).to(x0.device), batch.positions, self.correlation)
+        eps[means] = 0.0
+        gamma = (1 - time) ** 2 / ((1 - time) ** 2 + time**2)
+        x = q_sample(x0.nan_to_num(0.0), gamma, eps)
+        return (x, gamma, *batch), training_target("flow", x0, eps, gamma)
+
+    def loss(self, output: Tensor, wanted: Tensor) -> Tensor:
+        """Squared error, the mean over the present slices of each gap, then over the batch."""
+        present = ~wanted[:, :, :1, :1].isnan()
+        errors = (output.float() - wanted.nan_to_num(0.0)).square() * present
+        per_slice = errors.mean((2, 3)).sum(1) / present.sum((1, 2, 3))
+        return per_slice.mean()
+
+    def sample(self, network: nn.Module, batch: Batch, sampler: Sampler, white: White) -> Tensor:
+        """See `Process`; one step gives the posterior mean, for which no noise is drawn."""
+        denoise = self.denoiser(network, batch)
+        base = plain_estimate(batch.condition, batch.positions)
+        if sampler.steps == 1:
+            residual = denoise(torch.zeros_like(base), torch.zeros(len(base), device=base.device))
+            return base + self.scale * residual
+
+        def noise(step: int) -> Tensor:
+            return correlate(white(step), batch.positions, self.correlation)
+
+        levels = log_snr_levels(calls(sampler), 0.0, GAMMA_LAST)
+        return base + self.scale * _walk(sampler, denoise, levels, noise)
+
+    @staticmethod
+    def denoiser(network: nn.Module, batch: Batch) -> Denoiser:
+        """Bind a network to its condition, as a denoiser of the residual in units of `scale`."""
+
+        def call(x: Tensor, gamma: Tensor) -> Tensor:  # of a network that is compiled
+            out: Tensor = network(x, gamma, *batch)
+            return out
+
+        flow = as_denoiser(network.bind(*batch) if isinstance(network, NativeNetwork) else call, "flow")
+
+        def denoise(x: Tensor, gamma: Tensor) -> Tensor:
+            visible = (gamma > 0).to(x.dtype)[:, None, None, None]
+            return flow(x * visible, gamma)
+
+        return denoise
+
+
+@dataclass(frozen=True)
+class PublishedProcess:
+    """The process of the published networks: noise prediction of the image itself, one slice at a time.
+
+    Training levels lie between neighbouring ones of the published schedule; x0 is clipped to [-1, 1]. A gap
+    is conditioned on the real slice after it, then the one before it, and a slice known by its index from 0
+    (Lu et al., doi 10.1038/s41467-024-49125-z, and its code).
+
+    Attributes
+    ----------
+    difficulty_map : bool
+        Whether the network has a second output, the difficulty map, and the difficulty-aware loss.
+    """
+
+    difficulty_map: bool = False
+
+    def example(self, batch: Batch, target: Tensor, draws: Draws) -> tuple[tuple[Tensor, ...], Tensor]:
+        """See `Process`; of each gap one slice is drawn, and the wanted answer is the noise, (N, 1, H, W)."""
+        count = len(target)
+        present = ~batch.positions.isnan()
+        share = draws.uniform().to(target.device)
+        index = (share * present.sum(1)).long()
+        x0 = target[torch.arange(count, device=target.device), index][:, None]
+        number = draws.integers(1, len(PUBLISHED_TRAIN))
+        between = draws.uniform(torch.float64)
+        levels = torch.from_numpy(PUBLISHED_TRAIN)
+        gamma = (levels[number - 1] + between * (levels[number] - levels[number - 1])).to(target.device)
+        eps = draws.normal(*x0.shape[1:]).to(target.device)
+        x = torch.cat([_published_condition(batch.condition), q_sample(x0, gamma, eps)], 1)
+        level = gamma.to(x.dtype)
+        return ((x, level) if batch.condition.shape[1] == 1 else (x, level, index)), eps
+
+    def loss(self, output: Tensor, wanted: Tensor) -> Tensor:
+        """Squared error, or the difficulty-aware loss."""
+        if self.difficulty_map:
+            return difficulty_aware(wanted, output)
+        return (output.float() - wanted).square().mean()
+
+    def sample(self, network: nn.Module, batch: Batch, sampler: Sampler, white: White) -> Tensor:
+        """See `Process`; ``ddpm`` walks the published test schedule, the others equal steps in log-SNR.
+
+        Raises
+        ------
+        DataError
+            If the factor is no integer: the network knows slices by their index.
+        """
+        if batch.condition.shape[1] > 1 and bool((batch.factor != batch.factor.round()).any()):
+            raise DataError("a published network fills gaps of integer factors alone; use a native model")
+        answer = _published_call(network, batch)
+
+        def call(x: Tensor, gamma: Tensor) -> Tensor:
+            return split_difficulty(answer(x, gamma))[0] if self.difficulty_map else answer(x, gamma)
+
+        def noise(step: int) -> Tensor:
+            return white(step).reshape(-1, 1, *batch.shape[2:])
+
+        denoise = as_denoiser(call, "epsilon", clip=(-1.0, 1.0))
+        images = _walk(sampler, denoise, published_levels(sampler), noise)
+        return images.reshape(batch.shape)
+
+    def difficulty(
+        self, network: nn.Module, batch: Batch, restored: Tensor, gamma: float, eps: Tensor
+    ) -> Tensor:
+        """Ask a network with a difficulty map how hard each pixel is.
+
+        Parameters
+        ----------
+        network : Module
+            Trained with the difficulty-aware loss.
+        batch : Batch
+            What is known.
+        restored : Tensor
+            (N, D, H, W), in [-1, 1]: what was restored, which is noised again to the level.
+        gamma : float
+            The level, in (0, 1).
+        eps : Tensor
+            Standard normal noise of the same shape.
+
+        Returns
+        -------
+        Tensor
+            (N, D, H, W): phi, positive; half its square is about the expected squared error of the noise's
+            estimate.
+
+        Raises
+        ------
+        DataError
+            If the network was trained without the map.
+        """
+        if not self.difficulty_map:
+            raise DataError("this network has no difficulty map: train with `training.loss: difficulty`")
+        call = _published_call(network, batch)
+        levels = torch.full((restored.shape[0] * restored.shape[1],), gamma, device=restored.device)
+        shape = (len(levels), 1, *restored.shape[2:])
+        output = call(q_sample(restored.reshape(shape), levels, eps.reshape(shape)), levels)
+        return split_difficulty(output)[1].reshape(restored.shape)
+
+
+def published_levels(sampler: Sampler) -> Levels:
+    """Levels at which a published network is called: its own test schedule for ddpm, log-SNR steps else."""
+    if sampler.name == "ddpm":
+        return linear_gammas(1e-4, 9e-2, calls(sampler))
+    return log_snr_levels(calls(sampler), *PUBLISHED_GAMMAS)
+
+
+def calls(sampler: Sampler) -> int:
+    """Return the number of levels of a sampler that is settled (see `inference.resolve`)."""
+    if sampler.steps is None:
+        raise ValueError("the sampler's number of steps is open: resolve it with the model first")
+    return sampler.steps
+
+
+def process_of(description: dict[str, Any]) -> Process:
+    """Return the process of a model from its description."""
+    network = description["network"]
+    if network["architecture"] == "native":
+        return NativeProcess(network["residual_scale"], description["noise"]["correlation"])
+    return PublishedProcess(network.get("out_channels", 1) == 2)
+
+
+def new_process(network: nn.Module, training: Training) -> Process:
+    """Return the process by which a new network is trained."""
+    if isinstance(network, NativeNetwork):
+        return NativeProcess(network.residual_scale, training.noise_correlation, training.mean_share)
+    return PublishedProcess(training.loss == "difficulty")
+
+
+def correlate(white: Tensor, positions: Tensor, correlation: float) -> Tensor:
+    """Correlate white noise along the slices of gaps.
+
+    Parameters
+    ----------
+    white : Tensor
+        (N, D, H, W), standard normal.
+    positions : Tensor
+        (N, D), positions in the gap; NaN where a slice is absent.
+    correlation : float
+        Length of the correlation, in gaps.
+
+    Returns
+    -------
+    Tensor
+        (N, D, H, W); every voxel is standard normal.
+    """
+    if correlation == 0:
+        return white
+    absent = 1e6 * torch.arange(1, positions.shape[1] + 1, dtype=torch.float64, device=positions.device)
+    t = torch.where(positions.isnan(), absent, positions.double())
+    distance = (t[:, :, None] - t[:, None, :]).abs() / correlation
+    jitter = 1e-9 * torch.eye(t.shape[1], dtype=torch.float64, device=t.device)
+    factor = torch.linalg.cholesky(torch.exp(-distance) + jitter)
+    return torch.einsum("nde,nehw->ndhw", factor.to(white.dtype), white)
+
+
+def _walk(sampler: Sampler, denoise: Denoiser, levels: Levels | np.ndarray[Any, Any], noise: White) -> Tensor:
+    assert sampler.name is not None
+    if sampler.name == "ddpm":
+        return ddpm(denoise, noise(0), levels, noise)
+    return SAMPLERS[sampler.name](denoise, noise(0), levels)
+
+
+def _published_call(network: nn.Module, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
+    """Bind a published network to its condition; it then takes every slice as an image (N D, 1, H, W)."""
+    count, depth = batch.positions.shape
+    condition = _published_condition(batch.condition).repeat_interleave(depth, 0)
+    index = torch.arange(depth, device=condition.device).repeat(count)
+
+    def call(x: Tensor, gamma: Tensor) -> Tensor:
+        shown = torch.cat([condition, x], 1)
+        out: Tensor = network(shown, gamma) if condition.shape[1] == 1 else network(shown, gamma, index)
+        return out
+
+    return call
+
+
+def _published_condition(condition: Tensor) -> Tensor:
+    """Return a published network's condition: the image; or the slice after a gap, then that before."""
+    return condition if condition.shape[1] == 1 else condition[:, [2, 1]]

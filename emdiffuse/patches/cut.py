@@ -1,0 +1,174 @@
+"""The patch store: stacks cut from volumes and image pairs, from which a model is trained.
+
+Conventions
+-----------
+* A row is one patch: `condition` is what is known, `target` what is to be restored, both float16 in [-1, 1]
+  by the robust range of their dataset (`acquisition.to_unit`).
+* Of a volume a patch is a gap: the condition is the real slices at `tasks.CONDITION_OFFSETS`, the target the
+  slices inside the gap, as many as the largest factor has, NaN where a smaller factor has none. See
+  `patches.gaps`; and `patches.pairs` for patches of image pairs, which have one image each.
+* Validation patches never share a voxel with training patches; both are cut on regular grids.
+* A patch whose standard deviation is below `minimum_contrast` is blank, and is left out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emdiffuse.config import Model
+from emdiffuse.config.settings import settings_hash
+from emdiffuse.config.tasks import TASKS
+from emdiffuse.patches.gaps import GapSource
+from emdiffuse.patches.origins import ORIGIN_COLUMNS, TRAINING, VALIDATION, Origin, Source
+from emdiffuse.patches.pairs import PairSource
+from emdiffuse.runtime.atomic import replaced
+from emdiffuse.runtime.errors import DataError
+from emdiffuse.runtime.progress import logger, progress
+from emdiffuse.stores.volume import Array, create_array, read_metadata, write_group
+
+__all__ = ["ORIGIN_COLUMNS", "TRAINING", "VALIDATION", "PatchStore", "cut_patches"]
+
+PATCHES_PER_SHARD = 64
+
+
+def cut_patches(stores: list[Path], model: Model, out: Path) -> None:
+    """Cut the patches of a model from registered datasets into a store.
+
+    Parameters
+    ----------
+    stores : list of Path
+        Registered OME-Zarr volumes, or stores of pairs, in the order of ``model.datasets``.
+    model : Model
+        Its task, factors and patch settings.
+    out : Path
+        The store: arrays ``condition`` (N, C, H, W) and ``target`` (N, D, H, W), float16, and ``origin`` (N,
+        7), int64, with the columns `ORIGIN_COLUMNS`.
+
+    Raises
+    ------
+    DataError
+        If a dataset does not suit the task, or is too small to hold a patch for training and one for
+        validation.
+    """
+    source: type[Source] = GapSource if TASKS[model.task].volumetric else PairSource
+    sources = [source(path, model) for path in stores]
+    chosen, places = _draw(sources, model)
+    size = model.patches.size
+    logger.info("%d patches of %d x %d pixels are cut, of %d places", len(chosen), size, size, places)
+    with replaced(out) as partial:
+        first = sources[chosen[0].dataset].cut(chosen[0])
+        arrays = {
+            name: create_array(
+                partial / name,
+                (len(chosen), *values.shape),
+                np.float16,
+                chunk=(1, *values.shape),
+                shard=(PATCHES_PER_SHARD, *values.shape),
+            )
+            for name, values in zip(("condition", "target"), first, strict=True)
+        }
+        starts = range(0, len(chosen), PATCHES_PER_SHARD)
+        for start in progress(starts, len(starts), "patches", "shard"):
+            part = chosen[start : start + PATCHES_PER_SHARD]
+            cut = [sources[o.dataset].cut(o) for o in part]
+            box = (slice(start, start + len(part)), *(slice(None) for _ in range(3)))
+            for array, values in zip(arrays.values(), zip(*cut, strict=True), strict=True):
+                array[box] = np.stack(values).astype(np.float16)
+        table = create_array(
+            partial / "origin",
+            (len(chosen), len(ORIGIN_COLUMNS)),
+            np.int64,
+            chunk=(len(chosen), len(ORIGIN_COLUMNS)),
+        )
+        table[:, :] = np.array(chosen, np.int64)
+        digests = [s.facts.get("sources", []) for s in sources]
+        facts = {
+            "stage": "patches",
+            "task": model.task,
+            "factors": list(model.factors),
+            "datasets": list(model.datasets),
+            "columns": list(ORIGIN_COLUMNS),
+            "sources": [entry for entries in digests for entry in entries],
+            "residual_scale": _residual_scale(sources, chosen),
+            "hash": settings_hash(model.patches, list(model.factors), model.task, digests),
+        }
+        write_group(partial, {"emdiffuse": facts})
+
+
+def _draw(sources: list[Source], model: Model) -> tuple[list[Origin], int]:
+    """Leave out blank patches, and draw at most `limit` of the rest, evenly over all places."""
+    settings = model.patches
+    origins = [o for number, source in enumerate(sources) for o in source.origins(number)]
+    order = np.random.default_rng(settings.seed).permutation(len(origins))
+    kept: list[int] = []
+    left_out = 0
+    for i in order:
+        if not sources[origins[i].dataset].usable(origins[i]):
+            left_out += 1
+            continue
+        kept.append(int(i))
+        if len(kept) == settings.limit:
+            break
+    if left_out:
+        logger.info("%d blank or invalid patches are left out", left_out)
+    chosen = [origins[i] for i in sorted(kept)]
+    for split, name in ((TRAINING, "training"), (VALIDATION, "validation")):
+        if not any(o.split == split for o in chosen):
+            paths = ", ".join(str(source.path) for source in sources)
+            raise DataError(
+                f"{paths}: no patch is left for {name}; lower `patches.minimum_contrast` or `patches.size`"
+            )
+    return chosen, len(origins)
+
+
+def _residual_scale(sources: list[Source], chosen: list[Origin]) -> float:
+    """Return the standard deviation of target less plain estimate, over about 512 training patches."""
+    training = [o for o in chosen if o.split == TRAINING]
+    squares = []
+    for origin in training[:: max(len(training) // 512, 1)]:
+        condition, target = sources[origin.dataset].cut(origin)
+        depth = int((~np.isnan(target[:, 0, 0])).sum())
+        plain = condition
+        if len(condition) > 1:
+            t = (np.arange(1, depth + 1, dtype=np.float32) / (depth + 1))[:, None, None]
+            plain = condition[1] + t * (condition[2] - condition[1])
+        squares.append(float(np.mean((target[:depth] - plain) ** 2)))
+    return float(np.sqrt(np.mean(squares)))
+
+
+class PatchStore:
+    """A finished patch store, opened for reading.
+
+    Attributes
+    ----------
+    condition, target : Array
+        (N, C, H, W) and (N, D, H, W), float16 in [-1, 1].
+    factor : ndarray
+        (N,), anisotropy factor of each row; 1 for images.
+    origins : ndarray
+        (N, 7), int64, with the columns `ORIGIN_COLUMNS`.
+    training, validation : ndarray
+        Row numbers of each split.
+    facts : dict
+        What `cut_patches` noted.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.facts: dict[str, Any] = read_metadata(path, "group")["attributes"]["emdiffuse"]
+        self.condition, self.target = Array(path / "condition"), Array(path / "target")
+        self.origins = Array(path / "origin")[:, :]
+        split, self.factor = (self.origins[:, ORIGIN_COLUMNS.index(name)] for name in ("split", "factor"))
+        self.training = np.flatnonzero(split == TRAINING)
+        self.validation = np.flatnonzero(split == VALIDATION)
+
+    def read(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the condition and target of rows, (N, C, H, W) and (N, D, H, W), float32."""
+        full = (slice(None),) * 3
+        parts = [[array[(slice(i, i + 1), *full)] for i in rows] for array in (self.condition, self.target)]
+        condition, target = (np.concatenate(part).astype(np.float32) for part in parts)
+        return condition, target

@@ -1,0 +1,44 @@
+"""The alignment of what a model learns from: slices of volumes (`volumes`), image pairs (`fields`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from emdiffuse.config import Alignment
+from emdiffuse.registration.fields import register_pairs
+from emdiffuse.registration.images import pass_images
+from emdiffuse.registration.slices import align_slices
+from emdiffuse.registration.volumes import check_alignment
+from emdiffuse.stores.volume import read_metadata
+
+
+def register(store: Path, alignment: Alignment, out: Path, quality: Path, figure: Path) -> None:
+    """Align an acquired store, or check that it is aligned, and pass it on.
+
+    Parameters
+    ----------
+    store : Path
+        A volume, separate images, or pairs, as acquisition wrote them.
+    alignment : Alignment
+        Settings.
+    out : Path
+        The store to write.
+    quality, figure : Path
+        What was found, as JSON and as a picture.
+
+    Raises
+    ------
+    DataError
+        If it is not aligned, and cannot be; `out` is not written.
+    StoreError
+        If it cannot be read.
+    """
+    kind = read_metadata(store, "group")["attributes"].get("emdiffuse", {}).get("kind", "volume")
+    if kind == "pairs":
+        register_pairs(store, alignment, out, quality, figure)
+    elif kind == "images":
+        pass_images(store, out, quality, figure)
+    elif alignment.method == "warp":
+        align_slices(store, alignment, out, quality, figure)
+    else:
+        check_alignment(store, alignment, out, quality, figure)

@@ -1,0 +1,59 @@
+"""The interval of every voxel, by a calibration that was made on other data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emdiffuse.runtime.errors import DataError, StoreError
+from emdiffuse.stores.provenance import digests
+
+
+def interval(
+    restored: NDArray[Any], uncertainty: NDArray[Any], scale: float, floor: float
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the bounds of the interval of every voxel, in the dtype of the restored values."""
+    reach = np.float32(scale) * np.maximum(uncertainty, np.float32(floor))
+    lower, upper = restored - reach, restored + reach
+    if restored.dtype.kind == "f":
+        return lower.astype(restored.dtype), upper.astype(restored.dtype)
+    limits = np.iinfo(restored.dtype)
+    low, high = (np.clip(v, limits.min, limits.max) for v in (np.floor(lower), np.ceil(upper)))
+    return low.astype(restored.dtype), high.astype(restored.dtype)
+
+
+def floor_of(facts: dict[str, Any]) -> float:
+    """Return the smallest uncertainty that counts, in intensities, from the facts of a restored volume."""
+    return float(facts["intensity"]["high"] - facts["intensity"]["low"]) / 255
+
+
+def read_calibration(path: Path, weights: str, sampler: dict[str, Any], sources: Any) -> dict[str, Any]:
+    """Read a calibration, for a plan that restores with these weights and this sampler.
+
+    Raises
+    ------
+    StoreError
+        If there is none, or it was made with other weights or another sampler.
+    DataError
+        If what is to be restored is what was calibrated on.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        own = {key: value for key, value in content["sampler"].items() if key != "seed"}
+        same = (content["weights"], own) == (weights, {k: v for k, v in sampler.items() if k != "seed"})
+    except FileNotFoundError:
+        raise StoreError(f"{path}: there is no calibration here; run the stage `calibrate`") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise StoreError(f"{path}: not a calibration; run the stage `calibrate` again") from None
+    if not same:
+        raise StoreError(
+            f"{path}: made with other weights or another sampler than this restoration; run the stage "
+            "`calibrate` again, with the same sampler"
+        )
+    if digests(content["sources"]) & digests(sources):
+        raise DataError(f"{path}: made on these very data; calibrate on others")
+    return content

@@ -1,0 +1,233 @@
+"""Stitch and pyramid: add up the sums of the blocks, put the real slices back, finish the OME-Zarr volume.
+
+Conventions
+-----------
+* A stitch worker owns whole shards of the output and writes each once; the sums of the blocks that meet a
+  shard are added in the order of the blocks' numbers. The windows of all tiles add up to one, so that no
+  division is needed.
+* Real slices are copied from the input, unchanged. Generated slices are mapped from [-1, 1] to the input's
+  intensities, rounded and clipped to its type. The uncertainty is in the input's intensities, float32; in
+  real slices it is the input's own, where a model restored these, else 0. There the interval of a calibrated
+  restoration is the slice itself.
+* Where a chunk is missing, cut short, or fails its checksum, the marks of those that make such chunks are
+  removed: starting again makes it anew.
+* The volume's ``zarr.json`` is written last, by the pyramid: without it the volume is not finished.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emdiffuse.restoration.geometry import Block, owned
+from emdiffuse.restoration.intervals import floor_of, interval
+from emdiffuse.restoration.plan import BOUNDS, Plan, open_array_of, open_input, read_plan
+from emdiffuse.runtime.errors import DamagedError, StoreError
+from emdiffuse.runtime.progress import logger, progress
+from emdiffuse.stores.intensity import cast_to, from_unit
+from emdiffuse.stores.volume import Array, Box, Volume, build_pyramid, multiscale, open_volume, write_group
+
+SCORE_PERCENTILE = 99
+"""Percentile of the uncertainty of an image that is its score."""
+
+
+def stitch(path: Path, worker: int, workers: int) -> None:
+    """Write the shards of level 0 that a worker owns and that are not done.
+
+    Parameters
+    ----------
+    path : Path
+        ``plan.json``; all blocks must be done.
+    worker, workers : int
+        This worker, counted from 1, of how many.
+
+    Raises
+    ------
+    StoreError
+        If a block is missing or damaged, or a store belongs to another plan.
+    """
+    plan = read_plan(path)
+    volume, tiles = open_input(plan), open_array_of(plan, plan.tiles)
+    outputs = [open_array_of(plan, plan.restored / name / "0") for name in plan.outputs]
+    grid = outputs[0].grid
+    mine = [
+        tuple(int(i) for i in np.unravel_index(n, grid)) for n in owned(int(np.prod(grid)), worker, workers)
+    ]
+    todo = [index for index in mine if not all(array.intact(index) for array in outputs)]
+    if not todo:
+        logger.info("all %d shards of worker %d are done", len(mine), worker)
+        return
+    what = f"stitching, worker {worker} of {workers}"
+    damaged = 0
+    for index in progress(todo, len(mine), what, "shard", done=len(mine) - len(todo)):
+        box = outputs[0].box(index)
+        try:
+            for name, array in zip(plan.outputs, outputs, strict=True):
+                array[box] = stitch_box(plan, volume, tiles, name, box)
+        except DamagedError as error:
+            if not str(error).startswith(str(plan.tiles)):
+                raise
+            damaged += 1
+    if damaged:
+        plan.forget("restore")
+        raise StoreError(
+            f"{plan.tiles}: {damaged} shards could not be made, since blocks of them are missing or damaged; "
+            "start again, and those alone are made anew"
+        )
+
+
+def stitch_box(plan: Plan, volume: Volume, tiles: Array, name: str, box: Box) -> NDArray[np.generic]:
+    """Return one box (z, y, x) of one of the plan's outputs, in the input's intensities."""
+    if name in BOUNDS and plan.calibration is not None:
+        restored, uncertainty = (stitch_box(plan, volume, tiles, part, box) for part in plan.quantities[:2])
+        bounds = interval(restored, uncertainty, plan.calibration["scale"], floor_of(plan.facts))
+        return _with_real(plan, volume, bounds[BOUNDS.index(name)], box)
+    sums = _sums(plan, tiles, plan.quantities.index(name), box)
+    intensity = volume.facts["intensity"]
+    if name == "uncertainty":
+        sums *= np.float32((intensity["high"] - intensity["low"]) / 2)
+        known = plan.input / "uncertainty"
+        return _with_real(plan, open_volume(known), sums, box) if known.exists() else sums
+    # slice by slice, so that no more floats than the sums are held
+    values = np.stack([cast_to(from_unit(image, intensity), volume.array.dtype) for image in sums])
+    return _with_real(plan, volume, values, box)
+
+
+def _sums(plan: Plan, tiles: Array, quantity: int, box: Box) -> NDArray[np.float32]:
+    """Return one box (z, y, x) of a quantity of the tile store, added up over the blocks that meet it."""
+    grid = plan.grid
+    begin = (box[0].start, box[1].start, box[2].start)
+    end = (box[0].stop, box[1].stop, box[2].stop)
+    sums = np.zeros([e - b for b, e in zip(begin, end, strict=True)], np.float32)
+    for block in grid.overlapping(begin, end):
+        if grid.idle(block):
+            continue
+        low = [max(a, b) for a, b in zip(begin, block.begin, strict=True)]
+        high = [min(a, b) for a, b in zip(end, block.end, strict=True)]
+        corner = [place.start for place in tiles.box((0, *block.index))[1:]]
+        there = tuple(
+            slice(lo - b + c, hi - b + c) for lo, hi, b, c in zip(low, high, block.begin, corner, strict=True)
+        )
+        here = tuple(slice(lo - b, hi - b) for lo, hi, b in zip(low, high, begin, strict=True))
+        sums[here] += _read_sums(tiles, block, (slice(quantity, quantity + 1), *there))
+    return sums
+
+
+def _with_real(plan: Plan, volume: Volume, values: NDArray[np.generic], box: Box) -> NDArray[np.generic]:
+    """Put the real slices of the input into a box."""
+    for z in range(box[0].start, box[0].stop):
+        real = plan.grid.z.real(z)
+        if real is not None:
+            values[z - box[0].start] = volume.array[slice(real, real + 1), box[1], box[2]][0]
+    return values
+
+
+def _read_sums(tiles: Array, block: Block, box: Box) -> NDArray[np.float32]:
+    """Read a part of a block's chunk."""
+    if not tiles.exists((0, *block.index)):
+        raise DamagedError(f"{tiles.chunk_path((0, *block.index))}: this block is missing")
+    values: NDArray[np.float32] = tiles[box][0]
+    return values
+
+
+def pyramid(path: Path) -> None:
+    """Add the coarser levels to the restored volume, and finish it.
+
+    Parameters
+    ----------
+    path : Path
+        ``plan.json``; all shards of level 0 must be written.
+
+    Raises
+    ------
+    StoreError
+        If a shard is missing or damaged.
+    """
+    plan = read_plan(path)
+    z, y, x = open_volume(plan.input).voxel_size
+    voxel_size = (z, y / plan.scale, x / plan.scale) if plan.images else (y, y, y)
+    images = []
+    for left in (*plan.restored.glob(".zarr.json.*"), *plan.restored.glob("*/.zarr.json.*")):
+        left.unlink()  # of a pyramid that was killed while it wrote its metadata
+    for name in plan.outputs:
+        array = open_array_of(plan, plan.restored / name / "0")
+        try:
+            if not all(map(array.exists, np.ndindex(*array.grid))):
+                raise DamagedError(f"{array.path}: a shard is missing")
+            array.tidy()
+            scales = build_pyramid(plan.restored / name, voxel_size)
+        except DamagedError as error:
+            plan.forget("stitch")
+            raise StoreError(f"{error}; start again, and it alone is made anew") from None
+        levels = [str(i) for i in range(len(scales))]
+        own = multiscale(name, voxel_size, levels, scales)
+        write_group(
+            plan.restored / name, {"ome": {"version": "0.5", "multiscales": [own]}, "emdiffuse": plan.facts}
+        )
+        images.append(multiscale(name, voxel_size, [f"{name}/{level}" for level in levels], scales))
+        logger.info("%s: %d levels", plan.restored / name, len(scales))
+    facts = dict(plan.facts)
+    if "uncertainty" in plan.outputs:
+        facts["reliability"] = reliability(plan)
+    write_group(plan.restored, {"ome": {"version": "0.5", "multiscales": images}, "emdiffuse": facts})
+
+
+def verify(path: Path) -> None:
+    """Read every chunk of a finished restoration; those that are damaged are made anew at the next start.
+
+    Parameters
+    ----------
+    path : Path
+        ``plan.json``.
+
+    Raises
+    ------
+    StoreError
+        If some are missing, cut short, or fail their checksum; names the first.
+    """
+    plan = read_plan(path)
+    levels = [path for name in plan.outputs for path in sorted((plan.restored / name).glob("[0-9]*"))]
+    chunks = [(array, index) for array in map(Array, levels) for index in np.ndindex(*array.grid)]
+    what = f"verifying {plan.restored}"
+    lost = [
+        array.chunk_path(index)
+        for array, index in progress(chunks, len(chunks), what, "shard")
+        if not array.intact(index)
+    ]
+    if lost:
+        plan.forget("stitch")
+        (plan.restored / "zarr.json").unlink(missing_ok=True)
+        raise StoreError(
+            f"{lost[0]}: missing or damaged, as are {len(lost) - 1} others of {len(chunks)} shards; run the "
+            "workflow again (or `stitch` and `pyramid`), and those alone are made anew"
+        )
+    logger.info("%s: all %d shards are intact", plan.restored, len(chunks))
+
+
+def reliability(plan: Plan) -> dict[str, Any]:
+    """Score every generated slice by its uncertainty, and say which are reliable.
+
+    Returns
+    -------
+    dict
+        ``scores``: of every generated slice (or image) the 99th percentile of the uncertainty, as a share of
+        the input's robust range, to 1/1000; ``threshold``: the score up to which one is called reliable;
+        ``slices``: which these are; ``reliable``: how many of them are.
+    """
+    intensity = plan.facts["intensity"]
+    span = intensity["high"] - intensity["low"]
+    array, zs = Array(plan.restored / "uncertainty" / "0"), plan.grid.z
+    generated = [z for gap in range(zs.gaps) for z in zs.generated(gap)]
+    counts = np.zeros((array.shape[0], 1000), np.int64)
+    for index in np.ndindex(*array.grid):
+        box = array.box(index)
+        bins = np.minimum(array[box] * np.float32(1000 / span), 999).astype(np.int64)
+        for z, plane in enumerate(bins, box[0].start):
+            counts[z] += np.bincount(plane.ravel(), minlength=1000)
+    shares = counts.cumsum(axis=1) / counts.sum(axis=1, keepdims=True)
+    scores = [float((shares[z] < SCORE_PERCENTILE / 100).sum() + 1) / 1000 for z in generated]
+    good = sum(score <= plan.reliable for score in scores)
+    return {"slices": generated, "scores": scores, "threshold": plan.reliable, "reliable": good}

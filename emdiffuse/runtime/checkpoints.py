@@ -1,0 +1,90 @@
+"""Checkpoints of a training: written whole or not at all, and taken up only where they belong.
+
+Conventions
+-----------
+* A checkpoint is a dictionary of tensors and plain values, read with ``weights_only=True``: nothing in it is
+  executed.
+* Its ``identity`` is the hash of the settings and data that it belongs to.
+* The one before the last is kept too (``state.previous.pt`` beside ``state.pt``), for when the last is torn.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from emdiffuse.runtime.progress import logger
+
+
+def write(path: Path, content: dict[str, Any], previous: Path | None = None) -> None:
+    """Write a checkpoint beside its place, and rename it; what was there becomes `previous`, if given."""
+    temporary = path.with_suffix(".partial")
+    with temporary.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())  # what is renamed has arrived, also where power fails
+    if previous is not None and path.exists():
+        path.replace(previous)
+    temporary.replace(path)
+
+
+def write_and_keep(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint, and keep the one before it."""
+    write(path, content, _previous(path))
+
+
+def last(path: Path, identity: str) -> tuple[dict[str, Any] | None, list[Path]]:
+    """Return the last checkpoint of a training that can be used, if any, and those before it that cannot.
+
+    Parameters
+    ----------
+    path : Path
+        The file; it may be missing, torn, or of another training, and so may the previous one.
+    identity : str
+        What it must belong to.
+    """
+    refused: list[Path] = []
+    for candidate in (path, _previous(path)):
+        saved = read(candidate, identity)
+        if saved is not None:
+            return saved, refused
+        refused.append(candidate)
+    return None, refused
+
+
+def read(path: Path, identity: str) -> dict[str, Any] | None:
+    """Return a checkpoint, on the CPU; None, with the reason in the log, where it cannot be used."""
+    if not path.exists():
+        return None
+    try:
+        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        found = saved["identity"]
+    except Exception as error:
+        logger.warning("%s is damaged (%s) and not used", path, type(error).__name__)
+        return None
+    if found != identity:
+        logger.warning("%s was made with other settings or data and is not used", path)
+        return None
+    return saved
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+@contextmanager
+def only_one(lock: Path) -> Iterator[None]:
+    """Hold a lock while training: a second process waits, and then finds the work done."""
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.warning("another process trains here (%s); waiting for it", lock)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,414 @@
+"""Zarr stores: OME-Zarr 0.5 images, and plain sharded arrays.
+
+Conventions
+-----------
+* Axes are (z, y, x); voxel sizes are (z, y, x) in nanometers, kept in the OME metadata as the scale of each
+  level.
+* The pixel at index i covers [i, i + 1) voxels; OME's coordinates are those of pixel centres, so that level
+  n, whose pixel averages 2**n, is translated by (2**n - 1) / 2 voxels along each axis that was reduced.
+* zarr-python creates stores and metadata; pixels are read and written through tensorstore, which writes each
+  chunk or shard to a temporary file and renames it. Only one process may own a shard.
+* Every chunk carries a crc32c checksum. What the project knows of a store is in its attributes, under
+  ``emdiffuse``.
+* A group's ``zarr.json`` is written last: a store without it was not finished, and nothing opens it.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+import zarr
+from numpy.typing import DTypeLike, NDArray
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from emdiffuse.runtime.atomic import write_atomically
+from emdiffuse.runtime.errors import DamagedError, StoreError
+from emdiffuse.runtime.progress import logger
+from emdiffuse.stores.intensity import cast_to
+
+CHUNK = (32, 64, 64)
+SHARD = (64, 512, 512)
+SMALLEST_LEVEL = 64
+"""A pyramid ends with the first level whose lateral sides are not above this."""
+
+Box = tuple[slice, ...]
+_CONTEXT = ts.Context({"data_copy_concurrency": {"limit": 1}, "file_io_concurrency": {"limit": 4}})
+
+
+class Array:
+    """An array on disk, whose pixels are read and written through tensorstore.
+
+    Attributes
+    ----------
+    path : Path
+        Where it is.
+    shape, chunk, dtype
+        As of a numpy array; `chunk` is the unit of writing: the shard, where there are shards.
+    attributes : dict
+        Its attributes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        metadata = read_metadata(path, "array")
+        try:
+            kvstore = {"driver": "file", "path": str(path.absolute())}
+            spec = {"driver": "zarr3", "kvstore": kvstore, "store_data_equal_to_fill_value": True}
+            self._store = ts.open(spec, open=True, context=_CONTEXT).result()
+        except ValueError as error:
+            raise StoreError(
+                f"{path}: this array cannot be opened ({_first_line(error)}); make it anew"
+            ) from None
+        self.attributes: dict[str, Any] = metadata.get("attributes", {})
+        self.shape: tuple[int, ...] = tuple(self._store.shape)
+        self.dtype: np.dtype[Any] = self._store.dtype.numpy_dtype
+        written = self._store.chunk_layout.write_chunk.shape or ()
+        self.chunk: tuple[int, ...] = tuple(int(n or 0) for n in written)
+
+    def __getitem__(self, box: Box) -> NDArray[Any]:
+        try:
+            return self._store[box].read().result()
+        except ValueError as error:
+            raise DamagedError(f"{self.path}: a chunk in {box} is damaged ({_first_line(error)})") from None
+
+    def __setitem__(self, box: Box, values: NDArray[Any]) -> None:
+        try:
+            self._store[box].write(values).result()
+        except ValueError as error:
+            raise StoreError(
+                f"{self.path}: cannot write {box} ({_first_line(error)}); is the disk full?"
+            ) from None
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Number of chunks (or shards) along each axis."""
+        return tuple(ceil(n / c) for n, c in zip(self.shape, self.chunk, strict=True))
+
+    def box(self, index: Sequence[int]) -> Box:
+        """Return the box of the chunk (or shard) at a position of the grid, cut at the array's end."""
+        return tuple(
+            slice(i * c, min((i + 1) * c, n)) for i, c, n in zip(index, self.chunk, self.shape, strict=True)
+        )
+
+    def exists(self, index: Sequence[int]) -> bool:
+        """Tell whether the chunk (or shard) at a position of the grid was written."""
+        return self.chunk_path(index).exists()
+
+    def intact(self, index: Sequence[int]) -> bool:
+        """Tell whether the chunk (or shard) at a position of the grid was written, and can be read.
+
+        One that cannot be read is removed, to be made anew: a part of it could not be written either.
+        """
+        if not self.exists(index):
+            return False
+        try:
+            self[self.box(index)]
+        except DamagedError as error:
+            logger.warning("%s; it is made anew", error)
+            self.chunk_path(index).unlink(missing_ok=True)
+            return False
+        return True
+
+    def written(self) -> dict[tuple[int, ...], float]:
+        """Return the positions of the chunks (or shards) that were written, and when (epoch seconds)."""
+        root, found = self.path / "c", {}
+        for path in _files(root):
+            if path.name.isdigit():
+                found[tuple(map(int, path.relative_to(root).parts))] = path.stat().st_mtime
+        return found
+
+    def tidy(self) -> None:
+        """Remove the temporary files of writers that were killed; nobody may be writing."""
+        for path in _files(self.path / "c"):
+            if not path.name.isdigit():
+                path.unlink()
+
+    def chunk_path(self, index: Sequence[int]) -> Path:
+        """Return the file of the chunk (or shard) at a position of the grid."""
+        return self.path.joinpath("c", *(str(i) for i in index))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder, one at a time: there may be many."""
+    for parent, _, names in os.walk(folder):
+        yield from (Path(parent, name) for name in names)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:200]
+
+
+def create_array(
+    path: Path,
+    shape: Sequence[int],
+    dtype: DTypeLike,
+    *,
+    chunk: Sequence[int],
+    shard: Sequence[int] | None = None,
+    axes: Sequence[str] | None = None,
+    attributes: dict[str, Any] | None = None,
+) -> Array:
+    """Create an array, wiping whatever lay there.
+
+    Parameters
+    ----------
+    path : Path
+        Where to create it.
+    shape, dtype
+        As of a numpy array.
+    chunk, shard : sequence of int
+        Unit of reading; unit of writing (a multiple of `chunk`), None for plain chunks.
+    axes : sequence of str
+        Names of the axes.
+    attributes : dict
+        Attributes.
+
+    Notes
+    -----
+    A chunk or shard that was never written reads as zeros. One that is all zeros is written all the same,
+    since its existence says that it is done.
+    """
+    shutil.rmtree(path, ignore_errors=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    zarr.create_array(
+        store=str(path),
+        shape=tuple(shape),
+        chunks=tuple(chunk),
+        shards=None if shard is None else tuple(shard),
+        dtype=np.dtype(dtype),
+        compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCodec()],
+        fill_value=0,
+        dimension_names=axes,
+        attributes=attributes,
+        zarr_format=3,
+    )
+    return Array(path)
+
+
+def shard_shape(
+    shape: Sequence[int], chunk: Sequence[int] = CHUNK, shard: Sequence[int] = SHARD
+) -> tuple[int, ...]:
+    """Return the shard for an array: no larger than needed to hold it, always whole chunks."""
+    return tuple(min(s, ceil(n / c) * c) for n, c, s in zip(shape, chunk, shard, strict=True))
+
+
+def create_image_array(
+    path: Path, shape: Sequence[int], dtype: DTypeLike, attributes: dict[str, Any] | None = None
+) -> Array:
+    """Create one level (z, y, x) of an OME-Zarr image: sharded, with the project's chunks."""
+    return create_array(
+        path, shape, dtype, chunk=CHUNK, shard=shard_shape(shape), axes=("z", "y", "x"), attributes=attributes
+    )
+
+
+def read_metadata(path: Path, kind: str) -> dict[str, Any]:
+    """Return the content of a node's ``zarr.json``.
+
+    Raises
+    ------
+    StoreError
+        If there is none, or it is not of that kind ("array" or "group").
+    """
+    try:
+        metadata: dict[str, Any] = json.loads((path / "zarr.json").read_text())
+    except FileNotFoundError:
+        raise StoreError(
+            f"{path}: there is no finished Zarr {kind} here; run the stage that makes it"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise StoreError(
+            f"{path}/zarr.json: not readable as JSON; delete the store and make it anew"
+        ) from None
+    if metadata.get("node_type") != kind:
+        raise StoreError(f"{path}: this is not a Zarr {kind}")
+    return metadata
+
+
+def write_group(path: Path, attributes: dict[str, Any]) -> None:
+    """Write a group's ``zarr.json``, atomically: the last thing that the maker of a store does."""
+    metadata = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    write_atomically(path / "zarr.json", json.dumps(metadata, indent=2))
+
+
+def multiscale(
+    name: str, voxel_size: Sequence[float], paths: Sequence[str], scales: Sequence[Sequence[int]]
+) -> dict[str, Any]:
+    """Return the OME-Zarr 0.5 metadata of one multiscale image.
+
+    Parameters
+    ----------
+    name : str
+        Name of the image.
+    voxel_size : sequence of float
+        Voxel size (z, y, x) of level 0, in nanometers.
+    paths : sequence of str
+        Path of each level, from the group.
+    scales : sequence of sequence of int
+        How many voxels of level 0 a pixel of each level averages along (z, y, x).
+    """
+    return {
+        "name": name,
+        "axes": [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"],
+        "datasets": [
+            {
+                "path": path,
+                "coordinateTransformations": [
+                    {
+                        "type": "scale",
+                        "scale": [float(v * s) for v, s in zip(voxel_size, scale, strict=True)],
+                    },
+                    {
+                        "type": "translation",
+                        "translation": [
+                            float(v * (s - 1) / 2) for v, s in zip(voxel_size, scale, strict=True)
+                        ],
+                    },
+                ],
+            }
+            for path, scale in zip(paths, scales, strict=True)
+        ],
+    }
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A finished OME-Zarr image, opened.
+
+    Attributes
+    ----------
+    path : Path
+        The group.
+    array : Array
+        Level 0, (z, y, x).
+    voxel_size : tuple of float
+        Voxel size (z, y, x) in nanometers.
+    facts : dict
+        What the project knows of it: the ``emdiffuse`` attributes.
+    """
+
+    path: Path
+    array: Array
+    voxel_size: tuple[float, float, float]
+    facts: dict[str, Any]
+
+
+def open_volume(path: Path) -> Volume:
+    """Open an OME-Zarr 0.5 image of three axes (z, y, x).
+
+    Raises
+    ------
+    StoreError
+        If it is missing, unfinished, or not such an image.
+    """
+    attributes = read_metadata(path, "group").get("attributes", {})
+    try:
+        image = attributes["ome"]["multiscales"][0]
+        axes = [axis["name"] for axis in image["axes"]]
+        level = image["datasets"][0]
+        scale = level["coordinateTransformations"][0]["scale"]
+    except (KeyError, IndexError, TypeError):
+        raise StoreError(f"{path}: this Zarr group is not an OME-Zarr 0.5 image") from None
+    if axes != ["z", "y", "x"]:
+        raise StoreError(f"{path}: the axes must be z, y, x, but are {', '.join(axes)}")
+    return Volume(path, Array(path / level["path"]), tuple(scale), attributes.get("emdiffuse", {}))
+
+
+def write_image(path: Path, name: str, voxel_size: Sequence[float], facts: dict[str, Any]) -> None:
+    """Finish an image of one level, stored as array ``0``: write its group's metadata."""
+    image = multiscale(name, voxel_size, ["0"], [(1, 1, 1)])
+    write_group(path, {"ome": {"version": "0.5", "multiscales": [image]}, "emdiffuse": facts})
+
+
+def build_pyramid(image: Path, voxel_size: Sequence[float]) -> list[tuple[int, int, int]]:
+    """Add the levels 1, 2, ... beside level ``0`` of an image: averages of 2 x 2 x 2 voxels.
+
+    An axis is halved as long as its voxel is not larger than twice the smallest, so that anisotropic volumes
+    become isotropic first; an axis of one voxel does not count. Memory is that of one shard, which is filled
+    by rows of chunks.
+
+    Parameters
+    ----------
+    image : Path
+        The group that holds array ``0``.
+    voxel_size : sequence of float
+        Voxel size (z, y, x) of level 0.
+
+    Returns
+    -------
+    list of tuple of int
+        For each level how many voxels of level 0 a pixel averages along (z, y, x); level 0 first.
+    """
+    scales: list[tuple[int, int, int]] = [(1, 1, 1)]
+    source = Array(image / "0")
+    while max(source.shape[1:]) > SMALLEST_LEVEL:
+        sizes = [v * s for v, s in zip(voxel_size, scales[-1], strict=True)]
+        smallest = min(size for n, size in zip(source.shape, sizes, strict=True) if n > 1)
+        step = tuple(
+            2 if n > 1 and size < 2 * smallest else 1 for n, size in zip(source.shape, sizes, strict=True)
+        )
+        target = create_image_array(
+            image / str(len(scales)),
+            [ceil(n / s) for n, s in zip(source.shape, step, strict=True)],
+            source.dtype,
+        )
+        for index in np.ndindex(*target.grid):
+            box = target.box(index)
+            target[box] = _average_box(source, box, step)
+        scales.append(tuple(s * t for s, t in zip(scales[-1], step, strict=True)))  # type: ignore[arg-type]
+        source = target
+    return scales
+
+
+def _average_box(source: Array, box: Box, step: tuple[int, ...]) -> NDArray[Any]:
+    """Return a box (z, y, x) of the level above a source, row of chunks by row of chunks."""
+    values = np.empty([side.stop - side.start for side in box], source.dtype)
+    for corner in itertools.product(*(range(0, n, c) for n, c in zip(values.shape, CHUNK[:2], strict=False))):
+        row = (
+            *(slice(at, at + c) for at, c in zip(corner, CHUNK[:2], strict=True)),
+            slice(0, values.shape[2]),
+        )
+        fine = tuple(
+            slice((side.start + part.start) * s, min((side.start + part.stop) * s, n))
+            for side, part, s, n in zip(box, row, step, source.shape, strict=True)
+        )
+        values[row] = _average(source[fine], step)
+    return values
+
+
+def _average(values: NDArray[Any], step: tuple[int, ...]) -> NDArray[Any]:
+    """Average boxes of `step` voxels; at odd ends the last voxel stands for the one that is missing."""
+    padding = [(0, -n % s) for n, s in zip(values.shape, step, strict=True)]
+    padded: NDArray[Any] = np.pad(values, padding, mode="edge").astype(np.float32)
+    for axis, s in enumerate(step):
+        if s == 2:
+            even = tuple(slice(0, None, 2) if i == axis else slice(None) for i in range(3))
+            odd = tuple(slice(1, None, 2) if i == axis else slice(None) for i in range(3))
+            padded = (padded[even] + padded[odd]) / 2
+    return cast_to(padded, values.dtype)
+
+
+def link(source: Path, target: Path) -> None:
+    """Make an array at `target` of the chunks of another: hard links, or copies on another file system."""
+
+    def place(origin: str, copy: str) -> None:
+        if Path(origin).name != "zarr.json":
+            try:
+                os.link(origin, copy)
+                return
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS):
+                    raise
+        shutil.copyfile(origin, copy)
+
+    shutil.copytree(source, target, copy_function=place)
