@@ -33,10 +33,10 @@ lint: env
 	snakemake --lint
 
 slurm-start:  ## A real two-node cluster on loopback (needs slurm-wlm and munge, and root).
-	tests/slurm/cluster.sh start
+	tests/cluster/cluster.sh start
 
 slurm-stop:
-	tests/slurm/cluster.sh stop
+	tests/cluster/cluster.sh stop
 
 clean:
 	rm -rf results experiments logs .snakemake

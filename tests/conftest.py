@@ -13,10 +13,12 @@ import pytest
 import tifffile
 import torch
 from helpers import ROOT, write_volume
+from learning import model_settings
 from restoring import run
 
 from emdiffuse.models.networks.native import NativeNetwork
 from emdiffuse.models.networks.weights import save_model
+from emdiffuse.patches.cut import cut_patches
 
 
 @pytest.fixture(scope="session")
@@ -65,3 +67,14 @@ def reference(dataset, small_model, tmp_path_factory):
     """The plan of an undisturbed restoration of `dataset`; never written to."""
     torch.set_num_threads(1)
     return run(dataset, small_model, tmp_path_factory.mktemp("reference"))
+
+
+@pytest.fixture(scope="session")
+def store(medulla, tmp_path_factory):
+    """Training patches of gaps, cut from 48 real slices; never written to."""
+    folder = tmp_path_factory.mktemp("patches")
+    volume = write_volume(
+        folder / "a.ome.zarr", medulla[:48, :64, :64], (10, 10, 10), sources=[{"sha256": "x"}]
+    )
+    cut_patches([volume], model_settings(), folder / "p.zarr")
+    return folder / "p.zarr"

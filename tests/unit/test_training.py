@@ -1,48 +1,22 @@
-"""Patches and training: what is cut is where it says, and an interrupted training ends as if it was not."""
+"""Patches and training: what is cut is where it says, and a training learns and ends as its settings say."""
 
 import json
-import multiprocessing
-import signal
 
 import numpy as np
 import pytest
 import torch
 from cv2 import IMREAD_UNCHANGED, imread
-from dying import train_and_die
 from helpers import INTENSITY, write_pairs, write_volume
+from learning import model_settings, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from emdiffuse.config import Augmentation, Model, Network, Sampler
+from emdiffuse.config import Model, Network, Sampler
 from emdiffuse.models.inference import RestorationModel
 from emdiffuse.models.processes import Batch, Draws, NativeProcess
 from emdiffuse.patches.cut import ORIGIN_COLUMNS, TRAINING, VALIDATION, PatchStore, cut_patches
 from emdiffuse.runtime.errors import DataError, EmdiffuseError
 from emdiffuse.stores.volume import Array
-from emdiffuse.training import feed
 from emdiffuse.training.train import train
-
-
-def model_settings(**training):
-    return Model.model_validate(
-        {
-            "task": "vemdiffuse-i",
-            "datasets": ["a"],
-            "factor": 3,
-            "patches": {"size": 32, "overlap": 0.5, "validation": 0.25, "axes": ["z", "y", "x"]},
-            "network": {"channels": 8, "multipliers": [1, 2], "blocks": 1},
-            "training": {"steps": 6, "batch": 4, "warmup": 2, "validate_every": 3, "seed": 5, **training},
-        }
-    )
-
-
-@pytest.fixture(scope="module")
-def store(medulla, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("patches")
-    volume = write_volume(
-        folder / "a.ome.zarr", medulla[:48, :64, :64], (10, 10, 10), sources=[{"sha256": "x"}]
-    )
-    cut_patches([volume], model_settings(), folder / "p.zarr")
-    return folder / "p.zarr"
 
 
 def test_patches_are_the_slices_at_their_origin(store, medulla):
@@ -94,15 +68,6 @@ def test_unsuitable_volumes_are_refused(medulla, tmp_path, shape, voxel, message
     assert not (tmp_path / "p.zarr").exists()
 
 
-EVERYTHING = Augmentation(
-    quarter_turns=True, blur=0.5, noise=0.2, contrast=0.2, missing_slice=0.3, brightness_jump=0.2
-)
-
-
-def weights(experiment):
-    return RestorationModel.load(experiment / "best").network.state_dict()
-
-
 def test_training_learns_and_describes_itself(store, tmp_path):
     train(
         store, model_settings(steps=60, learning_rate=3e-3, ema=0.9, validate_every=20), "m", tmp_path, "cpu"
@@ -115,30 +80,6 @@ def test_training_learns_and_describes_itself(store, tmp_path):
     assert description["factors"] == [3] and description["sources"] == [{"sha256": "x"}]
 
 
-def test_a_training_that_is_killed_again_and_again_ends_in_the_same_weights(store, tmp_path):
-    model = model_settings(steps=24, validate_every=5, checkpoint_minutes=1e-6)
-    model = model.model_copy(update={"augmentation": EVERYTHING})
-    torch.set_num_threads(1)
-    train(store, model, "m", tmp_path / "whole", "cpu")
-    kills = np.sort(np.random.default_rng(6).choice(np.arange(1, 24), 4, replace=False)).tolist()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["emdiffuse.training.train"])
-    for number, step in enumerate(kills):
-        process = context.Process(
-            target=train_and_die, args=(store, tmp_path / "killed", model, step, number % 2 == 1)
-        )
-        process.start()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
-    train(store, model, "m", tmp_path / "killed", "cpu")
-    whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
-    assert all(torch.equal(whole[name], killed[name]) for name in whole)
-    found = [
-        json.loads((tmp_path / n / "best/metrics.json").read_text())["history"] for n in ("whole", "killed")
-    ]
-    assert [{**entry, "seconds": 0} for entry in found[0]] == [{**entry, "seconds": 0} for entry in found[1]]
-
-
 def test_dropout_follows_from_the_step(noisy_store, tmp_path):
     network = {"architecture": "unet", "channels": 16, "multipliers": [1, 2], "blocks": 1, "dropout": 0.5}
     for name, seed in (("a", 1), ("b", 2)):
@@ -149,28 +90,6 @@ def test_dropout_follows_from_the_step(noisy_store, tmp_path):
         )
     a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
     assert all(torch.equal(a[name], b[name]) for name in a)
-
-
-def test_a_torn_or_foreign_state_is_named_and_the_previous_one_used(store, tmp_path, caplog):
-    caplog.set_level("INFO", "emdiffuse")
-    run, model = tmp_path / "a" / "run", model_settings(checkpoint_minutes=1e-6)
-    train(store, model, "m", tmp_path / "a", "cpu")
-    state = run / "state.pt"
-    content = bytearray(state.read_bytes())
-    for torn in (content[:1000], content[: len(content) // 2] + bytes(len(content) - len(content) // 2)):
-        state.write_bytes(torn)
-        caplog.clear()
-        train(store, model, "m", tmp_path / "a", "cpu")
-        assert f"{state} is damaged" in caplog.text and "goes on from step 6" in caplog.text
-    (run / "state.previous.pt").write_bytes(b"")
-    torch.save({"identity": "another"}, state)
-    caplog.clear()
-    train(store, model, "m", tmp_path / "a", "cpu")
-    assert f"{state} was made with other settings or data" in caplog.text
-    assert f"{run / 'state.previous.pt'} is damaged" in caplog.text and "goes on" not in caplog.text
-    train(store, model, "m", tmp_path / "fresh", "cpu")
-    resumed, fresh = weights(tmp_path / "a"), weights(tmp_path / "fresh")
-    assert all(torch.equal(resumed[name], fresh[name]) for name in fresh)
 
 
 def test_minutes_end_a_training(store, tmp_path):
@@ -206,31 +125,6 @@ def test_what_was_found_on_the_way_is_kept(store, tmp_path):
     assert [entry.step for entry in board.Images(tag)] == [3, 6]
     picture = imread(str(tmp_path / "best/batch.png"), IMREAD_UNCHANGED)
     assert picture.shape == (4 * 36, 5 * 36) and picture.std() > 20  # 4 examples: 4 real slices and a target
-
-
-def test_a_loss_that_is_not_a_number_stops(store, tmp_path, monkeypatch):
-    model = model_settings(validate_every=2)
-    draw, rows = feed.draw_batch, feed.batch_rows(PatchStore(store), model.training, 4)
-
-    def broken(patches, model, step, places):
-        batch, target = draw(patches, model, step, places)
-        return (batch._replace(condition=batch.condition * float("nan")) if step == 4 else batch), target
-
-    monkeypatch.setattr(feed, "draw_batch", broken)
-    with pytest.raises(EmdiffuseError, match=r"the loss is nan at step 4.*failed_batch\.json"):
-        train(store, model, "m", tmp_path, "cpu")
-    assert not (tmp_path / "best").exists()
-    failed = json.loads((tmp_path / "run/failed_batch.json").read_text())
-    origins = PatchStore(store).origins[rows]
-    assert [p["z"] for p in failed["patches"]] == origins[:, ORIGIN_COLUMNS.index("z")].tolist()
-    assert failed["patches"][0]["dataset"] == "a"
-    saved = torch.load(tmp_path / "run/state.pt", weights_only=True)
-    assert saved["step"] == 4 and all(value.isfinite().all() for value in saved["network"].values())
-    monkeypatch.undo()
-    train(store, model, "m", tmp_path, "cpu")
-    train(store, model, "m", tmp_path / "fresh", "cpu")
-    again, fresh = weights(tmp_path), weights(tmp_path / "fresh")
-    assert all(torch.equal(again[name], fresh[name]) for name in fresh)
 
 
 def test_pure_noise_shows_nothing_and_asks_for_the_mean():

@@ -8,7 +8,7 @@ import pytest
 HERE = Path(__file__).parent
 SCRIPT = HERE / "cluster.sh"
 NOT_RUNNING = 3
-HOW_TO_START = "no SLURM cluster: tests/slurm/cluster.sh start (needs slurm-wlm, munge and root)"
+HOW_TO_START = "no SLURM cluster: tests/cluster/cluster.sh start (needs slurm-wlm, munge and root)"
 
 
 def status() -> int:

@@ -15,7 +15,7 @@ set -euo pipefail
 
 readonly STATE=/tmp/emdiffuse-slurm
 readonly CONF=/etc/slurm/slurm.conf GRES=/etc/slurm/gres.conf
-readonly MARK="# Written by emdiffuse's tests/slurm/cluster.sh, which also removes it."
+readonly MARK="# Written by emdiffuse's tests/cluster/cluster.sh, which also removes it."
 readonly START_SECONDS=60
 
 die() {

@@ -1,0 +1,92 @@
+"""A training that is killed, whose state is damaged or whose loss is not a number ends as if undisturbed."""
+
+import json
+import multiprocessing
+import signal
+
+import numpy as np
+import pytest
+import torch
+from dying import train_and_die
+from learning import model_settings, weights
+
+from emdiffuse.config import Augmentation
+from emdiffuse.patches.cut import ORIGIN_COLUMNS, PatchStore
+from emdiffuse.runtime.errors import EmdiffuseError
+from emdiffuse.training import feed
+from emdiffuse.training.train import train
+
+EVERYTHING = Augmentation(
+    quarter_turns=True, blur=0.5, noise=0.2, contrast=0.2, missing_slice=0.3, brightness_jump=0.2
+)
+
+
+def test_a_training_that_is_killed_again_and_again_ends_in_the_same_weights(store, tmp_path):
+    model = model_settings(steps=24, validate_every=5, checkpoint_minutes=1e-6)
+    model = model.model_copy(update={"augmentation": EVERYTHING})
+    torch.set_num_threads(1)
+    train(store, model, "m", tmp_path / "whole", "cpu")
+    kills = np.sort(np.random.default_rng(6).choice(np.arange(1, 24), 4, replace=False)).tolist()
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["emdiffuse.training.train"])
+    for number, step in enumerate(kills):
+        process = context.Process(
+            target=train_and_die, args=(store, tmp_path / "killed", model, step, number % 2 == 1)
+        )
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    train(store, model, "m", tmp_path / "killed", "cpu")
+    whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    found = [
+        json.loads((tmp_path / n / "best/metrics.json").read_text())["history"] for n in ("whole", "killed")
+    ]
+    assert [{**entry, "seconds": 0} for entry in found[0]] == [{**entry, "seconds": 0} for entry in found[1]]
+
+
+def test_a_torn_or_foreign_state_is_named_and_the_previous_one_used(store, tmp_path, caplog):
+    caplog.set_level("INFO", "emdiffuse")
+    run, model = tmp_path / "a" / "run", model_settings(checkpoint_minutes=1e-6)
+    train(store, model, "m", tmp_path / "a", "cpu")
+    state = run / "state.pt"
+    content = bytearray(state.read_bytes())
+    for torn in (content[:1000], content[: len(content) // 2] + bytes(len(content) - len(content) // 2)):
+        state.write_bytes(torn)
+        caplog.clear()
+        train(store, model, "m", tmp_path / "a", "cpu")
+        assert f"{state} is damaged" in caplog.text and "goes on from step 6" in caplog.text
+    (run / "state.previous.pt").write_bytes(b"")
+    torch.save({"identity": "another"}, state)
+    caplog.clear()
+    train(store, model, "m", tmp_path / "a", "cpu")
+    assert f"{state} was made with other settings or data" in caplog.text
+    assert f"{run / 'state.previous.pt'} is damaged" in caplog.text and "goes on" not in caplog.text
+    train(store, model, "m", tmp_path / "fresh", "cpu")
+    resumed, fresh = weights(tmp_path / "a"), weights(tmp_path / "fresh")
+    assert all(torch.equal(resumed[name], fresh[name]) for name in fresh)
+
+
+def test_a_loss_that_is_not_a_number_stops(store, tmp_path, monkeypatch):
+    model = model_settings(validate_every=2)
+    draw, rows = feed.draw_batch, feed.batch_rows(PatchStore(store), model.training, 4)
+
+    def broken(patches, model, step, places):
+        batch, target = draw(patches, model, step, places)
+        return (batch._replace(condition=batch.condition * float("nan")) if step == 4 else batch), target
+
+    monkeypatch.setattr(feed, "draw_batch", broken)
+    with pytest.raises(EmdiffuseError, match=r"the loss is nan at step 4.*failed_batch\.json"):
+        train(store, model, "m", tmp_path, "cpu")
+    assert not (tmp_path / "best").exists()
+    failed = json.loads((tmp_path / "run/failed_batch.json").read_text())
+    origins = PatchStore(store).origins[rows]
+    assert [p["z"] for p in failed["patches"]] == origins[:, ORIGIN_COLUMNS.index("z")].tolist()
+    assert failed["patches"][0]["dataset"] == "a"
+    saved = torch.load(tmp_path / "run/state.pt", weights_only=True)
+    assert saved["step"] == 4 and all(value.isfinite().all() for value in saved["network"].values())
+    monkeypatch.undo()
+    train(store, model, "m", tmp_path, "cpu")
+    train(store, model, "m", tmp_path / "fresh", "cpu")
+    again, fresh = weights(tmp_path), weights(tmp_path / "fresh")
+    assert all(torch.equal(again[name], fresh[name]) for name in fresh)
