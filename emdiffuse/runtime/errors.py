@@ -24,7 +24,14 @@ class StoreError(EmdiffuseError):
 
 
 class DamagedError(StoreError):
-    """A part of a store that is missing, or fails its checksum; names it."""
+    """A part of a store that is missing, or was read in full and fails its checksum; names it."""
+
+
+class AccessError(EmdiffuseError):
+    """A trouble of the machine, not of the data: a full disk, no permission, too many open files, no memory.
+
+    Nothing may be concluded from it about what could not be read or written, and nothing deleted.
+    """
 
 
 class LaunchError(EmdiffuseError):

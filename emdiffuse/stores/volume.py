@@ -11,6 +11,8 @@ Conventions
 * Every chunk carries a crc32c checksum. What the project knows of a store is in its attributes, under
   ``emdiffuse``.
 * A group's ``zarr.json`` is written last: a store without it was not finished, and nothing opens it.
+* A chunk is called damaged only when all its bytes were read and cannot be decoded. Whatever else keeps it
+  from being read (`AccessError`) says nothing about it, and leaves every byte.
 """
 
 from __future__ import annotations
@@ -33,8 +35,10 @@ from numpy.typing import DTypeLike, NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from emdiffuse.runtime.atomic import write_atomically
-from emdiffuse.runtime.errors import DamagedError, StoreError
+from emdiffuse.runtime.disks import trouble
+from emdiffuse.runtime.errors import AccessError, DamagedError, StoreError
 from emdiffuse.runtime.progress import logger
+from emdiffuse.stores.damage import damage_of, first_line, of_the_call, os_error
 from emdiffuse.stores.intensity import cast_to
 
 CHUNK = (32, 64, 64)
@@ -67,8 +71,10 @@ class Array:
             spec = {"driver": "zarr3", "kvstore": kvstore, "store_data_equal_to_fill_value": True}
             self._store = ts.open(spec, open=True, context=_CONTEXT).result()
         except ValueError as error:
+            if os_error(error):
+                raise AccessError(trouble(path, "read", os_error(error))) from None
             raise StoreError(
-                f"{path}: this array cannot be opened ({_first_line(error)}); make it anew"
+                f"{path}: this array cannot be opened ({first_line(error)}); make it anew"
             ) from None
         self.attributes: dict[str, Any] = metadata.get("attributes", {})
         self.shape: tuple[int, ...] = tuple(self._store.shape)
@@ -80,15 +86,38 @@ class Array:
         try:
             return self._store[box].read().result()
         except ValueError as error:
-            raise DamagedError(f"{self.path}: a chunk in {box} is damaged ({_first_line(error)})") from None
+            raise self._why(box, error) from None
+
+    def _why(self, box: Box, error: ValueError) -> Exception:
+        """Return why a box could not be read: damage where that is proven, else a trouble of the machine."""
+        if of_the_call(error):
+            return error
+        starts = (range(n)[side].start // c for n, side, c in zip(self.shape, box, self.chunk, strict=False))
+        ends = (range(n)[side].stop for n, side in zip(self.shape, box, strict=False))
+        ranges = (range(a, ceil(e / c)) for a, e, c in zip(starts, ends, self.chunk, strict=False))
+        for index in itertools.product(*ranges, *map(range, self.grid[len(box) :])):
+            if self.exists(index) and (what := self.damage(index)):
+                return DamagedError(f"{self.chunk_path(index)}: damaged ({what})")
+        return AccessError(trouble(self.path, "read", os_error(error), first_line(error)))
 
     def __setitem__(self, box: Box, values: NDArray[Any]) -> None:
         try:
             self._store[box].write(values).result()
         except ValueError as error:
-            raise StoreError(
-                f"{self.path}: cannot write {box} ({_first_line(error)}); is the disk full?"
-            ) from None
+            if of_the_call(error):
+                raise
+            raise AccessError(trouble(self.path, "written", os_error(error), first_line(error))) from None
+
+    def damage(self, index: Sequence[int]) -> str | None:
+        """Return what is wrong with a chunk (or shard) that is there; None where it can be decoded.
+
+        Raises
+        ------
+        AccessError
+            If it cannot be read, or there is no memory for it.
+        """
+        path = self.chunk_path(index)
+        return damage_of(path, self.path / "zarr.json", self.chunk, self.dtype)
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -106,16 +135,21 @@ class Array:
         return self.chunk_path(index).exists()
 
     def intact(self, index: Sequence[int]) -> bool:
-        """Tell whether the chunk (or shard) at a position of the grid was written, and can be read.
+        """Tell whether the chunk (or shard) at a position of the grid was written, and is not damaged.
 
-        One that cannot be read is removed, to be made anew: a part of it could not be written either.
+        One that is damaged is removed, to be recomputed: a part of it could not be written either.
+
+        Raises
+        ------
+        AccessError
+            If it cannot be read for another reason; it is left as it is.
         """
         if not self.exists(index):
             return False
         try:
             self[self.box(index)]
         except DamagedError as error:
-            logger.warning("%s; it is made anew", error)
+            logger.warning("%s; it is recomputed", error)
             self.chunk_path(index).unlink(missing_ok=True)
             return False
         return True
@@ -143,10 +177,6 @@ def _files(folder: Path) -> Iterator[Path]:
     """Yield the files below a folder, one at a time: there may be many."""
     for parent, _, names in os.walk(folder):
         yield from (Path(parent, name) for name in names)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:200]
 
 
 def create_array(

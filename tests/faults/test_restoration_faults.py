@@ -187,7 +187,7 @@ def test_a_damaged_shard_alone_is_made_again(plan, reference, damage):
     start_again(plan)
     (plan.restored / "zarr.json").unlink()
     damage(Array(plan.restored / "restored/0").chunk_path((0, 0, 0)))
-    with pytest.raises(StoreError, match=r"restored/0: .*; start again, and it alone is made anew"):
+    with pytest.raises(StoreError, match=r"restored/0.*: .*; start again, and it alone is made anew"):
         start_again(plan)
     assert not (plan.restored / "zarr.json").exists()
     start_again(plan)

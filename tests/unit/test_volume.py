@@ -1,7 +1,10 @@
 """Stores: what is written is read, the unfinished or damaged is refused, the metadata is OME-Zarr 0.5."""
 
+import contextlib
 import json
 import multiprocessing
+import os
+import resource
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from ome_zarr.reader import Reader
 from ome_zarr_models.v05 import Image
 
 from emdiffuse.runtime.atomic import replaced, write_atomically
-from emdiffuse.runtime.errors import StoreError
+from emdiffuse.runtime.errors import AccessError, StoreError
 from emdiffuse.stores.intensity import cast_to
 from emdiffuse.stores.volume import (
     Array,
@@ -105,6 +108,58 @@ def test_a_damaged_chunk_is_found(tmp_path, damage):
     file.write_bytes(content)
     with pytest.raises(StoreError, match="damaged"):
         Array(tmp_path / "a")[:, :, :]
+
+
+@contextlib.contextmanager
+def no_more_files(chunk):
+    """Let the process have as many open files as it may."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(held) + 1, limits[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for handle in held:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def instead(chunk, place):
+    """Let the path of a chunk lead to a place that cannot be read."""
+    aside = chunk.with_name("aside")
+    chunk.rename(aside)
+    chunk.symlink_to(place)
+    yield
+    assert chunk.is_symlink(), "what could not be read was deleted"
+    aside.replace(chunk)
+
+
+TROUBLES = {
+    "Too many open files": no_more_files,
+    "Input/output error": lambda chunk: instead(chunk, "/proc/self/mem"),
+}
+
+
+@pytest.mark.parametrize("cause", TROUBLES)
+@pytest.mark.parametrize("shard", [None, (2, 64, 64)])
+def test_a_trouble_of_the_machine_is_no_damage(tmp_path, cause, shard):
+    array = create_array(tmp_path / "a", (2, 64, 64), np.uint8, chunk=(2, 32, 32), shard=shard)
+    values = np.random.default_rng(0).integers(0, 255, array.shape, np.uint8)
+    array[:, :, :] = values
+    for use in (lambda: array.intact((0, 0, 0)), lambda: array[:, :, :], lambda: array.damage((0, 0, 0))):
+        with TROUBLES[cause](array.chunk_path((0, 0, 0))), pytest.raises(AccessError, match=cause):
+            use()
+    np.testing.assert_array_equal(array[:, :, :], values)
+
+
+def test_too_many_open_files_is_no_unfinished_array(tmp_path):
+    create_array(tmp_path / "a", (4, 4), np.uint8, chunk=(2, 2))
+    with no_more_files(tmp_path / "a"), pytest.raises(OSError, match="Too many open files"):
+        Array(tmp_path / "a")
 
 
 def test_a_chunk_of_zeros_is_written_too(tmp_path):
