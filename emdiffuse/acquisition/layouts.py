@@ -18,7 +18,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from emdiffuse.readers import SUFFIXES
+from emdiffuse.config.sources import SUFFIXES
 from emdiffuse.runtime.errors import DataError
 
 MOVING = ("wf", "img", "image", "input", "noisy", "raw", "lr", "low", "moving")

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from emdiffuse.config.sources import MARKS, SourceName, parse_source
+from emdiffuse.config.sources import SUFFIXES, parse_source, require_source, source_files
 from emdiffuse.readers.base import DTYPES, Source
-from emdiffuse.readers.tiff import SUFFIXES, NumberedTiffs, open_tiff, tiff_files
-from emdiffuse.runtime.errors import DataError
+from emdiffuse.readers.tiff import NumberedTiffs, open_tiff
 
 __all__ = ["DTYPES", "SUFFIXES", "NumberedTiffs", "Source", "open_source", "source_files"]
 
@@ -44,7 +43,7 @@ def open_source(source: str, repair: bool = False) -> Source:
     name = parse_source(source)
     if name.kind == "tiff":
         return open_tiff(source, repair)
-    _require(source, name)
+    require_source(source, name)
     if name.kind == "mrc":
         from emdiffuse.readers.mrc import open_mrc
 
@@ -60,28 +59,3 @@ def open_source(source: str, repair: bool = False) -> Source:
     from emdiffuse.readers.zarr import open_n5, open_zarr
 
     return (open_n5 if name.kind == "n5" else open_zarr)(source, name.place)
-
-
-def source_files(source: str) -> list[Path]:
-    """Return the files that stand for a source: all of TIFF, the metadata of a folder, none of an address.
-
-    Raises
-    ------
-    DataError
-        If there is none on disk.
-    """
-    name = parse_source(source)
-    if name.kind == "tiff":
-        return tiff_files(source)
-    _require(source, name)
-    place = Path(name.place)
-    if name.remote:
-        return []
-    if place.is_file():
-        return [place]
-    return [place / mark for mark in (*MARKS["zarr"], *MARKS["n5"], "info") if (place / mark).is_file()]
-
-
-def _require(source: str, name: SourceName) -> None:
-    if not name.exists:
-        raise DataError(f"{source}: there is no such file or folder; check the path")

@@ -24,10 +24,10 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from emdiffuse.config.sources import tiff_files
 from emdiffuse.readers.base import DTYPES, Shape, Source, named
 from emdiffuse.runtime.errors import DataError
 
-SUFFIXES = (".tif", ".tiff", ".btf", ".tf8")
 _DIGITS = re.compile(r"(\d+)")
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it says of a damaged file, our errors say
 
@@ -128,32 +128,6 @@ def open_tiff(source: str, repair: bool = False) -> Source:
     """Open a TIFF file, a folder of numbered slices, or a glob of them; see `readers.open_source`."""
     files = tiff_files(source)
     return _open_file(files[0]) if len(files) == 1 else _open_numbered(source, files, repair)
-
-
-def tiff_files(source: str) -> list[Path]:
-    """Return the TIFF files that a source names, sorted by name: not yet in the order of their numbers.
-
-    Raises
-    ------
-    DataError
-        If there is none.
-    """
-    path = Path(source)
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        found = list(path.iterdir())
-    else:
-        found = (
-            list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-            if re.search(r"[*?\[]", source)
-            else []
-        )
-    files = sorted(f for f in found if f.suffix.lower() in SUFFIXES and f.name[0] != "." and f.is_file())
-    if not files:
-        what = "this folder holds" if path.is_dir() else "there is"
-        raise DataError(f"{source}: {what} no TIFF file ({', '.join(SUFFIXES)}); check the path")
-    return files
 
 
 def _open_file(file: Path) -> Source:
