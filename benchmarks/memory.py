@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from emdiffuse.config import Restoration
+from emdiffuse.models.description import Description, NativeSpec, OwnSampler
 from emdiffuse.models.networks.native import NativeNetwork
 from emdiffuse.models.networks.weights import save_model
 from emdiffuse.restoration.plan import read_plan
@@ -69,10 +70,11 @@ def make_model(folder: Path) -> Path:
     """Write a model of the default size with fresh weights."""
     torch.manual_seed(0)
     settings = {"channels": 32, "multipliers": [1, 2, 4], "blocks": 2, "residual_scale": 0.2}
-    save_model(folder, NativeNetwork(**settings), {
-        "task": "vemdiffuse-i", "factors": [6], "network": {"architecture": "native", **settings},
-        "noise": {"correlation": 0.0}, "sampler": {"name": "unipc", "steps": 8},
-    })  # fmt: skip
+    sampler = OwnSampler(name="unipc", steps=8)
+    description = Description(
+        task="vemdiffuse-i", factors=(6,), network=NativeSpec(**settings), sampler=sampler
+    )
+    save_model(folder, NativeNetwork(**settings), description)
     return folder
 
 

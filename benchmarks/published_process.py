@@ -58,7 +58,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     import torch
 
     from emdiffuse.config import Sampler
-    from emdiffuse.models.inference import RestorationModel, resolve
+    from emdiffuse.models.inference import RestorationModel
     from emdiffuse.runtime.allocator import keep_freed_memory
     from emdiffuse.runtime.progress import setup
 
@@ -92,7 +92,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
         def white(sample: int, step: int, generator: torch.Generator = generator) -> torch.Tensor:
             return torch.randn(batch.shape, generator=generator)
 
-        sampler = resolve(asked, models[name].description)
+        sampler = models[name].description.resolve(asked)
         restored, _ = models[name].restore(batch, sampler, white)
         rows[label] = (seconds[name] * sampler.steps * sampler.samples, scores(restored, truth))
         print(label, *rows[label], flush=True)

@@ -17,7 +17,7 @@ import torch
 from memory import make_model, make_volume
 
 from emdiffuse.config import Restoration
-from emdiffuse.models.inference import RestorationModel, draws
+from emdiffuse.models.inference import RestorationModel
 from emdiffuse.restoration import tiles as parts
 from emdiffuse.restoration.plan import make_plan, open_array_of, open_input
 
@@ -45,7 +45,7 @@ def main() -> None:
         plan = make_plan(volume, folder / "model", Restoration.model_validate(SETTINGS), path)
         source, grid, tiles = open_input(plan), plan.grid, open_array_of(plan, plan.tiles)
         groups = [(block, group) for block in grid for group in parts._batches(grid, block, 1)]
-        known = draws(plan.sampler, model.description)
+        known = model.description.draws(plan.sampler)
         batches, noises, results = [], [], []
         rows = {
             "reading": seconds(

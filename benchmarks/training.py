@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROOT = Path(__file__).parents[1]
-SHAPE = {"architecture": "unet", "in_channels": 2}
+
 """The published 2-D network."""
 sys.path.insert(0, str(ROOT / "tests/unit"))
 
@@ -77,9 +77,10 @@ def plain(options: argparse.Namespace) -> list[NDArray]:
     import torch
     from plain_unet import PlainUNet, random_weights
 
+    from emdiffuse.models.description import UnetSpec
     from emdiffuse.models.networks.build import build_network
 
-    shapes = {n: list(p.shape) for n, p in build_network(SHAPE).state_dict().items()}
+    shapes = {n: list(p.shape) for n, p in build_network(UnetSpec(in_channels=2)).state_dict().items()}
     weights = {n: p.requires_grad_() for n, p in random_weights(shapes, 0).items()}
     network, parameters = PlainUNet(weights), list(weights.values())
     average = [p.detach().clone() for p in parameters]

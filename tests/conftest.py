@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from helpers import ROOT, write_volume
+from helpers import ROOT, raw_file, write_volume
 from learning import model_settings
 from restoring import run
 
+from emdiffuse.models.description import Description
 from emdiffuse.models.networks.native import NativeNetwork
 from emdiffuse.models.networks.weights import save_model
 from emdiffuse.patches.cut import cut_patches
@@ -40,16 +41,18 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(
         directory,
         network,
-        {
-            "name": "small",
-            "task": "vemdiffuse-i",
-            "factors": [6],
-            "network": {"architecture": "native", **settings},
-            "objective": {"prediction": "flow"},
-            "noise": {"correlation": 0.3},
-            "sampler": {"name": "dpm++", "steps": 4},
-            "sources": [],
-        },
+        Description.model_validate(
+            {
+                "name": "small",
+                "task": "vemdiffuse-i",
+                "factors": [6],
+                "network": {"architecture": "native", **settings},
+                "objective": {"prediction": "flow"},
+                "noise": {"correlation": 0.3},
+                "sampler": {"name": "dpm++", "steps": 4},
+                "sources": [],
+            }
+        ),
     )
     return directory
 
@@ -74,7 +77,7 @@ def store(medulla, tmp_path_factory):
     """Training patches of gaps, cut from 48 real slices; never written to."""
     folder = tmp_path_factory.mktemp("patches")
     volume = write_volume(
-        folder / "a.ome.zarr", medulla[:48, :64, :64], (10, 10, 10), sources=[{"sha256": "x"}]
+        folder / "a.ome.zarr", medulla[:48, :64, :64], (10, 10, 10), sources=[raw_file("x")]
     )
     cut_patches([volume], model_settings(), folder / "p.zarr")
     return folder / "p.zarr"

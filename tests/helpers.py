@@ -1,5 +1,6 @@
 """What several test files need, besides fixtures."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,11 @@ INTENSITY = {
     "low": 20.0,
     "high": 230.0,
 }
+
+
+def raw_file(name: str) -> dict[str, str]:
+    """A raw file, as a store or model names what it was made of."""
+    return {"path": f"{name}.tif", "sha256": hashlib.sha256(name.encode()).hexdigest()}
 
 
 def write_volume(

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from emdiffuse.config import Restoration
+from emdiffuse.models.description import Description
 from emdiffuse.models.networks.native import NativeNetwork
 from emdiffuse.models.networks.weights import save_model
 from emdiffuse.restoration.plan import make_plan
@@ -41,7 +42,7 @@ def image_model(folder, task="emdiffuse-n"):
     network = NativeNetwork(**spec)
     torch.nn.init.normal_(network.exit.weight, std=0.05)
     description = {"task": task, "network": {"architecture": "native", **spec}, "noise": {"correlation": 0.0}}
-    save_model(folder, network, description)
+    save_model(folder, network, Description.model_validate(description))
     return folder
 
 

@@ -1,8 +1,10 @@
-"""Sections of settings: strict about keys, hashed, and parsed with errors of one sentence.
+"""Sections of settings and records of results: strict about keys, and parsed with errors of one sentence.
 
 Conventions
 -----------
 * Unknown keys are errors (``extra="forbid"``), values are frozen.
+* A `Section` is what a user writes, a `Record` what a stage writes and another reads: types are strict there,
+  and numbers finite.
 * A mistake of the user's raises `ConfigError`, whose text is one sentence that names the key.
 """
 
@@ -11,13 +13,13 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import re
+from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from emdiffuse.runtime.errors import ConfigError
+from emdiffuse.runtime.errors import ConfigError, EmdiffuseError
 
 
 class Section(BaseModel):
@@ -30,8 +32,11 @@ class Section(BaseModel):
         return json.dumps(self.model_dump(mode="json"), sort_keys=True)
 
 
-UNION = re.compile(r"function-after|(constrained-)?(int|str|float)|tuple\[.*")
-"""What pydantic adds to a key's place where a key may be of several types."""
+class Record(Section):
+    """What a stage writes for others to read: a section whose numbers are finite."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
 
 SectionType = TypeVar("SectionType", bound=Section)
 
@@ -63,14 +68,53 @@ def parse(section: type[SectionType], values: Any, where: str = "config") -> Sec
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_sentence(section, error)}") from None
+        raise ConfigError(f"{where}: {_sentence(section, values, error)}") from None
 
 
-def _sentence(section: type[Section], error: ValidationError) -> str:
+def parse_record(
+    record: type[SectionType],
+    content: bytes | str | dict[str, Any],
+    path: Path,
+    refused: type[EmdiffuseError],
+    remedy: str = "it was edited, or written by another version; make it again",
+) -> SectionType:
+    """Read a record as strictly as it was written: no type is converted, no key is unknown.
+
+    Parameters
+    ----------
+    record : type
+        The pydantic model.
+    content : bytes, str or dict
+        JSON, as text or as Python's `json` reads it.
+    path : Path
+        Where it lies, for the error.
+    refused : type
+        Class of the error.
+    remedy : str
+        What to do about a file that cannot be read.
+
+    Raises
+    ------
+    EmdiffuseError
+        Of the class `refused`: one sentence that names the file, the key and what is wrong with it.
+    """
+    try:
+        values = content if isinstance(content, dict) else json.loads(content)
+        text = json.dumps(content) if isinstance(content, dict) else content
+        return record.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        sentence = _sentence(record, values, error)
+        raise refused(f"{path}: {sentence} ({remedy})", path) from None
+    except (ValueError, RecursionError):
+        raise refused(f"{path}: not valid JSON; was it cut off? ({remedy})", path) from None
+
+
+def _sentence(section: type[Section], values: Any, error: ValidationError) -> str:
     """Turn pydantic's errors into one sentence about the first of them."""
     errors = error.errors()
     first = errors[0]
-    key = ".".join(str(part) for part in first["loc"] if not UNION.fullmatch(str(part)))
+    place = _place(values, first["loc"])
+    key = ".".join(map(str, place))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         known = _keys_at(section, first["loc"][:-1])
@@ -85,13 +129,29 @@ def _sentence(section: type[Section], error: ValidationError) -> str:
     return f"{key}: {message}{more}" if key else f"{message}{more}"
 
 
+def _place(values: Any, location: tuple[int | str, ...]) -> list[int | str]:
+    """Return the keys that lead to a value, without what pydantic adds for values of several types."""
+    keys, node = [], values
+    for number, part in enumerate(location, 1):
+        if isinstance(node, dict) and (part in node or number == len(location)):
+            keys.append(part)
+            node = node.get(part)
+        elif isinstance(node, list | tuple) and isinstance(part, int) and part < len(node):
+            keys.append(part)
+            node = node[part]
+    return keys
+
+
 def _keys_at(section: type[Section], location: tuple[Any, ...]) -> list[str]:
     """Return the keys known at a location of the configuration."""
     schema: dict[str, Any] = section.model_json_schema()
     node = schema
     for part in location:
         node = _resolve(schema, node)
-        if isinstance(part, int):
+        tagged = node.get("discriminator", {}).get("mapping", {})
+        if part in tagged:  # the kind of a value that may be of several
+            node = {"$ref": tagged[part]}
+        elif isinstance(part, int):
             node = node.get("items", {})
         else:
             named = [*node.get("patternProperties", {}).values(), node.get("additionalProperties") or {}]

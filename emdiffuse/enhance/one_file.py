@@ -20,8 +20,8 @@ from emdiffuse.acquisition.acquire import acquire
 from emdiffuse.config import Restoration, Sampler
 from emdiffuse.config.tasks import TASKS
 from emdiffuse.enhance.tiff import TiffFacts, tiff_facts, write_tiff
+from emdiffuse.models.description import read_description
 from emdiffuse.models.inference import RestorationModel
-from emdiffuse.models.networks.weights import load_description
 from emdiffuse.readers import SUFFIXES, source_files
 from emdiffuse.restoration.plan import Plan, make_plan
 from emdiffuse.restoration.stitch import pyramid, stitch
@@ -91,7 +91,7 @@ def enhance(
     """
     _check_outputs(source, output, how, uncertainty)
     facts = tiff_facts(source_files(str(source))[0])
-    task = TASKS[load_description(how.model)["task"]]
+    task = TASKS[read_description(how.model).task]
     size = voxel_size(source, facts, how, task.volumetric)
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", source.stem).strip("_") or "image"
     with scratch(output) as work:

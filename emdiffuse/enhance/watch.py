@@ -29,9 +29,9 @@ from typing import NoReturn
 
 from emdiffuse.config.settings import settings_hash
 from emdiffuse.enhance.one_file import Enhancement, enhance
+from emdiffuse.models.description import DESCRIPTION_FILE, WEIGHTS_FILE
 from emdiffuse.models.inference import RestorationModel
 from emdiffuse.readers import SUFFIXES, open_source
-from emdiffuse.restoration.plan import WEIGHTS
 from emdiffuse.runtime.atomic import scratch, write_atomically
 from emdiffuse.runtime.devices import place_of
 from emdiffuse.runtime.errors import ConfigError, DataError, EmdiffuseError, StoreError
@@ -128,7 +128,8 @@ def _identity(how: Enhancement) -> str:
     """Return the hash of all that decides what is made of an image."""
     try:
         digests = [
-            hashlib.sha256((how.model / name).read_bytes()).hexdigest() for name in (WEIGHTS, "model.json")
+            hashlib.sha256((how.model / name).read_bytes()).hexdigest()
+            for name in (WEIGHTS_FILE, DESCRIPTION_FILE)
         ]
     except FileNotFoundError as error:
         raise StoreError(f"{error.filename}: there is no model here; check `--model`") from None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from emdiffuse.config.tasks import TASKS
-from emdiffuse.models.networks.weights import load_description
+from emdiffuse.models.description import Description, read_description
 from emdiffuse.runtime.atomic import write_atomically
 from emdiffuse.runtime.progress import clock
 
@@ -37,21 +37,21 @@ def write_card(directory: Path) -> None:
     """
     metrics = directory / "metrics.json"
     trained = json.loads(metrics.read_text()) if metrics.exists() else None
-    write_atomically(directory / CARD_FILE, card_text(load_description(directory), trained))
+    write_atomically(directory / CARD_FILE, card_text(read_description(directory), trained))
 
 
-def card_text(description: dict[str, Any], trained: dict[str, Any] | None) -> str:
+def card_text(description: Description, trained: dict[str, Any] | None) -> str:
     """Return the card as Markdown.
 
     Parameters
     ----------
-    description : dict
+    description : Description
         ``model.json``.
     trained : dict, optional
         ``metrics.json``: steps, seconds and the history of the training.
     """
-    task = TASKS[description["task"]]
-    name = description.get("name") or description["task"]
+    task = TASKS[description.task]
+    name = description.name or description.task
     parts = [
         "---",
         "library_name: emdiffuse",
@@ -60,7 +60,7 @@ def card_text(description: dict[str, Any], trained: dict[str, Any] | None) -> st
         "---",
         f"# {name}",
         "",
-        f"Task `{description['task']}`: {task.title}.",
+        f"Task `{description.task}`: {task.title}.",
         "",
         *_use(description),
         "",
@@ -81,34 +81,33 @@ def card_text(description: dict[str, Any], trained: dict[str, Any] | None) -> st
     return "\n".join(parts) + "\n"
 
 
-def _use(description: dict[str, Any]) -> list[str]:
+def _use(description: Description) -> list[str]:
     """Say how it is run."""
-    network = {k: v for k, v in description["network"].items() if k != "residual_scale"}
-    how = "--factor N " if TASKS[description["task"]].volumetric else ""
-    sampler = description.get("sampler", {})
+    network = description.network.model_dump(exclude={"residual_scale"})
+    how = "--factor N " if TASKS[description.task].volumetric else ""
     return [
         f"    emdiffuse enhance INPUT.tif OUTPUT.tif {how}--model FOLDER",
         "",
         f"Network: {', '.join(f'{key} {value}' for key, value in network.items())}. "
-        f"A sample takes {sampler.get('steps')} calls ({sampler.get('name')}) by default.",
+        f"A sample takes {description.sampler.steps} calls ({description.sampler.name}) by default.",
     ]
 
 
-def _sources(description: dict[str, Any]) -> list[str]:
+def _sources(description: Description) -> list[str]:
     """List the files that it learned from."""
-    sources = description.get("sources", [])
-    listed = [f"* `{s.get('path')}` (sha256 `{s.get('sha256', '')[:16]}…`)" for s in sources[:SOURCES_NAMED]]
+    sources = description.sources
+    listed = [f"* `{source.path}` (sha256 `{source.sha256[:16]}…`)" for source in sources[:SOURCES_NAMED]]
     if len(sources) > SOURCES_NAMED:
         listed.append(f"* and {len(sources) - SOURCES_NAMED} more files, see `model.json`")
     return listed or ["The files are not known."]
 
 
-def _quality(description: dict[str, Any], trained: dict[str, Any] | None) -> list[str]:
+def _quality(description: Description, trained: dict[str, Any] | None) -> list[str]:
     """State the figures of the validation, beside their baseline."""
     if trained is None:
         return ["Not measured here: its weights were imported."]
     entry = max(trained["history"], key=lambda e: e["validation_psnr"])
-    plain = "linear interpolation" if TASKS[description["task"]].volumetric else "the (enlarged) input"
+    plain = "linear interpolation" if TASKS[description.task].volumetric else "the (enlarged) input"
     return [
         f"{trained['steps']} steps in {clock(trained['seconds'])} on {trained['device']}. On patches of its "
         "datasets that it was not trained on:",
@@ -120,13 +119,13 @@ def _quality(description: dict[str, Any], trained: dict[str, Any] | None) -> lis
     ]
 
 
-def _limits(description: dict[str, Any]) -> list[str]:
+def _limits(description: Description) -> list[str]:
     """Say where it should not be trusted."""
     limits = [
         "* What it adds is what such data usually look like, not what was measured: it can be wrong, and "
         "look convincing. Measure it on data of your own with a known truth (`emdiffuse evaluate`).",
         "* Other tissue, stain, microscope or voxel size than it learned from is not covered by its figures.",
     ]
-    if factors := description.get("factors", []) if TASKS[description["task"]].volumetric else []:
-        limits.append(f"* Anisotropy factors from {min(factors)} to {max(factors)}.")
+    if TASKS[description.task].volumetric and description.factors:
+        limits.append(f"* Anisotropy factors from {min(description.factors)} to {max(description.factors)}.")
     return limits

@@ -12,8 +12,10 @@ import shutil
 from pathlib import Path
 
 from emdiffuse.models.card import CARD_FILE, write_card
+from emdiffuse.models.description import read_description
 from emdiffuse.models.networks.build import load_network
-from emdiffuse.models.networks.weights import ModelError, import_published, load_description, save_model
+from emdiffuse.models.networks.weights import import_published, save_model
+from emdiffuse.runtime.errors import ModelError
 
 
 def import_model(source: Path, task: str, out: Path) -> None:
@@ -37,9 +39,9 @@ def import_model(source: Path, task: str, out: Path) -> None:
         save_model(out, *import_published(source, task))
         write_card(out)
         return
-    description = load_description(source)
-    if description.get("task") != task:
-        raise ModelError(f"{source}: its task is {description.get('task')}, not {task}; say so (`task`)")
+    description = read_description(source)
+    if description.task != task:
+        raise ModelError(f"{source}: its task is {description.task}, not {task}; say so (`task`)", source)
     save_model(out, load_network(source), description)
     if (source / CARD_FILE).exists():
         shutil.copyfile(source / CARD_FILE, out / CARD_FILE)

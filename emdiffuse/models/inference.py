@@ -11,65 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from emdiffuse.config import Sampler
-from emdiffuse.config.tasks import TASKS
+from emdiffuse.models.description import Description, read_description
 from emdiffuse.models.networks.build import load_network
 from emdiffuse.models.networks.compilation import CompiledNetwork
 from emdiffuse.models.networks.precision import autocast_for
-from emdiffuse.models.networks.weights import PUBLISHED_SAMPLER, ModelError, load_description
 from emdiffuse.models.processes import Batch, Process, process_of
 
 WhiteNoise = Callable[[int, int], Tensor]
-
-
-def is_native(description: dict[str, Any]) -> bool:
-    """Tell whether a model gives the posterior mean in one call."""
-    return bool(description["network"]["architecture"] == "native")
-
-
-def differ(description: dict[str, Any], sampler: Sampler) -> bool:
-    """Tell whether samples of a model differ: not where a native network gives the posterior mean."""
-    return not is_native(description) or sampler.steps != 1
-
-
-def draws(sampler: Sampler, description: dict[str, Any]) -> list[tuple[int, int]]:
-    """Return the (sample, step) of all noise that a restoration asks for, in the order in which it does."""
-    if not differ(description, sampler):
-        return []
-    sampler = resolve(sampler, description)
-    steps = sampler.steps if sampler.name == "ddpm" else 1
-    return [(sample, step) for sample in range(sampler.samples) for step in range(steps or 1)]
-
-
-def estimator(sampler: Sampler, description: dict[str, Any]) -> str:
-    """Say in words what the restored volume is."""
-    if not differ(description, sampler):
-        return "posterior mean in one call"
-    many = "mean" if sampler.estimate == "mean" else "first"
-    what = f"{many} of {sampler.samples} samples" if sampler.samples > 1 else "one sample"
-    return f"{what} of {sampler.steps} calls ({sampler.name})"
-
-
-def resolve(sampler: Sampler, description: dict[str, Any]) -> Sampler:
-    """Fill in what a sampler's settings leave to the model: its own sampler, and number of calls."""
-    own = description.get("sampler", PUBLISHED_SAMPLER)
-    name = sampler.name or own["name"]
-    steps = sampler.steps or (TASKS[description["task"]].published_steps if name == "ddpm" else own["steps"])
-    return sampler.model_copy(update={"name": name, "steps": steps})
-
-
-def trained_for(description: dict[str, Any], factor: Fraction) -> bool:
-    """Tell whether a model was trained for an anisotropy factor, or for factors around it."""
-    factors = description.get("factors")
-    return not factors or min(factors) <= factor <= max(factors)
 
 
 @dataclass(frozen=True)
@@ -82,7 +37,7 @@ class RestorationModel:
         Its moving-average weights, in eval mode.
     process : Process
         How it is sampled.
-    description : dict
+    description : Description
         ``model.json``.
     device : torch.device
         Where it runs.
@@ -90,7 +45,7 @@ class RestorationModel:
 
     network: nn.Module
     process: Process
-    description: dict[str, Any]
+    description: Description
     device: torch.device
 
     @classmethod
@@ -100,15 +55,11 @@ class RestorationModel:
         Raises
         ------
         ModelError
-            If its files are missing or damaged, or say too little to run it.
+            If its files are missing or damaged, or do not fit each other.
         """
-        description = load_description(directory)
+        description = read_description(directory)
         network = load_network(directory, device)
-        try:
-            process = process_of(description)
-        except KeyError as error:
-            raise ModelError(f"{directory}/model.json does not say '{error.args[0]}'; train again") from None
-        return cls(network, process, description, torch.device(device))
+        return cls(network, process_of(description), description, torch.device(device))
 
     def compiled(self, mode: str) -> RestorationModel:
         """Return the model with its network compiled (see `networks.compilation`)."""
@@ -123,7 +74,7 @@ class RestorationModel:
         batch : Batch
             What is known; H and W multiples of the network's stride.
         sampler : Sampler
-            Which sampler, how many calls and samples; see `resolve` for what may be left open.
+            Which sampler, how many steps and samples; see `Description.resolve` for what may be left open.
         white : callable
             ``white(sample, step)``: standard normal noise (N, D, H, W), different for each sample and step.
 
@@ -133,13 +84,13 @@ class RestorationModel:
             The mean of the samples (or the first, if the sampler's estimate is that) and their standard
             deviation, (N, D, H, W), float32 in units of [-1, 1]; the deviation of one sample is 0.
         """
-        sampler = resolve(sampler, self.description)
+        sampler = self.description.resolve(sampler)
         batch = batch.to(self.device)
         first: Tensor | None = None
         mean = torch.zeros(batch.shape, device=self.device)
         squares = torch.zeros_like(mean)
         autocast, _ = autocast_for(self.device)
-        samples = sampler.samples if differ(self.description, sampler) else 1
+        samples = sampler.samples if self.description.samples_differ(sampler) else 1
         for sample in range(samples):
             noise = partial(white, sample)
             with autocast:

@@ -35,8 +35,8 @@ from emdiffuse.diffusion.objectives import (
 )
 from emdiffuse.diffusion.samplers import SAMPLERS, ddpm
 from emdiffuse.diffusion.schedules import PUBLISHED_TRAIN, Levels, linear_gammas, log_snr_levels, q_sample
+from emdiffuse.models.description import PUBLISHED_GAMMAS, Description, NativeSpec
 from emdiffuse.models.networks.native import NativeNetwork, plain_estimate
-from emdiffuse.models.networks.weights import PUBLISHED_GAMMAS
 from emdiffuse.runtime.errors import DataError
 
 GAMMA_LAST = 0.998
@@ -304,18 +304,18 @@ def published_levels(sampler: Sampler) -> Levels:
 
 
 def calls(sampler: Sampler) -> int:
-    """Return the number of levels of a sampler that is settled (see `inference.resolve`)."""
+    """Return the number of levels of a sampler that is settled (see `Description.resolve`)."""
     if sampler.steps is None:
         raise ValueError("the sampler's number of steps is open: resolve it with the model first")
     return sampler.steps
 
 
-def process_of(description: dict[str, Any]) -> Process:
+def process_of(description: Description) -> Process:
     """Return the process of a model from its description."""
-    network = description["network"]
-    if network["architecture"] == "native":
-        return NativeProcess(network["residual_scale"], description["noise"]["correlation"])
-    return PublishedProcess(network.get("out_channels", 1) == 2)
+    network = description.network
+    if isinstance(network, NativeSpec):
+        return NativeProcess(network.residual_scale, description.noise.correlation)
+    return PublishedProcess(network.out_channels == 2)
 
 
 def new_process(network: nn.Module, training: Training) -> Process:

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from emdiffuse.config.tasks import CONDITION_OFFSETS, TASKS
 from emdiffuse.models.card import CARD_FILE, card_text
+from emdiffuse.models.description import read_description
 from emdiffuse.models.networks.build import load_network
 from emdiffuse.models.networks.export import export_network
 from emdiffuse.models.networks.native import NativeNetwork, plain_estimate
-from emdiffuse.models.networks.weights import load_description
 from emdiffuse.runtime.atomic import replaced_file, scratch
 from emdiffuse.runtime.errors import ConfigError
 
@@ -88,18 +88,18 @@ def load_mean(model: Path, factor: int | None = None) -> PosteriorMean:
     ConfigError
         If the model is not native, or the factor is missing or not one that it was trained for.
     """
-    description = load_description(model)
+    description = read_description(model)
     network = load_network(model)
     if not isinstance(network, NativeNetwork):
         raise ConfigError(
             f"{model}: only native models can be exported: a published network needs many calls for one image"
         )
-    task = TASKS[description["task"]]
+    task = TASKS[description.task]
     if not task.volumetric:
         if factor is not None:
             raise ConfigError(f"--factor: {model} restores images; leave it out")
         return PosteriorMean(network, 1, task.scale).eval()
-    factors = description["factors"]
+    factors = list(description.factors)
     if factor is None and len(factors) > 1:
         raise ConfigError(f"--factor: {model} was trained for {factors}; say which one is exported")
     factor = factor or factors[0]
@@ -176,7 +176,7 @@ def export_bioimageio(model: Path, out: Path, factor: int | None = None, license
         np.save(folder / "test_input.npy", condition.numpy())
         np.save(folder / "test_output.npy", restored.numpy())
         (folder / "cover.png").write_bytes(_cover(condition, restored))
-        card = card_text(load_description(model), None) if not (model / CARD_FILE).exists() else ""
+        card = card_text(read_description(model), None) if not (model / CARD_FILE).exists() else ""
         (folder / CARD_FILE).write_text(card or (model / CARD_FILE).read_text())
         try:
             described = _describe(model, mean, folder, license_id)
@@ -195,8 +195,8 @@ def _describe(model: Path, mean: PosteriorMean, folder: Path, license_id: str) -
     from bioimageio.spec.common import FileDescr
     from bioimageio.spec.model import v0_5
 
-    description = load_description(model)
-    task = TASKS[description["task"]]
+    description = read_description(model)
+    task = TASKS[description.task]
     step = mean.network.stride // mean.scale
     size = v0_5.ParameterizedSize(min=SIDE, step=step)
     inputs = [f"slice {offset:+d}" for offset in CONDITION_OFFSETS] if task.volumetric else ["image"]
@@ -214,14 +214,14 @@ def _describe(model: Path, mean: PosteriorMean, folder: Path, license_id: str) -
         v0_5.ScaleLinearDescr(kwargs=v0_5.ScaleLinearKwargs(gain=2.0, offset=-1.0)),
     ]
     return v0_5.ModelDescr(
-        name=f"emdiffuse {description.get('name') or description['task']}",
+        name=f"emdiffuse {description.name or description.task}",
         description=f"EMDiffuse, {task.title}: the posterior mean in one call.",
         authors=[v0_5.Author(name="made with emdiffuse")],
         cite=[v0_5.CiteEntry(text="Lu et al., Nature Communications 2024", doi="10.1038/s41467-024-49125-z")],
         license=license_id,
         documentation=described(CARD_FILE),
         covers=[described("cover.png")],
-        tags=["electron-microscopy", "image-restoration", "diffusion", description["task"]],
+        tags=["electron-microscopy", "image-restoration", "diffusion", description.task],
         inputs=[
             v0_5.InputTensorDescr(
                 id="input",

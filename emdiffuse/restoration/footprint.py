@@ -10,8 +10,8 @@ Conventions
 from __future__ import annotations
 
 from math import prod
-from typing import Any
 
+from emdiffuse.models.description import Description, NativeSpec
 from emdiffuse.restoration.geometry import BlockGrid
 from emdiffuse.stores.volume import SHARD
 
@@ -23,7 +23,7 @@ NATIVE, PUBLISHED = 40, 110
 """Bytes that a network holds at once, for each of its channels and each pixel of a tile (or its slices)."""
 
 
-def memory_mb(grid: BlockGrid, quantities: int, description: dict[str, Any]) -> dict[str, int]:
+def memory_mb(grid: BlockGrid, quantities: int, description: Description) -> dict[str, int]:
     """Return what a worker of each stage needs.
 
     Parameters
@@ -32,7 +32,7 @@ def memory_mb(grid: BlockGrid, quantities: int, description: dict[str, Any]) -> 
         The blocks.
     quantities : int
         What is restored for every voxel.
-    description : dict
+    description : Description
         ``model.json``.
 
     Returns
@@ -40,13 +40,13 @@ def memory_mb(grid: BlockGrid, quantities: int, description: dict[str, Any]) -> 
     dict of str to int
         Memory in MB, by stage.
     """
-    network = description["network"]
+    network = description.network
     depth = max(len(grid.z.generated(gap)) for gap in range(grid.z.gaps))
     pixels = grid.y.tile * grid.x.tile
-    if network["architecture"] == "native":
-        tile = NATIVE * network.get("channels", 32) * pixels
+    if isinstance(network, NativeSpec):
+        tile = NATIVE * network.channels * pixels
     else:
-        tile = PUBLISHED * network.get("base_channels", 32) * pixels * depth
+        tile = PUBLISHED * network.base_channels * pixels * depth
     chunk, shard = 4 * quantities * prod(grid.chunk), prod(SHARD)
     # of a chunk: the sums, what is written and what waits, and its encoding; of a shard sums and results
     needed = {"restore": tile + 4 * chunk, "stitch": 3 * chunk + 32 * shard, "pyramid": 30 * shard}

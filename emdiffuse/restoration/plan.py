@@ -18,7 +18,6 @@ Conventions
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -31,8 +30,7 @@ import numpy as np
 from emdiffuse.config import Restoration, Sampler, Tiling
 from emdiffuse.config.settings import settings_hash
 from emdiffuse.config.tasks import TASKS
-from emdiffuse.models.inference import differ, estimator, is_native, resolve, trained_for
-from emdiffuse.models.networks.weights import load_description
+from emdiffuse.models.description import Description, read_description, weights_hash
 from emdiffuse.restoration.footprint import memory_mb
 from emdiffuse.restoration.geometry import BlockGrid, ImageStack, SliceGrid, TileAxis, slice_grid
 from emdiffuse.restoration.intervals import read_calibration
@@ -41,7 +39,6 @@ from emdiffuse.runtime.errors import DataError, StoreError
 from emdiffuse.runtime.progress import logger
 from emdiffuse.stores.volume import Array, Volume, create_array, create_image_array, open_volume
 
-WEIGHTS = "model.safetensors"
 BOUNDS = ("lower", "upper")
 MARKS = {"restore": "restored-*.done", "stitch": "stitched-*.done"}
 
@@ -166,9 +163,9 @@ def make_plan(
         If the volume has fewer than two slices, or no anisotropy that a model could remove, or was restored
         otherwise than `settings` says.
     """
-    volume, description = open_volume(dataset), load_description(model)
+    volume, description = open_volume(dataset), read_description(model)
     restored = _restored_before(volume, settings)
-    task = TASKS[description["task"]]
+    task = TASKS[description.task]
     slices, height, width = volume.array.shape
     grid: SliceGrid | ImageStack = ImageStack(slices)
     if task.volumetric:
@@ -176,17 +173,17 @@ def make_plan(
             raise DataError(f"{dataset}: one slice has no gap to fill; at least two are needed")
         grid = slice_grid(volume)
         _check_gaps(grid, dataset, model, description)
-    sampler = resolve(settings.sampler, description)
-    if not differ(description, sampler):
+    sampler = description.resolve(settings.sampler)
+    if not description.samples_differ(sampler):
         sampler = sampler.model_copy(update={"samples": 1})
-    weights = file_hash(model / WEIGHTS)
+    weights = weights_hash(model)
     asked = sampler.model_dump(mode="json")
     calibrated = None
     if calibration is not None:
         calibrated = read_calibration(calibration, weights, asked, volume.facts.get("sources"))
-    regression = settings.regression and sampler.steps != 1 and is_native(description)
+    regression = settings.regression and sampler.steps != 1 and description.native
     identity = settings_hash(
-        sampler, settings.tiling, input_hash(volume), weights, description,
+        sampler, settings.tiling, input_hash(volume), weights, description.model_dump(mode="json"),
         regression, calibrated and calibrated["scale"],
     )  # fmt: skip
     content = {
@@ -210,14 +207,15 @@ def make_plan(
             "stage": "restored",
             "dataset": settings.dataset,
             "model": settings.model,
-            "task": description["task"],
+            "task": description.task,
             "factor": str(grid.factor),
-            "estimator": estimator(sampler, description),
+            "estimator": description.estimator(sampler),
             "sampler": asked,
             "weights": weights,
             "calibration": calibrated,
             "sources": volume.facts.get("sources", []),
-            "training_sources": description.get("sources", []) + volume.facts.get("training_sources", []),
+            "training_sources": [source.model_dump(exclude_none=True) for source in description.sources]
+            + volume.facts.get("training_sources", []),
             "intensity": volume.facts["intensity"],
             "missing": [] if task.volumetric else volume.facts.get("missing", []),
             "real_slices": restored,
@@ -236,21 +234,6 @@ def make_plan(
     )  # fmt: skip
     write_atomically(out, json.dumps(content, indent=2))
     return plan
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a model's weights.
-
-    Raises
-    ------
-    StoreError
-        If there are none.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise StoreError(f"{path}: there are no weights here; train or import the model first") from None
 
 
 def input_hash(volume: Volume) -> str:
@@ -286,14 +269,14 @@ def _restored_before(volume: Volume, settings: Restoration) -> dict[str, Any] | 
     return {key: facts[key] for key in ("model", "estimator", "weights", "hash")} if facts else None
 
 
-def _check_gaps(grid: SliceGrid, dataset: Path, model: Path, description: dict[str, Any]) -> None:
+def _check_gaps(grid: SliceGrid, dataset: Path, model: Path, description: Description) -> None:
     """Warn of gaps that the model was not trained for, and of missing slices that nothing can restore."""
     widths = {grid.width(gap) for gap in range(grid.gaps) if grid.generated(gap)}
-    strange = sorted(width for width in widths if not trained_for(description, width))
+    strange = sorted(width for width in widths if not description.trained_for(width))
     if strange:
         factors = ", ".join(map(str, strange))
         logger.warning(
-            "%s: factor %s, but %s was trained for %s", dataset, factors, model, description["factors"]
+            "%s: factor %s, but %s was trained for %s", dataset, factors, model, description.factors
         )
     if kept := sorted(set(grid.missing) & set(grid.good)):
         logger.warning(

@@ -28,11 +28,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from emdiffuse.models.inference import RestorationModel, WhiteNoise, draws
+from emdiffuse.models.description import weights_hash
+from emdiffuse.models.inference import RestorationModel, WhiteNoise
 from emdiffuse.models.processes import Batch
 from emdiffuse.restoration.geometry import Block, BlockGrid, ImageStack, owned
 from emdiffuse.restoration.noise import noise_field
-from emdiffuse.restoration.plan import WEIGHTS, Plan, file_hash, open_array_of, open_input, read_plan
+from emdiffuse.restoration.plan import Plan, open_array_of, open_input, read_plan
 from emdiffuse.runtime.devices import fitting_batch, memory_of, pinned, place_of
 from emdiffuse.runtime.errors import ConfigError, StoreError
 from emdiffuse.runtime.progress import logger, progress
@@ -88,7 +89,7 @@ def restore(
     """
     plan = read_plan(path)
     volume, tiles, grid = open_input(plan), open_array_of(plan, plan.tiles), plan.grid
-    if file_hash(plan.model / WEIGHTS) != plan.weights:
+    if weights_hash(plan.model) != plan.weights:
         raise StoreError(f"{plan.model}: changed since {path} was made; run the stage `plan` again")
     mine = [number for number in owned(len(grid), worker, workers) if not grid.idle(grid[number])]
     todo = [number for number in mine if not tiles.intact((0, *grid[number].index))]
@@ -175,7 +176,7 @@ def _block_sums(
     noises = (
         _noise(plan, grid, tiles, sample, step, pool.map)
         for tiles in batches()
-        for sample, step in draws(plan.sampler, model.description)
+        for sample, step in model.description.draws(plan.sampler)
     )
     with pool, ahead(conditions) as condition, ahead(noises) as noise:
 

@@ -1,14 +1,41 @@
 """Mistakes of the user's: each is one clear sentence, and never shown as a traceback.
 
-Every class derives from `EmdiffuseError`, which the command line prints as ``error: <sentence>`` with exit
-code 1. Anything else that escapes a stage is a defect of ours, and keeps its traceback.
+Every class derives from `EmdiffuseError`, which the command line prints as ``error: <sentence>`` and ends
+with the class's exit code. Anything else that escapes a stage is a defect of ours, and keeps its traceback.
+Whoever handles an error asks its class and its `path`; the sentence is for people.
 """
+
+from __future__ import annotations
+
+from pathlib import Path
 
 
 class EmdiffuseError(ValueError):
-    """A mistake of the user's, or of the data: one sentence that names the file or key, and what to do."""
+    """A mistake of the user's, or of the data: one sentence that names the file or key, and what to do.
+
+    Attributes
+    ----------
+    exit_code : int
+        What the command line ends with.
+    path : Path or None
+        The file or store that it is about, where there is one.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, path: Path | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Travel between processes with all that is known."""
+        return _restored, (type(self), self.args[0], dict(self.__dict__))
+
+
+def _restored(cls: type[EmdiffuseError], message: str, known: dict[str, object]) -> EmdiffuseError:
+    error = cls.__new__(cls, message)
+    error.__dict__.update(known)
+    return error
 
 
 class ConfigError(EmdiffuseError):
@@ -24,7 +51,7 @@ class StoreError(EmdiffuseError):
 
 
 class DamagedError(StoreError):
-    """A part of a store that is missing, or was read in full and fails its checksum; names it."""
+    """A part of a store that is missing, or was read in full and fails its checksum; `path` is the array."""
 
 
 class AccessError(EmdiffuseError):
@@ -32,6 +59,10 @@ class AccessError(EmdiffuseError):
 
     Nothing may be concluded from it about what could not be read or written, and nothing deleted.
     """
+
+
+class ModelError(EmdiffuseError):
+    """A model or checkpoint that is missing, damaged or of another kind; names its file."""
 
 
 class LaunchError(EmdiffuseError):

@@ -13,7 +13,6 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -22,18 +21,30 @@ from emdiffuse import __version__
 from emdiffuse.config import Model
 from emdiffuse.config.tasks import TASKS
 from emdiffuse.models.card import write_card
+from emdiffuse.models.description import (
+    PUBLISHED_SAMPLER,
+    Description,
+    NativeSpec,
+    NetworkSpec,
+    Noise,
+    Objective,
+    OwnSampler,
+    UnetSpec,
+    read_description,
+)
 from emdiffuse.models.networks.build import build_network
 from emdiffuse.models.networks.native import NativeNetwork
 from emdiffuse.models.networks.precision import autocast_for
-from emdiffuse.models.networks.weights import PUBLISHED_SAMPLER, load_description, load_weights, save_model
+from emdiffuse.models.networks.weights import load_weights, save_model
 from emdiffuse.models.processes import Process, new_process
 from emdiffuse.patches.cut import PatchStore
 from emdiffuse.runtime import checkpoints
 from emdiffuse.runtime.atomic import write_atomically
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.runtime.progress import logger
+from emdiffuse.stores.provenance import SourceFile
 
-NATIVE_SAMPLER = {"name": "unipc", "steps": 8}
+NATIVE_SAMPLER = OwnSampler(name="unipc", steps=8)
 """What a native model is sampled with, unless the settings say otherwise: see ``benchmarks/README.md``."""
 
 PLAIN = ("step", "seconds", "best", "stale", "losses", "history")
@@ -81,11 +92,10 @@ def new_state(model: Model, patches: PatchStore, device: torch.device) -> State:
     scale = patches.facts["residual_scale"]
     if training.init_from is not None:
         # the network answers in units of this; keeping it keeps the meaning of the weights
-        scale = load_description(training.init_from)["network"].get("residual_scale", scale)
+        begun = read_description(training.init_from).network
+        scale = begun.residual_scale if isinstance(begun, NativeSpec) else scale
     spec = network_spec(model, scale)
-    network, average = (
-        build_network({**spec, "checkpointing": model.network.checkpointing}) for _ in range(2)
-    )
+    network, average = (build_network(spec, model.network.checkpointing) for _ in range(2))
     if training.init_from is not None:
         load_weights(training.init_from, network)
     network, average = network.to(device), average.to(device)
@@ -98,30 +108,33 @@ def new_state(model: Model, patches: PatchStore, device: torch.device) -> State:
     return State(process, network, average, optimizer, *autocast_for(device, training.precision))
 
 
-def network_spec(model: Model, residual_scale: float) -> dict[str, Any]:
-    """Return what `networks.build_network` makes of a model's settings."""
+def network_spec(model: Model, residual_scale: float) -> NetworkSpec:
+    """Return the network that a model's settings ask for."""
     settings, volumetric = model.network, TASKS[model.task].volumetric
-    spec: dict[str, Any] = {"architecture": settings.architecture, "blocks": settings.blocks}
-    if settings.multipliers is not None:
-        spec["multipliers"] = list(settings.multipliers)
+    levels = {} if settings.multipliers is None else {"multipliers": settings.multipliers}
     if settings.architecture == "native":
-        images = {} if volumetric else {"conditions": 1, "slots": 1}
-        return {**spec, **images, "channels": settings.channels, "residual_scale": residual_scale}
-    return {
-        **spec,
-        "in_channels": TASKS[model.task].published_channels,
-        "out_channels": 2 if model.training.loss == "difficulty" else 1,
-        "base_channels": settings.channels,
-        "dropout": settings.dropout,
-        "slice_index": volumetric,
-    }
+        return NativeSpec(
+            **({} if volumetric else {"conditions": 1, "slots": 1}),
+            channels=settings.channels,
+            blocks=settings.blocks,
+            residual_scale=residual_scale,
+            **levels,
+        )
+    return UnetSpec(
+        in_channels=TASKS[model.task].published_channels,
+        out_channels=2 if model.training.loss == "difficulty" else 1,
+        base_channels=settings.channels,
+        blocks=settings.blocks,
+        dropout=settings.dropout,
+        slice_index=volumetric,
+        **levels,
+    )
 
 
-def _learned_before(model: Model) -> list[dict[str, Any]]:
+def _learned_before(model: Model) -> tuple[SourceFile, ...]:
     """Return the sources of the model that one is begun from."""
     begun_from = model.training.init_from
-    known: list[dict[str, Any]] = load_description(begun_from).get("sources", []) if begun_from else []
-    return known
+    return read_description(begun_from).sources if begun_from else ()
 
 
 def save(run: Path, identity: str, state: State) -> None:
@@ -156,19 +169,19 @@ def finish(
     save_model(
         best,
         state.average,
-        {
-            "name": name,
-            "task": model.task,
-            "factors": list(model.factors),
-            "network": network_spec(model, getattr(state.network, "residual_scale", 1.0)),
-            "objective": {"prediction": "flow" if native else "epsilon"},
-            "noise": {"correlation": model.training.noise_correlation},
-            "sampler": NATIVE_SAMPLER if native else PUBLISHED_SAMPLER,
-            "training": model.training.model_dump(mode="json"),
-            "augmentation": model.augmentation.model_dump(mode="json"),
-            "sources": patches.facts["sources"] + _learned_before(model),
-            "emdiffuse": __version__,
-        },
+        Description(
+            name=name,
+            task=model.task,
+            factors=model.factors,
+            network=network_spec(model, getattr(state.network, "residual_scale", 1.0)),
+            objective=Objective(prediction="flow" if native else "epsilon"),
+            noise=Noise(correlation=model.training.noise_correlation),
+            sampler=NATIVE_SAMPLER if native else PUBLISHED_SAMPLER,
+            training=model.training.model_dump(mode="json"),
+            augmentation=model.augmentation.model_dump(mode="json"),
+            sources=(*map(SourceFile.model_validate, patches.facts["sources"]), *_learned_before(model)),
+            emdiffuse=__version__,
+        ),
     )
     facts = {
         "steps": state.step,

@@ -29,7 +29,7 @@ from torch.utils.tensorboard import SummaryWriter
 from emdiffuse import __version__
 from emdiffuse.config import Model, Training
 from emdiffuse.config.settings import settings_hash
-from emdiffuse.models.networks.weights import fingerprint
+from emdiffuse.models.description import weights_hash
 from emdiffuse.models.processes import Batch, Draws
 from emdiffuse.patches.cut import ORIGIN_COLUMNS, PatchStore
 from emdiffuse.runtime import checkpoints
@@ -107,7 +107,7 @@ def train(
 def identity_of(model: Model, patches: str) -> str:
     """Return the hash of all that a training's result follows from; `patches` is that of the patch store."""
     begun_from = model.training.init_from
-    return settings_hash(model, patches, __version__, begun_from and fingerprint(begun_from))
+    return settings_hash(model, patches, __version__, begun_from and weights_hash(begun_from))
 
 
 def _loop(

@@ -20,8 +20,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from emdiffuse.config import Sampler
 from emdiffuse.evaluation.metrics import psnr, ssim
+from emdiffuse.models.description import PUBLISHED_SAMPLER, OwnSampler
 from emdiffuse.models.networks.native import NativeNetwork, plain_estimate
-from emdiffuse.models.networks.weights import PUBLISHED_SAMPLER
 from emdiffuse.models.processes import Batch
 from emdiffuse.patches.cut import PatchStore
 from emdiffuse.runtime import checkpoints
@@ -83,8 +83,8 @@ def validate(
 @torch.inference_mode()
 def _measure(state: State, patches: PatchStore, device: torch.device) -> tuple[dict[str, float], Picture]:
     """Return mean PSNR and SSIM of what is restored and of the plain estimate, and a picture of the first."""
-    few = {"name": "dpm++", "steps": 1} if isinstance(state.network, NativeNetwork) else PUBLISHED_SAMPLER
-    sampler = Sampler.model_validate(few)
+    few = OwnSampler(name="dpm++", steps=1) if isinstance(state.network, NativeNetwork) else PUBLISHED_SAMPLER
+    sampler = Sampler(name=few.name, steps=few.steps)
     assert sampler.steps is not None
     wanted = PATCHES // sampler.steps
     rows = patches.validation[:: max(len(patches.validation) // wanted, 1)][:wanted]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import write_volume
+from helpers import raw_file, write_volume
 from restoring import chunks, content, cut, flip, run, settings
 from safetensors.torch import load_file, save_file
 
@@ -210,10 +210,10 @@ def test_damage_in_a_finished_volume_is_found(plan, reference, level, damage):
 @pytest.mark.parametrize("change", ["sources", "values", "size", "missing"])
 def test_a_changed_input_is_refused(medulla, small_model, tmp_path, change):
     values = medulla[:19:6, :64, :64]
-    path = write_volume(tmp_path / "a.ome.zarr", values, (60, 10, 10), sources=[{"sha256": "1"}])
+    path = write_volume(tmp_path / "a.ome.zarr", values, (60, 10, 10), sources=[raw_file("1")])
     make_plan(path, small_model, settings(steps=1, samples=1), tmp_path / "plan.json")
     restore(tmp_path / "plan.json", 1, 1, "cpu")
-    facts = {"sources": [{"sha256": "2" if change == "sources" else "1"}]}
+    facts = {"sources": [raw_file("2" if change == "sources" else "1")]}
     if change == "values":
         facts["intensity"] = {"low": 10.0, "high": 230.0}
     if change == "missing":

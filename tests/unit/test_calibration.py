@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from helpers import write_volume
+from helpers import raw_file, write_volume
 from scipy.stats import binom, norm
 
 from emdiffuse.config import Calibration
@@ -100,7 +100,7 @@ def held_out(folder, count=3, side=128, **facts):
     known = {"task": "emdiffuse-n", "model": "m", "weights": "w", "sampler": SAMPLER, "dataset": "held_out"}
     path = write_volume(folder / "restored", np.rint(restored).astype(np.uint8), (5, 5, 5), **known | facts)
     write_volume(path / "uncertainty", deviation.astype(np.float32), (5, 5, 5))
-    given = write_volume(folder / "input", truth.astype(np.uint8), (5, 5, 5), sources=[{"sha256": "a" * 64}])
+    given = write_volume(folder / "input", truth.astype(np.uint8), (5, 5, 5), sources=[raw_file("a")])
     return path, given, write_volume(folder / "truth", truth.astype(np.uint8), (5, 5, 5))
 
 
@@ -126,7 +126,7 @@ def test_where_there_are_images_enough_they_are_the_units(tmp_path):
     [
         (
             {},
-            {"training_sources": [{"sha256": "a" * 64}]},
+            {"training_sources": [raw_file("a")]},
             "the model was trained on these files; take others",
         ),
         ({"block": 64}, {}, "12 blocks are too few .* alpha 0.1 and delta 0.1 need 22"),
@@ -151,13 +151,13 @@ def test_a_calibration_is_of_one_model_sampler_and_other_data(tmp_path):
     path = tmp_path / "c.json"
     with pytest.raises(StoreError, match="run the stage `calibrate`"):
         read_calibration(path, "w", SAMPLER, [])
-    calibrate(*held_out(tmp_path, sources=[{"sha256": "b" * 64}]), path, SETTINGS)
-    assert read_calibration(path, "w", SAMPLER | {"seed": 5}, [{"sha256": "c" * 64}])["scale"] > 0
+    calibrate(*held_out(tmp_path, sources=[raw_file("b")]), path, SETTINGS)
+    assert read_calibration(path, "w", SAMPLER | {"seed": 5}, [raw_file("c")])["scale"] > 0
     for weights, sampler in (("other", SAMPLER), ("w", SAMPLER | {"steps": 2})):
         with pytest.raises(StoreError, match="other weights or another sampler"):
             read_calibration(path, weights, sampler, [])
     with pytest.raises(DataError, match="made on these very data"):
-        read_calibration(path, "w", SAMPLER, [{"sha256": "b" * 64}])
+        read_calibration(path, "w", SAMPLER, [raw_file("b")])
     path.write_text("{}")
     with pytest.raises(StoreError, match="not a calibration"):
         read_calibration(path, "w", SAMPLER, [])

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import INTENSITY, write_volume
+from helpers import INTENSITY, raw_file, write_volume
 
 from emdiffuse.acquisition.degradation import degrade, degraded
 from emdiffuse.config import Degrade
@@ -41,12 +41,12 @@ def test_noise_follows_from_seed_and_slice(medulla):
 
 def test_pairs_are_made_of_every_nth_slice(medulla, tmp_path):
     volume = write_volume(
-        tmp_path / "a.ome.zarr", medulla[:7, :65, :64], (10, 10, 10), sources=[{"sha256": "x"}]
+        tmp_path / "a.ome.zarr", medulla[:7, :65, :64], (10, 10, 10), sources=[raw_file("x")]
     )
     chosen = settings(every=3, bin=2, noise={"gaussian": 0.05})
     degrade(volume, chosen, tmp_path / "p.ome.zarr", "p", images=False)
     pairs = open_pairs(tmp_path / "p.ome.zarr")
-    assert pairs.scale == 2 and pairs.facts["sources"] == [{"sha256": "x"}] and len(pairs.fields) == 3
+    assert pairs.scale == 2 and pairs.facts["sources"] == [raw_file("x")] and len(pairs.fields) == 3
     for field, z in zip(pairs.fields, (0, 3, 6), strict=True):
         moving, fixed = (pairs.image(field, role) for role in ("moving", "fixed"))
         assert moving.voxel_size == (10, 20, 20) and fixed.voxel_size == (10, 10, 10)

@@ -9,6 +9,7 @@ from emdiffuse.acquisition.acquire import acquire
 from emdiffuse.config import Restoration, Sampler
 from emdiffuse.enhance.one_file import Enhancement, enhance
 from emdiffuse.enhance.tiff import tiff_facts
+from emdiffuse.models.description import Description
 from emdiffuse.models.networks.build import NativeNetwork
 from emdiffuse.models.networks.weights import save_model
 from emdiffuse.restoration.plan import make_plan
@@ -35,7 +36,7 @@ def image_models(tmp_path_factory):
         network = NativeNetwork(**spec, residual_scale=0.2)
         torch.nn.init.normal_(network.exit.weight, std=0.05)
         spec |= {"architecture": "native", "residual_scale": 0.2}
-        save_model(folder / task, network, {"task": task, "network": spec, "noise": {"correlation": 0.0}})
+        save_model(folder / task, network, Description(task=task, network=spec))
     return folder
 
 

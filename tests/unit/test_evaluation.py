@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from helpers import write_volume
+from helpers import raw_file, write_volume
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
@@ -61,7 +61,7 @@ class Case:
         array[:, :, :] = values
         own = {
             "intensity": {"low": 100.0, "high": 2900.0},
-            "sources": [{"sha256": name.encode().hex().zfill(64)}],
+            "sources": [raw_file(name)],
         }
         if name == "restored":
             own |= {"dataset": "thin", "model": "m", "estimator": "posterior mean in one call"}
@@ -188,11 +188,11 @@ def test_files_hold_the_same_table(tmp_path):
 def test_slices_that_were_kept_may_be_learned_from(tmp_path):
     """vemdiffuse-a learns from the thinned volume; what is measured are the slices left out of it."""
     case = Case(tmp_path, tissue((9, 16, 16)))
-    kept = {"sha256": digest("truth"), "kept_every": 4}
+    kept = {**raw_file("truth"), "kept_every": 4}
     case.put("thin", case.thin, (40, 10, 10), sources=[kept])
     case.put("restored", case.truth, training_sources=[kept])
     assert case.run()["beats"]["psnr"]
-    for other in ({**kept, "kept_every": 2}, {"sha256": digest("truth")}):
+    for other in ({**kept, "kept_every": 2}, raw_file("truth")):
         case.put("restored", case.truth, training_sources=[kept, other])
         with pytest.raises(DataError, match="trained on these files"):
             case.run()
@@ -207,7 +207,7 @@ def test_slices_that_were_kept_may_be_learned_from(tmp_path):
         (lambda c: c.put("truth", c.truth, (12, 12, 12)), "12 x 12 x 12 nm"),
         (lambda c: c.put("restored", c.truth[:-2]), "run the stage"),
         (
-            lambda c: c.put("restored", c.truth, training_sources=[{"sha256": digest("truth")}]),
+            lambda c: c.put("restored", c.truth, training_sources=[raw_file("truth")]),
             "trained",
         ),
     ],
@@ -315,7 +315,7 @@ def test_other_restorations_are_rows_on_the_same_voxels(tmp_path):
     }
     with pytest.raises(DataError, match="by one model"):
         evaluate(*paths[:3], tmp_path / "e.json", [paths[3], paths[3]])
-    case.put("other", case.linear(), training_sources=[{"sha256": digest("truth")}])
+    case.put("other", case.linear(), training_sources=[raw_file("truth")])
     with pytest.raises(DataError, match="was trained on these files"):
         evaluate(*paths[:3], tmp_path / "e.json", paths[3:])
 

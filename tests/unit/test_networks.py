@@ -7,6 +7,7 @@ import pytest
 import torch
 from plain_unet import PlainUNet, random_weights
 
+from emdiffuse.models.description import UnetSpec
 from emdiffuse.models.networks.blocks import (
     AttentionBlock,
     GroupNorm,
@@ -187,14 +188,11 @@ def test_mistakes_are_said_clearly():
         UNet(**SMALL, slice_index=True)(torch.zeros(1, 2, 8, 8), torch.zeros(1))
     with pytest.raises(ValueError, match="2 or 3 dimensions"):
         UNet(2, dims=4)
-    with pytest.raises(ValueError, match="not 'resnet'"):
-        build_network({"architecture": "resnet"})
 
 
 def test_build_network_passes_the_arguments_on():
-    spec = {"architecture": "unet", **SMALL, "out_channels": 2}
+    spec = UnetSpec(**SMALL, out_channels=2)
     assert build_network(spec)(torch.zeros(1, 2, 8, 8), torch.zeros(1)).shape == (1, 2, 8, 8)
-    assert spec["architecture"] == "unet"
 
 
 def test_precision_follows_the_device():

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import write_volume
+from helpers import raw_file, write_volume
 from restoring import content, image_model, run, settings, volumes
 
 from emdiffuse.evaluation.evaluate import evaluate
@@ -120,14 +120,13 @@ def test_generated_slices_alone_are_measured_beside_interpolation_of_the_denoise
 def test_what_either_model_was_trained_on_is_not_measured_on(
     dataset, denoiser, small_model, medulla, tmp_path
 ):
-    digest = "ab" * 32
-    description = json.loads((denoiser / "model.json").read_text()) | {"sources": [{"sha256": digest}]}
+    description = json.loads((denoiser / "model.json").read_text()) | {"sources": [raw_file("x")]}
     for name in ("model.safetensors", "model.json"):
         (tmp_path / name).write_bytes((denoiser / name).read_bytes())
     (tmp_path / "model.json").write_text(json.dumps(description))
     slices = run(dataset, tmp_path, tmp_path / "n", by="denoise", steps=1, samples=1)
     plan = fill(slices, small_model, tmp_path / "filled", steps=1, samples=1)
-    sources = [{"sha256": digest}]
+    sources = [raw_file("x")]
     truth = write_volume(tmp_path / "t.ome.zarr", medulla[:25, :100, :84], (10, 10, 10), sources=sources)
     with pytest.raises(DataError, match="the model was trained on these files"):
         evaluate(plan.restored, slices.restored, truth, tmp_path / "found.json")

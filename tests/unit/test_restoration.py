@@ -11,6 +11,7 @@ import torch
 from helpers import INTENSITY, write_volume
 from restoring import chunks, content, image_model, run, settings, volumes
 
+from emdiffuse.models.description import Description, UnetSpec
 from emdiffuse.models.inference import RestorationModel
 from emdiffuse.models.networks.build import UNet
 from emdiffuse.models.networks.weights import save_model
@@ -18,7 +19,7 @@ from emdiffuse.restoration.intervals import floor_of, interval
 from emdiffuse.restoration.plan import make_plan, read_plan
 from emdiffuse.restoration.stitch import pyramid, stitch
 from emdiffuse.restoration.tiles import read_condition, restore, restore_blocks
-from emdiffuse.runtime.errors import ConfigError, StoreError
+from emdiffuse.runtime.errors import ConfigError, ModelError, StoreError
 from emdiffuse.stores.volume import Array, open_volume
 
 
@@ -102,7 +103,7 @@ def test_other_settings_are_never_resumed_into(dataset, small_model, tmp_path):
 def test_a_model_without_weights_is_refused(dataset, small_model, tmp_path):
     model = shutil.copytree(small_model, tmp_path / "model")
     (model / "model.safetensors").unlink()
-    with pytest.raises(StoreError, match=r"model.safetensors: there are no weights here"):
+    with pytest.raises(ModelError, match=r"model.safetensors cannot be read"):
         make_plan(dataset, model, settings(), tmp_path / "plan.json")
 
 
@@ -113,7 +114,7 @@ def published(folder, task, **network):
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
-    save_model(folder, net, {"task": task, "network": {"architecture": "unet", **spec}})
+    save_model(folder, net, Description(task=task, network=UnetSpec(**spec)))
     return folder
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from emdiffuse.diffusion import schedules
-from emdiffuse.models.networks.weights import PUBLISHED_GAMMAS, PUBLISHED_SCHEDULE
+from emdiffuse.models.description import PUBLISHED_GAMMAS, PUBLISHED_SCHEDULE
 
 
 def test_linear_gammas_are_products_of_one_minus_beta():
@@ -24,7 +24,7 @@ def test_published_schedules_are_as_measured():
 
 
 def test_imported_models_name_the_ends_of_the_published_schedules():
-    kwargs = {key: value for key, value in PUBLISHED_SCHEDULE.items() if key != "name"}
+    kwargs = PUBLISHED_SCHEDULE.model_dump(exclude={"name"})
     np.testing.assert_array_equal(schedules.linear_gammas(**kwargs), schedules.PUBLISHED_TRAIN)
     assert pytest.approx((schedules.PUBLISHED_TRAIN[0], schedules.PUBLISHED_TEST[-1])) == PUBLISHED_GAMMAS
 

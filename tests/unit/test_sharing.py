@@ -10,6 +10,7 @@ from bioimageio.spec import load_description as open_package
 from emdiffuse.config import Sampler
 from emdiffuse.models import sharing
 from emdiffuse.models.card import write_card
+from emdiffuse.models.description import Description, NativeSpec, UnetSpec
 from emdiffuse.models.inference import RestorationModel
 from emdiffuse.models.networks.build import build_network
 from emdiffuse.models.networks.weights import save_model
@@ -29,7 +30,7 @@ def model(request, tmp_path):
 
 def make_model(folder, task, factors=(4, 6)):
     torch.manual_seed(0)
-    network = build_network(SPECS[task])
+    network = build_network(NativeSpec(**SPECS[task]))
     for parameter in network.parameters():  # a fresh network answers 0
         parameter.data += 0.05 * torch.randn_like(parameter)
     description = {
@@ -42,7 +43,7 @@ def make_model(folder, task, factors=(4, 6)):
         "sampler": {"name": "dpm++", "steps": 8},
         "sources": [{"path": "raw/a.tif", "sha256": "0123456789abcdef" * 4}],
     }
-    save_model(folder, network, description)
+    save_model(folder, network, Description.model_validate(description))
     return folder
 
 
@@ -61,10 +62,10 @@ def test_the_one_call_mean_is_what_the_package_restores(model):
     else:
         batch = Batch.of_images(large)
     opened = RestorationModel.load(model)
-    sampler = opened.description["sampler"]
+    sampler = opened.description.sampler
 
     expected, _ = opened.restore(
-        batch, Sampler(**{**sampler, "steps": 1}), lambda sample, step: torch.zeros(())
+        batch, Sampler(name=sampler.name, steps=1), lambda sample, step: torch.zeros(())
     )
     with torch.no_grad():
         torch.testing.assert_close(mean(condition), expected, rtol=1e-5, atol=1e-5)
@@ -100,9 +101,9 @@ def test_what_cannot_be_exported_is_refused_by_name(tmp_path):
     ]:
         with pytest.raises(ConfigError, match=said):
             sharing.export_torch(folder, tmp_path / "out.pt2", factor, side)
-    published = {"architecture": "unet", "in_channels": 2, "base_channels": 16, "multipliers": [1, 2]}
+    published = UnetSpec(in_channels=2, base_channels=16, multipliers=(1, 2))
     network = build_network(published)
-    save_model(tmp_path / "unet", network, {"task": "emdiffuse-n", "network": published})
+    save_model(tmp_path / "unet", network, Description(task="emdiffuse-n", network=published))
     with pytest.raises(ConfigError, match="unet: only native models"):
         sharing.export_bioimageio(tmp_path / "unet", tmp_path / "out.zip")
     with pytest.raises(ConfigError, match=r"bioimageio\.spec refuses the package: .*license"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from cv2 import IMREAD_UNCHANGED, imread
-from helpers import INTENSITY, write_pairs, write_volume
+from helpers import INTENSITY, raw_file, write_pairs, write_volume
 from learning import model_settings, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -77,7 +77,7 @@ def test_training_learns_and_describes_itself(store, tmp_path):
     assert [entry["step"] for entry in history] == [20, 40, 60]
     assert max(e["validation_psnr"] for e in history) > history[0]["plain_psnr"]
     description = json.loads((tmp_path / "best" / "model.json").read_text())
-    assert description["factors"] == [3] and description["sources"] == [{"sha256": "x"}]
+    assert description["factors"] == [3] and description["sources"] == [raw_file("x")]
 
 
 def test_dropout_follows_from_the_step(noisy_store, tmp_path):
@@ -172,14 +172,14 @@ def test_a_model_is_begun_from_another(noisy_store, tmp_path):
     train(noisy_store, image_model(steps=20), "m", tmp_path / "a", "cpu")
     begun = str(tmp_path / "a" / "best")
     known = json.loads((tmp_path / "a/best/model.json").read_text())
-    (tmp_path / "a/best/model.json").write_text(json.dumps({**known, "sources": [{"sha256": "y"}]}))
+    (tmp_path / "a/best/model.json").write_text(json.dumps({**known, "sources": [raw_file("y")]}))
     train(noisy_store, image_model(steps=1, learning_rate=1e-9, init_from=begun), "m", tmp_path / "b", "cpu")
     first, second = weights(tmp_path / "a"), weights(tmp_path / "b")
     assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
     description = json.loads((tmp_path / "b/best/model.json").read_text())
     assert description["sources"] == [
         *known["sources"],
-        {"sha256": "y"},
+        raw_file("y"),
     ]  # what the first one learned from, too
     wider = image_model(init_from=begun).model_copy(
         update={"network": image_model().network.model_copy(update={"channels": 16})}
@@ -213,7 +213,7 @@ def test_the_published_network_trains_by_its_own_process(store, noisy_store, tmp
         model = Model.model_validate({"task": task, **shared, **more})
         train(data, model, "m", tmp_path / task, "cpu")
         loaded = RestorationModel.load(tmp_path / task / "best")
-        assert loaded.description["objective"] == {"prediction": "epsilon"}
+        assert loaded.description.objective.prediction == "epsilon"
         batch = Batch.of_images(torch.rand(1, 1, 32, 32))
         if task == "vemdiffuse-i":
             batch = Batch(torch.rand(1, 4, 32, 32), torch.tensor([[1 / 3, 2 / 3]]), torch.tensor([3.0]))

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 import tifffile
-from helpers import ROOT, write_volume
+from helpers import ROOT, raw_file, write_volume
 
 from emdiffuse.config import Alignment
 from emdiffuse.registration.volumes import Measured, check_alignment, judge, measure
@@ -156,7 +156,7 @@ def acquired(tmp_path, medulla):
         medulla[:12],
         (10.0, 10.0, 10.0),
         stage="acquire",
-        sources=[{"sha256": "a"}],
+        sources=[raw_file("a")],
     )
 
 

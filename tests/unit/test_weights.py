@@ -1,25 +1,39 @@
 """Models on disk are whole or absent, and read strictly; nothing of a published checkpoint is executed."""
 
+import hashlib
 import json
 import os
+import shutil
 
 import pytest
 import torch
 from plain_unet import PlainUNet, random_weights
 
-from emdiffuse.models.networks.build import ModelError, UNet, build_network, load_network
-from emdiffuse.models.networks.weights import SCHEDULE_BUFFERS, import_published, load_description, save_model
-from emdiffuse.runtime.errors import EmdiffuseError
+from emdiffuse.models.description import Description, UnetSpec, read_description
+from emdiffuse.models.networks.build import UNet, build_network, load_network
+from emdiffuse.models.networks.weights import SCHEDULE_BUFFERS, import_published, save_model
+from emdiffuse.runtime.errors import EmdiffuseError, ModelError
 
-SPEC = {"architecture": "unet", "in_channels": 2, "base_channels": 8, "multipliers": [1, 2], "blocks": 1}
-SPEC |= {"head_channels": 8}
+SPEC = UnetSpec(in_channels=2, base_channels=8, multipliers=(1, 2), blocks=1, head_channels=8)
+DENOISER = Description(task="emdiffuse-n", network=SPEC)
+
+
+HOSTILE = [("in_channels", True), ("in_channels", 2.5), ("blocks", "1"), ("blocks", 10**6), ("blocks", 0)]
+HOSTILE += [("multipliers", [10**6]), ("multipliers", []), ("multipliers", [1] * 99), ("multipliers", None)]
+HOSTILE += [("dropout", float("nan")), ("dropout", float("inf")), ("base_channels", 1e6), ("slice_index", 0)]
+"""Values of a U-Net that are refused before anything is made of them."""
+
+
+def edit(**changes):
+    """Return what changes keys of a description's network."""
+    return lambda path: rewrite(path, **changes)
 
 
 @pytest.fixture
 def model(tmp_path):
     torch.manual_seed(0)
     directory = tmp_path / "best"
-    save_model(directory, build_network(SPEC), {"network": SPEC, "task": "emdiffuse-n"})
+    save_model(directory, build_network(SPEC), DENOISER)
     return directory
 
 
@@ -37,21 +51,19 @@ def test_a_model_comes_back_as_it_was(model):
     assert not loaded.training
     for name, tensor in network.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
-    assert load_description(model)["format"] == "emdiffuse-model"
+    assert read_description(model).format == "emdiffuse-model"
     assert sorted(path.name for path in model.iterdir()) == ["model.json", "model.safetensors"]
 
 
 def test_a_failed_write_leaves_the_old_model(model, monkeypatch):
     before = {path.name: path.read_bytes() for path in model.iterdir()}
-    with pytest.raises(TypeError):
-        save_model(model, build_network(SPEC), {"network": SPEC, "unwritable": object()})
 
     def full(*_):
         raise OSError("disk full")
 
     monkeypatch.setattr("emdiffuse.models.networks.weights.save_file", full)
     with pytest.raises(OSError, match="disk full"):
-        save_model(model, build_network(SPEC), {"network": SPEC})
+        save_model(model, build_network(SPEC), DENOISER)
     assert {path.name: path.read_bytes() for path in model.iterdir()} == before
 
 
@@ -70,10 +82,12 @@ def test_a_failed_write_leaves_the_old_model(model, monkeypatch):
         (
             "model.json",
             lambda path: path.write_text('{"format": "emdiffuse-model", "version": 1}'),
-            "no network",
+            "task: this",
         ),
-        ("model.json", lambda path: rewrite(path, architecture="resnet"), "no known network"),
-        ("model.json", lambda path: rewrite(path, flavour="odd"), "flavour"),
+        ("model.json", lambda path: path.write_text("[" * 100_000), "cut off"),
+        ("model.json", lambda path: rewrite(path, architecture="resnet"), "network: .*'native', 'unet'"),
+        ("model.json", lambda path: rewrite(path, flavour="odd"), "network.flavour: unknown key"),
+        *[("model.json", edit(**{key: value}), f"network.{key}") for key, value in HOSTILE],
         ("model.json", lambda path: rewrite(path, blocks=2), "missing, such as input_blocks"),
         ("model.safetensors", lambda path: path.unlink(), "cannot be read"),
         ("model.safetensors", lambda path: os.truncate(path, 1000), "not a whole safetensors file"),
@@ -86,6 +100,29 @@ def test_damage_is_one_sentence_that_names_the_file(model, file, damage, sentenc
         load_network(model)
     assert str(model) in str(error.value)
     assert isinstance(error.value, EmdiffuseError)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("slots", 10**6),
+        ("slots", 5),
+        ("residual_scale", float("nan")),
+        ("residual_scale", 0),
+        ("channels", 12),
+    ],
+)
+def test_the_native_network_is_checked_as_strictly(small_model, tmp_path, key, value):
+    shutil.copytree(small_model, tmp_path, dirs_exist_ok=True)
+    rewrite(tmp_path / "model.json", **{key: value})
+    with pytest.raises(ModelError, match=f"model.json: network.{key}: "):
+        read_description(tmp_path)
+
+
+def test_a_network_that_the_weights_do_not_fill_is_never_allocated(model):
+    rewrite(model / "model.json", base_channels=2048, multipliers=[64] * 8)  # 10^14 weights
+    with pytest.raises(ModelError, match="does not hold the weights"):
+        load_network(model)
 
 
 def rewrite(path, **changes):
@@ -108,19 +145,20 @@ def test_published_checkpoint_is_imported_and_reached(tmp_path, published, prefi
     with torch.no_grad():
         expected = PlainUNet(published)(x, gamma)
         assert (loaded(x, gamma) - expected).norm() < 1e-5 * expected.norm()
-    description = load_description(tmp_path / "best")
-    assert description["task"] == "emdiffuse-n"
-    assert description["network"] == {"architecture": "unet", "in_channels": 2}
-    assert description["objective"]["prediction"] == "epsilon"
-    assert description["sampler"] == {"name": "ddim", "steps": 8}
-    assert description["sources"][0]["path"] == "20_Network_ema.pth"
-    assert len(description["sources"][0]["sha256"]) == 64
+    description = read_description(tmp_path / "best")
+    assert description.task == "emdiffuse-n" and not description.native
+    assert description.network == UnetSpec(in_channels=2)
+    assert description.objective.prediction == "epsilon"
+    assert (description.sampler.name, description.sampler.steps) == ("ddim", 8)
+    (source,) = description.sources
+    assert source.path == "20_Network_ema.pth"
+    assert source.sha256 == hashlib.sha256((tmp_path / source.path).read_bytes()).hexdigest()
 
 
 def test_volume_checkpoint_takes_an_index(tmp_path):
     torch.save(UNet(3, slice_index=True).state_dict(), tmp_path / "vem.pth")
     network, description = import_published(tmp_path / "vem.pth", "vemdiffuse-a")
-    assert description["network"] == {"architecture": "unet", "in_channels": 3, "slice_index": True}
+    assert description.network == UnetSpec(in_channels=3, slice_index=True)
     assert network(torch.zeros(1, 3, 8, 8), torch.zeros(1), torch.zeros(1, dtype=torch.long)).shape == (
         1,
         1,

@@ -79,5 +79,5 @@ def test_a_published_training_takes_a_step(path, tmp_path, medulla, monkeypatch)
     found = json.loads((tmp_path / "e/best/metrics.json").read_text())
     assert found["steps"] == 1 and np.isfinite(found["history"][0]["loss"])
     description = json.loads((tmp_path / "e/best/model.json").read_text())
-    assert description["objective"] == {"prediction": "epsilon"}
+    assert description["objective"]["prediction"] == "epsilon"
     assert description["network"]["base_channels"] == 32

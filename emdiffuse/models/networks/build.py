@@ -10,44 +10,30 @@ Conventions
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
+from emdiffuse.models.description import NativeSpec, NetworkSpec, read_description
 from emdiffuse.models.networks.native import NativeNetwork
 from emdiffuse.models.networks.unet import UNet
-from emdiffuse.models.networks.weights import DESCRIPTION_FILE, ModelError, load_description, load_weights
+from emdiffuse.models.networks.weights import load_weights, require_weights
 
-__all__ = ["ModelError", "NativeNetwork", "UNet", "build_network", "load_network"]
+__all__ = ["NativeNetwork", "UNet", "build_network", "load_network"]
 
 
-def build_network(spec: dict[str, Any]) -> nn.Module:
+def build_network(spec: NetworkSpec, checkpointing: bool = False) -> nn.Module:
     """Make a network with fresh weights.
 
     Parameters
     ----------
-    spec : dict
-        ``architecture``, "unet" or "native"; all other keys are keyword arguments of that network's class.
-
-    Returns
-    -------
-    Module
-
-    Raises
-    ------
-    ValueError
-        If the architecture is unknown.
-    TypeError
-        If a keyword argument is.
+    spec : NativeSpec or UnetSpec
+        The network, from a model's description.
+    checkpointing : bool
+        Whether activations are computed again in the backward pass: less memory, more time.
     """
-    kwargs = dict(spec)
-    architecture = kwargs.pop("architecture", None)
-    if architecture == "unet":
-        return UNet(**kwargs)
-    if architecture == "native":
-        return NativeNetwork(**kwargs)
-    raise ValueError(f"the architecture is 'unet' or 'native', not {architecture!r}")
+    network = NativeNetwork if isinstance(spec, NativeSpec) else UNet
+    return network(**spec.model_dump(exclude={"architecture"}), checkpointing=checkpointing)
 
 
 def load_network(model_dir: Path | str, device: torch.device | str = "cpu") -> nn.Module:
@@ -70,12 +56,10 @@ def load_network(model_dir: Path | str, device: torch.device | str = "cpu") -> n
     ModelError
         If a file is missing, damaged, or fits no network; one sentence that names the file.
     """
-    spec = load_description(model_dir)["network"]
-    try:
-        network = build_network(spec)
-    except (TypeError, ValueError) as error:
-        path = Path(model_dir) / DESCRIPTION_FILE
-        raise ModelError(f"{path} describes no known network: {error}") from error
+    spec = read_description(model_dir).network
+    with torch.device("meta"):  # nothing is allocated for weights that the file does not hold
+        require_weights(model_dir, build_network(spec))
+    network = build_network(spec)
     load_weights(model_dir, network)
     network = network.to(device).eval()
     return channels_last(network) if torch.device(device).type == "cuda" else network

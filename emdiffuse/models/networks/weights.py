@@ -1,10 +1,9 @@
-"""Models on disk, and the reading of published checkpoints.
+"""The weights of models on disk, and the reading of published checkpoints.
 
 Conventions
 -----------
-* A model is a folder with ``model.safetensors`` (the weights) and ``model.json`` (its description: all that
-  is needed to rebuild and to run the network). Each is written beside its place and renamed, the description
-  last, so that a folder with a description is whole.
+* A model is a folder with ``model.safetensors`` (the weights) and ``model.json`` (`models.description`). Each
+  is written beside its place and renamed, the description last, so that a folder with a description is whole.
 * Nothing that is read is executed: weights are safetensors, and a checkpoint is read with
   ``weights_only=True``.
 """
@@ -12,24 +11,30 @@ Conventions
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import pickle
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from emdiffuse.config.tasks import TASKS
+from emdiffuse.models.description import (
+    DESCRIPTION_FILE,
+    PUBLISHED_SCHEDULE,
+    WEIGHTS_FILE,
+    Description,
+    Objective,
+    UnetSpec,
+)
 from emdiffuse.models.networks.unet import UNet
-from emdiffuse.runtime.errors import EmdiffuseError
-
-WEIGHTS_FILE, DESCRIPTION_FILE = "model.safetensors", "model.json"
-FORMAT, VERSION = "emdiffuse-model", 1
+from emdiffuse.runtime.errors import ModelError
+from emdiffuse.stores.provenance import SourceFile
 
 SCHEDULE_BUFFERS = (
     "gammas",
@@ -41,23 +46,8 @@ SCHEDULE_BUFFERS = (
 )
 """What a published checkpoint holds beside the network: its noise schedule, which is known."""
 
-PUBLISHED_SCHEDULE = {"name": "linear", "beta_start": 1e-6, "beta_end": 1e-2, "steps": 2000}
-"""Levels that the published networks are trained at (see `emdiffuse.diffusion.schedules.linear_gammas`)."""
 
-PUBLISHED_GAMMAS = (4.3859782361332086e-5, 1.0 - 1e-4)
-"""Noisiest level of that schedule, and the least noisy one at which the published process calls networks."""
-
-
-class ModelError(EmdiffuseError):
-    """A model or checkpoint that is missing, damaged or of another kind; names its file."""
-
-
-PUBLISHED_SAMPLER = {"name": "ddim", "steps": 8}
-"""What a published network is sampled with, unless the settings say otherwise: the fewest calls that were as
-good as its own process by every measure (``benchmarks/README.md``)."""
-
-
-def save_model(directory: Path | str, network: nn.Module, description: dict[str, Any]) -> None:
+def save_model(directory: Path | str, network: nn.Module, description: Description) -> None:
     """Write a model, whole or not at all.
 
     Parameters
@@ -66,14 +56,13 @@ def save_model(directory: Path | str, network: nn.Module, description: dict[str,
         Folder of the model; made if it is missing.
     network : Module
         Its state dict is written as it is, on whatever device it lies.
-    description : dict
-        JSON data with at least ``network``, the argument of `networks.build.build_network`; `FORMAT` and
-        `VERSION` are added.
+    description : Description
+        What it is.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    text = json.dumps({"format": FORMAT, "version": VERSION, **description}, indent=2) + "\n"
+    text = description.model_dump_json(indent=2, exclude_none=True) + "\n"
     new_weights = directory / f".{WEIGHTS_FILE}.{os.getpid()}"
     new_text = directory / f".{DESCRIPTION_FILE}.{os.getpid()}"
     try:
@@ -84,55 +73,6 @@ def save_model(directory: Path | str, network: nn.Module, description: dict[str,
     finally:
         new_weights.unlink(missing_ok=True)
         new_text.unlink(missing_ok=True)
-
-
-def fingerprint(directory: Path | str) -> str:
-    """Return the SHA-256 of a model's weights.
-
-    Raises
-    ------
-    ModelError
-        If they cannot be read.
-    """
-    path = Path(directory) / WEIGHTS_FILE
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def load_description(directory: Path | str) -> dict[str, Any]:
-    """Read ``model.json``.
-
-    Parameters
-    ----------
-    directory : path
-        Folder of the model.
-
-    Returns
-    -------
-    dict
-
-    Raises
-    ------
-    ModelError
-        If the file is missing, is no JSON, or describes no model of this version.
-    """
-    path = Path(directory) / DESCRIPTION_FILE
-    try:
-        description = json.loads(path.read_text())
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ModelError(f"{path} is not valid JSON: was it cut off?") from error
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise ModelError(f"{path} does not describe a model of emdiffuse")
-    if description.get("version") != VERSION:
-        raise ModelError(f"{path} has version {description.get('version')}; this release reads {VERSION}")
-    if not isinstance(description.get("network"), dict):
-        raise ModelError(f"{path} names no network")
-    return description
 
 
 def load_weights(directory: Path | str, network: nn.Module) -> None:
@@ -151,16 +91,40 @@ def load_weights(directory: Path | str, network: nn.Module) -> None:
         If the file is missing, cut off or no safetensors, or holds other weights than the network's.
     """
     path = Path(directory) / WEIGHTS_FILE
-    try:
+    with _readable(path):
         weights = load_file(path)
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise ModelError(f"{path} is not a whole safetensors file: {error}") from error
     _fill(network, weights, path)
 
 
-def import_published(path: Path | str, task: str) -> tuple[UNet, dict[str, Any]]:
+def require_weights(directory: Path | str, network: nn.Module) -> None:
+    """Check names and shapes of a model's weights against a network, which may lie on the device "meta".
+
+    Only the head of the file is read: what a description asks for is allocated after this, so that an edited
+    one cannot fill the memory.
+
+    Raises
+    ------
+    ModelError
+        As `load_weights`.
+    """
+    path = Path(directory) / WEIGHTS_FILE
+    with _readable(path), safe_open(path, framework="pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    _require_shapes(network, shapes, path)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what goes wrong in reading weights into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}", path) from error
+    except SafetensorError as error:
+        raise ModelError(f"{path} is not a whole safetensors file: {error}", path) from error
+
+
+def import_published(path: Path | str, task: str) -> tuple[UNet, Description]:
     """Read a published checkpoint of EMDiffuse.
 
     Parameters
@@ -175,9 +139,8 @@ def import_published(path: Path | str, task: str) -> tuple[UNet, dict[str, Any]]
     -------
     network : UNet
         In eval mode, on the CPU.
-    description : dict
-        For `save_model`: the network, what it predicts and the levels it was trained at, the default sampler,
-        and the file that it came from.
+    description : Description
+        The network, what it predicts and the levels it was trained at, and the file that it came from.
 
     Raises
     ------
@@ -193,18 +156,15 @@ def import_published(path: Path | str, task: str) -> tuple[UNet, dict[str, Any]]
         for name, tensor in _read_checkpoint(path).items()
         if name not in SCHEDULE_BUFFERS
     }
-    kwargs: dict[str, Any] = {"in_channels": TASKS[task].published_channels}
-    if TASKS[task].volumetric:
-        kwargs["slice_index"] = True
-    network = UNet(**kwargs)
+    spec = UnetSpec(in_channels=TASKS[task].published_channels, slice_index=TASKS[task].volumetric)
+    network = UNet(**spec.model_dump(exclude={"architecture"}))
     _fill(network, weights, path)
-    description = {
-        "task": task,
-        "network": {"architecture": "unet", **kwargs},
-        "objective": {"prediction": "epsilon", "schedule": PUBLISHED_SCHEDULE, "clip": [-1.0, 1.0]},
-        "sampler": PUBLISHED_SAMPLER,
-        "sources": [{"path": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}],
-    }
+    description = Description(
+        task=task,
+        network=spec,
+        objective=Objective(prediction="epsilon", schedule=PUBLISHED_SCHEDULE, clip=(-1.0, 1.0)),
+        sources=(SourceFile(path=path.name, sha256=hashlib.sha256(path.read_bytes()).hexdigest()),),
+    )
     return network.eval(), description
 
 
@@ -212,23 +172,33 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}", path) from error
     except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise ModelError(f"{path} is not a checkpoint that holds weights alone, or it is cut off") from error
+        raise ModelError(
+            f"{path} is not a checkpoint that holds weights alone, or it is cut off", path
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise ModelError(f"{path} is not a state dict: it holds more, or other things, than named weights")
+        raise ModelError(
+            f"{path} is not a state dict: it holds more, or other things, than named weights", path
+        )
     return state
 
 
 def _fill(network: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    wanted = network.state_dict()
+    _require_shapes(network, {name: tuple(tensor.shape) for name, tensor in weights.items()}, path)
+    network.load_state_dict(weights)
+
+
+def _require_shapes(network: nn.Module, shapes: dict[str, tuple[int, ...]], path: Path) -> None:
+    """Refuse weights that are missing, left over, or of another shape than a network's."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     faults = {
-        "missing": sorted(wanted.keys() - weights.keys()),
-        "not used": sorted(weights.keys() - wanted.keys()),
+        "missing": sorted(wanted.keys() - shapes.keys()),
+        "not used": sorted(shapes.keys() - wanted.keys()),
         "of another shape": sorted(
-            f"{name} {tuple(weights[name].shape)} instead of {tuple(wanted[name].shape)}"
-            for name in wanted.keys() & weights.keys()
-            if weights[name].shape != wanted[name].shape
+            f"{name} {shapes[name]} instead of {wanted[name]}"
+            for name in wanted.keys() & shapes.keys()
+            if shapes[name] != wanted[name]
         ),
     }
     if any(faults.values()):
@@ -237,6 +207,6 @@ def _fill(network: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
         )
         raise ModelError(
             f"{path} does not hold the weights of this network ({listed}); the task and `network` must be "
-            "those that it was trained with"
+            "those that it was trained with",
+            path,
         )
-    network.load_state_dict(weights)

@@ -1,0 +1,233 @@
+"""What a model is, as ``model.json`` says it: one typed record, read strictly and without loading a network.
+
+Conventions
+-----------
+* A model is a folder with ``model.safetensors`` (the weights) and ``model.json`` (this record: all that is
+  needed to rebuild and run the network). Writing them is `models.networks.weights`' work.
+* The record is checked as strictly as the configuration, sizes included, before anything is allocated: an
+  edited or foreign file is refused in one sentence.
+* Whatever depends on the kind of network asks the record (`Description.native`), and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, JsonValue, model_validator
+
+from emdiffuse.config import MAXIMUM_FACTOR, Sampler
+from emdiffuse.config.settings import Record, parse_record
+from emdiffuse.config.tasks import CONDITION_OFFSETS, TASKS
+from emdiffuse.runtime.errors import ModelError
+from emdiffuse.stores.provenance import SourceFile
+
+WEIGHTS_FILE, DESCRIPTION_FILE = "model.safetensors", "model.json"
+VERSION = 1
+
+PUBLISHED_GAMMAS = (4.3859782361332086e-5, 1.0 - 1e-4)
+"""Noisiest level that the published networks are trained at, and the least noisy one that they are called at
+by their own process."""
+
+Multipliers = Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=8)]
+Channels = Annotated[int, Field(ge=8, le=2048, multiple_of=8)]
+Blocks = Annotated[int, Field(ge=1, le=16)]
+
+
+class NativeSpec(Record):
+    """The native network: arguments of `networks.native.NativeNetwork`, which explains them."""
+
+    architecture: Literal["native"] = "native"
+    conditions: Literal[1, 4] = 4
+    slots: Literal[1, 11] = 11
+    channels: Channels = 32
+    multipliers: Multipliers = (1, 2, 4)
+    blocks: Blocks = 2
+    residual_scale: float = Field(1.0, gt=0, le=100)
+
+    def fits(self, volumetric: bool) -> bool:
+        """Tell whether the network takes the images of a task."""
+        return self.conditions == (len(CONDITION_OFFSETS) if volumetric else 1)
+
+
+class UnetSpec(Record):
+    """The published U-Net: arguments of `networks.unet.UNet`, which explains them."""
+
+    architecture: Literal["unet"] = "unet"
+    in_channels: Literal[2, 3]
+    out_channels: Literal[1, 2] = 1
+    base_channels: Channels = 32
+    multipliers: Multipliers = (1, 2, 4, 8)
+    blocks: Blocks = 2
+    head_channels: Channels = 32
+    dropout: float = Field(0.0, ge=0, lt=1)
+    slice_index: bool = False
+
+    def fits(self, volumetric: bool) -> bool:
+        """Tell whether the network takes the images of a task."""
+        return self.slice_index == volumetric and self.in_channels == (3 if volumetric else 2)
+
+
+NetworkSpec = Annotated[NativeSpec | UnetSpec, Field(discriminator="architecture")]
+
+
+class Schedule(Record):
+    """Noise levels that a network is trained at: `diffusion.schedules.linear_gammas`."""
+
+    name: Literal["linear"] = "linear"
+    beta_start: float = Field(gt=0, lt=1)
+    beta_end: float = Field(gt=0, lt=1)
+    steps: int = Field(ge=1)
+
+
+PUBLISHED_SCHEDULE = Schedule(beta_start=1e-6, beta_end=1e-2, steps=2000)
+"""Levels that the published networks are trained at."""
+
+
+class Objective(Record):
+    """What a network predicts, for programs other than this one; here it follows from the architecture."""
+
+    prediction: Literal["epsilon", "flow"]
+    schedule: Schedule | None = None
+    clip: tuple[float, float] | None = None
+
+
+class Noise(Record):
+    """Correlation length along z, in gaps, of the noise that a native network is trained with."""
+
+    correlation: float = Field(0.0, ge=0)
+
+
+class OwnSampler(Record):
+    """How a model is sampled unless the settings say otherwise."""
+
+    name: Literal["ddpm", "ddim", "dpm++", "unipc", "heun"]
+    steps: int = Field(ge=1, le=100_000)
+
+
+PUBLISHED_SAMPLER = OwnSampler(name="ddim", steps=8)
+"""What a published network is sampled with: the fewest network evaluations that were as good as its own
+process by every measure (``benchmarks/README.md``)."""
+
+
+class Description(Record):
+    """All that is needed to rebuild and run a model, and what it was made of.
+
+    Attributes
+    ----------
+    task, factors
+        What it was trained for; no factors where that is not known.
+    network
+        The network, with all its sizes.
+    objective, training, augmentation, emdiffuse
+        For the record: nothing here reads them.
+    sources
+        The raw files that it learned from, also by way of the model that its weights were begun from.
+    """
+
+    format: Literal["emdiffuse-model"] = "emdiffuse-model"
+    version: Literal[1] = 1
+    name: str | None = None
+    task: Literal["emdiffuse-n", "emdiffuse-r", "vemdiffuse-i", "vemdiffuse-a"]
+    factors: tuple[Annotated[int, Field(ge=1, le=MAXIMUM_FACTOR)], ...] = ()
+    network: NetworkSpec
+    objective: Objective | None = None
+    noise: Noise = Noise()
+    sampler: OwnSampler = PUBLISHED_SAMPLER
+    training: dict[str, JsonValue] | None = None
+    augmentation: dict[str, JsonValue] | None = None
+    sources: tuple[SourceFile, ...] = ()
+    emdiffuse: str | None = None
+
+    @model_validator(mode="after")
+    def _network_of_the_task(self) -> Description:
+        if not self.network.fits(TASKS[self.task].volumetric):
+            raise ValueError(f"`network` takes other images than {self.task} has")
+        if self.native and TASKS[self.task].volumetric and not self.factors:
+            raise ValueError("`factors` is missing: which anisotropy factors was it trained for?")
+        return self
+
+    @property
+    def native(self) -> bool:
+        """Whether the network gives the posterior mean in one call."""
+        return self.network.architecture == "native"
+
+    def resolve(self, sampler: Sampler) -> Sampler:
+        """Fill in what a sampler's settings leave to the model: its own sampler, and number of steps."""
+        name = sampler.name or self.sampler.name
+        own = TASKS[self.task].published_steps if name == "ddpm" else self.sampler.steps
+        return sampler.model_copy(update={"name": name, "steps": sampler.steps or own})
+
+    def samples_differ(self, sampler: Sampler) -> bool:
+        """Tell whether samples differ: not where a native network gives the posterior mean."""
+        return not self.native or sampler.steps != 1
+
+    def draws(self, sampler: Sampler) -> list[tuple[int, int]]:
+        """Return the (sample, step) of all noise that a restoration asks for, in that order."""
+        if not self.samples_differ(sampler):
+            return []
+        sampler = self.resolve(sampler)
+        steps = sampler.steps if sampler.name == "ddpm" else 1
+        return [(sample, step) for sample in range(sampler.samples) for step in range(steps or 1)]
+
+    def estimator(self, sampler: Sampler) -> str:
+        """Say in words what a restored volume is."""
+        if not self.samples_differ(sampler):
+            return "posterior mean in one call"
+        many = "mean" if sampler.estimate == "mean" else "first"
+        what = f"{many} of {sampler.samples} samples" if sampler.samples > 1 else "one sample"
+        return f"{what} of {sampler.steps} calls ({sampler.name})"
+
+    def trained_for(self, factor: Fraction) -> bool:
+        """Tell whether the model was trained for an anisotropy factor, or for factors around it."""
+        return not self.factors or min(self.factors) <= factor <= max(self.factors)
+
+
+def read_description(directory: Path | str) -> Description:
+    """Read ``model.json``.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing, is no JSON, or describes no model of this version; one sentence.
+    """
+    path = Path(directory) / DESCRIPTION_FILE
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}", path) from error
+    _require_format(path, text)
+    return parse_record(Description, text, path, ModelError)
+
+
+def _require_format(path: Path, text: bytes) -> None:
+    """Refuse what is no description, or one of another version, by what it is instead of by its keys."""
+    try:
+        content: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ModelError(f"{path} is not valid JSON: was it cut off?", path) from None
+    if not isinstance(content, dict) or content.get("format") != "emdiffuse-model":
+        raise ModelError(f"{path} does not describe a model of emdiffuse", path)
+    if content.get("version") != VERSION:
+        raise ModelError(f"{path} has version {content.get('version')}; this release reads {VERSION}", path)
+
+
+def weights_hash(directory: Path | str) -> str:
+    """Return the SHA-256 of a model's weights.
+
+    Raises
+    ------
+    ModelError
+        If they cannot be read.
+    """
+    path = Path(directory) / WEIGHTS_FILE
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(
+            f"{path} cannot be read: {error.strerror}; train or import the model first", path
+        ) from error
