@@ -4,15 +4,15 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test lint env slurm-start slurm-stop clean
+.PHONY: demo test lint env lock slurm-start slurm-stop clean
 .DELETE_ON_ERROR:
 
 env: $(VENV)/installed
 
-$(VENV)/installed: pyproject.toml
+$(VENV)/installed: pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --editable ".[test]"
+	$(BIN)/python -m pip install --constraint requirements.lock --editable ".[test]"
 	touch $@
 
 demo: env  ## The whole chain on real data; ends with the path of the report.
@@ -31,6 +31,9 @@ lint: env
 	mypy
 	snakefmt --check workflow
 	snakemake --lint
+
+lock:  ## Write down the versions that are installed, once the tests pass with them.
+	$(BIN)/python tests/package/locking.py > requirements.lock
 
 slurm-start:  ## A real two-node cluster on loopback (needs slurm-wlm and munge, and root).
 	tests/cluster/cluster.sh start

@@ -26,8 +26,19 @@ Share = Annotated[str, typer.Option(metavar="I-of-N", help="Which worker this is
 Done = Annotated[Path | None, typer.Option(help="File to write when this worker's share is done.")]
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from emdiffuse import __version__
+
+        print(f"emdiffuse {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and exit.")
+    ] = False,
     log: Annotated[Path | None, typer.Option(help="Also write what is said to this file.")] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads for numerical work; all cores by default.")

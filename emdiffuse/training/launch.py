@@ -26,21 +26,23 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import submitit
 from pydantic import Field
-from submitit.core.utils import FailedJobError, JobPaths, pickle_load
 
 from emdiffuse.config import Model
 from emdiffuse.config.settings import Section
 from emdiffuse.runtime.allocator import keep_freed_memory
 from emdiffuse.runtime.atomic import write_atomically
 from emdiffuse.runtime.errors import ConfigError, EmdiffuseError, LaunchError
+from emdiffuse.runtime.extras import require
 from emdiffuse.runtime.interruption import Interrupted, Stop, caught
 from emdiffuse.runtime.progress import logger, setup
 from emdiffuse.stores.volume import read_metadata
 from emdiffuse.training.slurm import FAILED, JobState, Log, ask, cancel, failure, no_job_around, nodes_down
+
+if TYPE_CHECKING:  # submitit is installed for clusters alone
+    import submitit
 
 POLL_SECONDS = 10.0
 """Longest time between two questions to SLURM."""
@@ -96,6 +98,8 @@ class TrainingJob:
 
     def __call__(self) -> None:
         """Train, as a task of a job."""
+        import submitit
+
         setup()
         environment = submitit.JobEnvironment()
         os.environ.update(rank_variables(environment))
@@ -125,7 +129,9 @@ class TrainingJob:
                 signal.pause()
 
     def checkpoint(self) -> Any:
-        """Return what a requeued job runs: the same, which goes on from its state."""
+        """Return what a requeued job runs: the same, which resumes from its state."""
+        import submitit
+
         return submitit.helpers.DelayedSubmission(self)
 
 
@@ -232,7 +238,12 @@ def train_on_slurm(work: TrainingJob, resources: Resources) -> None:
         If SIGINT or SIGTERM came; the job is cancelled.
     LaunchError
         If the job cannot be submitted, fails, or is lost; one sentence.
+    ConfigError
+        If submitit is not installed.
     """
+    require("submitit", "cluster", "A training in a job of SLURM")
+    from submitit.core.utils import JobPaths
+
     work = replace(
         work,
         store=work.store.resolve(),
@@ -275,6 +286,9 @@ def _attach_or_submit(work: TrainingJob, resources: Resources) -> tuple[str, boo
 
 def _submit(work: TrainingJob, resources: Resources) -> str:
     """Submit a job; return its number."""
+    import submitit
+    from submitit.core.utils import FailedJobError
+
     gpus = f"{resources.gpu_model}:{resources.gpus}" if resources.gpu_model else resources.gpus
     optional = {
         "slurm_partition": resources.partition,
@@ -343,6 +357,8 @@ def _follow(job: str, work: TrainingJob, log: Log, stop: Stop) -> None:
     Interrupted, LaunchError
         As `train_on_slurm`.
     """
+    from submitit.core.utils import JobPaths, pickle_load
+
     who = f"job {job} ({work.job_name})"
     result = JobPaths(work.run / "slurm", job, 0).result_pickle
     begin, asked, ended = time.monotonic(), -POLL_SECONDS, 0.0

@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 from emdiffuse import __version__
 from emdiffuse.config import Model, Training
@@ -35,6 +34,7 @@ from emdiffuse.patches.cut import ORIGIN_COLUMNS, PatchStore
 from emdiffuse.runtime import checkpoints
 from emdiffuse.runtime.atomic import replaced_file, write_atomically
 from emdiffuse.runtime.errors import EmdiffuseError, StoreError
+from emdiffuse.runtime.extras import require
 from emdiffuse.runtime.interruption import Interrupted, Stop
 from emdiffuse.runtime.progress import logger, progress
 from emdiffuse.training.feed import DRAWING, DROPPING, batch_rows, batches, draw_batch, seed_of
@@ -120,6 +120,9 @@ def _loop(
     stop: Stop,
 ) -> None:
     """Take steps until a limit of the settings is reached, or until a signal comes."""
+    require("tensorboard", "workflow", "Training")
+    from torch.utils.tensorboard import SummaryWriter
+
     training = model.training
     begin, saved = time.monotonic() - state.seconds, time.monotonic()
     board = SummaryWriter(str(run / "tensorboard"), purge_step=state.step) if ranks.first else None

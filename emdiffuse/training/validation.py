@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from emdiffuse.config import Sampler
 from emdiffuse.evaluation.metrics import psnr, ssim
@@ -29,6 +29,9 @@ from emdiffuse.runtime.atomic import write_atomically
 from emdiffuse.runtime.progress import clock, logger
 from emdiffuse.training.feed import VALIDATING, read_batch, seed_of
 from emdiffuse.training.state import State
+
+if TYPE_CHECKING:  # which is installed for training alone
+    from torch.utils.tensorboard import SummaryWriter
 
 PATCHES = 64
 """Patches that are restored, or network calls that are made, at a validation."""

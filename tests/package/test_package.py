@@ -1,0 +1,119 @@
+"""What a stranger installs: the wheel, outside of the checkout; the lock file; files about the project."""
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers import ROOT
+from locking import PROJECT, closure, locked
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """Wheel and source distribution."""
+    out = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return out
+
+
+@pytest.fixture(scope="session")
+def emdiffuse(built, tmp_path_factory):
+    """A function that runs the command of the wheel in an environment of its own, outside of the checkout.
+
+    The packages that it depends on are those of the tests' environment: a second torch would take minutes.
+    """
+    folder = tmp_path_factory.mktemp("fresh")
+    venv.create(folder / "venv", with_pip=False)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    (wheel,) = built.glob("*.whl")
+    install = ["--python", str(folder / "venv/bin/python"), "install", "--quiet", "--no-deps", str(wheel)]
+    subprocess.run([sys.executable, "-m", "pip", *install], check=True, env=environment)
+    (site,) = (folder / "venv/lib").glob("python*/site-packages")
+    (site / "dependencies.pth").write_text(
+        sysconfig.get_path("purelib") + "\n"
+    )  # behind what is installed here
+
+    def run(*arguments: object, cwd: Path = folder) -> subprocess.CompletedProcess[str]:
+        command = [str(folder / "venv/bin/emdiffuse"), *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
+
+    return run
+
+
+def test_the_wheel_runs_outside_of_the_checkout(built, emdiffuse):
+    (wheel,) = built.glob("*.whl")
+    done = emdiffuse("--version")
+    assert done.stdout.split() == ["emdiffuse", wheel.name.split("-")[1]], done.stderr
+    assert str(ROOT) not in emdiffuse("restore", "nowhere.json").stderr
+
+
+def test_the_wheel_carries_the_workflow_and_the_weights(built):
+    (wheel,) = built.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    tracked = subprocess.run(
+        ["git", "ls-files", "workflow", "profiles"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert tracked and {f"emdiffuse/{name}" for name in tracked} <= names
+    assert any(name.endswith(".safetensors") for name in names)
+
+
+def test_a_laptop_installs_no_workflow_engine():
+    engine = {"snakemake", "snakemake-executor-plugin-slurm", "submitit", "tensorboard", "napari"}
+    plain = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
+    assert not plain & engine
+    reached = set(closure(extras=frozenset({"cluster"})))
+    assert engine - {"napari"} <= reached and "napari" not in reached
+
+
+def test_the_lock_file_is_what_is_installed():
+    entries, installed = locked((ROOT / "requirements.lock").read_text()), closure()
+    different = {
+        name: (version, entries.get(name))
+        for name, version in installed.items()
+        if entries.get(name) != version
+    }
+    assert not different, "run `make lock` where the tests pass, or `pip install -c requirements.lock`"
+
+
+def test_the_lock_file_is_within_the_ranges_of_the_project():
+    entries = locked((ROOT / "requirements.lock").read_text())
+    asked = [
+        *PROJECT["dependencies"],
+        *(text for extra in PROJECT["optional-dependencies"].values() for text in extra),
+    ]
+    for requirement in map(Requirement, asked):
+        name = canonicalize_name(requirement.name)
+        if name not in ("emdiffuse", "bm3d"):  # whose licence forbids to ask for it
+            assert requirement.specifier.contains(entries[name]), requirement
+
+
+def test_the_extras_that_messages_name_exist():
+    named = set()
+    for path in [*(ROOT / "emdiffuse").rglob("*.py"), *ROOT.glob("*.md")]:
+        for extras in re.findall(r"emdiffuse\[([a-z0-9,]+)\]", path.read_text()):
+            named |= set(extras.split(","))
+    assert named and named <= set(PROJECT["optional-dependencies"])
+
+
+def test_the_citation_is_whole():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert citation["license"] == PROJECT["license"]
+    assert citation["references"][0]["doi"] in (ROOT / "README.md").read_text()
+
+
+def test_the_catalog_finds_the_workflow():
+    usage = yaml.safe_load((ROOT / ".snakemake-workflow-catalog.yml").read_text())["usage"]
+    assert (ROOT / usage["mandatory-flags"]["flags"].split()[-1] / "profile.yaml").exists()
+    assert (ROOT / "workflow/Snakefile").exists() and (ROOT / "config/README.md").exists()
