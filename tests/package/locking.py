@@ -53,9 +53,7 @@ def locked(text: str) -> dict[str, str]:
 
 
 def main() -> None:
-    print(
-        "# All packages of emdiffuse[test] in the versions that the tests ran with (Python 3.11, Linux, x86-64)."
-    )
+    print("# All packages of emdiffuse[test] as the tests ran with them: Python 3.11, Linux, x86-64.")
     print("# Written by `make lock`; install with `pip install --constraint requirements.lock emdiffuse`.")
     for name, version in sorted(closure().items()):
         print(f"{name}=={version}")

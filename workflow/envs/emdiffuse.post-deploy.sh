@@ -1,4 +1,9 @@
 #!/bin/sh
-# Snakemake runs this in the environment that it made with `--sdm conda`, from the folder of the run.
+# Snakemake runs this in the environment that it made with `--sdm conda`, from the folder of the run: a checkout, or a
+# folder whose Snakefile uses the workflow as a module.
 set -e
-python -m pip install --no-deps --editable .
+if [ -f emdiffuse/__init__.py ]; then
+  python -m pip install --no-deps --editable .
+else
+  python -m pip install --no-deps emdiffuse
+fi
