@@ -418,4 +418,4 @@ def _tell(who: str, last: JobState | None, state: JobState | None) -> None:
 def reason(trace: str) -> str:
     """Return the last line of a traceback, without the class of a user's mistake."""
     line = trace.strip().splitlines()[-1]
-    return re.sub(r"^emdiffuse\.\w+\.\w+: ", "", line)
+    return re.sub(r"^emdiffuse(\.\w+)+: ", "", line)

@@ -215,7 +215,7 @@ def test_a_requeue_that_ends_scontrol_is_waited_for(tmp_path, monkeypatch, scont
 
 
 def test_a_mistake_in_a_job_is_its_sentence():
-    assert reason("Traceback\n  File x\nemdiffuse.errors.DataError: p.zarr is empty; cut it anew\n") == (
+    assert reason("Traceback\n  File x\nemdiffuse.runtime.errors.DataError: p.zarr is empty; cut it anew\n") == (
         "p.zarr is empty; cut it anew"
     )
     assert reason("Traceback\nValueError: odd\n") == "ValueError: odd"
