@@ -215,9 +215,9 @@ def test_a_requeue_that_ends_scontrol_is_waited_for(tmp_path, monkeypatch, scont
 
 
 def test_a_mistake_in_a_job_is_its_sentence():
-    assert reason("Traceback\n  File x\nemdiffuse.runtime.errors.DataError: p.zarr is empty; cut it anew\n") == (
-        "p.zarr is empty; cut it anew"
-    )
+    assert reason(
+        "Traceback\n  F x\nemdiffuse.runtime.errors.DataError: p.zarr is empty; cut it again\n"
+    ) == ("p.zarr is empty; cut it again")
     assert reason("Traceback\nValueError: odd\n") == "ValueError: odd"
 
 
