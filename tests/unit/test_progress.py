@@ -2,7 +2,7 @@
 
 import logging
 
-import emdiffuse.progress as progress_module
+from emdiffuse.runtime import progress as progress_module
 import pytest
 
 from emdiffuse.runtime.progress import clock, fail, logger, progress, setup
