@@ -32,20 +32,20 @@ torch.set_num_threads(1)
 stage, plan = sys.argv[1], Path(sys.argv[2])
 if stage == "plan":
     from emdiffuse.config import Restoration
-    from emdiffuse.planning import make_plan
+    from emdiffuse.restoration.plan import make_plan
     settings = Restoration.model_validate_json(sys.argv[5])
     make_plan(Path(sys.argv[3]), Path(sys.argv[4]), settings, plan)
 elif stage == "restore":
-    from emdiffuse.restoration import restore
+    from emdiffuse.restoration.tiles import restore
     restore(plan, 1, int(sys.argv[3]), "cpu")
 elif stage == "stitch":
-    from emdiffuse.allocator import return_freed_memory
-    from emdiffuse.stitching import stitch
+    from emdiffuse.runtime.allocator import return_freed_memory
+    from emdiffuse.restoration.stitch import stitch
     return_freed_memory()  # as the command does
     stitch(plan, 1, 1)
 else:
-    from emdiffuse.allocator import return_freed_memory
-    from emdiffuse.stitching import pyramid
+    from emdiffuse.runtime.allocator import return_freed_memory
+    from emdiffuse.restoration.stitch import pyramid
     return_freed_memory()
     pyramid(plan)
 status = Path("/proc/self/status").read_text().split()

@@ -14,8 +14,9 @@ import tifffile
 ACQUIRE = """
 import json, sys
 from pathlib import Path
-from emdiffuse import volume
-from emdiffuse.acquisition import acquire, streaming
+from emdiffuse.stores import volume
+from emdiffuse.acquisition import streaming
+from emdiffuse.acquisition.acquire import acquire
 streaming.SLAB_MEMORY = 2**20
 volume.shard_shape.__defaults__ = (volume.CHUNK, (32, 128, 128))  # small shards, and small volumes of many
 acquire(sys.argv[1], (40, 4, 4), Path(sys.argv[2]), "a", workers=1)

@@ -6,7 +6,7 @@ import sys
 CHILD = """
 import resource, sys
 import numpy as np
-from emdiffuse.allocator import keep_freed_memory, return_freed_memory
+from emdiffuse.runtime.allocator import keep_freed_memory, return_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 if sys.argv[1] == "return":

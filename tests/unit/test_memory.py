@@ -15,10 +15,10 @@ STAGE = """
 import json, sys
 import torch
 from pathlib import Path
-from emdiffuse.allocator import return_freed_memory
-from emdiffuse.planning import make_plan
-from emdiffuse.restoration import restore
-from emdiffuse.stitching import pyramid, stitch
+from emdiffuse.runtime.allocator import return_freed_memory
+from emdiffuse.restoration.plan import make_plan
+from emdiffuse.restoration.tiles import restore
+from emdiffuse.restoration.stitch import pyramid, stitch
 torch.set_num_threads(1)
 
 def peak():
@@ -34,8 +34,8 @@ elif stage == "restore":
     restore(plan, 1, int(sys.argv[3]), "cpu")
 elif stage == "fill":
     import numpy as np
-    from emdiffuse.planning import read_plan
-    from emdiffuse.volume import Array
+    from emdiffuse.restoration.plan import read_plan
+    from emdiffuse.stores.volume import Array
     array = Array(read_plan(plan).tiles)
     for index in np.ndindex(*array.grid):
         array[array.box(index)] = np.full(array.chunk, sum(index) % 7 / 7, np.float32)

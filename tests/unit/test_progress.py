@@ -2,9 +2,9 @@
 
 import logging
 
-from emdiffuse.runtime import progress as progress_module
 import pytest
 
+from emdiffuse.runtime import progress as progress_module
 from emdiffuse.runtime.progress import clock, fail, logger, progress, setup
 
 
