@@ -164,7 +164,7 @@ def images(options: argparse.Namespace, folder: Path, side: int):
         array[tuple(slice(0, n) for n in part.shape)] = part
         write_image(store / "0000" / name, name, (1, 1, 1), {"intensity": intensity})
     facts = {"kind": "pairs", "scale": 1, "sources": [], "fields": [{"group": "0000", "name": "0"}]}
-    write_group(store, {"emdiffuse": {**facts, "intensity": {"moving": intensity, "fixed": intensity}}})
+    write_group(store, {"emdiffuse": facts})
     last = {name: unit(image[-side:, width - side :], intensity)[None, None] for name, image in pair.items()}
     return store, Batch.of_images(torch.from_numpy(last["moving"])), last["fixed"][0], "emdiffuse-n"
 
@@ -197,9 +197,9 @@ def measured(values):
 
 
 def unit(values, intensity):
-    from emdiffuse.stores.intensity import to_unit
+    from emdiffuse.stores.intensity import Intensity, to_unit
 
-    return to_unit(values, intensity)
+    return to_unit(values, Intensity.model_validate(intensity).at())
 
 
 def plain(batch):

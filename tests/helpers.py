@@ -8,14 +8,7 @@ import numpy as np
 from emdiffuse.stores.volume import create_image_array, write_group, write_image
 
 ROOT = Path(__file__).parents[1]
-INTENSITY = {
-    "minimum": 0,
-    "maximum": 255,
-    "mean": 128.0,
-    "standard_deviation": 40.0,
-    "low": 20.0,
-    "high": 230.0,
-}
+INTENSITY = {"minimum": 0.0, "maximum": 255.0, "low": 20.0, "high": 230.0}
 
 
 def raw_file(name: str) -> dict[str, str]:
@@ -44,6 +37,6 @@ def write_pairs(path: Path, pairs: list[tuple[np.ndarray, np.ndarray]], scale: i
             write_volume(path / group / name, image[None], (side, side, side))
         fields.append({"group": group, "name": f"cell_1/noise_level_1/image{number}"})
     facts = {"stage": "register", "kind": "pairs", "dataset": path.name.split(".")[0], "scale": scale}
-    facts |= {"intensity": {"moving": INTENSITY, "fixed": INTENSITY}, "sources": [], "fields": fields}
+    facts |= {"sources": [], "fields": fields}
     write_group(path, {"emdiffuse": facts})
     return path

@@ -5,9 +5,8 @@ Conventions
 * Axes are (z, y, x), voxel sizes are in nanometers; values keep the type they were stored with.
 * Memory does not grow with the volume: see `streaming`. What was measured goes into the facts: `intensity`,
   and for a volume `missing` (see `repair`).
-* The `low` and `high` of `intensity` are the 0.5 and 99.5 percentiles of the whole volume, exact (the
-  smallest value that so many voxels do not pass); all stages map them to -1 and 1, or to 1 and -1 where its
-  `invert` is true; nothing is clipped.
+* Each slice has its range of intensities, measured here once for all stages: see `statistics` and
+  `emdiffuse.stores.intensity`.
 * A volume is written beside its place and renamed: an interrupted run leaves nothing that a later one trusts.
 """
 
@@ -100,16 +99,15 @@ def acquire(
             "settings": settings,
             "sources": checksums(slices, name),
         }
-        intensity = statistics.intensity(source, [array])
         if images:
             for z in statistics.doubtful()["blank"]:
                 logger.warning("%s: there is next to nothing in this image", slices.where(z))
         else:
             facts["missing"] = find_untrusted(slices, statistics, repair)
-            if facts["missing"]:
-                statistics = fill_untrusted(array, facts["missing"], f"repair {name}", threads)
-                intensity = statistics.intensity(source, [array])
-        facts["intensity"] = {**intensity, **({"invert": True} if invert else {})}
+            fill_untrusted(array, facts["missing"])
+        missing = facts.get("missing", [])
+        intensity = statistics.intensity(source, images=images, missing=missing, invert=invert)
+        facts["intensity"] = intensity.as_facts()
         write_image(partial, name, size, facts)
 
 
@@ -176,7 +174,9 @@ def keep_every(volume: Path, factor: int, out: Path, name: str, workers: int | N
             return origin.array[(slice(z.start * factor, (z.stop - 1) * factor + 1, factor), *sides)]
 
         statistics = stream(array, read, f"keep-every {name}", workers or default_workers())
-        intensity = statistics.intensity(str(volume), [array])
+        missing = [z // factor for z in origin.facts.get("missing", []) if z % factor == 0]
+        # measured on what was kept: what was left out is the truth, and must not tell
+        intensity = statistics.intensity(str(volume), missing=missing, invert=origin.intensity.invert)
         facts = {
             "stage": "acquire",
             "kind": "volume",
@@ -184,8 +184,8 @@ def keep_every(volume: Path, factor: int, out: Path, name: str, workers: int | N
             "derived_from": origin.facts.get("dataset", volume.name),
             "factor": factor,
             "sources": [{**source, "kept_every": factor} for source in origin.facts.get("sources", [])],
-            "missing": [z // factor for z in origin.facts.get("missing", []) if z % factor == 0],
-            "intensity": {**origin.facts["intensity"], **intensity},
+            "missing": missing,
+            "intensity": intensity.as_facts(),
         }
         z, y, x = origin.voxel_size
         write_image(partial, name, (z * factor, y, x), facts)

@@ -3,7 +3,7 @@
 Conventions
 -----------
 * The order is that of a microscope: blur, then larger pixels (the mean of `bin` x `bin`), then noise.
-* Noise is Poisson's, of so many electrons at the volume's `high` intensity and none at its `low`, and
+* Noise is Poisson's, of so many electrons at the high end of the slice's range and none at its low end, and
   Gaussian, in units of that range; white. The noise of a slice follows from (seed, slice) alone.
 * Values are rounded and clipped to the type of the volume; a slice is cropped to a multiple of `bin`.
 """
@@ -17,14 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from emdiffuse.acquisition.pairs import write_fields
 from emdiffuse.acquisition.statistics import Statistics
 from emdiffuse.acquisition.streaming import default_workers, stream
 from emdiffuse.config import Degrade
 from emdiffuse.runtime.atomic import replaced
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.runtime.progress import progress
+from emdiffuse.stores.intensity import Scaling
 from emdiffuse.stores.pairs import finish_pairs
-from emdiffuse.stores.volume import Array, Box, Volume, create_image_array, open_volume, write_image
+from emdiffuse.stores.volume import Box, Volume, create_image_array, open_volume, write_image
 
 
 def degrade(volume: Path, settings: Degrade, out: Path, name: str, images: bool) -> None:
@@ -67,9 +69,7 @@ def degrade(volume: Path, settings: Degrade, out: Path, name: str, images: bool)
             _write_pairs(origin, slices, settings, partial, facts)
 
 
-def degraded(
-    image: NDArray[Any], settings: Degrade, intensity: dict[str, float], number: int
-) -> NDArray[Any]:
+def degraded(image: NDArray[Any], settings: Degrade, scaling: Scaling, number: int) -> NDArray[Any]:
     """Degrade one slice.
 
     Parameters
@@ -77,8 +77,8 @@ def degraded(
     image : ndarray
         (y, x), of any real type.
     settings : Degrade
-    intensity : dict
-        `low` and `high` of the volume.
+    scaling : Scaling
+        Of the slice.
     number : int
         Of the slice, which its noise follows from.
 
@@ -87,7 +87,7 @@ def degraded(
     ndarray
         (y // bin, x // bin), of the same type.
     """
-    low, span = intensity["low"], intensity["high"] - intensity["low"]
+    low, span = float(scaling.low), float(scaling.high - scaling.low)
     values = image.astype(np.float64)
     if settings.blur:
         values = gaussian_filter(values, settings.blur)
@@ -117,12 +117,12 @@ def _write_images(
         images = []
         for z in slices[box[0]]:  # whole slices, since the noise of one is drawn as a whole
             clean = _read(origin, z, settings.bin)
-            images.append(degraded(clean, settings, origin.facts["intensity"], z)[box[1:]])
+            images.append(degraded(clean, settings, origin.intensity.at(z), z)[box[1:]])
         return np.stack(images)
 
     name = facts["dataset"]
     statistics = stream(array, read, f"degrade {name}", default_workers())
-    intensity = {**origin.facts["intensity"], **statistics.intensity(name, [array])}
+    intensity = statistics.intensity(name, images=True, invert=origin.intensity.invert).as_facts()
     z, y, x = origin.voxel_size
     size = (z, y * settings.bin, x * settings.bin)
     write_image(out, name, size, {**facts, "kind": "images", "intensity": intensity})
@@ -139,7 +139,7 @@ def _write_pairs(
     fields: list[dict[str, str]] = []
     for z in progress(slices, len(slices), f"degrade {name}", "slice"):
         clean = _read(origin, z, n)
-        pair = {"moving": degraded(clean, settings, origin.facts["intensity"], z), "fixed": clean}
+        pair = {"moving": degraded(clean, settings, origin.intensity.at(z), z), "fixed": clean}
         group = f"{len(fields):04d}"
         for role, image in pair.items():
             array = create_image_array(out / group / role / "0", (1, *image.shape), image.dtype)
@@ -147,19 +147,8 @@ def _write_pairs(
                 array[array.box(index)] = image[None][array.box(index)]
             statistics[role].add_image(image)
         fields.append({"group": group, "name": f"slice {z}", "specimen": "", "level": ""})
-    intensity = {
-        role: {
-            **origin.facts["intensity"],
-            **own.intensity(name, [Array(out / field["group"] / role / "0") for field in fields]),
-        }
-        for role, own in statistics.items()
-    }
-    for field in fields:
-        for role, size in sizes.items():
-            own_facts = {"stage": "acquire", "dataset": name, "intensity": intensity[role]}
-            write_image(out / field["group"] / role, field["name"], size, own_facts)
-    facts = {**facts, "kind": "pairs", "scale": n, "intensity": intensity, "skipped": {}, "fields": fields}
-    finish_pairs(out, facts)
+    write_fields(out, fields, sizes, name, statistics, origin.intensity.invert)
+    finish_pairs(out, {**facts, "kind": "pairs", "scale": n, "skipped": {}, "fields": fields})
 
 
 def _read(volume: Volume, z: int, multiple: int) -> NDArray[Any]:

@@ -7,14 +7,14 @@ Conventions
   of the files: pairs need not be aligned here, but a moving image must have the size of its partner, or half.
   One that shows twice the field in as many pixels is cut to its middle half, where its partner lies.
 * Scale and type are those of most pairs; the others cannot be used.
-* Intensities are measured over all moving and over all fixed images of the dataset.
+* Every image has a range of intensities of its own.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from emdiffuse.runtime.atomic import replaced
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.runtime.progress import progress
 from emdiffuse.stores.pairs import SCALES, finish_pairs
-from emdiffuse.stores.volume import Array, create_image_array, write_image
+from emdiffuse.stores.volume import create_image_array, write_image
 
 SHOWN = 20
 """Images without a partner that are named, at most."""
@@ -116,13 +116,6 @@ def acquire_pairs(
         if not fields:
             raise DataError(f"{folder}: none of the {len(found.pairs)} pairs can be used; see the warnings")
         logger.info("%s: %d of %d pairs can be used", name, len(fields), len(found.pairs))
-        intensity = {
-            role: {
-                **own.intensity(folder, [Array(partial / f["group"] / role / "0") for f in fields]),
-                **({"invert": True} if invert else {}),
-            }
-            for role, own in statistics.items()
-        }
         files = sorted({path for pair in used for path in (pair.moving, pair.fixed)})
         facts = {
             "stage": "acquire",
@@ -130,16 +123,43 @@ def acquire_pairs(
             "dataset": name,
             "settings": settings,
             "scale": scale,
-            "intensity": intensity,
             "sources": file_checksums(files, name),
             "skipped": skipped,
         }
         z, y, x = voxel_size
-        for field in fields:
-            for role, size in (("moving", (z, y * scale, x * scale)), ("fixed", (z, y, x))):
-                own = {"stage": "acquire", "dataset": name, "intensity": intensity[role]}
-                write_image(partial / field["group"] / role, field["name"], size, own)
+        sizes = {"moving": (z, y * scale, x * scale), "fixed": (z, y, x)}
+        write_fields(partial, fields, sizes, name, statistics, invert)
         finish_pairs(partial, {**facts, "fields": fields})
+
+
+def write_fields(
+    out: Path,
+    fields: Sequence[Mapping[str, Any]],
+    sizes: Mapping[str, Sequence[float]],
+    name: str,
+    statistics: Mapping[str, Statistics],
+    invert: bool,
+) -> None:
+    """Finish the images of all fields, each with its range of intensities.
+
+    Parameters
+    ----------
+    out : Path
+        The store.
+    fields : sequence of mapping
+        Group and name of each, in the order in which they were measured.
+    sizes, statistics : mapping
+        Voxel size (z, y, x) in nanometers, and what was measured, of the moving and of the fixed images.
+    name : str
+        Name of the dataset.
+    invert : bool
+        Whether networks see the contrast inverted.
+    """
+    for role, own in statistics.items():
+        intensity = own.intensity(f"{name}, {role} images", images=True, invert=invert)
+        for number, field in enumerate(fields):
+            facts = {"stage": "acquire", "dataset": name, "intensity": intensity.only(number).as_facts()}
+            write_image(out / field["group"] / role, field["name"], sizes[role], facts)
 
 
 def _usual(pairs: Sequence[Pair], scale: int | None) -> tuple[int, np.dtype[Any]]:

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 
 from emdiffuse.acquisition.statistics import Statistics
-from emdiffuse.acquisition.streaming import measure_array
 from emdiffuse.readers import NumberedTiffs, Source
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.stores.volume import Array
@@ -79,8 +78,8 @@ def _names(source: Source, numbers: Sequence[int]) -> str:
     return ", ".join(names) + (f" and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else "")
 
 
-def fill_untrusted(array: Array, untrusted: Sequence[int], what: str, workers: int) -> Statistics:
-    """Copy the nearest trusted slice over each that is not, and measure the array again.
+def fill_untrusted(array: Array, untrusted: Sequence[int]) -> None:
+    """Copy the nearest trusted slice over each that is not.
 
     Parameters
     ----------
@@ -88,11 +87,9 @@ def fill_untrusted(array: Array, untrusted: Sequence[int], what: str, workers: i
         The volume (z, y, x); each shard that has such a slice is written once more.
     untrusted : sequence of int
         The slices.
-    what : str
-        Name of the work.
-    workers : int
-        Number of threads that measure.
     """
+    if not untrusted:
+        return
     good = np.setdiff1d(np.arange(array.shape[0]), untrusted)
     nearest = {z: int(good[np.abs(good - z).argmin()]) for z in untrusted}
     for index in np.ndindex(*array.grid):
@@ -103,4 +100,3 @@ def fill_untrusted(array: Array, untrusted: Sequence[int], what: str, workers: i
             for z in inside:
                 values[z - depth.start] = array[slice(nearest[z], nearest[z] + 1), y, x][0]
             array[depth, y, x] = values
-    return measure_array(array, what, workers)

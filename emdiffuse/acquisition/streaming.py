@@ -88,20 +88,11 @@ def stream(array: Array, read: Callable[[Box], NDArray[Any]], what: str, workers
     )
 
 
-def measure_array(array: Array, what: str, workers: int) -> Statistics:
-    """Measure an array that was written before."""
-
-    def one(box: Box) -> Part:
-        return measure(array[box], box)
-
-    return _gather(array, lambda pool: _in_order(pool, one, _boxes(array), workers), what, workers)
-
-
 def _copy(array: Array, read: Callable[[Box], NDArray[Any]]) -> Callable[[Box], Part]:
     def one(box: Box) -> Part:
         values = read(box)
         array[box] = values
-        return measure(values, box)
+        return measure(values, box, array.shape)
 
     return one
 

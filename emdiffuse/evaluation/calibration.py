@@ -3,7 +3,7 @@
 Conventions
 -----------
 * An interval is the restored value plus and minus ``scale`` times the uncertainty (the standard deviation of
-  the samples), which counts as at least ``floor``: one 255th of the input's robust range. Bounds are rounded
+  the samples), which counts as at least ``floor``: one 255th of the range of its slice. Bounds are rounded
   outwards and clipped to the dtype.
 * The guarantee is that of risk-controlling prediction sets: with a confidence of 1 - delta over the choice of
   the held-out data, the expected share of voxels outside is at most alpha. Bates, Angelopoulos, Lei, Malik
@@ -30,7 +30,7 @@ from scipy.stats import binom
 
 from emdiffuse.config import Calibration
 from emdiffuse.evaluation.comparison import Comparison, compare, read
-from emdiffuse.restoration.intervals import floor_of
+from emdiffuse.restoration.intervals import FLOOR, floors
 from emdiffuse.runtime.atomic import write_atomically
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.runtime.progress import logger, progress
@@ -121,7 +121,7 @@ def calibrate(restored: Path, dataset: Path, truth: Path, out: Path, settings: C
         raise DataError(
             f"{restored}: it has no uncertainty to calibrate; restore with `samples` of 2 or more"
         )
-    facts, floor = found.restored.facts, floor_of(found.restored.facts)
+    facts = found.restored.facts
     needed = units_needed(settings.alpha, settings.delta)
     whole = found.images and found.shape[0] >= needed
     boxes = list(units_of(found, None if whole else settings.block))
@@ -130,7 +130,7 @@ def calibrate(restored: Path, dataset: Path, truth: Path, out: Path, settings: C
             f"{restored}: {len(boxes)} blocks are too few to calibrate on, alpha {settings.alpha:g} and "
             f"delta {settings.delta:g} need {needed}; take more data, or a smaller `block`"
         )
-    rows = [losses_of(ratios(found, box, floor)) for box in progress(boxes, len(boxes), "calibrate", "unit")]
+    rows = [losses_of(ratios(found, box)) for box in progress(boxes, len(boxes), "calibrate", "unit")]
     losses = np.stack(rows)
     scale = scale_of(losses, settings.alpha, settings.delta)
     if scale is None:
@@ -141,7 +141,7 @@ def calibrate(restored: Path, dataset: Path, truth: Path, out: Path, settings: C
     result = {
         **found.names(),
         "scale": scale,
-        "floor": floor / (facts["intensity"]["high"] - facts["intensity"]["low"]),
+        "floor": FLOOR,
         "alpha": settings.alpha,
         "delta": settings.delta,
         "unit": "image" if whole else f"block of {settings.block} x {settings.block} pixels",
@@ -169,7 +169,8 @@ def units_of(found: Comparison, side: int | None) -> Iterator[Box]:
             yield from ((slice(zs.start, zs.stop), y, x) for y in cuts[0] for x in cuts[1])
 
 
-def ratios(found: Comparison, box: Box, floor: float) -> NDArray[np.float32]:
-    """Return the error of every voxel, divided by its uncertainty, that counts as at least `floor`."""
+def ratios(found: Comparison, box: Box) -> NDArray[np.float32]:
+    """Return the error of every voxel, divided by its uncertainty, that counts as at least the floor."""
+    floor = floors(found.restored.intensity.at(range(box[0].start, box[0].stop)))
     error = read(found.restored, box).astype(np.float32) - read(found.truth, box)
-    return np.abs(error) / np.maximum(read(found.extras["uncertainty"], box), np.float32(floor))
+    return np.abs(error) / np.maximum(read(found.extras["uncertainty"], box), floor)

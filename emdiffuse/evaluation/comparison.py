@@ -10,7 +10,6 @@ Conventions
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ class Comparison:
     grid : SliceGrid or ImageStack
         Output slices.
     data_range : float
-        Range of intensities: 255 for 8-bit data, else the truth's high less low.
+        Range of intensities: 255 for 8-bit data, else that of a typical slice of the truth.
     extras : dict
         What else was restored: uncertainty, interval bounds, the regression, and by other models.
     """
@@ -63,7 +62,7 @@ class Comparison:
     @property
     def low(self) -> float:
         """The intensity that the range begins at."""
-        return 0.0 if self.truth.array.dtype == np.uint8 else float(self.truth.facts["intensity"]["low"])
+        return 0.0 if self.truth.array.dtype == np.uint8 else self.truth.intensity.low
 
     def names(self) -> dict[str, str | None]:
         """Return the names of dataset, model and truth."""
@@ -143,17 +142,8 @@ def _check(restored: Volume, input: Volume, truth: Volume) -> Grid:
 
 
 def _data_range(truth: Volume) -> float:
-    """Return the range that PSNR and SSIM refer to: 255 for 8-bit data, else the truth's high less low."""
-    if truth.array.dtype == np.uint8:
-        return 255.0
-    intensity = truth.facts.get("intensity") or {}
-    try:
-        data_range = float(intensity["high"]) - float(intensity["low"])
-    except (KeyError, TypeError):
-        raise DataError(f"{truth.path}: its range of intensities is not known; acquire it again") from None
-    if not (0 < data_range < inf):
-        raise DataError(f"{truth.path}: its intensities have no range ({intensity}); it cannot be a truth")
-    return data_range
+    """Return the range that PSNR and SSIM refer to: 255 for 8-bit data, else that of a typical true slice."""
+    return 255.0 if truth.array.dtype == np.uint8 else truth.intensity.span
 
 
 def _name(path: Path) -> str:

@@ -25,7 +25,7 @@ from scipy.stats import norm
 
 from emdiffuse.evaluation.calibration import LEVELS, units_of
 from emdiffuse.evaluation.comparison import Comparison, read
-from emdiffuse.restoration.intervals import floor_of, interval
+from emdiffuse.restoration.intervals import floors, interval
 from emdiffuse.runtime.progress import progress
 
 VOXELS = 2_000_000
@@ -48,6 +48,8 @@ class Sample:
     ----------
     restored, uncertainty, truth : ndarray
         Intensities, in their dtypes.
+    floor : ndarray
+        The smallest uncertainty that counts, in intensities.
     slope : ndarray
         Gradient magnitude of the truth.
     unit : ndarray
@@ -57,6 +59,7 @@ class Sample:
     restored: NDArray[Any]
     uncertainty: NDArray[Any]
     truth: NDArray[Any]
+    floor: NDArray[np.float32]
     slope: NDArray[Any]
     unit: NDArray[np.int64]
 
@@ -80,17 +83,16 @@ def assess(found: Comparison) -> dict[str, Any] | None:
     if "uncertainty" not in found.extras:
         return None
     facts = found.restored.facts
-    calibration, floor = facts.get("calibration"), floor_of(facts)
-    sample = draw(found)
+    calibration, sample = facts.get("calibration"), draw(found)
     result: dict[str, Any] = {
         "voxels": len(sample.truth),
         "reliability": facts.get("reliability"),
         "calibration": calibration,
-        "diagram": diagram(sample, floor, calibration),
+        "diagram": diagram(sample, calibration),
         **sparsification(sample.error, sample.uncertainty),
     }
     if calibration:
-        bounds = interval(sample.restored, sample.uncertainty, calibration["scale"], floor)
+        bounds = interval(sample.restored, sample.uncertainty, calibration["scale"], sample.floor)
         inside = (sample.truth >= bounds[0]) & (sample.truth <= bounds[1])
         result["width"] = float(np.mean(bounds[1].astype(np.float64) - bounds[0]))
         result["coverage"] = coverage(sample, inside)
@@ -104,13 +106,20 @@ def draw(found: Comparison) -> Sample:
     boxes = list(units_of(found, BLOCK))
     total = sum(int(np.prod([part.stop - part.start for part in box])) for box in boxes)
     step, together = ceil(total / VOXELS), ceil(len(boxes) / GROUPS)
-    names = ("restored", "uncertainty", "truth", "slope")
+    names = ("restored", "uncertainty", "truth", "floor", "slope")
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
     units = []
     for number, box in enumerate(progress(boxes, len(boxes), "assess", "unit")):
         truth = read(found.truth, box)
         slopes = [gaussian_gradient_magnitude(plane.astype(np.float32), EDGE_SIGMA) for plane in truth]
-        values = (read(found.restored, box), read(found.extras["uncertainty"], box), truth, np.stack(slopes))
+        floor = floors(found.restored.intensity.at(range(box[0].start, box[0].stop)))
+        values = (
+            read(found.restored, box),
+            read(found.extras["uncertainty"], box),
+            truth,
+            np.broadcast_to(floor, truth.shape),
+            np.stack(slopes),
+        )
         for name, own in zip(names, values, strict=True):
             parts[name].append(own.ravel()[::step])
         units.append(np.full(len(parts["truth"][-1]), number // together))
@@ -118,7 +127,7 @@ def draw(found: Comparison) -> Sample:
     return Sample(**joined, unit=np.concatenate(units))
 
 
-def diagram(sample: Sample, floor: float, calibration: dict[str, Any] | None) -> list[dict[str, float]]:
+def diagram(sample: Sample, calibration: dict[str, Any] | None) -> list[dict[str, float]]:
     """Return nominal and observed coverage, of Gaussian and, where there are any, calibrated intervals."""
     scales = {row["alpha"]: row["scale"] for row in calibration["levels"]} if calibration else {}
     rows = []
@@ -126,7 +135,7 @@ def diagram(sample: Sample, floor: float, calibration: dict[str, Any] | None) ->
         row = {"nominal": 1 - alpha}
         for name, scale in (("gaussian", float(norm.ppf(1 - alpha / 2))), ("calibrated", scales.get(alpha))):
             if scale is not None:
-                low, high = interval(sample.restored, sample.uncertainty, scale, floor)
+                low, high = interval(sample.restored, sample.uncertainty, scale, sample.floor)
                 row[name] = float(np.mean((sample.truth >= low) & (sample.truth <= high)))
         rows.append(row)
     return rows

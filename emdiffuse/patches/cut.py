@@ -3,7 +3,7 @@
 Conventions
 -----------
 * A row is one patch: `condition` is what is known, `target` what is to be restored, both float16 in [-1, 1]
-  by the robust range of their dataset (`acquisition.to_unit`).
+  by the range of their slice or image (`stores.intensity`).
 * Of a volume a patch is a gap: the condition is the real slices at `tasks.CONDITION_OFFSETS`, the target the
   slices inside the gap, as many as the largest factor has, NaN where a smaller factor has none. See
   `patches.gaps`; and `patches.pairs` for patches of image pairs, which have one image each.

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from emdiffuse.config import Model, anisotropy_factor
 from emdiffuse.patches.origins import TRAINING, VALIDATION, Cut, Origin, training_length
 from emdiffuse.runtime.errors import DataError
-from emdiffuse.stores.intensity import to_unit
+from emdiffuse.stores.intensity import shown
 from emdiffuse.stores.volume import open_volume
 
 ISOTROPIC = 1.05
@@ -121,7 +121,7 @@ class GapSource:
         shape = self.volume.array.shape
         ends = [min(s + e, n) for s, e, n in zip(start, self.extent(origin), shape, strict=True)]
         box = tuple(slice(s, e) for s, e in zip(start, ends, strict=True))
-        values = to_unit(self.volume.array[box], self.facts["intensity"])
+        values = shown(self.volume.array[box], self.volume.intensity.at(range(box[0].start, box[0].stop)))
         if self.stretch > 1:
             missing = self.extent(origin)[0] - len(values)
             values = np.pad(values, [(0, missing), (0, 0), (0, 0)], mode="symmetric")

@@ -2,7 +2,8 @@
 
 Conventions
 -----------
-* Both images are scaled by the range of the moving ones, which alone is known when a model is applied.
+* Both images of a field are scaled by the range of its moving one, which alone is known when a model is
+  applied.
 * The condition is the moving image (noisy, or of low resolution and then enlarged to the pixel grid of the
   other), the target the fixed one. Sizes and origins are in pixels of the fixed image.
 * The grid of patches begins where the registration's mask does. A patch with a pixel outside the mask is left
@@ -26,7 +27,7 @@ from emdiffuse.config.tasks import TASKS
 from emdiffuse.patches.origins import TRAINING, VALIDATION, Cut, Origin, training_length
 from emdiffuse.restoration.geometry import ceil_to
 from emdiffuse.runtime.errors import DataError
-from emdiffuse.stores.intensity import to_unit
+from emdiffuse.stores.intensity import shown
 from emdiffuse.stores.pairs import holds_pairs, open_pairs
 from emdiffuse.stores.resampling import enlarge
 from emdiffuse.stores.volume import Volume
@@ -100,10 +101,10 @@ class PairSource:
 
     def cut(self, origin: Origin) -> Cut:
         """Return condition and target, each (1, H, W)."""
-        moving = self.image(origin.axis, "moving").array[self._box(origin, self.scale)]
-        fixed = self.image(origin.axis, "fixed").array[self._box(origin, 1)]
-        intensity = self.facts["intensity"]["moving"]
-        return enlarge(to_unit(moving, intensity), self.scale), to_unit(fixed, intensity)
+        moving, fixed = (self.image(origin.axis, name) for name in ("moving", "fixed"))
+        scaling = moving.intensity.at([0])
+        condition = shown(moving.array[self._box(origin, self.scale)], scaling)
+        return enlarge(condition, self.scale), shown(fixed.array[self._box(origin, 1)], scaling)
 
     def _box(self, origin: Origin, scale: int) -> tuple[slice, slice, slice]:
         size = self.model.patches.size // scale

@@ -154,15 +154,15 @@ def _draw(
     path: Path,
 ) -> list[tuple[str, Colors]]:
     """Draw a field, and return its overlays with titles."""
-    intensity = pairs.facts["intensity"]
-    target = to_unit(fixed, intensity["fixed"])
+    ranges = {role: pairs.image(field, role).intensity.at(0) for role in ("moving", "fixed")}
+    target = to_unit(fixed, ranges["fixed"])
     size = [min(a, b) for a, b in zip(fixed.shape, moving.shape, strict=True)]
     box = tuple(slice(0, n) for n in size)
-    before = overlay(to_unit(moving[box], intensity["moving"]), target[box])
+    before = overlay(to_unit(moving[box], ranges["moving"]), target[box])
     if result is None:
         return [(f"{field['name']}: excluded", before)] * 2
     ncc = result.quality["ncc"]
-    after = overlay(to_unit(result.moving, intensity["moving"]), target)
+    after = overlay(to_unit(result.moving, ranges["moving"]), target)
     after[~result.mask] = 1
     said = f"correlation {ncc['before']:.3f} before, {ncc['after']:.3f} after"
     draw_field(f"{field['name']}: {said}", before, after[box], result.displacement[:, *box], path)

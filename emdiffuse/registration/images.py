@@ -34,7 +34,7 @@ def pass_images(volume: Path, out: Path, quality: Path, figure: Path) -> None:
     write_atomically(quality, json.dumps({"dataset": name, "conclusion": conclusion}, indent=2))
     chosen = np.unique(np.linspace(0, count - 1, SHOWN).astype(int)).tolist()
     shown = [
-        to_unit(opened.array[(slice(z, z + 1), *_window(opened.array.shape))][0], opened.facts["intensity"])
+        to_unit(opened.array[(slice(z, z + 1), *_window(opened.array.shape))][0], opened.intensity.at(z))
         for z in chosen
     ]
     pictures = [(f"image {z + 1}", overlay(image, image)) for z, image in zip(chosen, shown, strict=True)]

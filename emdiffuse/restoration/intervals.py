@@ -10,14 +10,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdiffuse.runtime.errors import DataError, StoreError
+from emdiffuse.stores.intensity import Scaling
 from emdiffuse.stores.provenance import digests
+
+FLOOR = 1 / 255
+"""The smallest uncertainty that counts, as a share of the range of a slice."""
 
 
 def interval(
-    restored: NDArray[Any], uncertainty: NDArray[Any], scale: float, floor: float
+    restored: NDArray[Any], uncertainty: NDArray[Any], scale: float, floor: NDArray[np.float32]
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the bounds of the interval of every voxel, in the dtype of the restored values."""
-    reach = np.float32(scale) * np.maximum(uncertainty, np.float32(floor))
+    """Return the bounds of the interval of every voxel, in the dtype of the restored values.
+
+    Parameters
+    ----------
+    restored, uncertainty : ndarray
+        Of the same shape, in intensities.
+    scale : float
+        Standard deviations on either side.
+    floor : ndarray
+        The smallest uncertainty that counts (`floors`), of a shape that fits theirs.
+    """
+    reach = np.float32(scale) * np.maximum(uncertainty, floor)
     lower, upper = restored - reach, restored + reach
     if restored.dtype.kind == "f":
         return lower.astype(restored.dtype), upper.astype(restored.dtype)
@@ -26,9 +40,9 @@ def interval(
     return low.astype(restored.dtype), high.astype(restored.dtype)
 
 
-def floor_of(facts: dict[str, Any]) -> float:
-    """Return the smallest uncertainty that counts, in intensities, from the facts of a restored volume."""
-    return float(facts["intensity"]["high"] - facts["intensity"]["low"]) / 255
+def floors(scaling: Scaling) -> NDArray[np.float32]:
+    """Return the smallest uncertainty that counts in restored slices, in intensities: (z, 1, 1)."""
+    return (scaling.span * FLOOR).astype(np.float32)
 
 
 def read_calibration(path: Path, weights: str, sampler: dict[str, Any], sources: Any) -> dict[str, Any]:

@@ -216,7 +216,7 @@ def make_plan(
             "sources": volume.facts.get("sources", []),
             "training_sources": [source.model_dump(exclude_none=True) for source in description.sources]
             + volume.facts.get("training_sources", []),
-            "intensity": volume.facts["intensity"],
+            "intensity": volume.intensity.stretched(float(grid.factor)).as_facts(),
             "missing": [] if task.volumetric else volume.facts.get("missing", []),
             "real_slices": restored,
             "hash": identity,

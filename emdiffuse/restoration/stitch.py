@@ -23,11 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdiffuse.restoration.geometry import Block, owned
-from emdiffuse.restoration.intervals import floor_of, interval
+from emdiffuse.restoration.intervals import floors, interval
 from emdiffuse.restoration.plan import BOUNDS, Plan, open_array_of, open_input, read_plan
 from emdiffuse.runtime.errors import DamagedError, StoreError
 from emdiffuse.runtime.progress import logger, progress
-from emdiffuse.stores.intensity import cast_to, from_unit
+from emdiffuse.stores.intensity import Scaling, cast_to, from_unit, read_intensity
 from emdiffuse.stores.volume import Array, Box, Volume, build_pyramid, multiscale, open_volume, write_group
 
 SCORE_PERCENTILE = 99
@@ -83,17 +83,24 @@ def stitch_box(plan: Plan, volume: Volume, tiles: Array, name: str, box: Box) ->
     """Return one box (z, y, x) of one of the plan's outputs, in the input's intensities."""
     if name in BOUNDS and plan.calibration is not None:
         restored, uncertainty = (stitch_box(plan, volume, tiles, part, box) for part in plan.quantities[:2])
-        bounds = interval(restored, uncertainty, plan.calibration["scale"], floor_of(plan.facts))
+        floor = floors(_scaling(plan, box))
+        bounds = interval(restored, uncertainty, plan.calibration["scale"], floor)
         return _with_real(plan, volume, bounds[BOUNDS.index(name)], box)
     sums = _sums(plan, tiles, plan.quantities.index(name), box)
-    intensity = volume.facts["intensity"]
+    scaling = _scaling(plan, box)
     if name == "uncertainty":
-        sums *= np.float32((intensity["high"] - intensity["low"]) / 2)
+        sums *= (scaling.span / 2).astype(np.float32)
         known = plan.input / "uncertainty"
         return _with_real(plan, open_volume(known), sums, box) if known.exists() else sums
     # slice by slice, so that no more floats than the sums are held
-    values = np.stack([cast_to(from_unit(image, intensity), volume.array.dtype) for image in sums])
+    images = (from_unit(image, scaling[z]) for z, image in enumerate(sums))
+    values = np.stack([cast_to(image, volume.array.dtype) for image in images])
     return _with_real(plan, volume, values, box)
+
+
+def _scaling(plan: Plan, box: Box) -> Scaling:
+    """Return the scaling of the output slices of a box."""
+    return read_intensity(plan.facts, plan.folder).at(range(box[0].start, box[0].stop))
 
 
 def _sums(plan: Plan, tiles: Array, quantity: int, box: Box) -> NDArray[np.float32]:
@@ -214,17 +221,17 @@ def reliability(plan: Plan) -> dict[str, Any]:
     -------
     dict
         ``scores``: of every generated slice (or image) the 99th percentile of the uncertainty, as a share of
-        the input's robust range, to 1/1000; ``threshold``: the score up to which one is called reliable;
+        its range of intensities, to 1/1000; ``threshold``: the score up to which one is called reliable;
         ``slices``: which these are; ``reliable``: how many of them are.
     """
-    intensity = plan.facts["intensity"]
-    span = intensity["high"] - intensity["low"]
     array, zs = Array(plan.restored / "uncertainty" / "0"), plan.grid.z
     generated = [z for gap in range(zs.gaps) for z in zs.generated(gap)]
     counts = np.zeros((array.shape[0], 1000), np.int64)
     for index in np.ndindex(*array.grid):
         box = array.box(index)
-        bins = np.minimum(array[box] * np.float32(1000 / span), 999).astype(np.int64)
+        bins = np.minimum(array[box] * (1000 / _scaling(plan, box).span).astype(np.float32), 999).astype(
+            np.int64
+        )
         for z, plane in enumerate(bins, box[0].start):
             counts[z] += np.bincount(plane.ravel(), minlength=1000)
     shares = counts.cumsum(axis=1) / counts.sum(axis=1, keepdims=True)

@@ -38,7 +38,7 @@ from emdiffuse.runtime.devices import fitting_batch, memory_of, pinned, place_of
 from emdiffuse.runtime.errors import ConfigError, StoreError
 from emdiffuse.runtime.progress import logger, progress
 from emdiffuse.runtime.threads import ahead, behind
-from emdiffuse.stores.intensity import to_unit
+from emdiffuse.stores.intensity import shown
 from emdiffuse.stores.resampling import enlarge
 from emdiffuse.stores.volume import Array, Volume
 
@@ -311,14 +311,15 @@ def read_condition(
     Returns
     -------
     ndarray
-        (len(slices), H, W), float32, in [-1, 1].
+        (len(slices), H, W), float32, each in [-1, 1] by its own range.
     """
     _, height, width = volume.array.shape
     first, last = slices[0], slices[-1]
     ends = (min(origin[0] + shape[0], height), min(origin[1] + shape[1], width))
     values = volume.array[slice(first, last + 1), slice(origin[0], ends[0]), slice(origin[1], ends[1])]
     missing = [(0, shape[i] - (ends[i] - origin[i])) for i in range(2)]
-    unit = np.pad(to_unit(values, volume.facts["intensity"]), [(0, 0), *missing], mode="symmetric")
+    unit = shown(values, volume.intensity.at(range(first, last + 1)))
+    unit = np.pad(unit, [(0, 0), *missing], mode="symmetric")
     return np.ascontiguousarray(unit[[z - first for z in slices]], np.float32)
 
 
@@ -349,6 +350,6 @@ def read_image(
         min(b + n // scale, side) for b, n, side in zip(begin, shape, volume.array.shape[1:], strict=True)
     ]
     values = volume.array[slice(z, z + 1), slice(begin[0], ends[0]), slice(begin[1], ends[1])]
-    unit = enlarge(to_unit(values, volume.facts["intensity"]), scale)
+    unit = enlarge(shown(values, volume.intensity.at([z])), scale)
     missing = [(0, n - have) for n, have in zip(shape, unit.shape[1:], strict=True)]
     return np.ascontiguousarray(np.pad(unit, [(0, 0), *missing], mode="symmetric"))

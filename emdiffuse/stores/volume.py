@@ -24,6 +24,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from emdiffuse.runtime.disks import trouble
 from emdiffuse.runtime.errors import AccessError, DamagedError, StoreError
 from emdiffuse.runtime.progress import logger
 from emdiffuse.stores.damage import damage_of, first_line, of_the_call, os_error
-from emdiffuse.stores.intensity import cast_to
+from emdiffuse.stores.intensity import Intensity, cast_to, read_intensity
 
 CHUNK = (32, 64, 64)
 SHARD = (64, 512, 512)
@@ -331,6 +332,11 @@ class Volume:
     array: Array
     voxel_size: tuple[float, float, float]
     facts: dict[str, Any]
+
+    @cached_property
+    def intensity(self) -> Intensity:
+        """How its slices are scaled."""
+        return read_intensity(self.facts, self.path)
 
 
 def open_volume(path: Path) -> Volume:

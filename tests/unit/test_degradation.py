@@ -6,9 +6,11 @@ from helpers import INTENSITY, raw_file, write_volume
 
 from emdiffuse.acquisition.degradation import degrade, degraded
 from emdiffuse.config import Degrade
+from emdiffuse.stores.intensity import Intensity
 from emdiffuse.stores.pairs import open_pairs
 from emdiffuse.stores.volume import open_volume
 
+SCALING = Intensity.model_validate(INTENSITY).at()
 LOW, SPAN = INTENSITY["low"], INTENSITY["high"] - INTENSITY["low"]
 
 
@@ -18,25 +20,25 @@ def settings(**keys):
 
 def test_a_binned_pixel_is_the_mean_of_four():
     image = np.arange(20, dtype=np.float32).reshape(4, 5)
-    np.testing.assert_array_equal(degraded(image, settings(bin=2), INTENSITY, 0), [[3, 5], [13, 15]])
+    np.testing.assert_array_equal(degraded(image, settings(bin=2), SCALING, 0), [[3, 5], [13, 15]])
 
 
 @pytest.mark.parametrize("signal", [0.25, 1.0])
 def test_noise_has_the_variance_that_was_asked_for(signal):
     """Of Poisson noise the variance is signal / electrons, of both in units of the intensity range."""
     image = np.full((256, 256), LOW + SPAN * signal, np.float32)
-    noisy = degraded(image, settings(noise={"electrons": 50, "gaussian": 0.1}), INTENSITY, 0)
+    noisy = degraded(image, settings(noise={"electrons": 50, "gaussian": 0.1}), SCALING, 0)
     assert noisy.mean() == pytest.approx(image.mean(), abs=SPAN * 0.003)
     assert noisy.std() / SPAN == pytest.approx(np.sqrt(signal / 50 + 0.01), rel=0.02)
 
 
 def test_noise_follows_from_seed_and_slice(medulla):
     noise = {"electrons": 20, "gaussian": 0.05}
-    one = degraded(medulla[0], settings(noise=noise), INTENSITY, 3)
+    one = degraded(medulla[0], settings(noise=noise), SCALING, 3)
     assert one.dtype == np.uint8
-    np.testing.assert_array_equal(one, degraded(medulla[0], settings(noise=noise), INTENSITY, 3))
+    np.testing.assert_array_equal(one, degraded(medulla[0], settings(noise=noise), SCALING, 3))
     for other, number in ((settings(noise=noise), 4), (settings(noise=noise, seed=1), 3)):
-        assert not np.array_equal(one, degraded(medulla[0], other, INTENSITY, number))
+        assert not np.array_equal(one, degraded(medulla[0], other, SCALING, number))
 
 
 def test_pairs_are_made_of_every_nth_slice(medulla, tmp_path):
@@ -51,7 +53,7 @@ def test_pairs_are_made_of_every_nth_slice(medulla, tmp_path):
         moving, fixed = (pairs.image(field, role) for role in ("moving", "fixed"))
         assert moving.voxel_size == (10, 20, 20) and fixed.voxel_size == (10, 10, 10)
         np.testing.assert_array_equal(fixed.array[:, :, :][0], medulla[z, :64, :64])
-        expected = degraded(medulla[z, :64, :64], chosen, INTENSITY, z)
+        expected = degraded(medulla[z, :64, :64], chosen, SCALING, z)
         np.testing.assert_array_equal(moving.array[:, :, :][0], expected)
 
 
@@ -61,5 +63,5 @@ def test_images_to_restore_are_the_degraded_slices_alone(medulla, tmp_path):
     degrade(volume, chosen, tmp_path / "i.ome.zarr", "i", images=True)
     images = open_volume(tmp_path / "i.ome.zarr")
     assert images.facts["kind"] == "images" and images.voxel_size == (10, 20, 20)
-    expected = np.stack([degraded(medulla[z, :64, :64], chosen, INTENSITY, z) for z in range(4)])
+    expected = np.stack([degraded(medulla[z, :64, :64], chosen, SCALING, z) for z in range(4)])
     np.testing.assert_array_equal(images.array[:, :, :], expected)

@@ -94,8 +94,8 @@ def test_nothing_is_done_twice_for_pairs(tmp_path, caplog):
         with caplog.at_level(logging.INFO):
             acquire_pairs(str(folder), VOXEL, tmp_path / "a.ome.zarr", "a", invert=invert)
     assert "nothing to do" not in caplog.text
-    facts = open_pairs(tmp_path / "a.ome.zarr").facts
-    assert facts["intensity"]["moving"]["invert"] and facts["intensity"]["fixed"]["invert"]
+    pairs = open_pairs(tmp_path / "a.ome.zarr")
+    assert all(pairs.image(pairs.fields[0], role).intensity.invert for role in ("moving", "fixed"))
     with caplog.at_level(logging.INFO):
         acquire_pairs(str(folder), VOXEL, tmp_path / "a.ome.zarr", "a", invert=True)
     assert "nothing to do" in caplog.text
@@ -163,7 +163,7 @@ def test_a_store_holds_the_images(tmp_path, scale, dtype):
         volume, raw = pairs.image(field, role), tifffile.imread(tmp_path / "raw" / file)
         np.testing.assert_array_equal(volume.array[:, :, :][0], raw)
         assert volume.array.dtype == dtype
-        low = pairs.facts["intensity"][role]["low"]
+        low = volume.intensity.low
         assert (raw < low).mean() < 0.005 <= (raw <= low).mean()
     assert pairs.image(field, "moving").voxel_size == (50, 4 * scale, 4 * scale)
 

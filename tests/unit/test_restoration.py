@@ -15,11 +15,12 @@ from emdiffuse.models.description import Description, UnetSpec
 from emdiffuse.models.inference import RestorationModel
 from emdiffuse.models.networks.build import UNet
 from emdiffuse.models.networks.weights import save_model
-from emdiffuse.restoration.intervals import floor_of, interval
+from emdiffuse.restoration.intervals import floors, interval
 from emdiffuse.restoration.plan import make_plan, read_plan
 from emdiffuse.restoration.stitch import pyramid, stitch
 from emdiffuse.restoration.tiles import read_condition, restore, restore_blocks
 from emdiffuse.runtime.errors import ConfigError, ModelError, StoreError
+from emdiffuse.stores.intensity import Intensity
 from emdiffuse.stores.volume import Array, open_volume
 
 
@@ -219,7 +220,8 @@ def test_a_calibrated_restoration_holds_intervals_and_a_regression(dataset, smal
     made = {name: open_volume(plan.restored / name).array[:, :, :] for name in plan.outputs}
     restored, uncertainty = volumes(reference)
     np.testing.assert_array_equal(made["restored"], restored)
-    bounds = interval(restored, uncertainty, 2.0, floor_of(plan.facts))
+    floor = floors(Intensity.model_validate(plan.facts["intensity"]).at())
+    bounds = interval(restored, uncertainty, 2.0, floor)
     for name, bound in zip(("lower", "upper"), bounds, strict=True):
         np.testing.assert_array_equal(made[name][1:6], bound[1:6])
         np.testing.assert_array_equal(made[name][::6], restored[::6])
