@@ -99,6 +99,7 @@ def acquire(
             "settings": settings,
             "sources": checksums(slices, name),
         }
+        statistics.extremes(source)
         if images:
             for z in statistics.doubtful()["blank"]:
                 logger.warning("%s: there is next to nothing in this image", slices.where(z))

@@ -222,6 +222,21 @@ class Statistics:
             last = plane.digest
         return found
 
+    def extremes(self, where: str) -> tuple[float, float]:
+        """Return the lowest and the highest of all finite values.
+
+        Raises
+        ------
+        DataError
+            If all voxels have the same value, or none is finite.
+        """
+        lowest, highest = (min(s.lowest for s in self.slices), max(s.highest for s in self.slices))
+        if lowest > highest:
+            raise DataError(f"{where}: no voxel is a finite number; there is no image in it")
+        if lowest == highest:
+            raise DataError(f"{where}: every voxel is {lowest:g}; there is no image in it")
+        return lowest, highest
+
     def intensity(
         self, where: str, *, images: bool = False, missing: Collection[int] = (), invert: bool = False
     ) -> Intensity:
@@ -241,12 +256,10 @@ class Statistics:
         Raises
         ------
         DataError
-            If all voxels have the same value.
+            If all voxels have the same value, or none is finite.
         """
         slices = self.slices
-        lowest, highest = (min(s.lowest for s in slices), max(s.highest for s in slices))
-        if not lowest < highest:
-            raise DataError(f"{where}: every voxel is {lowest:g}; there is no image in it")
+        lowest, highest = self.extremes(where)
         own = np.array([(s.low, s.high) for s in slices]).T
         own[:, ~(own[0] < own[1])] = np.nan  # next to all pixels are alike, or fill
         if images:

@@ -229,9 +229,8 @@ def reliability(plan: Plan) -> dict[str, Any]:
     counts = np.zeros((array.shape[0], 1000), np.int64)
     for index in np.ndindex(*array.grid):
         box = array.box(index)
-        bins = np.minimum(array[box] * (1000 / _scaling(plan, box).span).astype(np.float32), 999).astype(
-            np.int64
-        )
+        shares = array[box] / _scaling(plan, box).span.astype(np.float32)
+        bins = np.minimum(1000 * shares, 999).astype(np.int64)
         for z, plane in enumerate(bins, box[0].start):
             counts[z] += np.bincount(plane.ravel(), minlength=1000)
     shares = counts.cumsum(axis=1) / counts.sum(axis=1, keepdims=True)
