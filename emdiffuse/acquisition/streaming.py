@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from emdiffuse.acquisition.statistics import Part, Statistics, measure
 from emdiffuse.readers import Source
 from emdiffuse.runtime.progress import progress
+from emdiffuse.runtime.threads import allowed
 from emdiffuse.stores.volume import Array, Box
 
 SLAB_MEMORY = 2**28
@@ -36,7 +37,7 @@ Result = TypeVar("Result")
 
 def default_workers() -> int:
     """Return how many threads convert a volume unless told otherwise."""
-    return min(os.cpu_count() or 1, 8)
+    return allowed(8)
 
 
 def stream_source(source: Source, array: Array, what: str, workers: int) -> Statistics:

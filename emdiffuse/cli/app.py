@@ -20,6 +20,17 @@ app = typer.Typer(
     help="Restore electron microscopy with diffusion models, one command a stage.",
 )
 
+
+def folder(text: str) -> Path:
+    """Return the folder that a path names, itself or by the file that is written last in it."""
+    path = Path(text)
+    return path.parent if path.name in ("zarr.json", "model.json") else path
+
+
+# The workflow knows a store by its zarr.json, and a model by its model.json; a person names the folder.
+Store = Annotated[Path, typer.Argument(parser=folder)]
+Stores = Annotated[list[Path], typer.Argument(parser=folder)]
+ModelFolder = Annotated[Path, typer.Argument(parser=folder)]
 Settings = Annotated[str, typer.Option(help="The section of the configuration, as JSON or YAML.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, or a CUDA device such as cuda:0.")]
 Share = Annotated[str, typer.Option(metavar="I-of-N", help="Which worker this is, of how many, e.g. 1-of-4.")]

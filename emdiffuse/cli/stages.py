@@ -8,12 +8,8 @@ from typing import Annotated
 
 import typer
 
-from emdiffuse.cli.app import Device, Done, Settings, Share, app
+from emdiffuse.cli.app import Device, Done, ModelFolder, Settings, Share, Store, Stores, app, folder
 from emdiffuse.runtime.errors import ConfigError
-
-Workers = Annotated[
-    int | None, typer.Option(min=1, help="Threads that convert; as many as cores, at most 8, by default.")
-]
 
 
 class Launcher(StrEnum):
@@ -32,7 +28,7 @@ class Compilation(StrEnum):
 
 
 @app.command()
-def acquire(name: str, out: Path, settings: Settings, workers: Workers = None) -> None:
+def acquire(name: str, out: Store, settings: Settings) -> None:
     """Convert a raw volume (TIFF, numbered slices, MRC, HDF5, Zarr, N5, precomputed) or pairs to OME-Zarr."""
     from emdiffuse.acquisition.acquire import acquire as acquire_volume
     from emdiffuse.acquisition.pairs import acquire_pairs
@@ -50,24 +46,22 @@ def acquire(name: str, out: Path, settings: Settings, workers: Workers = None) -
         )
     elif dataset.source is not None:
         repair, invert = dataset.repair, dataset.invert
-        acquire_volume(
-            dataset.source, size, out, name, dataset.images, repair=repair, invert=invert, workers=workers
-        )
+        acquire_volume(dataset.source, size, out, name, dataset.images, repair=repair, invert=invert)
 
 
 @app.command()
-def keep_every(volume: Path, factor: int, name: str, out: Path, workers: Workers = None) -> None:
+def keep_every(volume: Store, factor: int, name: str, out: Store) -> None:
     """Make an anisotropic volume from an isotropic one by keeping every n-th slice."""
     from emdiffuse.acquisition.acquire import keep_every as run
 
-    run(volume, factor, out, name, workers)
+    run(volume, factor, out, name)
 
 
 @app.command()
 def degrade(
-    volume: Path,
+    volume: Store,
     name: str,
-    out: Path,
+    out: Store,
     settings: Settings,
     images: Annotated[
         bool, typer.Option("--images", help="Write the degraded images alone, no pairs.")
@@ -82,7 +76,7 @@ def degrade(
 
 
 @app.command()
-def register(volume: Path, out: Path, quality: Path, figure: Path, settings: Settings) -> None:
+def register(volume: Store, out: Store, quality: Path, figure: Path, settings: Settings) -> None:
     """Register image pairs, or check that the slices of a volume are aligned, and pass them on."""
     from emdiffuse.acquisition.checksums import require_unchanged
     from emdiffuse.config import Alignment
@@ -94,7 +88,7 @@ def register(volume: Path, out: Path, quality: Path, figure: Path, settings: Set
 
 
 @app.command()
-def patches(volumes: list[Path], out: Annotated[Path, typer.Option()], settings: Settings) -> None:
+def patches(volumes: Stores, out: Annotated[Path, typer.Option(parser=folder)], settings: Settings) -> None:
     """Cut training patches from registered volumes into a store."""
     from emdiffuse.config import Model
     from emdiffuse.config.settings import parse
@@ -105,7 +99,7 @@ def patches(volumes: list[Path], out: Annotated[Path, typer.Option()], settings:
 
 @app.command()
 def train(
-    store: Path,
+    store: Store,
     name: str,
     experiment: Path,
     settings: Settings,
@@ -130,8 +124,8 @@ def train(
 
 @app.command()
 def plan(
-    dataset: Path,
-    model: Path,
+    dataset: Store,
+    model: ModelFolder,
     out: Path,
     settings: Settings,
     calibration: Annotated[
@@ -213,7 +207,7 @@ def verify(plan: Path) -> None:
 
 
 @app.command()
-def calibrate(restored: Path, dataset: Path, truth: Path, out: Path, settings: Settings) -> None:
+def calibrate(restored: Store, dataset: Store, truth: Store, out: Path, settings: Settings) -> None:
     """Find how wide intervals must be to hold the truth, on data that the model was not trained on."""
     from emdiffuse.config import Calibration
     from emdiffuse.config.settings import parse
@@ -224,13 +218,15 @@ def calibrate(restored: Path, dataset: Path, truth: Path, out: Path, settings: S
 
 @app.command()
 def evaluate(
-    restored: Path,
-    dataset: Path,
-    truth: Path,
+    restored: Store,
+    dataset: Store,
+    truth: Store,
     out: Path,
     beside: Annotated[
         list[Path] | None,
-        typer.Option(help="Another restoration of the dataset, to measure too; may be repeated."),
+        typer.Option(
+            parser=folder, help="Another restoration of the dataset, to measure too; may be repeated."
+        ),
     ] = None,
     lpips: Annotated[
         Path | None, typer.Option(help="Torchvision's weights of AlexNet (.pth): measure LPIPS too.")

@@ -4,7 +4,7 @@ Conventions
 -----------
 * Lengths are in voxels unless a key says otherwise; voxel sizes carry their own unit and are kept in
   nanometers.
-* The workflow's JSON schema (``workflow/schemas/config.schema.yaml``) is generated from here.
+* ``emdiffuse schema`` prints their JSON schema, for editors that complete and check keys.
 """
 
 from __future__ import annotations

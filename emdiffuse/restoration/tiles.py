@@ -37,7 +37,7 @@ from emdiffuse.restoration.plan import Plan, open_array_of, open_input, read_pla
 from emdiffuse.runtime.devices import fitting_batch, memory_of, pinned, place_of
 from emdiffuse.runtime.errors import ConfigError, StoreError
 from emdiffuse.runtime.progress import logger, progress
-from emdiffuse.runtime.threads import ahead, behind
+from emdiffuse.runtime.threads import ahead, allowed, behind
 from emdiffuse.stores.intensity import shown
 from emdiffuse.stores.resampling import enlarge
 from emdiffuse.stores.volume import Array, Volume
@@ -172,7 +172,7 @@ def _block_sums(
             yield from _batches(grid, grid[number], batch)
 
     conditions = (_read_batch(plan, grid, tiles, volume) for tiles in batches())
-    pool = ThreadPoolExecutor(NOISE_THREADS)
+    pool = ThreadPoolExecutor(allowed(NOISE_THREADS))
     noises = (
         _noise(plan, grid, tiles, sample, step, pool.map)
         for tiles in batches()

@@ -8,6 +8,7 @@ Conventions
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +17,12 @@ from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 _END: Any = object()
+
+
+def allowed(most: int) -> int:
+    """Return how many threads a pool may have: as ``--threads`` says, or one a core, and at most `most`."""
+    given = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # OpenMP allows a list, one number a level
+    return min(int(given) if given.isdecimal() and int(given) else os.cpu_count() or 1, most)
 
 
 @contextmanager

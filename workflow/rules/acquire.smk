@@ -1,4 +1,6 @@
-# Raw files to canonical OME-Zarr; a store's zarr.json is written last, and stands for the store.
+# Raw files to canonical OME-Zarr, and datasets that are made from others.
+
+
 rule acquire:
     input:
         raw_files,
@@ -12,21 +14,21 @@ rule acquire:
         dataset=one_of(RAW),
     conda:
         "../envs/emdiffuse.yaml"
-    threads: 2
+    threads: 8  # or all cores of a smaller machine
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=240,
     params:
-        settings=dataset_settings,
+        settings=acquisition_settings,
     shell:
-        "emdiffuse --log {log} acquire {wildcards.dataset} results/acquired/{wildcards.dataset}.ome.zarr"
-        " --settings {params.settings:q} --workers {threads}"
+        "emdiffuse --log {log} --threads {threads} acquire {wildcards.dataset} {output}"
+        " --settings {params.settings:q}"
 
 
 # An anisotropic volume from an isotropic one; the slices left out are the truth.
 rule keep_every:
     input:
-        origin_of,
+        origin_volume,
     output:
         "results/acquired/{dataset}.ome.zarr/zarr.json",
     log:
@@ -37,22 +39,21 @@ rule keep_every:
         dataset=one_of(THINNED),
     conda:
         "../envs/emdiffuse.yaml"
-    threads: 2
+    threads: 8
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=240,
     params:
-        origin=lambda wildcards, input: folder(input),
         factor=kept_factor,
     shell:
-        "emdiffuse --log {log} keep-every {params.origin} {params.factor} {wildcards.dataset}"
-        " results/acquired/{wildcards.dataset}.ome.zarr --workers {threads}"
+        "emdiffuse --log {log} --threads {threads} keep-every {input} {params.factor}"
+        " {wildcards.dataset} {output}"
 
 
 # Pairs (degraded and clean), or degraded images, from the slices of a clean volume.
 rule degrade:
     input:
-        origin_of,
+        origin_volume,
     output:
         "results/acquired/{dataset}.ome.zarr/zarr.json",
     log:
@@ -63,13 +64,13 @@ rule degrade:
         dataset=one_of(DEGRADED),
     conda:
         "../envs/emdiffuse.yaml"
+    threads: 8
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=240,
     params:
-        origin=lambda wildcards, input: folder(input),
         settings=degradation_settings,
         images=images_option,
     shell:
-        "emdiffuse --log {log} degrade {params.origin} {wildcards.dataset}"
-        " results/acquired/{wildcards.dataset}.ome.zarr --settings {params.settings:q} {params.images}"
+        "emdiffuse --log {log} --threads {threads} degrade {input} {wildcards.dataset} {output}"
+        " --settings {params.settings:q} {params.images}"

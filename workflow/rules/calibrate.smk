@@ -1,7 +1,11 @@
 # How wide the intervals of a restoration must be, found on another dataset that the same model restored.
+
+
 rule calibrate:
     input:
-        unpack(calibration_volumes),
+        restored=calibration_restored,
+        dataset=calibration_dataset,
+        truth=calibration_truth,
     output:
         "results/calibration/{dataset}/{model}.json",
     log:
@@ -10,11 +14,12 @@ rule calibrate:
         "results/benchmarks/calibrate/{dataset}-{model}.tsv"
     conda:
         "../envs/emdiffuse.yaml"
+    threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=60,
     params:
-        volumes=lambda wildcards, input: folder(input),
         settings=calibration_settings,
     shell:
-        "emdiffuse --log {log} calibrate {params.volumes} {output} --settings {params.settings:q}"
+        "emdiffuse --log {log} --threads {threads} calibrate {input.restored} {input.dataset} {input.truth}"
+        " {output} --settings {params.settings:q}"

@@ -1,5 +1,7 @@
 # The restored volume against the truth, beside classical methods, and other restorations of the same dataset, on the
 # same voxels.
+
+
 rule evaluate:
     input:
         restored="results/restored/{dataset}/{model}/restored.ome.zarr/zarr.json",
@@ -21,12 +23,11 @@ rule evaluate:
         "../envs/emdiffuse.yaml"
     threads: 2
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=240,
     params:
-        volumes=lambda wildcards, input: folder(
-            [input.restored, input.dataset, input.truth]
-        ),
-        options=evaluation_options,
+        beside=beside_options,
+        lpips=lpips_option,
     shell:
-        "emdiffuse --log {log} evaluate {params.volumes} {output.json} {params.options}"
+        "emdiffuse --log {log} --threads {threads} evaluate {input.restored} {input.dataset} {input.truth}"
+        " {output.json} {params.beside} {params.lpips}"

@@ -1,4 +1,6 @@
 # Training patches of a model, in one sharded store.
+
+
 rule patches:
     input:
         training_volumes,
@@ -10,12 +12,12 @@ rule patches:
         "results/benchmarks/patches/{model}.tsv"
     conda:
         "../envs/emdiffuse.yaml"
+    threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=240,
     params:
-        volumes=lambda wildcards, input: folder(input),
         settings=patch_settings,
     shell:
-        "emdiffuse --log {log} patches {params.volumes} --out results/patches/{wildcards.model}.zarr"
+        "emdiffuse --log {log} --threads {threads} patches {input} --out {output}"
         " --settings {params.settings:q}"

@@ -1,5 +1,7 @@
 # Registers image pairs; checks the alignment of a volume's slices (with `method: warp` it aligns them), and passes an
 # aligned volume on (hard links, no copy). A picture of every pair lies in results/registered/{dataset}.quality/.
+
+
 rule register:
     input:
         "results/acquired/{dataset}.ome.zarr/zarr.json",
@@ -17,12 +19,12 @@ rule register:
         "results/benchmarks/register/{dataset}.tsv"
     conda:
         "../envs/emdiffuse.yaml"
+    threads: 2
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=240,
     params:
         settings=alignment_settings,
     shell:
-        "emdiffuse --log {log} register results/acquired/{wildcards.dataset}.ome.zarr"
-        " results/registered/{wildcards.dataset}.ome.zarr {output.quality} {output.figure}"
-        " --settings {params.settings:q}"
+        "emdiffuse --log {log} --threads {threads} register {input}"
+        " {output.volume} {output.quality} {output.figure} --settings {params.settings:q}"

@@ -1,12 +1,13 @@
 # The report reads finished stores and numbers; what it is told changes no number.
+
+
 rule report:
     input:
-        reported("results/restored/{dataset}/{model}/restored.ome.zarr/zarr.json"),
-        registered("results/registered/{dataset}.quality.json"),
-        registered("results/registered/{dataset}.quality.png"),
-        truths(),
-        training_histories(),
-        evaluations(),
+        restored=restored_volumes,
+        alignments=alignments,
+        truths=truths,
+        histories=training_histories,
+        evaluations=evaluations,
     output:
         report(
             multiext("results/report", html=".html", csv=".csv", json=".json"),
@@ -17,10 +18,12 @@ rule report:
         "logs/report.log",
     conda:
         "../envs/emdiffuse.yaml"
+    threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=60,
     params:
         settings=CONFIG.canonical(),
     shell:
-        "emdiffuse --log {log} report results experiments {output.html} --settings {params.settings:q}"
+        "emdiffuse --log {log} --threads {threads} report results experiments {output.html}"
+        " --settings {params.settings:q}"

@@ -1,8 +1,10 @@
 # A volume restored by a model: planned once, shared by N workers, blended by N workers, finished once.
+
+
 rule plan:
     input:
-        "experiments/{model}/best/model.safetensors",
-        "experiments/{model}/best/model.json",
+        model="experiments/{model}/best/model.json",
+        weights="experiments/{model}/best/model.safetensors",
         source=source_volume,
         calibration=calibration_file,
     output:
@@ -13,23 +15,21 @@ rule plan:
         "results/benchmarks/plan/{dataset}-{model}.tsv"
     conda:
         "../envs/emdiffuse.yaml"
+    threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=memory(1000),
         runtime=30,
     params:
-        source=lambda wildcards, input: folder([input.source]),
         settings=restoration_settings,
-        calibration=lambda wildcards, input: " ".join(
-            f"--calibration {file}" for file in input.calibration
-        ),
+        calibration=calibration_option,
     shell:
-        "emdiffuse --log {log} plan {params.source}"
-        " experiments/{wildcards.model}/best {output} --settings {params.settings:q} {params.calibration}"
+        "emdiffuse --log {log} --threads {threads} plan {input.source} {input.model} {output}"
+        " --settings {params.settings:q} {params.calibration}"
 
 
 rule restore:
     input:
-        "results/restored/{dataset}/{model}/plan.json",
+        plan="results/restored/{dataset}/{model}/plan.json",
     output:
         "results/restored/{dataset}/{model}/restored-{scatteritem}.done",
     log:
@@ -40,13 +40,13 @@ rule restore:
         "../envs/emdiffuse.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=planned_memory("restore"),
         runtime=1440,
     params:
         options=device_options,
     shell:
-        "emdiffuse --log {log} --threads {threads} restore {input} --worker {wildcards.scatteritem} --done {output}"
-        " {params.options}"
+        "emdiffuse --log {log} --threads {threads} restore {input.plan} --worker {wildcards.scatteritem}"
+        " --done {output} {params.options}"
 
 
 rule stitch:
@@ -65,10 +65,11 @@ rule stitch:
         "../envs/emdiffuse.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=planned_memory("stitch"),
         runtime=480,
     shell:
-        "emdiffuse --log {log} --threads {threads} stitch {input.plan} --worker {wildcards.scatteritem} --done {output}"
+        "emdiffuse --log {log} --threads {threads} stitch {input.plan} --worker {wildcards.scatteritem}"
+        " --done {output}"
 
 
 rule pyramid:
@@ -85,8 +86,9 @@ rule pyramid:
         "results/benchmarks/pyramid/{dataset}-{model}.tsv"
     conda:
         "../envs/emdiffuse.yaml"
+    threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=planned_memory("pyramid"),
         runtime=480,
     shell:
-        "emdiffuse --log {log} pyramid {input.plan}"
+        "emdiffuse --log {log} --threads {threads} pyramid {input.plan}"

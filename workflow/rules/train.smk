@@ -1,4 +1,7 @@
-# Training; what a resume needs lies in experiments/{model}/run, which no rule declares and so nothing deletes.
+# Models: trained here, or there already.
+
+
+# What a resume needs lies in experiments/{model}/run, which no rule declares and so nothing deletes.
 # The rule runs where Snakemake runs: on a cluster it is a light process that submits the training itself, and follows
 # a job that requeues itself, or that an earlier run has submitted.
 rule train:
@@ -29,8 +32,8 @@ rule train:
         settings=model_settings,
         launch=launch_options,
     shell:
-        "emdiffuse --log {log} --threads {threads} train results/patches/{wildcards.model}.zarr"
-        " {wildcards.model} experiments/{wildcards.model} --settings {params.settings:q} {params.launch}"
+        "emdiffuse --log {log} --threads {threads} train {input.patches} {wildcards.model}"
+        " experiments/{wildcards.model} --settings {params.settings:q} {params.launch}"
 
 
 # A model whose weights are there: a published checkpoint, or a model trained elsewhere.
@@ -48,12 +51,13 @@ rule import_weights:
         model=one_of(IMPORTED),
     conda:
         "../envs/emdiffuse.yaml"
+    threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
         runtime=30,
     params:
-        source=lambda wildcards: CONFIG.models[wildcards.model].weights,
-        task=lambda wildcards: CONFIG.models[wildcards.model].task,
+        source=given_model,
+        task=task_of,
     shell:
-        "emdiffuse --log {log} import-weights {params.source:q} --task {params.task}"
+        "emdiffuse --log {log} --threads {threads} import-weights {params.source:q} --task {params.task}"
         " --out experiments/{wildcards.model}/best"

@@ -1,0 +1,75 @@
+"""What rules ask for and are told, wherever the workflow is run from."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers import ROOT
+
+LATER = ("restore", "stitch", "pyramid")
+
+
+def fake(folder: Path, name: str, lines: str) -> dict[str, str]:
+    """An environment in which a command is a shell script."""
+    folder.mkdir()
+    (folder / name).write_text(f"#!/bin/sh\n{lines}\n")
+    (folder / name).chmod(0o755)
+    return {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize("rule", LATER)
+def test_memory_is_that_of_the_plan_and_as_much_again_at_a_second_attempt(project, tmp_path, rule):
+    planned = json.loads((project.output / "plan.json").read_text())["memory_mb"]
+    options = ("--forcerun", rule, "--until", rule, "--retries", "1", "--jobs", "1")
+    done = subprocess.run(
+        project.command(*options), cwd=project.folder, env=fake(tmp_path / "bin", "emdiffuse", "exit 1"),
+        capture_output=True, text=True,
+    )  # fmt: skip
+    jobs = re.findall(rf"^(?:local)?rule {rule}:\n((?: {{4}}.*\n)*)", done.stdout + done.stderr, re.MULTILINE)
+    asked = [int(re.search(r"mem_mb=(\d+)", job)[1]) for job in jobs]
+    assert done.returncode != 0 and set(asked) == {planned[rule], 2 * planned[rule]}
+
+
+def test_every_rule_declares_its_threads_and_tells_them():
+    text = "".join(path.read_text() for path in sorted((ROOT / "workflow/rules").glob("*.smk")))
+    rules = re.findall(r"^rule (\w+):\n((?:(?: .*)?\n)+)", text, re.MULTILINE)
+    assert len(rules) >= 13
+    for name, body in rules:
+        assert re.search(r"^    threads: \d+", body, re.MULTILINE), name
+        assert "emdiffuse --log {log} --threads {threads} " in body, name
+
+
+def test_the_workflow_runs_in_any_folder(tmp_path):
+    """As the test case of the workflow shows it, and without the package installed where Snakemake is."""
+    for name in ("config", "raw"):
+        (tmp_path / name).symlink_to(ROOT / ".test" / name)
+    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "workflow/Snakefile", "--dry-run"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [*command, "--directory", tmp_path], cwd="/", env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "rule evaluate:" in done.stdout + done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_the_environment_of_conda_gets_the_package_from_where_the_workflow_lies(tmp_path, installed):
+    environment = fake(tmp_path / "bin", "python", 'echo "$@"')
+    source = tmp_path if installed else ROOT
+    environment |= {"EMDIFFUSE_SOURCE": str(source), "EMDIFFUSE_VERSION": "1.2.3"}
+    script = ROOT / "workflow/envs/emdiffuse.post-deploy.sh"
+    done = subprocess.run(
+        ["sh", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    what = "emdiffuse==1.2.3" if installed else f"--editable {ROOT}"
+    assert done.stdout == f"-m pip install --no-deps {what}\n"
+
+
+def test_the_profiles_change_no_memory_that_a_plan_states():
+    for path in sorted((ROOT / "profiles").glob("*/profile.yaml")):
+        asked = yaml.safe_load(path.read_text()).get("set-resources", {})
+        assert not any("mem_mb" in asked.get(rule, {}) for rule in LATER), path

@@ -1,0 +1,104 @@
+# What the commands of the rules are told: one function a parameter, in the order of the chain.
+import shlex
+
+
+def acquisition_settings(wildcards):
+    """What acquisition depends on; alignment is a later stage's."""
+    keys = {"source", "voxel_size", "pairs", "images", "invert", "repair"}
+    return CONFIG.datasets[wildcards.dataset].model_dump_json(include=keys)
+
+
+def kept_factor(wildcards):
+    return CONFIG.datasets[wildcards.dataset].keep_every.factor
+
+
+def degradation_settings(wildcards):
+    return CONFIG.datasets[wildcards.dataset].degrade.canonical()
+
+
+def images_option(wildcards):
+    return "--images" if CONFIG.datasets[wildcards.dataset].images else ""
+
+
+def alignment_settings(wildcards):
+    """How a dataset is registered; degraded pairs are aligned as they are made, and are checked alone."""
+    dataset = CONFIG.datasets[wildcards.dataset]
+    known = {"method": "check"} if dataset.degrade else {}
+    return dataset.alignment.model_copy(update=known).canonical()
+
+
+def patch_settings(wildcards):
+    """What the patch store depends on: not the network, nor the training."""
+    model = CONFIG.models[wildcards.model]
+    return model.model_dump_json(include={"task", "datasets", "factor", "patches"})
+
+
+def model_settings(wildcards):
+    """The model; where it is begun from another one, with that one's folder."""
+    model = CONFIG.models[wildcards.model]
+    values = model.model_dump(mode="json")
+    if model.training.init_from in CONFIG.models:
+        values["training"]["init_from"] = f"experiments/{model.training.init_from}/best"
+    return json.dumps(values, sort_keys=True)
+
+
+def launch_options(wildcards, resources, threads):
+    """Where a training runs; what follows from resources and threads alone makes nothing run again."""
+    gpus = resources.get("gpu", 0)
+    if resources.launcher == "local":
+        return f"--processes {max(gpus, 1)}"
+    asked = {
+        "partition": resources.get("slurm_partition"),
+        "account": resources.get("slurm_account"),
+        "qos": resources.get("qos"),
+        "constraint": resources.get("constraint"),
+        "nodes": resources.get("nodes", 1),
+        "gpus": gpus,
+        "gpu_model": resources.get("gpu_model"),
+        "extra": resources.get("slurm_extra"),
+        "cpus": threads,
+        "memory_mb": resources.mem_mb,
+        "minutes": resources.runtime,
+        "requeues": resources.get("requeues"),
+    }
+    given = {key: value for key, value in asked.items() if value is not None}
+    return (
+        f"--launcher {resources.launcher} --resources {shlex.quote(json.dumps(given))}"
+    )
+
+
+def given_model(wildcards):
+    return CONFIG.models[wildcards.model].weights
+
+
+def task_of(wildcards):
+    return CONFIG.models[wildcards.model].task
+
+
+def restoration_settings(wildcards):
+    return restoration(wildcards).canonical()
+
+
+def calibration_option(wildcards, input):
+    return f"--calibration {input.calibration}" if input.calibration else ""
+
+
+def device_options(wildcards, resources):
+    """How the network is run: what the device has room for, and what pays on it, so the profile says it."""
+    mode = resources.get("compile")
+    compiled = f" --compile {mode}" if mode else ""
+    return f"--batch {resources.get('batch', 'auto')}{compiled}"
+
+
+def calibration_settings(wildcards):
+    return restoration(wildcards).calibration.canonical()
+
+
+def beside_options(wildcards, input):
+    return [f"--beside {store}" for store in input.beside]
+
+
+def lpips_option(wildcards):
+    """The weights of LPIPS, where they are given."""
+    weights = CONFIG.evaluation.lpips
+    return f"--lpips {shlex.quote(weights)}" if weights else ""
