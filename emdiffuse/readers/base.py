@@ -3,27 +3,49 @@
 Conventions
 -----------
 * Axes are (z, y, x); slices are counted from 0.
-* Values are returned as stored, in native byte order; nothing is scaled, inverted or converted.
+* Values are those that the file shows: as stored, in native byte order; inverted where the file says that 0
+  is white, and upright where it says that its first row is at the bottom. Types that the chain does not have
+  are converted as `CONVERSIONS` states, each value to itself.
 * Opening checks the metadata of everything; pixels are read later, and by several threads at a time.
 * Whatever is wrong raises `DataError`: one sentence that names the file and says what to do.
 """
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from emdiffuse.config.reading import Crop
+from emdiffuse.readers.reasons import named
+from emdiffuse.readers.sizes import Size
 from emdiffuse.runtime.errors import DataError
 
+__all__ = ["CONVERSIONS", "DTYPES", "EVERYTHING", "Shape", "Source", "named"]
+
 DTYPES = ("uint8", "uint16", "int16", "float32")
+CONVERSIONS = {
+    "bool": "uint8",
+    "int8": "int16",
+    "float16": "float32",
+    "int32": "float32",
+    "uint32": "float32",
+    "int64": "float32",
+    "uint64": "float32",
+    "float64": "float32",
+}
+"""What a type that the chain does not have is converted to: exact, but for float64, which is rounded."""
+EXACT = 2**24
+"""Integers up to this are exact in float32."""
 Shape = tuple[int, int, int]
+Box = tuple[slice, slice, slice]
 EVERYTHING = slice(None)
+logger = logging.getLogger(__name__)
 
 
 class Source(ABC):
@@ -42,30 +64,51 @@ class Source(ABC):
     files : list of Path
         The files that hold it; none of an address. A folder stands for all that is in it.
     voxel_size : tuple of float or None
-        Voxel size (z, y, x) in nanometers, where the format says so.
+        Voxel size (z, y, x) in nanometers, as far as the format says it; None where it says nothing.
     missing : tuple of int
         Slices that are not there, in whose place a neighbour is read.
+    separate : bool
+        Whether each slice is a file of its own.
+    bar : int
+        Rows at the bottom that are the microscope's data bar, and no image.
+    absent : tuple of boxes
+        Parts that a store holds no chunk of, and that are filled with its fill value on the user's word.
+    masked : bool
+        Whether NaN marks voxels without data, which are then read as NaN.
+    checksums : dict
+        Size and SHA-256 of each file that was read as a whole.
     """
 
     def __init__(
         self,
         name: str,
-        shape: Shape,
+        shape: Sequence[int],
         dtype: np.dtype[Any],
         block: Shape,
         files: Sequence[Path],
-        voxel_size: Sequence[float] | None = None,
+        voxel_size: Sequence[float | None] | None = None,
         missing: Sequence[int] = (),
     ) -> None:
         self.name = name
-        self.shape = shape
-        self.dtype = dtype.newbyteorder("=")
+        z, y, x = shape
+        self.shape: Shape = (int(z), int(y), int(x))
         self.block = block
         self.files = list(files)
-        self.voxel_size = None if voxel_size is None else tuple(float(size) for size in voxel_size)
+        self.voxel_size: Size | None = None
+        if voxel_size is not None:
+            z_size, y_size, x_size = voxel_size
+            self.voxel_size = (z_size, y_size, x_size)
         self.missing = tuple(missing)
+        self.separate = False
+        self.bar = 0
+        self.absent: tuple[Box, ...] = ()
+        self.masked = False
+        self.checksums: dict[Path, tuple[int, str]] = {}
         self.metadata = b""
         """What the metadata of an address are, to tell whether it changed."""
+        self.stored = dtype.newbyteorder("=")
+        self.dtype = np.dtype(CONVERSIONS.get(self.stored.name, self.stored))
+        self._origin = (0, 0, 0)
         if self.dtype.name not in DTYPES:
             raise DataError(
                 f"{name}: pixels of type {self.dtype.name} are not supported; convert them to "
@@ -73,6 +116,36 @@ class Source(ABC):
             )
         if 0 in shape:
             raise DataError(f"{name}: there are no pixels in {' x '.join(map(str, shape))}; export it again")
+
+    @property
+    def valid(self) -> tuple[slice, slice]:
+        """Rows and columns that are image: all but the data bar."""
+        return slice(0, self.shape[1] - self.bar), slice(0, self.shape[2])
+
+    def crop(self, box: Crop) -> None:
+        """Keep a part alone; slices and rows are counted within it from then on.
+
+        Raises
+        ------
+        DataError
+            If the part reaches beyond the source.
+        """
+        sides = []
+        for axis, length in zip("zyx", self.shape, strict=True):
+            first, last = getattr(box, axis) or (0, length)
+            if last > length:
+                raise DataError(
+                    f"{self.name}: `crop` asks for {axis} from {first} to {last}, but there are {length}"
+                )
+            sides.append((first, last))
+        (z0, z1), (y0, y1), (x0, x1) = sides
+        z, y, x = self._origin
+        self._origin = (z + z0, y + y0, x + x0)
+        self.bar = max(0, self.bar - (self.shape[1] - y1))
+        self.shape = (z1 - z0, y1 - y0, x1 - x0)
+        self.missing = tuple(number - z0 for number in self.missing if z0 <= number < z1)
+        if self.bar >= self.shape[1]:
+            raise DataError(f"{self.name}: `crop` keeps nothing but the data bar; choose other rows")
 
     def read(self, z0: int, z1: int, y: slice = EVERYTHING, x: slice = EVERYTHING) -> NDArray[Any]:
         """Return the slices z0 to z1 - 1, or a part of them, as an array (z, y, x) of the stack's type.
@@ -84,50 +157,44 @@ class Source(ABC):
         """
         if not 0 <= z0 < z1 <= self.shape[0]:
             raise IndexError(f"slices {z0} to {z1} of {self.shape[0]}")
-        values = self._read(z0, z1, y, x)
+        z, *corner = self._origin
+        rows, columns = (
+            slice(side.indices(length)[0] + first, side.indices(length)[1] + first)
+            for side, length, first in zip((y, x), self.shape[1:], corner, strict=True)
+        )
+        values = self._read(z0 + z, z1 + z, rows, columns)
+        if values.dtype != self.dtype:
+            values = self._converted(values, z0)
         if self.dtype.kind == "f":
-            for z, plane in enumerate(values, z0):
-                if not np.isfinite(plane).all():
-                    raise DataError(
-                        f"{self.where(z)}: there are NaN or infinite values; replace them by numbers"
-                    )
+            self._check_finite(values, z0)
         return values
+
+    def _converted(self, values: NDArray[Any], z0: int) -> NDArray[Any]:
+        if self.dtype.kind == "f" and values.dtype.kind in "iu" and values.size:
+            worst = max(abs(int(values.min())), abs(int(values.max())))
+            if worst > EXACT:
+                raise DataError(
+                    f"{self.where(z0)}: there are values of {worst}, which no type of the chain holds "
+                    "exactly; "
+                    "scale them to 16 bits"
+                )
+        with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite, and is refused
+            return values.astype(self.dtype)
+
+    def _check_finite(self, values: NDArray[Any], z0: int) -> None:
+        for z, plane in enumerate(values, z0):
+            if (np.isinf(plane) if self.masked else ~np.isfinite(plane)).any():
+                what = "infinite values" if self.masked else "NaN or infinite values"
+                remedy = "" if self.masked else ", or say `nan: mask` if NaN marks voxels without data"
+                raise DataError(f"{self.where(z)}: there are {what}; replace them by numbers{remedy}")
 
     def where(self, z: int) -> str:
         """Return the name of a slice for a person."""
+        return self._where(z + self._origin[0])
+
+    def _where(self, z: int) -> str:
         return f"{self.name}: slice {z} (counted from 0)"
 
     @abstractmethod
     def _read(self, z0: int, z1: int, y: slice, x: slice) -> NDArray[Any]:
-        """Return a part that is known to exist, as a new array in native byte order."""
-
-
-@contextmanager
-def named(where: str, what: str) -> Iterator[None]:
-    """Turn whatever a library raises about a file into one sentence."""
-    try:
-        yield
-    except (DataError, MemoryError):
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise DataError(
-            f"{where}: not a readable {what} ({reason}); it may be truncated: copy or export it again"
-        ) from None
-
-
-def volume_shape(where: str, shape: Sequence[int]) -> tuple[Shape, tuple[int, ...]]:
-    """Return the shape (z, y, x), and the index that takes off the leading axes of length 1.
-
-    Raises
-    ------
-    DataError
-        If there are fewer than three axes, or more that are longer than 1.
-    """
-    extra = len(shape) - 3
-    if extra < 0 or any(n != 1 for n in shape[:extra]):
-        raise DataError(
-            f"{where}: an array of three axes (z, y, x) is expected, but its shape is "
-            f"{' x '.join(map(str, shape)) or 'empty'}; export one volume, of one channel"
-        )
-    return (shape[extra], shape[extra + 1], shape[extra + 2]), (0,) * extra
+        """Return a part that is known to exist, as a new array in native byte order, of the stored type."""

@@ -1,21 +1,32 @@
-"""An array in an HDF5 file: ``file.h5:/path``; without a path, the only volume that the file holds.
+"""An array in an HDF5 file: ``file.h5:/path``; without a path, the only one that the file holds. Imaris too.
 
 Conventions
 -----------
-* See `base`. The voxel size is that of the attribute `element_size_um` (z, y, x), as ImageJ and ilastik write
-  it.
+* See `base`. Axes are those of ``axistags`` (ilastik, vigra) or of HDF5's dimension labels, else (z, y, x).
+* The voxel size is that of ``element_size_um`` (ImageJ, ilastik; one number or one an axis), or of
+  ``resolution`` (CREMI, in nanometers).
+* Compression of other programs (Blosc, LZ4, Zstandard, ...) is read through hdf5plugin, where that is
+  installed.
+* Imaris (``.ims``) pads its chunks: what lies beyond the stated size is no image.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.readers.base import Shape, Source, named, volume_shape
+from emdiffuse.config.reading import Reading
+from emdiffuse.readers.axes import Layout, lay_out
+from emdiffuse.readers.base import Source, named
+from emdiffuse.readers.sizes import Size, told, unit_of
 from emdiffuse.runtime.errors import DataError
+
+IMARIS = "DataSet/ResolutionLevel {level}/TimePoint {timepoint}/Channel {channel}/Data"
 
 
 class Hdf5Array(Source):
@@ -29,23 +40,39 @@ class Hdf5Array(Source):
         The dataset.
     file : Path
         The file.
+    layout : Layout
+        Where the stack lies in the dataset.
+    voxel_size : tuple of float, optional
+        Voxel size (z, y, x) in nanometers.
     """
 
-    def __init__(self, name: str, dataset: Any, file: Path) -> None:
-        shape, self._front = volume_shape(name, dataset.shape)
-        size = dataset.attrs.get("element_size_um")
-        voxel_size = [1000 * float(v) for v in size] if size is not None and len(size) == 3 else None
-        block: Shape = tuple(dataset.chunks[-3:]) if dataset.chunks else (1, 1, 1)
-        super().__init__(name, shape, dataset.dtype, block, [file], voxel_size)
+    def __init__(self, name: str, dataset: Any, file: Path, layout: Layout, voxel_size: Size | None) -> None:
+        block = layout.along(dataset.chunks)
+        super().__init__(name, layout.shape, dataset.dtype, block, [file], voxel_size)
         self._dataset = dataset
+        self._layout = layout
 
     def _read(self, z0: int, z1: int, y: slice, x: slice) -> NDArray[Any]:
         with named(self.name, "HDF5 file"):
-            values: NDArray[Any] = self._dataset[(*self._front, slice(z0, z1), y, x)]
-            return values.astype(self.dtype, copy=False)
+            try:
+                values: NDArray[Any] = self._dataset[self._layout.region(z0, z1, y, x)]
+            except OSError as error:
+                raise _named_filter(self.name, error) from None
+        return self._layout.arranged(self.where(z0), values).astype(self.stored, copy=False)
 
 
-def open_hdf5(file: Path, inside: str) -> Hdf5Array:
+def _named_filter(name: str, error: OSError) -> Exception:
+    """Return a sentence about a filter that is not there, or the error as it is."""
+    text = str(error).lower()
+    if "filter" in text and ("registered" in text or "plugin" in text or "not available" in text):
+        return DataError(
+            f"{name}: its pixels are compressed by a filter that is not installed here; install hdf5plugin "
+            "(`pip install 'emdiffuse[formats]'`), or repack the file with gzip (h5repack)"
+        )
+    return error
+
+
+def open_hdf5(file: Path, inside: str, reading: Reading) -> Hdf5Array:
     """Open an array of an HDF5 file.
 
     Parameters
@@ -54,6 +81,8 @@ def open_hdf5(file: Path, inside: str) -> Hdf5Array:
         The file.
     inside : str
         Path of the array; empty for the only one.
+    reading : Reading
+        Which part is meant.
 
     Raises
     ------
@@ -64,15 +93,20 @@ def open_hdf5(file: Path, inside: str) -> Hdf5Array:
         import h5py
     except ImportError:
         raise DataError(f"{file}: to read HDF5, install `pip install 'emdiffuse[formats]'`") from None
+    with contextlib.suppress(ImportError):  # ordinary files need none; what does is named when it is read
+        import hdf5plugin  # noqa: F401  (its filters register themselves)
     with named(str(file), "HDF5 file"):
         opened = h5py.File(file, "r")
-        volumes: list[str] = []
+        if not inside and "DataSetInfo" in opened and "DataSet" in opened:
+            return _open_imaris(file, opened, reading)
+        arrays: dict[str, tuple[int, ...]] = {}
 
         def note(name: str, node: Any) -> None:
-            if isinstance(node, h5py.Dataset) and node.ndim >= 3:
-                volumes.append(name)
+            if isinstance(node, h5py.Dataset) and node.ndim >= 2 and node.dtype.kind in "biuf":
+                arrays[name] = node.shape
 
         opened.visititems(note)
+        volumes = [name for name, shape in arrays.items() if len(shape) >= 3] or list(arrays)
         path = inside or (volumes[0] if len(volumes) == 1 else "")
         node = opened.get(path) if path else None
         if not isinstance(node, h5py.Dataset):
@@ -80,8 +114,77 @@ def open_hdf5(file: Path, inside: str) -> Hdf5Array:
             found = ", ".join(f"{file}:/{name}" for name in volumes[:5]) or "none"
             raise DataError(f"{file}: {what}; volumes that it holds: {found}")
         where = f"{file}:/{path}"
-        if np.dtype(node.dtype).kind not in "iuf":
+        if np.dtype(node.dtype).kind not in "biuf":
             raise DataError(
                 f"{where}: pixels of type {node.dtype} are not supported; convert them to real numbers"
             )
-        return Hdf5Array(where, node, file)
+        layout = lay_out(where, node.shape, _axis_names(node), reading)
+        return Hdf5Array(where, node, file, layout, _voxel_size(node, layout.letters))
+
+
+def _axis_names(dataset: Any) -> list[str] | None:
+    """Return what the file calls the axes, None where it does not."""
+    tags = dataset.attrs.get("axistags")
+    if tags is not None:
+        text = tags.decode() if isinstance(tags, bytes) else str(tags)
+        try:
+            return [str(axis["key"]) for axis in json.loads(text)["axes"]]
+        except (ValueError, KeyError, TypeError):
+            return None
+    labels = [dim.label for dim in dataset.dims]
+    return labels if any(labels) else None
+
+
+def _voxel_size(dataset: Any, letters: str) -> Size | None:
+    """Return the voxel size (z, y, x) that the attributes tell, of the axes as stored."""
+    for key, unit in (("element_size_um", 1e3), ("resolution", 1.0)):
+        value = dataset.attrs.get(key)
+        if value is None:
+            continue
+        numbers = np.atleast_1d(np.asarray(value, float)).ravel()
+        given = dataset.attrs.get(f"{key}_unit", dataset.attrs.get("units") if key == "resolution" else None)
+        scale = unit_of(np.atleast_1d(given)[0]) if given is not None else unit
+        if len(numbers) == 1:
+            return told([numbers[0]] * 3, [scale] * 3)
+        spatial = [i for i, letter in enumerate(letters) if letter in "zyx"]
+        if len(numbers) == len(letters):
+            by_axis = {letters[i]: numbers[i] for i in spatial}
+        elif len(numbers) == len(spatial):
+            by_axis = {letters[i]: number for i, number in zip(spatial, numbers, strict=True)}
+        else:
+            continue
+        return told([by_axis.get(axis) for axis in "zyx"], [scale] * 3)
+    return None
+
+
+def _open_imaris(file: Path, opened: Any, reading: Reading) -> Hdf5Array:
+    """Open the finest level, or that which is meant, of an Imaris file."""
+    info = {key: _text(value) for key, value in opened["DataSetInfo/Image"].attrs.items()}
+    level = opened.get(f"DataSet/ResolutionLevel {reading.level}")
+    if level is None:
+        raise DataError(f"{file}: there is no `level` {reading.level}; choose another one")
+    times, channels = len(level), len(level["TimePoint 0"])
+    counts = (times, channels, 1, 2, 2)  # y and x stand for themselves: only t and c are chosen here
+    chosen = lay_out(str(file), counts, "tczyx", reading).fixed
+    path = IMARIS.format(level=reading.level, timepoint=chosen[0], channel=chosen[1])
+    dataset = opened[path]
+    group = dataset.parent.attrs
+    lengths = [
+        int(_text(group[f"ImageSize{axis}"])) if f"ImageSize{axis}" in group else n
+        for axis, n in zip("ZYX", dataset.shape, strict=True)
+    ]
+    plain = reading.model_copy(update={"channel": None, "timepoint": None, "axes": None})
+    layout = lay_out(str(file), lengths, "zyx", plain)
+    try:
+        unit = unit_of(info.get("Unit", "um"))
+        ends = [float(info[f"ExtMax{i}"]) - float(info[f"ExtMin{i}"]) for i in (2, 1, 0)]
+        size = told([end / n for end, n in zip(ends, lengths, strict=True)], [unit] * 3)
+    except (KeyError, ValueError):
+        size = None
+    return Hdf5Array(f"{file}:/{path}", dataset, file, layout, size)
+
+
+def _text(value: Any) -> str:
+    """Return an attribute of Imaris, which writes an array of letters."""
+    array = np.asarray(value)
+    return b"".join(array.ravel().tolist()).decode() if array.dtype.kind == "S" else str(value)

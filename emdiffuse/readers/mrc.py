@@ -1,95 +1,93 @@
-"""MRC files (also .rec, .st and .map of tomography), read through a memory map.
+"""MRC files (also .rec, .st, .ali and .map of tomography, packed ones too).
 
 Conventions
 -----------
-* See `base`. The voxel size is that of the header; none of 0, and not the 1 angstrom that writers put there
-  when they know of none.
+* See `base`. The header's ``mapc``, ``mapr`` and ``maps`` say which axes columns, rows and sections are.
+* The voxel size is that of the header, ``cella / m``; none of 0, and not the 1 angstrom that writers put
+  there when they know of none. Separate images (space group 0) have no distance.
 * Bytes are signed in MRC 2014; those of a file whose IMOD stamp says that they are not, are read unsigned.
+  Old programs leave the machine stamp and the map identifier out: mrcfile's permissive mode finds its way.
 """
 
 from __future__ import annotations
 
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from emdiffuse.readers.base import Shape, Source, named, volume_shape
+from emdiffuse.config.reading import Reading
+from emdiffuse.readers.axes import lay_out
+from emdiffuse.readers.base import named
+from emdiffuse.readers.flat import FlatFile, opened, require_bytes
+from emdiffuse.readers.sizes import Size, told
 from emdiffuse.runtime.errors import DataError
 
+HEADER = 1024
 IMOD_STAMP = 1146047817
-UNKNOWN = (0.0, 1.0)
-"""Sizes in angstrom that mean that nobody knows."""
-KEPT_BYTES = 2**22
-"""Bytes of the file that stay mapped at a time, about."""
+COMPLEX = (3, 4)
+"""Modes of Fourier transforms."""
+logger = logging.getLogger(__name__)
 
 
-class MrcFile(Source):
-    """An MRC file.
-
-    Parameters
-    ----------
-    file : Path
-        The file.
-    shape : tuple of int
-        Shape (z, y, x).
-    stored : numpy.dtype
-        Type as stored, with its byte order.
-    offset : int
-        First byte of the pixels.
-    voxel_size : tuple of float, optional
-        Voxel size (z, y, x) in nanometers.
-    """
-
-    def __init__(
-        self,
-        file: Path,
-        shape: Shape,
-        stored: np.dtype[Any],
-        offset: int,
-        voxel_size: tuple[float, ...] | None,
-    ) -> None:
-        super().__init__(str(file), shape, stored, (1, 1, 1), [file], voxel_size)
-        self._stored = stored
-        self._offset = offset
-
-    def _read(self, z0: int, z1: int, y: slice, x: slice) -> NDArray[Any]:
-        values = np.empty((z1 - z0, len(range(self.shape[1])[y]), len(range(self.shape[2])[x])), self.dtype)
-        step = max(1, KEPT_BYTES // (self.shape[1] * self.shape[2] * self.dtype.itemsize))
-        for z in range(z0, z1, step):  # each mapped anew, so that what was read does not stay in memory
-            mapped = np.memmap(self.files[0], self._stored, "r", self._offset, self.shape)
-            values[z - z0 : z - z0 + step] = mapped[z : min(z + step, z1), y, x]
-        return values
-
-
-def open_mrc(file: Path) -> MrcFile:
-    """Open an MRC file; its size must be that of its header.
+def open_mrc(file: Path, reading: Reading) -> FlatFile:
+    """Open an MRC file; it must hold all pixels that its header tells of.
 
     Raises
     ------
     DataError
-        If the library is missing, or the file is not one volume of a supported type.
+        If the library is missing, or the file is not one volume of a supported type, or is truncated.
     """
     try:
         import mrcfile
     except ImportError:
         raise DataError(f"{file}: to read MRC, install `pip install 'emdiffuse[formats]'`") from None
-    with named(str(file), "MRC file"), mrcfile.mmap(file, mode="r") as opened:
-        stored, shape = opened.data.dtype, opened.data.shape
-        if stored == np.int8 and _bytes_are_unsigned(opened.header):
-            stored = np.dtype(np.uint8)
-        if stored.kind not in "iuf":
-            raise DataError(
-                f"{file}: pixels of type {stored} are not supported; convert them to real numbers"
-            )
-        whole, _ = volume_shape(str(file), shape)
-        angstrom = [float(opened.voxel_size[axis]) for axis in "zyx"]
-        known = None if all(size in UNKNOWN for size in angstrom) else tuple(size / 10 for size in angstrom)
-        return MrcFile(file, whole, stored, 1024 + int(opened.header.nsymbt), known)
+    name = str(file)
+    with named(name, "MRC file"), warnings.catch_warnings(record=True) as unusual:
+        warnings.simplefilter("always")
+        with mrcfile.open(file, header_only=True, permissive=True) as found:
+            header = found.header
+        if header is None:
+            raise EOFError("the header is incomplete")
+        if int(header.mode) in COMPLEX:
+            raise DataError(f"{name}: its pixels are complex numbers (a Fourier transform), and no image")
+        stored = mrcfile.utils.data_dtype_from_header(header)
+    if unusual:
+        logger.warning("%s: the header is not as MRC 2014 has it; read all the same", name)
+    if stored == np.int8 and _bytes_are_unsigned(header):
+        stored = np.dtype(np.uint8)
+    lengths = [int(header[key]) for key in ("nz", "ny", "nx")]
+    if min(lengths) < 1:
+        raise DataError(
+            f"{name}: not a readable MRC file: its header tells of {lengths} pixels; export it again"
+        )
+    layout = lay_out(name, lengths, _letters(header), reading)
+    unpacked, size = opened(file)
+    offset = HEADER + int(header.nsymbt)
+    require_bytes(name, size, offset, layout, stored)
+    return FlatFile(name, file, layout, stored, offset, _voxel_size(header), unpacked)
 
 
 def _bytes_are_unsigned(header: Any) -> bool:
     """Tell whether IMOD wrote the file, and did not say that its bytes are signed."""
     stamp, flags = np.frombuffer(header.extra2.tobytes(), header.nx.dtype)[10:12]
     return int(stamp) == IMOD_STAMP and not int(flags) & 1
+
+
+def _letters(header: Any) -> str:
+    """Return the axes of sections, rows and columns; the usual ones where an old header has none."""
+    axes = [int(header[key]) for key in ("maps", "mapr", "mapc")]
+    return "".join("xyz"[axis - 1] for axis in axes) if sorted(axes) == [1, 2, 3] else "zyx"
+
+
+def _voxel_size(header: Any) -> Size | None:
+    """Return the voxel size (z, y, x) in nanometers: the cell, divided by the samples along it."""
+    angstrom: list[float | None] = []
+    for axis in "zyx":
+        samples = int(header[f"m{axis}"])
+        angstrom.append(float(header.cella[axis]) / samples if samples > 0 else None)
+    if int(header.ispg) == 0 and int(header.mz) == 1 and int(header.nz) > 1:
+        angstrom[0] = None
+    return told(angstrom, (0.1, 0.1, 0.1))

@@ -3,25 +3,35 @@
 Conventions
 -----------
 * See `base`. Public buckets are read without an account, unless the environment names one.
-* An address that does not answer is tried a few times, for seconds; a chunk that is not there reads as zeros,
-  as these formats have it.
+* An address that does not answer is given up after `PATIENCE` seconds. What it answers is told apart:
+  forbidden is not the same as not there.
+* A chunk that is not there is damage, unless the user says that its fill value is meant.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tensorstore as ts
 from numpy.typing import NDArray
 
-from emdiffuse.readers.base import Shape, Source
+from emdiffuse.config.reading import Reading
+from emdiffuse.readers.axes import Layout
+from emdiffuse.readers.base import Source
+from emdiffuse.readers.reasons import whole_words
+from emdiffuse.readers.sizes import Size
 from emdiffuse.runtime.errors import DataError
 
+PATIENCE = 30.0
+"""Seconds that an address has to answer."""
+SHOWN = 3
 _RETRIES = {"max_retries": 4, "initial_delay": "100ms", "max_delay": "2s"}
 _CONTEXT = ts.Context(
     {
@@ -29,18 +39,9 @@ _CONTEXT = ts.Context(
         **{f"{store}_request_retries": _RETRIES for store in ("http", "gcs", "s3")},
     }
 )
-NANOMETERS = {
-    "angstrom": 0.1,
-    "nanometer": 1.0,
-    "nm": 1.0,
-    "micrometer": 1e3,
-    "um": 1e3,
-    "µm": 1e3,
-    "millimeter": 1e6,
-    "mm": 1e6,
-    "meter": 1e9,
-    "m": 1e9,
-}
+FORBIDDEN = ("PERMISSION_DENIED", "HTTP response code: 401", "HTTP response code: 403")
+Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
 
 
 class StoredArray(Source):
@@ -53,11 +54,15 @@ class StoredArray(Source):
     place : str
         Folder or address that its files lie under.
     store : tensorstore.TensorStore
-        The array, (z, y, x), from 0.
-    voxel_size : sequence of float, optional
+        The array as stored.
+    layout : Layout
+        Where the stack lies in it.
+    voxel_size : tuple of float, optional
         Voxel size (z, y, x) in nanometers.
     metadata : mapping
         What the store says of itself.
+    reading : Reading
+        Whether chunks may be missing.
     """
 
     def __init__(
@@ -65,25 +70,89 @@ class StoredArray(Source):
         name: str,
         place: str,
         store: ts.TensorStore,
-        voxel_size: Sequence[float] | None,
+        layout: Layout,
+        voxel_size: Size | None,
         metadata: Mapping[str, Any] | None,
+        reading: Reading,
     ) -> None:
-        chunk = store.chunk_layout.read_chunk.shape or (1, 1, 1)
-        block: Shape = (int(chunk[0] or 1), int(chunk[1] or 1), int(chunk[2] or 1))
         files = [] if "://" in place else [Path(place)]
-        if store.dtype.numpy_dtype.kind not in "iuf":
+        if store.dtype.numpy_dtype.kind not in "biuf":
             raise DataError(
                 f"{name}: pixels of type {store.dtype.name} are not supported; convert them to real numbers"
             )
-        shape: Shape = (int(store.shape[0]), int(store.shape[1]), int(store.shape[2]))
-        super().__init__(name, shape, store.dtype.numpy_dtype, block, files, voxel_size)
+        block = layout.along([int(n or 1) for n in store.chunk_layout.read_chunk.shape or [1] * store.rank])
+        super().__init__(name, layout.shape, store.dtype.numpy_dtype, block, files, voxel_size)
         self._store = store
+        self._layout = layout
+        self._fill = reading.missing_chunks == "fill"
+        self._known_whole = False
         self.metadata = json.dumps(metadata, sort_keys=True).encode()
+        if files:  # on disk this takes a moment; at an address each part is asked for when it is read
+            self._check_chunks()
+
+    def _check_chunks(self) -> None:
+        """Count the chunks that are not there; refuse them, or list them as `absent`."""
+        whole = self._layout.region(0, self.shape[0], slice(0, self.shape[1]), slice(0, self.shape[2]))
+        self._known_whole = self._is_stored(whole)
+        if self._known_whole:
+            return
+        steps = self._layout.along(self._store.chunk_layout.write_chunk.shape)
+        sides = [range(0, n, step) for n, step in zip(self.shape, steps, strict=True)]
+        boxes = [
+            tuple(slice(a, min(a + step, n)) for a, step, n in zip(corner, steps, self.shape, strict=True))
+            for corner in itertools.product(*sides)
+        ]
+        absent = [box for box in boxes if not self._is_stored(self._index(box))]
+        named_boxes = "; ".join(_box_name(box) for box in absent[:SHOWN])
+        more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
+        what = f"{self.name}: {len(absent)} of {len(boxes)} chunks are missing ({named_boxes}{more})"
+        if not self._fill:
+            raise DataError(
+                f"{what}; copy the store again, or say `missing_chunks: fill` if they stand for its "
+                "fill value"
+            )
+        logger.warning("%s; they are filled with the fill value, as `missing_chunks` says", what)
+        self.absent = tuple((box[0], box[1], box[2]) for box in absent)
+        self._known_whole = True
+
+    def _index(self, box: Sequence[slice]) -> tuple[int | slice, ...]:
+        z, y, x = box
+        return self._layout.region(z.start, z.stop, y, x)
+
+    def _is_stored(self, index: tuple[int | slice, ...]) -> bool:
+        with reached(self.name):
+            try:
+                found = answer(self._store[index].storage_statistics(query_fully_stored=True))
+            except NotImplementedError:  # a driver that cannot tell
+                return True
+        return bool(found.fully_stored)
 
     def _read(self, z0: int, z1: int, y: slice, x: slice) -> NDArray[Any]:
+        index = self._layout.region(z0, z1, y, x)
+        if not self._known_whole and not self._fill and not self._is_stored(index):
+            box = _box_name((slice(z0, z1), y, x))
+            raise DataError(
+                f"{self.name}: chunks are missing within {box}; try again, or say `missing_chunks: fill` if "
+                "they stand for its fill value"
+            )
         with reached(self.name):
-            values: NDArray[Any] = self._store[z0:z1, y, x].read().result()
-        return values.astype(self.dtype, copy=False)
+            values: NDArray[Any] = answer(self._store[index].read(), once=False)
+        return self._layout.arranged(self.where(z0), values).astype(self.stored, copy=False)
+
+
+def _box_name(box: Sequence[slice]) -> str:
+    return ", ".join(f"{axis} {side.start}-{side.stop}" for axis, side in zip("zyx", box, strict=True))
+
+
+def answer(future: ts.Future[Result], once: bool = True) -> Result:
+    """Return what tensorstore promised, within `PATIENCE` seconds (many times that for pixels).
+
+    Raises
+    ------
+    TimeoutError
+        If it does not come.
+    """
+    return future.result(timeout=PATIENCE if once else 20 * PATIENCE)
 
 
 def key_value_store(place: str) -> dict[str, Any]:
@@ -107,15 +176,11 @@ def read_json(name: str, place: str, key: str) -> dict[str, Any] | None:
     Raises
     ------
     DataError
-        If the address does not answer, or this is not JSON.
+        If the address does not answer, forbids it, or this is not JSON.
     """
     with reached(name):
-        try:
-            found = ts.KvStore.open(key_value_store(place), context=_CONTEXT).result().read(key).result()
-        except ValueError as error:
-            if "PERMISSION_DENIED" in str(error):  # so buckets say that there is no such file
-                return None
-            raise
+        store = answer(ts.KvStore.open(key_value_store(place), context=_CONTEXT))
+        found = answer(store.read(key))
     if found.state != "value":
         return None
     try:
@@ -127,8 +192,41 @@ def read_json(name: str, place: str, key: str) -> dict[str, Any] | None:
     return dict(content)
 
 
-def open_array(name: str, driver: str, place: str, **options: Any) -> ts.TensorStore:
+def first_json(name: str, place: str, keys: Sequence[str]) -> tuple[str, dict[str, Any]] | None:
+    """Return the first of several JSON files that is there.
+
+    Buckets forbid to list, and then answer "forbidden" for what is not there: that counts only where none of
+    the files is readable.
+    """
+    forbidden: DataError | None = None
+    for key in keys:
+        try:
+            found = read_json(name, place, key)
+        except ForbiddenError as error:
+            forbidden = error
+            continue
+        if found is not None:
+            return key, found
+    if forbidden is not None:
+        raise forbidden
+    return None
+
+
+def open_array(
+    name: str, driver: str, place: str, decline: Callable[[str], bool] | None = None, **options: Any
+) -> ts.TensorStore | None:
     """Open an array through tensorstore.
+
+    Parameters
+    ----------
+    name : str
+        What the user calls it.
+    driver, place
+        Format and place.
+    decline : callable, optional
+        Told why tensorstore cannot; where it answers yes, None is returned instead of an error.
+    options
+        Of the driver.
 
     Raises
     ------
@@ -137,7 +235,16 @@ def open_array(name: str, driver: str, place: str, **options: Any) -> ts.TensorS
     """
     spec = {"driver": driver, "kvstore": key_value_store(place), **options}
     with reached(name):
-        return ts.open(spec, open=True, read=True, context=_CONTEXT).result()
+        try:
+            return answer(ts.open(spec, open=True, read=True, context=_CONTEXT))
+        except (ValueError, NotImplementedError) as error:
+            if decline is not None and decline(str(error)):
+                return None
+            raise
+
+
+class ForbiddenError(DataError):
+    """An address that forbids to read, or a bucket where there is no such file."""
 
 
 @contextmanager
@@ -145,10 +252,21 @@ def reached(name: str) -> Iterator[None]:
     """Turn what tensorstore raises into one sentence."""
     try:
         yield
-    except (ValueError, OSError, RuntimeError) as error:
-        if isinstance(error, DataError):
-            raise
-        reason = " ".join(str(error).split("[")[0].split())[:200]
+    except DataError:
+        raise
+    except TimeoutError:
         raise DataError(
-            f"{name}: cannot be read ({reason}); check the path and the network, or copy the store again"
+            f"{name}: there is no answer within {PATIENCE:.0f} seconds; check the address and the "
+            "network, and "
+            "start again"
         ) from None
+    except (ValueError, OSError, RuntimeError) as error:
+        text = str(error)
+        reason = whole_words(" ".join(text.split(" [")[0].split()))
+        if any(sign in text for sign in FORBIDDEN):
+            raise ForbiddenError(
+                f"{name}: reading it is forbidden, or it does not exist ({reason}); check the path, and the "
+                "permissions or the account (AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS)"
+            ) from None
+        what = "check the path and the network" if "://" in name else "copy the store again, if it is damaged"
+        raise DataError(f"{name}: cannot be read ({reason}); {what}") from None

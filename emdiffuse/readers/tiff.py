@@ -1,21 +1,22 @@
-"""TIFF: a file of many pages (BigTIFF, OME-TIFF, ImageJ's), or a folder of numbered slices.
+"""TIFF files (OME-TIFF, ImageJ's, the microscopes' own, BigTIFF): which image is meant, and its pixels.
 
 Conventions
 -----------
-* See `base`. Slices come in the order of pages, or of the numbers in file names.
-* A numbered slice is read once, for its pixels and for its checksum.
+* See `base`. What the pages of a file are, and their order, tifffile's `series` say: OME's plane order,
+  ImageJ's hyperstacks, positions, pyramids.
+* Values are those shown: of a page where 0 is white they are inverted, a grey palette is looked up, and what
+  was stored upside down or turned (Orientation) is upright. `Shown` says how, so that an output can be stored
+  as its input was.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
-import re
 import threading
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,228 +25,348 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from emdiffuse.config.sources import tiff_files
-from emdiffuse.readers.base import DTYPES, Shape, Source, named
+from emdiffuse.config.reading import Reading
+from emdiffuse.readers.axes import Layout, lay_out
+from emdiffuse.readers.base import CONVERSIONS, DTYPES, Source, named
+from emdiffuse.readers.data_bar import bar_of_tiff
+from emdiffuse.readers.flat import FlatFile
+from emdiffuse.readers.tiff_sizes import channel_names, voxel_size
 from emdiffuse.runtime.errors import DataError
 
-_DIGITS = re.compile(r"(\d+)")
+SAME_ASPECT = 0.02
+"""How far the aspect of an overview may be from that of its image."""
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it says of a damaged file, our errors say
+logger = logging.getLogger(__name__)
 
 
-class TiffPages(Source):
-    """A file that holds all slices.
+@dataclass(frozen=True)
+class Shown:
+    """How stored pixels become those that are shown.
+
+    Attributes
+    ----------
+    inverted : bool
+        Whether 0 is white.
+    bits : int
+        Bits of a sample.
+    orientation : int
+        TIFF's code: 1 is upright, 4 has the first row at the bottom.
+    palette : array or None
+        Grey value of each index.
+    """
+
+    inverted: bool = False
+    bits: int = 0
+    orientation: int = 1
+    palette: NDArray[Any] | None = None
+
+    def apply(self, plane: NDArray[Any]) -> NDArray[Any]:
+        """Return a stored plane (y, x) as it is shown."""
+        if self.palette is not None:
+            plane = self.palette[plane]
+        if self.inverted:
+            plane = inverted(plane, self.bits)
+        if self.orientation >= 5:
+            plane = plane.T
+        if self.orientation in (2, 3, 6, 7):
+            plane = plane[:, ::-1]
+        if self.orientation in (3, 4, 7, 8):
+            plane = plane[::-1]
+        return plane
+
+
+def inverted(values: NDArray[Any], bits: int = 0) -> NDArray[Any]:
+    """Return values with black and white changed: mirrored within their type's range, floats about zero."""
+    if values.dtype.kind == "f":
+        return -values
+    if values.dtype.kind == "u" and 0 < bits < 8 * values.dtype.itemsize:
+        return np.subtract(values.dtype.type(2**bits - 1), values)
+    return ~values
+
+
+class TiffStack(Source):
+    """The stack of a TIFF file.
 
     Parameters
     ----------
+    name : str
+        What the user calls it.
     file : Path
         The file.
-    shape : tuple of int
-        Shape (z, y, x).
-    stored : numpy.dtype
-        Type as stored, with its byte order.
-    offset : int, optional
-        First byte of the pixels, in a file that holds all slices uncompressed behind one another.
+    content : bytes or None
+        Its bytes, where they are in memory already.
+    choice : tuple
+        Numbers of the series and of the level.
+    layout : Layout
+        Where the stack lies in the series.
+    shown : Shown
+        How the pixels are shown.
+    dtype : numpy.dtype
+        Type of a shown pixel.
     """
 
-    def __init__(self, file: Path, shape: Shape, stored: np.dtype[Any], offset: int | None = None) -> None:
-        super().__init__(str(file), shape, stored, (1, *shape[1:]), [file])
-        self._stored = stored
-        self._offset = offset
+    def __init__(
+        self,
+        name: str,
+        file: Path,
+        content: bytes | None,
+        choice: tuple[int, int],
+        layout: Layout,
+        shown: Shown,
+        dtype: np.dtype[Any],
+    ) -> None:
+        z, y, x = layout.shape
+        turned = shown.orientation >= 5
+        shape = (z, x, y) if turned else (z, y, x)
+        super().__init__(name, shape, dtype, (1, *shape[1:]), [file])
+        self.shown = shown
+        self._content = content
+        self._choice = choice
+        self._layout = layout
         self._lock = threading.RLock()
 
     def _read(self, z0: int, z1: int, y: slice, x: slice) -> NDArray[Any]:
         planes = []
         for z in range(z0, z1):
-            with _readable(self.where(z)):
-                planes.append(self._decode(z)[y, x].astype(self.dtype))
+            with named(self._where(z), "TIFF"):
+                planes.append(np.ascontiguousarray(self.shown.apply(self._decode(z))[y, x], self.stored))
         return np.stack(planes)
 
     def _decode(self, z: int) -> NDArray[Any]:
-        if self._offset is None:
-            with self._lock:
-                page = self._file.pages[z]
-            return page.asarray(lock=self._lock, maxworkers=1)
-        count = self.shape[1] * self.shape[2]
-        offset = self._offset + z * count * self.dtype.itemsize
-        return np.fromfile(self.files[0], self._stored, count, offset=offset).reshape(self.shape[1:])
+        """Return a stored page."""
+        layout = self._layout
+        with self._lock:
+            series = _level(self._file, self._choice)
+            loops = layout.lengths[: len(layout.lengths) - series.keyframe.ndim]
+            index = layout.region(z, z + 1, slice(None), slice(None))
+            place = [i.start if isinstance(i, slice) else i for i in index[: len(loops)]]
+            page = series.pages[int(np.ravel_multi_index(place, loops)) if loops else 0]
+        values = page.asarray(lock=self._lock, maxworkers=1)
+        inner = Layout(
+            layout.letters[len(loops) :],
+            layout.lengths[len(loops) :],
+            {i - len(loops): n for i, n in layout.fixed.items() if i >= len(loops)},
+        )
+        fixed = tuple(inner.fixed.get(i, slice(None)) for i in range(len(inner.letters)))
+        plane: NDArray[Any] = inner.arranged(self._where(z), values.reshape(inner.lengths)[fixed])[0]
+        return plane
 
     @cached_property
     def _file(self) -> tifffile.TiffFile:
         """The one file, kept open: finding a page means walking through all pages before it."""
-        return tifffile.TiffFile(self.files[0])
+        return tifffile.TiffFile(io.BytesIO(self._content) if self._content is not None else self.files[0])
+
+    def _where(self, z: int) -> str:
+        return self.name if self.shape[0] == 1 else super()._where(z)
 
 
-class NumberedTiffs(Source):
-    """A file a slice.
+class OneDirectory(FlatFile):
+    """A stack whose pixels lie behind one directory: so ImageJ writes more than 4 GB."""
+
+    shown = Shown()
+
+    def _read(self, z0: int, z1: int, y: slice, x: slice) -> NDArray[Any]:
+        values = super()._read(z0, z1, y, x)
+        return np.stack([self.shown.apply(plane) for plane in values]) if self.shown.inverted else values
+
+
+def open_tiff(file: Path, reading: Reading, content: bytes | None = None) -> TiffStack | OneDirectory:
+    """Open a TIFF file.
 
     Parameters
     ----------
-    name : str
-        What the user calls them.
-    slices : sequence of Path or None
-        The file of each slice, None where there is none.
-    shape : tuple of int
-        Shape (y, x) of a slice.
-    stored : numpy.dtype
-        Type as stored.
-    """
-
-    def __init__(
-        self, name: str, slices: Sequence[Path | None], shape: tuple[int, int], stored: np.dtype[Any]
-    ) -> None:
-        there = [z for z, file in enumerate(slices) if file is not None]
-        super().__init__(
-            name,
-            (len(slices), *shape),
-            stored,
-            (1, *shape),
-            [file for file in slices if file is not None],
-            missing=[z for z, file in enumerate(slices) if file is None],
-        )
-        self._order = [there.index(min(there, key=lambda other: abs(other - z))) for z in range(len(slices))]
-        self.checksums: dict[Path, tuple[int, str]] = {}
-        """Size and SHA-256 of each file that was read."""
-
-    def where(self, z: int) -> str:
-        """Return the file of a slice."""
-        return str(self.files[self._order[z]])
-
-    def _read(self, z0: int, z1: int, y: slice, x: slice) -> NDArray[Any]:
-        planes = []
-        for z in range(z0, z1):
-            file = self.files[self._order[z]]
-            with _readable(str(file)):
-                content = file.read_bytes()
-                self.checksums[file] = (len(content), hashlib.sha256(content).hexdigest())
-                values = tifffile.imread(io.BytesIO(content), key=0, maxworkers=1)
-                if values.shape != self.shape[1:]:
-                    raise ValueError("it changed since it was opened")
-                planes.append(values[y, x].astype(self.dtype))
-        return np.stack(planes)
-
-
-def open_tiff(source: str, repair: bool = False) -> Source:
-    """Open a TIFF file, a folder of numbered slices, or a glob of them; see `readers.open_source`."""
-    files = tiff_files(source)
-    return _open_file(files[0]) if len(files) == 1 else _open_numbered(source, files, repair)
-
-
-def _open_file(file: Path) -> Source:
-    """Open a file that holds all slices."""
-    with _opened(file) as tif:
-        (height, width), dtype, pages = _check_pages(file, tif)
-        series = tif.series[0]
-        if series.is_multifile:
-            raise DataError(f"{file}: this OME-TIFF is one of several files; give their folder as the source")
-        if any(page is None for page in series.pages):
-            raise DataError(f"{file}: the OME metadata name slices that are not in the file; export it again")
-        loops = {a: n for a, n in zip(series.axes, series.shape, strict=True) if a not in "YX" and n > 1}
-        if len(loops) > 1:
-            axes = " and ".join(f"{n} along {axis}" for axis, n in loops.items())
-            raise DataError(
-                f"{file}: a stack along z alone is expected, but there are {axes}; split the file"
-            )
-        if "C" in loops:
-            logging.getLogger(__name__).warning(
-                "%s: the pages are labelled as channels; taken as slices", file
-            )
-        depth = series.size // (height * width)
-        if pages == 1 and depth > 1:
-            return TiffPages(file, (depth, height, width), dtype, _contiguous(file, series))
-        return TiffPages(file, (pages, height, width), dtype)
-
-
-def _contiguous(file: Path, series: tifffile.TiffPageSeries) -> int:
-    """Return where the pixels of a stack with one directory begin: ImageJ writes more than 4 GB so."""
-    if series.dataoffset is None or series.dataoffset + series.nbytes > file.stat().st_size:
-        raise DataError(f"{file}: the file is truncated; copy or export it again")
-    return series.dataoffset
-
-
-def _open_numbered(source: str, files: list[Path], repair: bool) -> Source:
-    """Open a folder of numbered slices."""
-    slices = _in_order(source, files, repair)
-    files = [file for file in slices if file is not None]
-    first: tuple[tuple[int, int], np.dtype[Any]] | None = None
-    for file in files:
-        with _opened(file) as tif:
-            shape, dtype, pages = _check_pages(file, tif)
-            pages = max(pages, (tif.imagej_metadata or {}).get("images", 1))
-        if pages > 1:
-            raise DataError(f"{file}: there are {pages} pages; a numbered stack has one slice a file")
-        first = first or (shape, dtype)
-        _check_alike(str(file), (shape, dtype), str(files[0]), first)
-    assert first is not None
-    return NumberedTiffs(source, slices, *first)
-
-
-def _in_order(source: str, files: list[Path], repair: bool) -> list[Path | None]:
-    """Sort files by the last number that differs between their names; None for one that is not there.
+    file : Path
+        The file.
+    reading : Reading
+        Which image in it is meant.
+    content : bytes, optional
+        The bytes of the file, where they were read already; they are then believed to be whole.
 
     Raises
     ------
     DataError
-        If names differ in more than numbers, a number is missing, or two files have the same.
+        If something must be chosen, or it is not one grayscale stack of a supported type, or is truncated.
     """
-    names = {file: _DIGITS.split(file.stem) for file in files}
-    first, *others = names
-    for file in others:
-        if names[file][::2] != names[first][::2]:
-            raise DataError(
-                f"{source}: '{first.name}' and '{file.name}' are not numbered alike; keep one stack in a "
-                "folder, or select it by a pattern such as 'slice_*.tif'"
+    with _opened(file, content) as tif:
+        number = _chosen_series(file, tif, reading)
+        series = _level(tif, (number, reading.level), file)
+        names = _axis_names(file, tif, series)
+        layout = lay_out(str(file), series.shape, names, reading, channel_names(tif, number))
+        keyframe = series.keyframe
+        shown, dtype = _shown(file, keyframe, series.dtype)
+        planes = int(np.prod(series.shape[: len(series.shape) - keyframe.ndim]))
+        opened: TiffStack | OneDirectory
+        if len(series.pages) == 1 and planes > 1:
+            offset = _contiguous(file, series)
+            opened = OneDirectory(
+                str(file), file, layout, series.dtype.newbyteorder(tif.byteorder), offset, None
             )
-    varying = [
-        i for i in range(1, len(names[first]), 2) if len({int(parts[i]) for parts in names.values()}) > 1
-    ]
-    position = varying[-1] if varying else len(names[first]) - 2
-    numbered: dict[int, list[Path]] = defaultdict(list)
-    for file, parts in names.items():
-        numbered[int(parts[position]) if position > 0 else 0].append(file)
-    for number, same in numbered.items():
-        if len(same) > 1:
-            raise DataError(
-                f"{source}: '{same[0].name}' and '{same[1].name}' have the same number {number}; keep one"
-            )
-    numbers = range(min(numbered), max(numbered) + 1)
-    missing = [n for n in numbers if n not in numbered]
-    if missing and (not repair or len(missing) > len(numbered)):
-        shown = ", ".join(str(n) for n in missing[:5]) + (
-            f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        )
+            if shown.orientation != 1 or shown.palette is not None:
+                raise DataError(f"{file}: a turned or indexed stack behind one directory; save it again")
+            opened.shown = shown
+        else:
+            if set(layout.letters[: len(layout.letters) - keyframe.ndim]) & {"y", "x", "s"}:
+                raise DataError(
+                    f"{file}: a page is no plane of rows and columns ({series.axes}); export it as "
+                    "plain slices"
+                )
+            if content is None:
+                _check_pages(file, tif, series, planes)
+            opened = TiffStack(str(file), file, content, (number, reading.level), layout, shown, dtype)
+        opened.voxel_size = voxel_size(tif, number, reading.level, file)
+        if shown.orientation >= 5 and opened.voxel_size is not None:
+            z, y, x = opened.voxel_size
+            opened.voxel_size = (z, x, y)
+        opened.bar = bar_of_tiff(tif, file, opened.shape[1]) if shown.orientation == 1 else 0
+        if series.is_multifile:
+            opened.files = sorted({Path(page.parent.filehandle.path) for page in series.pages if page})
+        return opened
+
+
+def _level(tif: tifffile.TiffFile, choice: tuple[int, int], file: Path | None = None) -> Any:
+    """Return a level of a series."""
+    number, level = choice
+    levels = tif.series[number].levels
+    if level >= len(levels):
         raise DataError(
-            f"{source}: slices are missing between '{numbered[min(numbered)][0].name}' and "
-            f"'{numbered[max(numbered)][0].name}': number {shown}; add them, renumber the files"
-            + (": these are more than there are" if repair else ", or say `repair: true`")
+            f"{file}: `level` is {level}, but there "
+            + ("is only one, 0" if len(levels) == 1 else f"are {len(levels)}, counted from 0")
         )
-    return [numbered[n][0] if n in numbered else None for n in numbers]
+    return levels[level]
 
 
-def _check_pages(file: Path, tif: tifffile.TiffFile) -> tuple[tuple[int, int], np.dtype[Any], int]:
-    """Check all pages of a file, without decoding one.
+def _chosen_series(file: Path, tif: tifffile.TiffFile, reading: Reading) -> int:
+    """Return the number of the series that is meant.
 
-    Returns
-    -------
-    shape : tuple of int
-        Height and width of every page.
-    dtype : numpy.dtype
-        Type as stored, with its byte order.
-    pages : int
-        Number of pages.
+    Overviews count for none: pages that say that they are reduced, or that show the largest image at half its
+    size or less.
     """
-    size = file.stat().st_size
-    first: tuple[tuple[int, int], np.dtype[Any]] | None = None
-    pages = len(tif.pages)
-    for index in range(pages):
-        page = tif.pages[index].aspage()
-        where = f"{file}: page {index} (counted from 0)" if pages > 1 else str(file)
-        if page.samplesperpixel != 1 or page.photometric == tifffile.PHOTOMETRIC.PALETTE:
-            raise DataError(f"{where}: this is a colour image; convert it to one grayscale channel")
-        if page.dtype is None or page.dtype.name not in DTYPES:
-            kind = f"{page.bitspersample}-bit" if page.dtype is None else page.dtype.name
-            raise DataError(
-                f"{where}: pixels of type {kind} are not supported; convert them to {', '.join(DTYPES)}"
+    all_series = tif.series
+    if not all_series:
+        raise DataError(f"{file}: there is no image in this TIFF; export it again")
+    names = [str(series.name) for series in all_series]
+    described = "; ".join(
+        f"{i}: {' x '.join(map(str, series.shape))} {series.dtype}" + (f" '{name}'" if name else "")
+        for i, (series, name) in enumerate(zip(all_series, names, strict=True))
+    )
+    choice = reading.series
+    if isinstance(choice, str) and choice not in names and choice.isdigit():
+        choice = int(choice)
+    if isinstance(choice, str) and choice in names:
+        return names.index(choice)
+    if choice is not None:
+        if isinstance(choice, str) or not 0 <= choice < len(all_series):
+            raise DataError(f"{file}: there is no series {choice!r}; those that it holds are {described}")
+        return choice
+    full = [i for i, series in enumerate(all_series) if not series.keyframe.is_reduced] or [0]
+    largest = max(full, key=lambda i: _side(all_series[i])[0] * _side(all_series[i])[1])
+    left = [i for i in full if i == largest or not _overview(all_series[i], all_series[largest])]
+    if len(left) > 1:
+        raise DataError(
+            f"{file}: it holds {len(left)} images ({described}); choose one by `series`, such as 0"
+        )
+    if len(left) < len(full):
+        logger.warning(
+            "%s: series %d is read, the others are taken for overviews (%s)", file, left[0], described
+        )
+    return left[0]
+
+
+def _side(series: Any) -> tuple[int, int]:
+    page = series.keyframe
+    return page.imagelength, page.imagewidth
+
+
+def _overview(series: Any, image: Any) -> bool:
+    (height, width), (full_height, full_width) = _side(series), _side(image)
+    ratio = full_height / height
+    return ratio >= 2 and abs(full_width / width - ratio) <= SAME_ASPECT * ratio
+
+
+def _axis_names(file: Path, tif: tifffile.TiffFile, series: Any) -> str:
+    """Return the axes of a series, as far as the file, and not tifffile's guess, names them."""
+    names = list(series.axes)
+    page = series.keyframe
+    if "S" in names and page.photometric in (
+        tifffile.PHOTOMETRIC.MINISBLACK,
+        tifffile.PHOTOMETRIC.MINISWHITE,
+    ):
+        extra = [int(kind) for kind in page.extrasamples]
+        if not (len(extra) == series.shape[names.index("S")] - 1 == 1 and extra[0] in (1, 2)):
+            names[names.index("S")] = "C"  # detectors beside one another, not colours
+    if series.kind == "imagej":
+        properties = tif.imagej_metadata or {}
+        if "channels" not in properties and "C" in names:
+            names[names.index("C")] = "?"
+        images = int(properties.get("images", 1))
+        pages = len(tif.pages)
+        if 1 < pages < images:
+            logger.warning(
+                "%s: ImageJ tells of %d images, but there are %d; these are read", file, images, pages
             )
+    return "".join(names)
+
+
+def _shown(file: Path, page: Any, stored: np.dtype[Any] | None) -> tuple[Shown, np.dtype[Any]]:
+    """Return how the pixels of a page are shown, and the type of those."""
+    if stored is None or (stored.name not in DTYPES and stored.name not in CONVERSIONS):
+        kind = f"{page.bitspersample}-bit numbers" if stored is None else stored.name
+        raise DataError(
+            f"{file}: pixels of type {kind} are not supported; convert them to {', '.join(DTYPES)}"
+        )
+    orientation = int(page.tags["Orientation"].value) if "Orientation" in page.tags else 1
+    orientation = orientation if 1 <= orientation <= 8 else 1
+    palette = None
+    if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
+        palette = _grey_palette(file, page)
+        stored = palette.dtype
+    if (
+        page.photometric in (tifffile.PHOTOMETRIC.YCBCR, tifffile.PHOTOMETRIC.RGB)
+        and page.samplesperpixel < 3
+    ):
+        raise DataError(
+            f"{file}: this is a colour image of an unusual kind; convert it to one grayscale channel"
+        )
+    white = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
+    if white:
+        logger.warning("%s: it says that 0 is white; read inverted, as viewers show it", file)
+    bits = page.bitspersample if isinstance(page.bitspersample, int) else 0
+    return Shown(white, bits, orientation, palette), stored.newbyteorder("=")
+
+
+def _grey_palette(file: Path, page: Any) -> NDArray[Any]:
+    """Return the grey value of each index of a palette without colours."""
+    colours = np.asarray(page.colormap)
+    if (colours != colours[0]).any():
+        raise DataError(f"{file}: this is a colour image (indexed); convert it to one grayscale channel")
+    values = colours[0].astype(np.uint32)
+    if page.bitspersample > 8:
+        return values.astype(np.uint16)
+    # TIFF has 16 bits a colour; some programs write 8
+    return (values if values.max() < 256 else np.round(values / 257)).astype(np.uint8)
+
+
+def _contiguous(file: Path, series: Any) -> int:
+    """Return where the pixels of a stack with one directory begin."""
+    if series.dataoffset is None or series.dataoffset + series.nbytes > file.stat().st_size:
+        raise DataError(f"{file}: the file is truncated; copy or export it again")
+    return int(series.dataoffset)
+
+
+def _check_pages(file: Path, tif: tifffile.TiffFile, series: Any, planes: int) -> None:
+    """Check all pages of a series, without decoding one."""
+    if len(series.pages) < planes or any(page is None for page in series.pages):
+        raise DataError(
+            f"{file}: its metadata name {planes} planes, but some are not in the file"
+            + ("s beside it" if series.is_multifile else "")
+            + "; export it again"
+        )
+    size = file.stat().st_size
+    for index, found in enumerate(series.pages):
+        if series.is_multifile and found.parent is not tif:
+            size = Path(found.parent.filehandle.path).stat().st_size
+        page = found.aspage()
+        where = f"{file}: page {index} (counted from 0)" if len(series.pages) > 1 else str(file)
         if page.imagedepth != 1 or page.imagelength * page.imagewidth == 0:
             raise DataError(
                 f"{where}: the image has no height or width, or has a depth; export it as plain slices"
@@ -257,50 +378,24 @@ def _check_pages(file: Path, tif: tifffile.TiffFile) -> tuple[tuple[int, int], n
             raise DataError(
                 f"{where}: pixels are missing at its end: the file is truncated; copy or export it again"
             )
-        shape = (page.imagelength, page.imagewidth)
-        first = first or (shape, page.dtype.newbyteorder(tif.byteorder))
-        _check_alike(where, (shape, page.dtype.newbyteorder(tif.byteorder)), f"{file}: page 0", first)
-    if first is None or not _chain_ends(tif):
+    if not _chain_ends(tif):
         raise DataError(
             f"{file}: the list of pages breaks off: the file is truncated; copy or export it again"
         )
-    return (*first, pages)
 
 
 def _chain_ends(tif: tifffile.TiffFile) -> bool:
     """Tell whether the last page says that it is the last: the offset of a next page is zero."""
+    len(tif.pages)  # walks to the last one
     tif.filehandle.seek(tif.pages.next_page_offset or 0)
     offset = tif.filehandle.read(tif.tiff.offsetsize)
     return len(offset) == tif.tiff.offsetsize and not any(offset)
 
 
-def _check_alike(
-    where: str,
-    found: tuple[tuple[int, int], np.dtype[Any]],
-    first: str,
-    expected: tuple[tuple[int, int], np.dtype[Any]],
-) -> None:
-    """Raise `DataError` if a slice has another shape or type than the first."""
-    if found == expected:
-        return
-    this, other = (
-        f"{height} x {width} pixels of {dtype.name}" for (height, width), dtype in (found, expected)
-    )
-    raise DataError(
-        f"{where}: {this}, unlike {first} with {other}; all slices must have the same shape and type"
-    )
-
-
 @contextmanager
-def _opened(file: Path) -> Iterator[tifffile.TiffFile]:
-    with _readable(str(file)):
-        if file.stat().st_size == 0:
+def _opened(file: Path, content: bytes | None) -> Iterator[tifffile.TiffFile]:
+    with named(str(file), "TIFF"):
+        if content is None and file.stat().st_size == 0:
             raise DataError(f"{file}: the file is empty; copy or export it again")
-        with tifffile.TiffFile(file) as tif:
+        with tifffile.TiffFile(file if content is None else io.BytesIO(content)) as tif:
             yield tif
-
-
-@contextmanager
-def _readable(where: str) -> Iterator[None]:
-    with named(where, "TIFF"):
-        yield

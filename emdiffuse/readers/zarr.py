@@ -1,29 +1,80 @@
-"""Zarr (versions 2 and 3), OME-Zarr and N5, on disk or at an address.
+"""Zarr (versions 2 and 3) and OME-Zarr, on disk, zipped or at an address.
 
 Conventions
 -----------
-* See `base`. Of a multiscale image level 0 is read, with its voxel size; other axes than z, y and x must have
-  length 1. A plain array has the axes (z, y, x), one of N5 (x, y, z).
+* See `base`. Axes are named by OME-Zarr, by ``dimension_names`` (Zarr 3), or by ``_ARRAY_DIMENSIONS``
+  (xarray); an array without names is (z, y, x). Of a multiscale image `level` is read, with its voxel size.
 * An array within a store is named by its path: ``volume.zarr/raw``.
+* tensorstore reads most arrays; codecs that it lacks, and zipped stores, are read through zarr-python.
 """
 
 from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import tensorstore as ts
+from numpy.typing import NDArray
 
-from emdiffuse.readers.base import volume_shape
-from emdiffuse.readers.stores import NANOMETERS, StoredArray, open_array, read_json
+from emdiffuse.config.reading import Reading
+from emdiffuse.readers.axes import Layout, lay_out
+from emdiffuse.readers.base import Source, named
+from emdiffuse.readers.sizes import Size, told, unit_of
+from emdiffuse.readers.stores import StoredArray, first_json, open_array, read_json
 from emdiffuse.runtime.errors import DataError
 
 Facts = Mapping[str, Any]
+CODECS = ("codec", "compressor", "filter", "chunk_key_encoding", "data_type", "dtype")
+"""What tensorstore names when it lacks something that zarr-python may have."""
 
 
-def open_zarr(name: str, place: str) -> StoredArray:
-    """Open an array of Zarr, or level 0 of an OME-Zarr image.
+class PythonArray(Source):
+    """An array that zarr-python reads.
+
+    Parameters
+    ----------
+    name : str
+        What the user calls it.
+    files : sequence of Path
+        What it lies in.
+    array : zarr.Array
+        The array.
+    layout : Layout
+        Where the stack lies in it.
+    voxel_size : tuple of float, optional
+        Voxel size (z, y, x) in nanometers.
+    reading : Reading
+        Whether chunks may be missing.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        files: Sequence[Path],
+        array: Any,
+        layout: Layout,
+        voxel_size: Size | None,
+        reading: Reading,
+    ) -> None:
+        super().__init__(name, layout.shape, array.dtype, layout.along(array.chunks), files, voxel_size)
+        self._array = array
+        self._layout = layout
+        missing = array.nchunks - array.nchunks_initialized
+        if missing and reading.missing_chunks != "fill":
+            raise DataError(
+                f"{name}: {missing} of {array.nchunks} chunks are missing; copy the store again, or say "
+                "`missing_chunks: fill` if they stand for its fill value"
+            )
+
+    def _read(self, z0: int, z1: int, y: slice, x: slice) -> NDArray[Any]:
+        with named(self.name, "Zarr array"):
+            values: NDArray[Any] = self._array[self._layout.region(z0, z1, y, x)]
+        return self._layout.arranged(self.where(z0), values).astype(self.stored, copy=False)
+
+
+def open_zarr(name: str, place: str, reading: Reading) -> Source:
+    """Open an array of Zarr, or a level of an OME-Zarr image.
 
     Parameters
     ----------
@@ -31,116 +82,185 @@ def open_zarr(name: str, place: str) -> StoredArray:
         What the user calls it.
     place : str
         Folder or address of the array, or of the group that is the image.
+    reading : Reading
+        Which part is meant.
 
     Raises
     ------
     DataError
         If there is none, it is not one volume of a supported type, or the address does not answer.
     """
-    driver, attributes, is_array = _zarr_node(name, place)
-    image, path = _image(attributes), place
-    if not is_array:
+    driver, attributes, array = zarr_node(name, place)
+    image, path = ome_image(name, attributes, reading), place
+    level = 0
+    if array is None:
         if image is None:
             raise DataError(
                 f"{name}: this is a Zarr group, and not an image; name the array in it, such as {place}/0"
             )
-        path = posixpath.join(place, image["datasets"][0]["path"])
+        level = _checked_level(name, image, reading)
+        path = posixpath.join(place, image["datasets"][level]["path"])
+        _, own, array = zarr_node(name, path)
     else:  # an array that may be a level of the image around it
-        above, level = place.rsplit("/", 1) if "/" in place else (".", place)
-        image = _image(_zarr_node(name, above, needed=False)[1]) if ".zarr" in above else None
-        if image is not None and image["datasets"][0]["path"] != level:
-            image = None
-    array = open_array(name, driver, path)
-    if image is None:
-        return StoredArray(name, place, _last_three(name, array), None, attributes)
-    axes = [
-        axis["name"] if isinstance(axis, dict) else axis for axis in image.get("axes", "tczyx"[-array.rank :])
-    ]
-    return StoredArray(name, place, _spatial(name, array, axes), _ome_size(image, axes), attributes)
+        own = attributes
+        image, level = _image_around(name, place)
+    names = axis_names(image) or _array_names(array or {}, own)
+    return open_node(name, place, driver, path, names, _ome_size(image, level), attributes, reading)
 
 
-def open_n5(name: str, place: str) -> StoredArray:
-    """Open an array of N5, or level ``s0`` of a multiscale group.
+def open_node(
+    name: str,
+    place: str,
+    driver: str,
+    path: str,
+    names: Sequence[str | None] | None,
+    size: Size | None,
+    attributes: Facts,
+    reading: Reading,
+) -> Source:
+    """Open an array of which axes and size are known, by whichever library can."""
 
-    Parameters
-    ----------
-    name : str
-        What the user calls it.
-    place : str
-        Folder or address of the array, or of the group.
+    def is_about_codecs(text: str) -> bool:
+        return any(word in text.lower() for word in CODECS)
+
+    store = open_array(name, driver, path, decline=is_about_codecs)
+    if store is not None:
+        layout = lay_out(name, store.shape, names, reading)
+        return StoredArray(name, place, store, layout, size, attributes, reading)
+    import zarr
+
+    with named(name, "Zarr array"):
+        array = zarr.open_array(path, mode="r")
+        layout = lay_out(name, array.shape, names, reading)
+        return PythonArray(name, [] if "://" in place else [Path(place)], array, layout, size, reading)
+
+
+def open_zipped(name: str, file: Path, inside: str, reading: Reading) -> Source:
+    """Open an array, or an image, in a Zarr that is zipped as one file.
 
     Raises
     ------
     DataError
         As of `open_zarr`.
     """
-    around = read_json(name, place, "attributes.json") or {}
-    path, facts = place, around
-    if "dimensions" not in facts:
-        path = f"{place}/s0"
-        facts = read_json(name, path, "attributes.json") or {}
-    if "dimensions" not in facts:
+    import zarr
+    from zarr.storage import ZipStore
+
+    with named(name, "zipped Zarr"):
+        store = ZipStore(file, mode="r")
+        node = zarr.open(store, mode="r", path=inside or None)
+        image, level = None, 0
+        attributes = dict(node.attrs)
+        if not isinstance(node, zarr.Array):
+            image = ome_image(name, attributes, reading)
+            if image is None:
+                arrays = ", ".join(f"{name}/{key}" for key in list(node.array_keys())[:5]) or "none"
+                raise DataError(
+                    f"{name}: this is a Zarr group; name the array in it; arrays that it holds: {arrays}"
+                )
+            level = _checked_level(name, image, reading)
+            node = node[image["datasets"][level]["path"]]
+        metadata = node.metadata.to_dict()
+        names = axis_names(image) or _array_names(metadata, dict(node.attrs))
+        layout = lay_out(name, node.shape, names, reading)
+        return PythonArray(name, [file], node, layout, _ome_size(image, level), reading)
+
+
+def zarr_node(
+    name: str, place: str, needed: bool = True
+) -> tuple[str, dict[str, Any], dict[str, Any] | None]:
+    """Return driver and attributes of a node, and its metadata where it is an array."""
+    found = first_json(name, place, ("zarr.json", ".zarray", ".zgroup"))
+    if found is None:
+        if needed:
+            raise DataError(f"{name}: there is no Zarr array or group here; check the path")
+        return "zarr", {}, None
+    key, node = found
+    if key == "zarr.json":
+        return "zarr3", dict(node.get("attributes") or {}), node if node.get("node_type") == "array" else None
+    attributes = first_json(name, place, (".zattrs",)) if key == ".zgroup" else None
+    if key == ".zarray":
+        attributes = _attributes_if_there(name, place)
+    return "zarr", attributes[1] if attributes else {}, node if key == ".zarray" else None
+
+
+def _attributes_if_there(name: str, place: str) -> tuple[str, dict[str, Any]] | None:
+    """Return the attributes of an array of Zarr 2; a bucket may answer "forbidden" where there are none."""
+    try:
+        found = read_json(name, place, ".zattrs")
+    except DataError:
+        return None
+    return None if found is None else (".zattrs", found)
+
+
+def ome_image(name: str, attributes: Facts, reading: Reading) -> dict[str, Any] | None:
+    """Return the multiscale image that a group describes (OME-Zarr up to 0.4, or 0.5); `series` chooses."""
+    found = attributes.get("ome", attributes).get("multiscales") or []
+    images = [image for image in found if isinstance(image, dict) and image.get("datasets")]
+    if not images:
+        return None
+    names = [str(image.get("name", i)) for i, image in enumerate(images)]
+    choice = reading.series
+    if isinstance(choice, str) and choice not in names and choice.isdigit():
+        choice = int(choice)
+    if isinstance(choice, str) and choice in names:
+        return images[names.index(choice)]
+    if choice is None and len(images) == 1:
+        return images[0]
+    if choice is None or isinstance(choice, str) or not 0 <= choice < len(images):
+        raise DataError(f"{name}: it holds {len(images)} images ({', '.join(names)}); choose one by `series`")
+    return images[choice]
+
+
+def _checked_level(name: str, image: Facts, reading: Reading) -> int:
+    if reading.level >= len(image["datasets"]):
         raise DataError(
-            f"{name}: there is no N5 array here; name the array, such as {place}/raw, or check the path"
+            f"{name}: `level` is {reading.level}, but there are {len(image['datasets'])}, counted from 0"
         )
-    array = open_array(name, "n5", path)[ts.d[:].transpose[::-1]]
-    size = _n5_size(facts) or _n5_size(around)
-    return StoredArray(name, place, _last_three(name, array), size, facts)
+    return reading.level
 
 
-def _zarr_node(name: str, place: str, needed: bool = True) -> tuple[str, dict[str, Any], bool]:
-    """Return driver and attributes of a node, and whether it is an array."""
-    if node := read_json(name, place, "zarr.json"):
-        return "zarr3", dict(node.get("attributes") or {}), node.get("node_type") == "array"
-    array = read_json(name, place, ".zarray")
-    if needed and array is None and read_json(name, place, ".zgroup") is None:
-        raise DataError(f"{name}: there is no Zarr array or group here; check the path")
-    return "zarr", read_json(name, place, ".zattrs") or {}, array is not None
+def _image_around(name: str, place: str) -> tuple[dict[str, Any] | None, int]:
+    """Return the image that an array is a level of, and which; None where it is none."""
+    above, _, last = place.rpartition("/")
+    if not above or above.endswith(":/"):
+        return None, 0
+    try:
+        attributes = zarr_node(name, above, needed=False)[1]
+    except DataError:  # what lies around an array need not be readable
+        return None, 0
+    for image in attributes.get("ome", attributes).get("multiscales") or []:
+        for level, dataset in enumerate(image.get("datasets", []) if isinstance(image, dict) else []):
+            if dataset.get("path") == last:
+                return image, level
+    return None, 0
 
 
-def _image(attributes: Facts) -> dict[str, Any] | None:
-    """Return the first multiscale image that a group describes (OME-Zarr up to 0.4, or 0.5)."""
-    images = attributes.get("ome", attributes).get("multiscales") or [None]
-    return images[0] if isinstance(images[0], dict) and images[0].get("datasets") else None
+def axis_names(image: Facts | None) -> list[str] | None:
+    """Return the axes of an image, None where it does not name them (OME-Zarr up to 0.2 has five)."""
+    if image is None:
+        return None
+    axes = image.get("axes")
+    if axes is None:
+        return None
+    return [str(axis["name"]) if isinstance(axis, dict) else str(axis) for axis in axes]
 
 
-def _last_three(name: str, array: ts.TensorStore) -> ts.TensorStore:
-    """Take leading axes of length 1 off."""
-    return array[volume_shape(name, array.shape)[1]]
+def _array_names(array: Facts, attributes: Facts) -> list[str | None] | None:
+    names = array.get("dimension_names") or attributes.get("_ARRAY_DIMENSIONS")
+    return list(names) if names is not None else None
 
 
-def _spatial(name: str, array: ts.TensorStore, axes: Sequence[str]) -> ts.TensorStore:
-    """Return an array's axes z, y and x."""
-    if array.rank != len(axes) or not {"z", "y", "x"} <= set(axes):
-        raise DataError(f"{name}: the axes are {', '.join(axes)}; an image of z, y and x is expected")
-    others = [i for i, axis in enumerate(axes) if axis not in "zyx"]
-    long = [f"{array.shape[i]} along {axes[i]}" for i in others if array.shape[i] != 1]
-    if long:
-        raise DataError(f"{name}: there are {' and '.join(long)}; export one volume, of one channel")
-    moved = array.transpose([*others, *(list(axes).index(axis) for axis in "zyx")])
-    return moved[(0,) * len(others)]
-
-
-def _ome_size(image: Facts, axes: Sequence[str]) -> list[float] | None:
-    """Return the voxel size (z, y, x) of level 0 in nanometers, None where scale or unit is not told."""
+def _ome_size(image: Facts | None, level: int) -> Size | None:
+    """Return the voxel size (z, y, x) of a level in nanometers, as far as scale and unit are told."""
+    axes = axis_names(image)
+    if image is None or axes is None:
+        return None
     total = [1.0] * len(axes)
-    for found in (image["datasets"][0], image):
+    for found in (image["datasets"][level], image):
         for step in found.get("coordinateTransformations", []):
-            if step.get("type") == "scale":
+            if step.get("type") == "scale" and len(step["scale"]) == len(axes):
                 total = [a * float(b) for a, b in zip(total, step["scale"], strict=True)]
-    units = {axis["name"]: axis.get("unit") for axis in image.get("axes", []) if isinstance(axis, dict)}
-    scales = [NANOMETERS.get(str(units.get(axis))) for axis in "zyx"]
-    if None in scales:
-        return None
-    return [total[list(axes).index(axis)] * (scale or 0) for axis, scale in zip("zyx", scales, strict=True)]
-
-
-def _n5_size(facts: Facts) -> list[float] | None:
-    """Return the voxel size (z, y, x) in nanometers that an N5 node tells, in one of two ways."""
-    resolution: Any = facts.get("pixelResolution", facts.get("resolution"))
-    units: Any = facts.get("units")
-    if isinstance(resolution, dict):
-        resolution, units = resolution.get("dimensions"), [resolution.get("unit")] * 3
-    if not resolution or not units or len(resolution) != 3 or any(unit not in NANOMETERS for unit in units):
-        return None
-    return [float(v) * NANOMETERS[unit] for v, unit in zip(resolution, units, strict=True)][::-1]
+    by_axis = dict(zip(axes, total, strict=True))
+    units = {axis["name"]: axis.get("unit") for axis in image["axes"] if isinstance(axis, dict)}
+    return told([by_axis.get(axis) for axis in "zyx"], [unit_of(units.get(axis)) for axis in "zyx"])

@@ -1,0 +1,103 @@
+"""Why a file cannot be read: the true reason, in one sentence that names it.
+
+Conventions
+-----------
+* What a library says is passed on in whole words. A file is called truncated only where its end was seen to
+  be missing.
+* A disk that is full, and a defect of ours, are not about the file, and pass through.
+"""
+
+from __future__ import annotations
+
+import errno
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from emdiffuse.runtime.errors import DataError
+
+LONGEST = 240
+ENDED = ("unexpected end", "end of file", "end-of-stream", "truncated", "eof ", "file signature not found at")
+LOCKED = ("unable to lock file", "resource temporarily unavailable", "file is already open for")
+KNOWN = (
+    (b"%PDF", "a PDF"), (b"PK\x03\x04", "a ZIP archive"), (b"\x1f\x8b", "a gzip archive"),
+    (b"BZh", "a bzip2 archive"), (b"\x89PNG", "a PNG image"), (b"\xff\xd8\xff", "a JPEG image"),
+    (b"BM", "a BMP image"), (b"GIF8", "a GIF image"), (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    (b"II*\0", "a TIFF"), (b"MM\0*", "a TIFF"), (b"II+\0", "a TIFF"), (b"MM\0+", "a TIFF"),
+    (b"ZISRAWFILE", "a Zeiss CZI file"), (b"# AmiraMesh", "an Amira file"), (b"# Avizo", "an Amira file"),
+    (b"NRRD", "an NRRD file"), (b"\x93NUMPY", "a NumPy array"), (b"\xd3\xed\xf5\xf2", "a FIB-SEM .dat file"),
+    (b"<!DOCTYPE", "a web page"), (b"<html", "a web page"),
+    (b"version https://git-lfs", "a pointer of Git LFS"),
+)  # fmt: skip
+
+
+@contextmanager
+def named(where: str, what: str) -> Iterator[None]:
+    """Turn whatever a library raises about a file into one sentence.
+
+    Parameters
+    ----------
+    where : str
+        The file, and what in it.
+    what : str
+        Its format, such as "TIFF".
+    """
+    try:
+        yield
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DataError(f"{where}: {reason_of(error, what, Path(where))}") from None
+
+
+def reason_of(error: Exception, what: str, file: Path) -> str:
+    """Say in half a sentence why a file of a format cannot be read, and what to do."""
+    text = " ".join(str(error).split())
+    low = text.lower()
+    if isinstance(error, PermissionError) or "permission denied" in low:
+        return "you may not read it; check its permissions"
+    if isinstance(error, BlockingIOError) or any(sign in low for sign in LOCKED):
+        return (
+            "another program holds it open for writing; close it there (or, if none does, set "
+            "HDF5_USE_FILE_LOCKING=FALSE)"
+        )
+    if isinstance(error, FileNotFoundError):
+        return "it is not there, or no longer; check the path"
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        return (
+            f"the disk or the network does not deliver it ({error.strerror}); try again, or copy it elsewhere"
+        )
+    content = content_of(file) if file.is_file() else None
+    if content == "":
+        return "the file is empty; copy or export it again"
+    if isinstance(error, EOFError) or any(sign in low for sign in ENDED):
+        return f"it ends early: the {what} is truncated; copy or export it again"
+    found = f" but {content}" if content and what.split()[0] not in content else ""
+    return f"not a readable {what}{found} ({whole_words(text) or type(error).__name__}); export it again"
+
+
+def whole_words(text: str) -> str:
+    """Return a text in one line, and where it is long its first words."""
+    return textwrap.shorten(text, LONGEST, placeholder=" …").rstrip(".")
+
+
+def content_of(file: Path) -> str | None:
+    """Say what a file is by its first bytes: "" where it is empty, None where they say nothing."""
+    try:
+        with file.open("rb") as opened:
+            first = opened.read(512)
+    except OSError:
+        return None
+    if not first:
+        return ""
+    for sign, name in KNOWN:
+        if first.startswith(sign):
+            return name
+    try:
+        text = first.decode("utf-8", errors="strict" if len(first) < 512 else "ignore")
+    except UnicodeDecodeError:
+        return None
+    return "a text file" if all(c.isprintable() or c in "\r\n\t" for c in text) else None
