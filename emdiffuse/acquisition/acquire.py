@@ -21,15 +21,14 @@ from numpy.typing import NDArray
 
 from emdiffuse.acquisition.checksums import checksums, is_current
 from emdiffuse.acquisition.repair import fill_untrusted, find_untrusted
+from emdiffuse.acquisition.sizes import agreed_voxel_size
 from emdiffuse.acquisition.streaming import default_workers, stream, stream_source
+from emdiffuse.config.reading import Reading
 from emdiffuse.config.settings import settings_hash
-from emdiffuse.readers import Source, open_source
+from emdiffuse.readers import open_source
 from emdiffuse.runtime.atomic import replaced
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.stores.volume import Box, create_image_array, open_volume, write_image
-
-SIZE_TOLERANCE = 0.01
-"""How far a voxel size that was given may be from what the source tells."""
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +42,8 @@ def acquire(
     *,
     repair: bool = False,
     invert: bool = False,
+    reading: Reading | None = None,
+    override: bool = False,
     workers: int | None = None,
 ) -> None:
     """Convert raw files to an OME-Zarr image, with intensity statistics and a checksum of every file.
@@ -65,6 +66,10 @@ def acquire(
         Whether slices of a volume that cannot be trusted are marked as missing, rather than refused.
     invert : bool
         Whether networks see the contrast inverted; the voxels are stored, and restored, as they are.
+    reading : Reading, optional
+        Which part of the source is meant: series, channel, level, crop, ...
+    override : bool
+        Whether `voxel_size` counts more than what the source tells.
     workers : int, optional
         Number of threads.
 
@@ -75,17 +80,22 @@ def acquire(
     StoreError
         If `out` cannot be written.
     """
-    slices = open_source(source, repair and not images)
+    reading = reading or Reading()
+    slices = open_source(source, repair and not images, reading, images)
+    if reading.data_bar == "auto":
+        slices.look_for_data_bar()
     depth, height, width = slices.shape
     what = f"{depth} {'images' if images else 'slices'} of {height} x {width} pixels, {slices.dtype.name}"
     logger.info("%s: found %s", source, what)
-    size = agreed_voxel_size(slices, voxel_size)
+    if slices.dtype != slices.stored:
+        logger.info("%s: %s is stored as %s, each value as it is", source, slices.stored, slices.dtype)
+    size = agreed_voxel_size(slices, voxel_size, override, images)
     if slices.shape[0] < 2 and not images:
         raise DataError(
             f"{source}: there is only one slice; a volume needs two or more; for separate "
             "images say `images: true`"
         )
-    settings = settings_hash(source, slices.metadata.hex(), list(size), images, repair, invert)
+    settings = settings_hash(source, slices.metadata.hex(), list(size), images, repair, invert, reading)
     if is_current(out, settings, [str(path) for path in slices.files] or [source]):
         return
     threads = workers or default_workers()
@@ -109,29 +119,10 @@ def acquire(
         missing = facts.get("missing", [])
         intensity = statistics.intensity(source, images=images, missing=missing, invert=invert)
         facts["intensity"] = intensity.as_facts()
+        rows, columns = slices.valid
+        if slices.bar:  # what is image; below lies the microscope's data bar
+            facts["valid"] = [rows.start, rows.stop, columns.start, columns.stop]
         write_image(partial, name, size, facts)
-
-
-def agreed_voxel_size(source: Source, given: Sequence[float] | None) -> Sequence[float]:
-    """Return the voxel size (z, y, x) in nanometers: as it was given, or else as the source tells it.
-
-    Raises
-    ------
-    DataError
-        If neither says it, or they disagree by more than `SIZE_TOLERANCE`.
-    """
-    told = source.voxel_size
-    if told is None and given is None:
-        raise DataError(f"{source.name}: it does not tell its voxel size; give `voxel_size` of the dataset")
-    if given is None or told is None:
-        return given or told or ()
-    if any(abs(a - b) > SIZE_TOLERANCE * b for a, b in zip(given, told, strict=True)):
-        stated, own = (" x ".join(f"{v:g}" for v in size) for size in (given, told))
-        raise DataError(
-            f"{source.name}: its voxel is {own} nm (z, y, x), but `voxel_size` says {stated} nm; correct "
-            "that, or leave it out"
-        )
-    return given
 
 
 def keep_every(volume: Path, factor: int, out: Path, name: str, workers: int | None = None) -> None:

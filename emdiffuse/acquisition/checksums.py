@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emdiffuse.readers import NumberedTiffs, Source
+from emdiffuse.readers.base import Source
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.runtime.progress import progress
 from emdiffuse.stores.volume import read_metadata
@@ -41,8 +41,7 @@ def checksums(source: Source, name: str) -> list[dict[str, Any]]:
     if not source.files:
         size, digest = len(source.metadata), hashlib.sha256(source.metadata).hexdigest()
         return [{"path": source.name, "bytes": size, "sha256": digest}]
-    known = source.checksums if isinstance(source, NumberedTiffs) else {}
-    return file_checksums(source.files, name, known)
+    return file_checksums(source.files, name, source.checksums)
 
 
 def file_checksums(

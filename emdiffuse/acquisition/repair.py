@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from emdiffuse.acquisition.statistics import Statistics
-from emdiffuse.readers import NumberedTiffs, Source
+from emdiffuse.readers.base import Source
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.stores.volume import Array
 
@@ -70,9 +70,8 @@ def find_untrusted(source: Source, statistics: Statistics, repair: bool) -> list
 
 def _names(source: Source, numbers: Sequence[int]) -> str:
     """Return the numbers of slices, and of numbered files their names."""
-    files = isinstance(source, NumberedTiffs)
     names = [
-        f"{z} ({Path(source.where(z)).name})" if files and z not in source.missing else str(z)
+        f"{z} ({Path(source.where(z)).name})" if source.separate and z not in source.missing else str(z)
         for z in numbers[:SHOWN]
     ]
     return ", ".join(names) + (f" and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else "")

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdiffuse.acquisition.statistics import Part, Statistics, measure
-from emdiffuse.readers import Source
+from emdiffuse.readers.base import Source
 from emdiffuse.runtime.progress import progress
 from emdiffuse.runtime.threads import allowed
 from emdiffuse.stores.volume import Array, Box

@@ -29,7 +29,7 @@ class Compilation(StrEnum):
 
 @app.command()
 def acquire(name: str, out: Store, settings: Settings) -> None:
-    """Convert a raw volume (TIFF, numbered slices, MRC, HDF5, Zarr, N5, precomputed) or pairs to OME-Zarr."""
+    """Convert a raw volume, of whatever format, or image pairs to OME-Zarr."""
     from emdiffuse.acquisition.acquire import acquire as acquire_volume
     from emdiffuse.acquisition.pairs import acquire_pairs
     from emdiffuse.config import Dataset
@@ -45,8 +45,17 @@ def acquire(name: str, out: Store, settings: Settings) -> None:
             pairs.folder, size, out, name, pairs.pattern, pairs.keep_going, pairs.scale, dataset.invert
         )
     elif dataset.source is not None:
-        repair, invert = dataset.repair, dataset.invert
-        acquire_volume(dataset.source, size, out, name, dataset.images, repair=repair, invert=invert)
+        acquire_volume(
+            dataset.source,
+            size,
+            out,
+            name,
+            dataset.images,
+            repair=dataset.repair,
+            invert=dataset.invert,
+            reading=dataset.reading,
+            override=dataset.voxel_size is not None and dataset.voxel_size.override,
+        )
 
 
 @app.command()

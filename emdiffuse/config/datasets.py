@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from emdiffuse.config.reading import Reading
 from emdiffuse.config.settings import Section
 from emdiffuse.config.sources import parse_source
 from emdiffuse.runtime.errors import ConfigError
@@ -15,6 +16,10 @@ NANOMETERS = {"nanometer": 1.0, "micrometer": 1000.0, "angstrom": 0.1}
 MINIMUM_FACTOR, MAXIMUM_FACTOR = 2, 12
 Factor = Annotated[int, Field(ge=MINIMUM_FACTOR, le=MAXIMUM_FACTOR)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+SMALLEST_PIXEL = 0.05
+"""Nanometers: a smaller number whose unit is not stated may be in micrometers."""
 
 
 class VoxelSize(Section):
@@ -26,11 +31,18 @@ class VoxelSize(Section):
     unit: Literal["nanometer", "micrometer", "angstrom"] = Field(
         "nanometer", description="Unit of the three numbers."
     )
+    override: bool = Field(
+        False, description="This size counts, whatever the files tell; without it both must agree within 1 %."
+    )
 
     @model_validator(mode="after")
     def _square(self) -> VoxelSize:
         if abs(self.y - self.x) > self.y / 1000:
             raise ValueError(f"pixels must be square, but y is {self.y:g} and x is {self.x:g}")
+        if "unit" not in self.model_fields_set and self.x < SMALLEST_PIXEL:
+            raise ValueError(
+                f"pixels of {self.x:g} nm are smaller than atoms; state the `unit`, such as micrometer"
+            )
         return self
 
     @property
@@ -115,13 +127,14 @@ class Pairs(Section):
     )
 
 
-class Dataset(Section):
+class Dataset(Reading):
     """A raw volume, one derived from another, or image pairs."""
 
     source: str | None = Field(
         None,
-        description="A multi-page TIFF, a folder of numbered slices (0.tif ... n.tif) or a glob of them; "
-        "MRC; HDF5 (file.h5:/path); Zarr, OME-Zarr, N5 or Neuroglancer precomputed, also at an address.",
+        description="A file (TIFF, MRC, DM3, DM4, CZI, Amira, NRRD, FIB-SEM .dat, Imaris, bare pixels), an "
+        "array in one (file.h5:/path), a folder of numbered slices or a pattern of them (`s_{z}.tif`); Zarr, "
+        "OME-Zarr, N5, Neuroglancer precomputed or webknossos, also at an address.",
     )
     images: bool = Field(
         False,
@@ -130,7 +143,7 @@ class Dataset(Section):
     voxel_size: VoxelSize | None = Field(
         None,
         description="Voxel size, of pairs that of the clean images; required but for a `source` that "
-        "tells its own: OME-Zarr, N5, precomputed, and most MRC files.",
+        "tells its own, with which it must agree.",
     )
     invert: bool = Field(
         False,
@@ -160,6 +173,9 @@ class Dataset(Section):
             raise ValueError("give one of `source`, `pairs`, `keep_every` and `degrade`")
         if self.derived is None and self.voxel_size is None and not self._may_tell_its_size:
             raise ValueError("`voxel_size` is missing")
+        if self.source is None and self.reading != Reading():
+            keys = [key for key in Reading.model_fields if getattr(self, key) != getattr(Reading(), key)]
+            raise ValueError(f"`{keys[0]}` says how a `source` is read; remove it")
         if self.images and self.source is None and self.degrade is None:
             raise ValueError("`images` says what a `source` holds; remove it")
         if self.repair and (self.source is None or self.images):
@@ -173,7 +189,7 @@ class Dataset(Section):
 
     @property
     def _may_tell_its_size(self) -> bool:
-        return self.source is not None and parse_source(self.source).kind != "tiff"
+        return self.source is not None and parse_source(self.source).kind != "raw"
 
     @property
     def derived(self) -> KeepEvery | Degrade | None:

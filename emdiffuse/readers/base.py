@@ -26,7 +26,7 @@ from emdiffuse.readers.reasons import named
 from emdiffuse.readers.sizes import Size
 from emdiffuse.runtime.errors import DataError
 
-__all__ = ["CONVERSIONS", "DTYPES", "EVERYTHING", "Shape", "Source", "named"]
+__all__ = ["CONVERSIONS", "DTYPES", "EVERYTHING", "Box", "Shape", "Source", "named"]
 
 DTYPES = ("uint8", "uint16", "int16", "float32")
 CONVERSIONS = {
@@ -121,6 +121,18 @@ class Source(ABC):
     def valid(self) -> tuple[slice, slice]:
         """Rows and columns that are image: all but the data bar."""
         return slice(0, self.shape[1] - self.bar), slice(0, self.shape[2])
+
+    def look_for_data_bar(self) -> None:
+        """Find a data bar that no metadata tell of, in the pixels of the first and the last slice."""
+        from emdiffuse.readers.data_bar import bar_by_look
+
+        if self.bar or self.block[1:] != self.shape[1:]:  # microscopes write bars below whole images
+            return
+        ends = {0, self.shape[0] - 1} - set(self.missing)
+        found = {bar_by_look(self.read(z, z + 1)[0]) for z in ends}
+        if len(found) == 1 and (rows := found.pop()):
+            self.bar = rows
+            logger.info("%s: the lowest %d rows are taken for the microscope's data bar", self.name, rows)
 
     def crop(self, box: Crop) -> None:
         """Keep a part alone; slices and rows are counted within it from then on.

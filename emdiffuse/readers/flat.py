@@ -14,6 +14,7 @@ import bz2
 import gzip
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,7 +29,7 @@ from emdiffuse.runtime.errors import DataError
 
 KEPT_BYTES = 2**22
 """Bytes of the file that stay mapped at a time, about."""
-PACKED = {".gz": gzip.open, ".bz2": bz2.open}
+PACKED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open}
 
 
 class FlatFile(Source):

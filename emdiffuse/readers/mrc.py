@@ -29,6 +29,8 @@ HEADER = 1024
 IMOD_STAMP = 1146047817
 COMPLEX = (3, 4)
 """Modes of Fourier transforms."""
+VOLUME_STACK = 400
+"""Space groups above it are of several volumes behind one another."""
 logger = logging.getLogger(__name__)
 
 
@@ -52,7 +54,9 @@ def open_mrc(file: Path, reading: Reading) -> FlatFile:
         if header is None:
             raise EOFError("the header is incomplete")
         if int(header.mode) in COMPLEX:
-            raise DataError(f"{name}: its pixels are complex numbers (a Fourier transform), and no image")
+            raise DataError(
+                f"{name}: pixels of type complex64 are not supported: this is a Fourier transform"
+            )
         stored = mrcfile.utils.data_dtype_from_header(header)
     if unusual:
         logger.warning("%s: the header is not as MRC 2014 has it; read all the same", name)
@@ -63,11 +67,19 @@ def open_mrc(file: Path, reading: Reading) -> FlatFile:
         raise DataError(
             f"{name}: not a readable MRC file: its header tells of {lengths} pixels; export it again"
         )
-    layout = lay_out(name, lengths, _letters(header), reading)
+    letters = _letters(header)
+    if (
+        int(header.ispg) > VOLUME_STACK
+        and 0 < int(header.mz) < lengths[0]
+        and lengths[0] % int(header.mz) == 0
+    ):
+        lengths = [lengths[0] // int(header.mz), int(header.mz), *lengths[1:]]
+        letters = f"t{letters}"
+    layout = lay_out(name, lengths, letters, reading)
     unpacked, size = opened(file)
     offset = HEADER + int(header.nsymbt)
     require_bytes(name, size, offset, layout, stored)
-    return FlatFile(name, file, layout, stored, offset, _voxel_size(header), unpacked)
+    return FlatFile(name, file, layout, stored, offset, _voxel_size(header, letters[-3:]), unpacked)
 
 
 def _bytes_are_unsigned(header: Any) -> bool:
@@ -82,12 +94,22 @@ def _letters(header: Any) -> str:
     return "".join("xyz"[axis - 1] for axis in axes) if sorted(axes) == [1, 2, 3] else "zyx"
 
 
-def _voxel_size(header: Any) -> Size | None:
-    """Return the voxel size (z, y, x) in nanometers: the cell, divided by the samples along it."""
-    angstrom: list[float | None] = []
-    for axis in "zyx":
-        samples = int(header[f"m{axis}"])
-        angstrom.append(float(header.cella[axis]) / samples if samples > 0 else None)
-    if int(header.ispg) == 0 and int(header.mz) == 1 and int(header.nz) > 1:
+def _voxel_size(header: Any, letters: str) -> Size | None:
+    """Return the voxel size (z, y, x) in nanometers: the cell, divided by the samples along it.
+
+    Cell and samples are those of x, y and z; but some programs that permute the axes write them in the order
+    of columns, rows and sections, which their numbers of samples give away.
+    """
+    samples = [int(header[f"m{axis}"]) for axis in "zyx"]
+    angstrom: list[float | None] = [
+        float(header.cella[axis]) / count if count > 0 else None
+        for axis, count in zip("zyx", samples, strict=True)
+    ]
+    stored = [int(header[f"n{axis}"]) for axis in "zyx"]
+    lengths = dict(zip(letters, stored, strict=True))
+    if samples == stored != [lengths[axis] for axis in "zyx"]:
+        by_axis = dict(zip(letters, angstrom, strict=True))
+        angstrom = [by_axis[axis] for axis in "zyx"]
+    if int(header.ispg) == 0 and samples[0] == 1 < stored[0]:
         angstrom[0] = None
     return told(angstrom, (0.1, 0.1, 0.1))

@@ -48,7 +48,7 @@ def open_n5(name: str, place: str, reading: Reading) -> StoredArray:
         raise DataError(
             f"{name}: there is no N5 array here; name the array, such as {place}/raw, or check the path"
         )
-    store = open_array(name, "n5", path)
+    store = open_array(name, "n5", path, reading)
     assert store is not None
     rank = store.rank
     names = _names(facts, rank) or _names(around, rank)
@@ -65,15 +65,16 @@ def _names(facts: Facts, rank: int) -> list[str] | None:
     if isinstance(transform, dict) and len(transform.get("axes") or ()) == rank:
         axes = [str(axis) for axis in transform["axes"]]
         return axes[::-1] if str(transform.get("ordering", "C")).upper() == "F" else axes
-    axes = facts.get("axes")
-    if isinstance(axes, list) and len(axes) == rank:
-        return [str(axis) for axis in axes][::-1]
+    given = facts.get("axes")
+    if isinstance(given, list) and len(given) == rank:
+        return [str(axis) for axis in given][::-1]
     return None
 
 
 def _size(facts: Facts, letters: str) -> Size | None:
     """Return the voxel size (z, y, x) in nanometers that a node tells, in one of three ways."""
     transform = facts.get("transform")
+    units: Any = None
     if isinstance(transform, dict) and transform.get("scale"):
         axes = letters_of([str(axis) for axis in transform.get("axes", "zyx")])
         units = transform.get("units") or [None] * len(axes)
@@ -83,7 +84,7 @@ def _size(facts: Facts, letters: str) -> Size | None:
     resolution: Any = facts.get("pixelResolution", facts.get("resolution"))
     units = facts.get("units")
     if isinstance(resolution, dict):
-        resolution, units = resolution.get("dimensions"), resolution.get("unit")
+        resolution, units = resolution.get("dimensions"), [resolution.get("unit")] * 3
     if not isinstance(resolution, list) or units is None:
         return None
     units = units if isinstance(units, list) else [units] * len(resolution)

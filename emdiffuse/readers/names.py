@@ -51,13 +51,10 @@ def in_order(
         files have the same number.
     """
     if images:
-        return sorted(
-            files,
-            key=lambda file: [(int(t), "") if t.isdigit() else (0, t) for t in _DIGITS.split(file.name)],
-        )
-    numbers = (
-        _marked(source, files) if NUMBER in source and not Path(source).exists() else _counting(source, files)
-    )
+        ordered = sorted(files, key=_natural)
+        return [*ordered]
+    marked = NUMBER in source and not Path(source).exists()
+    numbers = _marked(source, files) if marked else _counting(source, files)
     by_number: dict[int, list[Path]] = defaultdict(list)
     for file, number in numbers.items():
         by_number[number].append(file)
@@ -91,6 +88,11 @@ def in_order(
     if width > 1:
         logger.info("%s: the numbers of its slices rise by %d", source, width)
     return [by_number[n][0] if n in by_number else None for n in wanted]
+
+
+def _natural(file: Path) -> list[tuple[int, str]]:
+    """Return what sorts names as people do: image 2 before image 10."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in _DIGITS.split(file.name)]
 
 
 def _marked(source: str, files: Sequence[Path]) -> Numbered:

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Sequence
-from itertools import product
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,17 @@ from numpy.typing import NDArray
 
 from emdiffuse.config.reading import Reading
 from emdiffuse.readers.axes import Layout, lay_out
-from emdiffuse.readers.base import Source, named
+from emdiffuse.readers.base import Box, Shape, Source, named
 from emdiffuse.readers.sizes import Size, told
-from emdiffuse.readers.stores import SHOWN, StoredArray, answer, open_array, reached, read_json
+from emdiffuse.readers.stores import (
+    StoredArray,
+    accept_absent,
+    answer,
+    boxes_of,
+    open_array,
+    reached,
+    read_json,
+)
 from emdiffuse.runtime.errors import DataError
 
 AXES = "czyx"
@@ -67,15 +74,58 @@ def open_precomputed(name: str, place: str, reading: Reading) -> Source:
     layout = lay_out(name, lengths, AXES, reading)
     if "://" not in place and _packed(Path(place) / str(scale.get("key", ""))):
         return PackedChunks(name, Path(place), info or {}, scale, layout, size, reading)
-    store = open_array(name, "neuroglancer_precomputed", place, scale_index=reading.level)
+    store = open_array(name, "neuroglancer_precomputed", place, reading, scale_index=reading.level)
     assert store is not None
     array = store[ts.d[:].transpose[::-1]][ts.d[:].translate_to[0]][ts.d[:].label[("",) * 4]]
-    return StoredArray(name, place, array, layout, size, info, reading)
+    absent: list[Box] | None = None
+    if "://" not in place:  # tensorstore does not list what is in a folder of this format
+        chunks = Chunks(Path(place), scale, layout.shape)
+        absent = [] if "sharding" in scale else [box for box in chunks.boxes() if chunks.file(box) is None]
+    return StoredArray(name, place, array, layout, size, info, reading, absent)
 
 
 def _packed(folder: Path) -> bool:
     """Tell whether a scale has chunks with ``.gz`` behind their names."""
     return folder.is_dir() and any(file.suffix == ".gz" for file in folder.iterdir())
+
+
+class Chunks:
+    """The files of a scale that is not sharded: one a chunk, whose name says its place.
+
+    Parameters
+    ----------
+    place : Path
+        The folder of ``info``.
+    scale : mapping
+        What that says of the scale.
+    shape : tuple of int
+        Shape (z, y, x).
+    """
+
+    def __init__(self, place: Path, scale: dict[str, Any], shape: Shape) -> None:
+        z, y, x = (int(n) for n in scale["chunk_sizes"][0][::-1])
+        self.steps: Shape = (z, y, x)
+        self._corner = [int(n) for n in scale.get("voxel_offset", (0, 0, 0))[::-1]]
+        self._folder = place / str(scale["key"])
+        self._shape = shape
+
+    def boxes(self, sides: Sequence[slice] | None = None) -> Iterator[Box]:
+        """Yield the boxes of all chunks, or of those that a part touches."""
+        for box in boxes_of(self._shape, self.steps):
+            if sides is None or all(
+                a.start < b.stop and b.start < a.stop for a, b in zip(box, sides, strict=True)
+            ):
+                yield box
+
+    def key(self, box: Box) -> str:
+        """Return the name of a chunk."""
+        ends = [(side.start + c, side.stop + c) for side, c in zip(box, self._corner, strict=True)]
+        return "_".join(f"{a}-{b}" for a, b in ends[::-1])
+
+    def file(self, box: Box) -> Path | None:
+        """Return the file of a chunk, None where there is none."""
+        key = self.key(box)
+        return next((f for f in (self._folder / key, self._folder / f"{key}.gz") if f.is_file()), None)
 
 
 class PackedChunks(Source):
@@ -107,46 +157,16 @@ class PackedChunks(Source):
         voxel_size: Size | None,
         reading: Reading,
     ) -> None:
-        self._chunk = [int(n) for n in scale["chunk_sizes"][0][::-1]]
-        self._corner = [int(n) for n in scale.get("voxel_offset", (0, 0, 0))[::-1]]
-        self._folder = place / str(scale["key"])
+        self._chunks = Chunks(place, scale, layout.shape)
         self._info = {**info, "scales": [{**scale, "key": "scale"}]}
+        self._fill = reading.missing_chunks == "fill"
         self._layout = layout
-        z, y, x = self._chunk
         dtype = np.dtype(str(info["data_type"]))
-        super().__init__(name, layout.shape, dtype, (z, y, x), [place], voxel_size)
+        super().__init__(name, layout.shape, dtype, self._chunks.steps, [place], voxel_size)
         self.metadata = json.dumps(info, sort_keys=True).encode()
-        boxes = list(self._boxes([slice(0, n) for n in self.shape]))
-        absent = [box for box in boxes if self._file(box) is None]
-        if absent and reading.missing_chunks != "fill":
-            names = ", ".join(self._key(box) for box in absent[:SHOWN])
-            more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
-            raise DataError(
-                f"{name}: {len(absent)} of {len(boxes)} chunks are missing ({names}{more}); copy the "
-                "store again, or "
-                "say `missing_chunks: fill` if they stand for zeros"
-            )
-        self.absent = tuple((box[0], box[1], box[2]) for box in absent)
-
-    def _boxes(self, sides: Sequence[slice]) -> Any:
-        """Yield the boxes (z, y, x) of the chunks that a part touches."""
-        ranges = [
-            range(side.start // step * step, side.stop, step)
-            for side, step in zip(sides, self._chunk, strict=True)
-        ]
-        for corner in product(*ranges):
-            yield [
-                slice(a, min(a + step, n))
-                for a, step, n in zip(corner, self._chunk, self._layout.shape, strict=True)
-            ]
-
-    def _key(self, box: Sequence[slice]) -> str:
-        ends = [(side.start + c, side.stop + c) for side, c in zip(box, self._corner, strict=True)]
-        return "_".join(f"{a}-{b}" for a, b in ends[::-1])
-
-    def _file(self, box: Sequence[slice]) -> Path | None:
-        key = self._key(box)
-        return next((f for f in (self._folder / key, self._folder / f"{key}.gz") if f.is_file()), None)
+        boxes = list(self._chunks.boxes())
+        self.absent = tuple(box for box in boxes if self._chunks.file(box) is None)
+        accept_absent(name, [self._chunks.key(box) for box in self.absent], len(boxes), reading)
 
     def _read(self, z0: int, z1: int, y: slice, x: slice) -> NDArray[Any]:
         _, height, width = self._layout.shape
@@ -155,15 +175,16 @@ class PackedChunks(Source):
         with reached(self.name):
             memory = answer(ts.KvStore.open("memory://", context=context))
             answer(memory.write("info", json.dumps(self._info).encode()))
-            for box in self._boxes(sides):
-                file = self._file(box)
+            for box in self._chunks.boxes(sides):
+                file = self._chunks.file(box)
                 if file is not None:
                     with named(str(file), "chunk"):
                         packed = file.read_bytes()
                         content = gzip.decompress(packed) if file.suffix == ".gz" else packed
-                    answer(memory.write(f"scale/{self._key(box)}", content))
+                    answer(memory.write(f"scale/{self._chunks.key(box)}", content))
             spec = {"driver": "neuroglancer_precomputed", "kvstore": "memory://", "scale_index": 0}
-            store = answer(ts.open(spec, open=True, read=True, context=context))
+            options = {"fill_missing_data_reads": self._fill}
+            store = answer(ts.open({**spec, **options}, open=True, read=True, context=context))
             array = store[ts.d[:].transpose[::-1]][ts.d[:].translate_to[0]]
             values: NDArray[Any] = answer(array[self._layout.region(z0, z1, *sides[1:])].read(), once=False)
         return self._layout.arranged(self.where(z0), values)

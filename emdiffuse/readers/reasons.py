@@ -71,12 +71,19 @@ def reason_of(error: Exception, what: str, file: Path) -> str:
             f"the disk or the network does not deliver it ({error.strerror}); try again, or copy it elsewhere"
         )
     content = content_of(file) if file.is_file() else None
+    if isinstance(error, KeyError | IndexError | TypeError | AttributeError):
+        text = (
+            "its content does not follow the format"  # what the library stumbled over means nothing to a user
+        )
     if content == "":
         return "the file is empty; copy or export it again"
     if isinstance(error, EOFError) or any(sign in low for sign in ENDED):
         return f"it ends early: the {what} is truncated; copy or export it again"
-    found = f" but {content}" if content and what.split()[0] not in content else ""
-    return f"not a readable {what}{found} ({whole_words(text) or type(error).__name__}); export it again"
+    if content and what.split()[0] not in content:
+        return (
+            f"this is {content}, not a readable {what}; give it the ending of its format, or export it again"
+        )
+    return f"not a readable {what} ({whole_words(text) or type(error).__name__}); export it again"
 
 
 def whole_words(text: str) -> str:

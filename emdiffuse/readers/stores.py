@@ -13,7 +13,9 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +26,7 @@ from numpy.typing import NDArray
 
 from emdiffuse.config.reading import Reading
 from emdiffuse.readers.axes import Layout
-from emdiffuse.readers.base import Source
+from emdiffuse.readers.base import Box, Source
 from emdiffuse.readers.reasons import whole_words
 from emdiffuse.readers.sizes import Size
 from emdiffuse.runtime.errors import DataError
@@ -40,6 +42,7 @@ _CONTEXT = ts.Context(
     }
 )
 FORBIDDEN = ("PERMISSION_DENIED", "HTTP response code: 401", "HTTP response code: 403")
+MISSING = re.compile(r"NOT_FOUND: chunk .* is missing")
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
@@ -63,6 +66,8 @@ class StoredArray(Source):
         What the store says of itself.
     reading : Reading
         Whether chunks may be missing.
+    absent : sequence of boxes, optional
+        Chunks that are known to be missing; without it they are looked for.
     """
 
     def __init__(
@@ -74,70 +79,77 @@ class StoredArray(Source):
         voxel_size: Size | None,
         metadata: Mapping[str, Any] | None,
         reading: Reading,
+        absent: Sequence[Box] | None = None,
     ) -> None:
         files = [] if "://" in place else [Path(place)]
         if store.dtype.numpy_dtype.kind not in "biuf":
             raise DataError(
                 f"{name}: pixels of type {store.dtype.name} are not supported; convert them to real numbers"
             )
-        block = layout.along([int(n or 1) for n in store.chunk_layout.read_chunk.shape or [1] * store.rank])
+        block = layout.along(_lengths(store.chunk_layout.read_chunk.shape, store.rank))
         super().__init__(name, layout.shape, store.dtype.numpy_dtype, block, files, voxel_size)
         self._store = store
         self._layout = layout
-        self._fill = reading.missing_chunks == "fill"
-        self._known_whole = False
         self.metadata = json.dumps(metadata, sort_keys=True).encode()
-        if files:  # on disk this takes a moment; at an address each part is asked for when it is read
-            self._check_chunks()
+        if absent is None:
+            # at an address a chunk that is missing is an error when it is read: to ask for all takes long
+            absent = self._absent() if files else []
+        self.absent = tuple(absent)
+        steps = layout.along(_lengths(store.chunk_layout.write_chunk.shape, store.rank))
+        chunks = math.prod(-(-n // step) for n, step in zip(self.shape, steps, strict=True))
+        accept_absent(name, [_box_name(box) for box in self.absent], chunks, reading)
 
-    def _check_chunks(self) -> None:
-        """Count the chunks that are not there; refuse them, or list them as `absent`."""
-        whole = self._layout.region(0, self.shape[0], slice(0, self.shape[1]), slice(0, self.shape[2]))
-        self._known_whole = self._is_stored(whole)
-        if self._known_whole:
-            return
-        steps = self._layout.along(self._store.chunk_layout.write_chunk.shape)
-        sides = [range(0, n, step) for n, step in zip(self.shape, steps, strict=True)]
-        boxes = [
-            tuple(slice(a, min(a + step, n)) for a, step, n in zip(corner, steps, self.shape, strict=True))
-            for corner in itertools.product(*sides)
-        ]
-        absent = [box for box in boxes if not self._is_stored(self._index(box))]
-        named_boxes = "; ".join(_box_name(box) for box in absent[:SHOWN])
-        more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
-        what = f"{self.name}: {len(absent)} of {len(boxes)} chunks are missing ({named_boxes}{more})"
-        if not self._fill:
-            raise DataError(
-                f"{what}; copy the store again, or say `missing_chunks: fill` if they stand for its "
-                "fill value"
-            )
-        logger.warning("%s; they are filled with the fill value, as `missing_chunks` says", what)
-        self.absent = tuple((box[0], box[1], box[2]) for box in absent)
-        self._known_whole = True
+    def _absent(self) -> list[Box]:
+        """Return the boxes of the chunks that are not there, by listing the folder."""
+        if self._is_stored([slice(0, n) for n in self.shape]):
+            return []
+        steps = self._layout.along(_lengths(self._store.chunk_layout.write_chunk.shape, self._store.rank))
+        return [box for box in boxes_of(self.shape, steps) if not self._is_stored(box)]
 
-    def _index(self, box: Sequence[slice]) -> tuple[int | slice, ...]:
+    def _is_stored(self, box: Sequence[slice]) -> bool:
         z, y, x = box
-        return self._layout.region(z.start, z.stop, y, x)
-
-    def _is_stored(self, index: tuple[int | slice, ...]) -> bool:
+        part = self._store[self._layout.region(z.start, z.stop, y, x)]
         with reached(self.name):
-            try:
-                found = answer(self._store[index].storage_statistics(query_fully_stored=True))
-            except NotImplementedError:  # a driver that cannot tell
-                return True
+            found = answer(part.storage_statistics(query_fully_stored=True))
         return bool(found.fully_stored)
 
     def _read(self, z0: int, z1: int, y: slice, x: slice) -> NDArray[Any]:
-        index = self._layout.region(z0, z1, y, x)
-        if not self._known_whole and not self._fill and not self._is_stored(index):
-            box = _box_name((slice(z0, z1), y, x))
-            raise DataError(
-                f"{self.name}: chunks are missing within {box}; try again, or say `missing_chunks: fill` if "
-                "they stand for its fill value"
-            )
         with reached(self.name):
-            values: NDArray[Any] = answer(self._store[index].read(), once=False)
+            part = self._store[self._layout.region(z0, z1, y, x)]
+            values: NDArray[Any] = answer(part.read(), once=False)
         return self._layout.arranged(self.where(z0), values).astype(self.stored, copy=False)
+
+
+def _lengths(chunk: Sequence[int | None] | None, rank: int) -> list[int]:
+    """Return the shape of a chunk; 1 where it is not known."""
+    return [int(n or 1) for n in chunk or [1] * rank]
+
+
+def boxes_of(shape: Sequence[int], steps: Sequence[int]) -> Iterator[Box]:
+    """Yield the boxes (z, y, x) of chunks."""
+    sides = [range(0, n, step) for n, step in zip(shape, steps, strict=True)]
+    for corner in itertools.product(*sides):
+        z, y, x = (slice(a, min(a + step, n)) for a, step, n in zip(corner, steps, shape, strict=True))
+        yield z, y, x
+
+
+def accept_absent(name: str, absent: Sequence[str], chunks: int, reading: Reading) -> None:
+    """Refuse chunks that are not there, unless the user says that their fill value is meant.
+
+    Raises
+    ------
+    DataError
+        If there are any: they are counted, and the first are named.
+    """
+    if not absent:
+        return
+    more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
+    what = f"{name}: {len(absent)} of {chunks} chunks are missing ({'; '.join(absent[:SHOWN])}{more})"
+    if reading.missing_chunks != "fill":
+        raise DataError(
+            f"{what}; copy the store again, or say `missing_chunks: fill` if they stand for its fill value"
+        )
+    logger.warning("%s; they are filled with the fill value, as `missing_chunks` says", what)
 
 
 def _box_name(box: Sequence[slice]) -> str:
@@ -213,7 +225,12 @@ def first_json(name: str, place: str, keys: Sequence[str]) -> tuple[str, dict[st
 
 
 def open_array(
-    name: str, driver: str, place: str, decline: Callable[[str], bool] | None = None, **options: Any
+    name: str,
+    driver: str,
+    place: str,
+    reading: Reading,
+    decline: Callable[[str], bool] | None = None,
+    **options: Any,
 ) -> ts.TensorStore | None:
     """Open an array through tensorstore.
 
@@ -223,6 +240,8 @@ def open_array(
         What the user calls it.
     driver, place
         Format and place.
+    reading : Reading
+        Whether chunks may be missing.
     decline : callable, optional
         Told why tensorstore cannot; where it answers yes, None is returned instead of an error.
     options
@@ -233,7 +252,8 @@ def open_array(
     DataError
         If it cannot be opened.
     """
-    spec = {"driver": driver, "kvstore": key_value_store(place), **options}
+    fill = {"fill_missing_data_reads": reading.missing_chunks == "fill"}
+    spec = {"driver": driver, "kvstore": key_value_store(place), **fill, **options}
     with reached(name):
         try:
             return answer(ts.open(spec, open=True, read=True, context=_CONTEXT))
@@ -263,6 +283,12 @@ def reached(name: str) -> Iterator[None]:
     except (ValueError, OSError, RuntimeError) as error:
         text = str(error)
         reason = whole_words(" ".join(text.split(" [")[0].split()))
+        if MISSING.search(text):
+            raise DataError(
+                f"{name}: a part of it is missing ({reason.removeprefix('NOT_FOUND: ')}); copy the "
+                "store again, or "
+                "say `missing_chunks: fill` if parts that are missing stand for its fill value"
+            ) from None
         if any(sign in text for sign in FORBIDDEN):
             raise ForbiddenError(
                 f"{name}: reading it is forbidden, or it does not exist ({reason}); check the path, and the "

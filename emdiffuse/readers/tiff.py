@@ -212,6 +212,8 @@ def open_tiff(file: Path, reading: Reading, content: bytes | None = None) -> Tif
                 )
             if content is None:
                 _check_pages(file, tif, series, planes)
+                if shown.inverted:
+                    logger.warning("%s: it says that 0 is white; read inverted, as viewers show it", file)
             opened = TiffStack(str(file), file, content, (number, reading.level), layout, shown, dtype)
         opened.voxel_size = voxel_size(tif, number, reading.level, file)
         if shown.orientation >= 5 and opened.voxel_size is not None:
@@ -328,8 +330,6 @@ def _shown(file: Path, page: Any, stored: np.dtype[Any] | None) -> tuple[Shown, 
             f"{file}: this is a colour image of an unusual kind; convert it to one grayscale channel"
         )
     white = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
-    if white:
-        logger.warning("%s: it says that 0 is white; read inverted, as viewers show it", file)
     bits = page.bitspersample if isinstance(page.bitspersample, int) else 0
     return Shown(white, bits, orientation, palette), stored.newbyteorder("=")
 

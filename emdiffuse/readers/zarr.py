@@ -21,7 +21,7 @@ from emdiffuse.config.reading import Reading
 from emdiffuse.readers.axes import Layout, lay_out
 from emdiffuse.readers.base import Source, named
 from emdiffuse.readers.sizes import Size, told, unit_of
-from emdiffuse.readers.stores import StoredArray, first_json, open_array, read_json
+from emdiffuse.readers.stores import StoredArray, accept_absent, first_json, open_array, read_json
 from emdiffuse.runtime.errors import DataError
 
 Facts = Mapping[str, Any]
@@ -61,11 +61,7 @@ class PythonArray(Source):
         self._array = array
         self._layout = layout
         missing = array.nchunks - array.nchunks_initialized
-        if missing and reading.missing_chunks != "fill":
-            raise DataError(
-                f"{name}: {missing} of {array.nchunks} chunks are missing; copy the store again, or say "
-                "`missing_chunks: fill` if they stand for its fill value"
-            )
+        accept_absent(name, ["by count"] * missing, array.nchunks, reading)
 
     def _read(self, z0: int, z1: int, y: slice, x: slice) -> NDArray[Any]:
         with named(self.name, "Zarr array"):
@@ -123,7 +119,7 @@ def open_node(
     def is_about_codecs(text: str) -> bool:
         return any(word in text.lower() for word in CODECS)
 
-    store = open_array(name, driver, path, decline=is_about_codecs)
+    store = open_array(name, driver, path, reading, decline=is_about_codecs)
     if store is not None:
         layout = lay_out(name, store.shape, names, reading)
         return StoredArray(name, place, store, layout, size, attributes, reading)
@@ -148,7 +144,7 @@ def open_zipped(name: str, file: Path, inside: str, reading: Reading) -> Source:
 
     with named(name, "zipped Zarr"):
         store = ZipStore(file, mode="r")
-        node = zarr.open(store, mode="r", path=inside or None)
+        node: Any = zarr.open(store, mode="r", path=inside or None)
         image, level = None, 0
         attributes = dict(node.attrs)
         if not isinstance(node, zarr.Array):

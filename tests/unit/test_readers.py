@@ -111,7 +111,7 @@ def test_a_relative_glob_and_a_folder_with_one_stack(tmp_path, monkeypatch):
         (["1.tif", "1.tiff", "2.tif"], "have the same number 1"),
         (["1.tif", "slice2.tif"], "not numbered alike"),
         (["first.tif", "second.tif"], "not numbered alike"),
-        ([], "no TIFF file"),
+        ([], "this folder holds no image"),
     ],
 )
 def test_wrong_names_in_a_folder(tmp_path, names, sentence):
@@ -122,25 +122,26 @@ def test_wrong_names_in_a_folder(tmp_path, names, sentence):
 
 
 def test_a_missing_source(tmp_path):
-    assert "no TIFF file" in only_error(tmp_path / "nowhere.tif")
-    assert "no TIFF file" in only_error(tmp_path / "*.tif")
+    assert "no such file or folder" in only_error(tmp_path / "nowhere.tif")
+    assert "no image by this pattern" in only_error(tmp_path / "*.tif")
 
 
-@pytest.mark.parametrize("dtype", ["bool", "int8", "uint32", "int64", "float16", "float64", "complex64"])
-def test_types_that_are_not_supported(tmp_path, dtype):
-    error = only_error(write(tmp_path / "a.tif", np.zeros((3, 8, 8), dtype)))
-    assert f"{tmp_path}/a.tif" in error
+def test_types_that_are_not_supported(tmp_path):
+    error = only_error(write(tmp_path / "a.tif", np.zeros((3, 8, 8), np.complex64)))
+    assert f"{tmp_path}/a.tif: pixels of type complex64" in error
     assert "convert them to uint8, uint16, int16, float32" in error
-    assert dtype in error or dtype == "bool"
 
 
 def bad_rgb(path):
-    tifffile.imwrite(path, np.zeros((8, 8, 3), np.uint8), photometric="rgb")
+    tifffile.imwrite(path, np.arange(72, dtype=np.uint8).reshape(6, 4, 3), photometric="rgb")
 
 
 def bad_palette(path):
     tifffile.imwrite(
-        path, np.zeros((8, 8), np.uint8), photometric="palette", colormap=np.zeros((3, 256), np.uint16)
+        path,
+        np.zeros((6, 4), np.uint8),
+        photometric="palette",
+        colormap=np.arange(768, dtype=np.uint16).reshape(3, 256),
     )
 
 
@@ -228,7 +229,8 @@ def test_one_bad_page_is_named(tmp_path):
     with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
         for width in (4, 4, 5):
             writer.write(np.zeros((6, width), np.uint8), photometric="minisblack", metadata=None)
-    assert "page 2 (counted from 0): 6 x 5 pixels" in only_error(tmp_path / "a.tif")
+    error = only_error(tmp_path / "a.tif")
+    assert "it holds 2 images (0: 2 x 6 x 4 uint8; 1: 6 x 5 uint8); choose one by `series`" in error
     values = np.zeros((3, 6, 4), np.float32)
     values[1, 2, 3] = np.nan
     assert "slice 1 (counted from 0)" in only_error(write(tmp_path / "b.tif", values))
@@ -236,7 +238,7 @@ def test_one_bad_page_is_named(tmp_path):
 
 def test_two_loops_are_no_volume(tmp_path):
     both = np.zeros((3, 2, 6, 4), np.uint8)
-    assert "3 along Z and 2 along C" in only_error(
+    assert "there are 2 channels (0, 1); choose one by `channel`" in only_error(
         write(tmp_path / "a.tif", both, ome=True, metadata={"axes": "ZCYX"})
     )
 

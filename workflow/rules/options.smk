@@ -1,10 +1,14 @@
 # What the commands of the rules are told: one function a parameter, in the order of the chain.
 import shlex
 
+from emdiffuse.config.reading import Reading
+
 
 def acquisition_settings(wildcards):
     """What acquisition depends on; alignment is a later stage's."""
-    keys = {"source", "voxel_size", "pairs", "images", "invert", "repair"}
+    keys = {"source", "voxel_size", "pairs", "images", "invert", "repair"} | set(
+        Reading.model_fields
+    )
     return CONFIG.datasets[wildcards.dataset].model_dump_json(include=keys)
 
 
