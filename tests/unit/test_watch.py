@@ -68,7 +68,8 @@ def test_an_image_that_changed_is_restored_again(folder, how, medulla):
 def test_a_failure_is_set_aside_with_its_reason_until_the_file_changes(folder, how, medulla):
     whole = (folder / "0.tif").read_bytes()
     (folder / "0.tif").write_bytes(whole[:900])
-    tifffile.imwrite(folder / "colour.tif", np.zeros((48, 48, 3), np.uint8), photometric="rgb")
+    colours = np.arange(48 * 48 * 3).reshape(48, 48, 3).astype(np.uint8)
+    tifffile.imwrite(folder / "colour.tif", colours, photometric="rgb")
     run_once(folder, how)
     out = folder.with_name("out")
     assert {path.name for path in out.glob("*.tif")} == {"1.tif"}
