@@ -18,6 +18,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -31,6 +32,7 @@ from numpy.typing import NDArray
 from emdiffuse.models.description import weights_hash
 from emdiffuse.models.inference import RestorationModel, WhiteNoise
 from emdiffuse.models.processes import Batch
+from emdiffuse.restoration.device_noise import device_noise
 from emdiffuse.restoration.geometry import Block, BlockGrid, ImageStack, owned
 from emdiffuse.restoration.noise import noise_field
 from emdiffuse.restoration.plan import Plan, open_array_of, open_input, read_plan
@@ -43,7 +45,7 @@ from emdiffuse.stores.resampling import enlarge
 from emdiffuse.stores.volume import Array, Volume
 
 NOISE_THREADS = 4
-"""Threads that draw the noise of a batch of tiles: one would be slower than a fast GPU."""
+"""Threads that draw the noise of a batch of tiles on a CPU."""
 
 
 class Tile(NamedTuple):
@@ -164,7 +166,7 @@ def restore_blocks(
 def _block_sums(
     plan: Plan, numbers: Sequence[int], volume: Volume, model: RestorationModel, batch: int
 ) -> Iterator[NDArray[np.float32]]:
-    """Do what `restore_blocks` does, as long as there is memory."""
+    """Try `restore_blocks` with a batch of fixed size; raises `torch.OutOfMemoryError`."""
     grid = plan.grid
 
     def batches() -> Iterator[list[Tile]]:
@@ -172,16 +174,10 @@ def _block_sums(
             yield from _batches(grid, grid[number], batch)
 
     conditions = (_read_batch(plan, grid, tiles, volume) for tiles in batches())
-    pool = ThreadPoolExecutor(allowed(NOISE_THREADS))
-    noises = (
-        _noise(plan, grid, tiles, sample, step, pool.map)
-        for tiles in batches()
-        for sample, step in model.description.draws(plan.sampler)
-    )
-    with pool, ahead(conditions) as condition, ahead(noises) as noise:
+    with ahead(conditions) as condition, _noises(plan, batches(), model) as noise:
 
         def white(sample: int, step: int) -> torch.Tensor:
-            return next(noise).to(model.device, non_blocking=True)
+            return next(noise)
 
         for block in map(grid.__getitem__, numbers):
             sums = np.zeros((len(plan.quantities), *block.shape), np.float32)
@@ -189,6 +185,23 @@ def _block_sums(
                 for tiles in _batches(grid, block, batch):
                     blend(tiles, _restore_batch(plan, model, next(condition), white))
             yield sums
+
+
+@contextmanager
+def _noises(
+    plan: Plan, batches: Iterable[list[Tile]], model: RestorationModel
+) -> Iterator[Iterator[torch.Tensor]]:
+    """Yield the noise that a restoration asks for, in order: drawn on the GPU, or ahead by CPU threads."""
+    wanted = (
+        (tiles, sample, step) for tiles in batches for sample, step in model.description.draws(plan.sampler)
+    )
+    if model.device.type == "cuda":  # a GPU draws them faster than threads could feed it
+        yield (_noise(plan, plan.grid, *one, model.device) for one in wanted)
+        return
+    with ThreadPoolExecutor(allowed(NOISE_THREADS)) as pool:
+        drawn = (_noise(plan, plan.grid, *one, model.device, pool.map) for one in wanted)
+        with ahead(drawn) as noise:
+            yield noise
 
 
 def _batch_for(plan: Plan, numbers: Sequence[int], volume: Volume, model: RestorationModel) -> int:
@@ -205,7 +218,7 @@ def _batch_for(plan: Plan, numbers: Sequence[int], volume: Volume, model: Restor
     tiles = [Tile(gap, 0, 0)]
 
     def white(sample: int, step: int) -> torch.Tensor:
-        return _noise(plan, grid, tiles, sample, step).to(model.device)
+        return _noise(plan, grid, tiles, sample, step, model.device)
 
     condition = _read_batch(plan, grid, tiles, volume)
     try:
@@ -282,16 +295,25 @@ def _read_batch(plan: Plan, grid: BlockGrid, tiles: Iterable[Tile], volume: Volu
 
 
 def _noise(
-    plan: Plan, grid: BlockGrid, tiles: Iterable[Tile], sample: int, step: int, each: Any = map
+    plan: Plan,
+    grid: BlockGrid,
+    tiles: Sequence[Tile],
+    sample: int,
+    step: int,
+    device: torch.device,
+    each: Any = map,
 ) -> torch.Tensor:
     """Return the noise of tiles, (N, D, H, W): parts of the global field; `each` maps over the tiles."""
-
-    def field(tile: Tile) -> NDArray[np.float32]:
-        zs = grid.z.generated(tile.gap)
-        origin = (zs.start, grid.y.starts[tile.row], grid.x.starts[tile.column])
-        return noise_field(plan.sampler.seed, sample, step, origin, (len(zs), grid.y.tile, grid.x.tile))
-
-    return pinned(torch.from_numpy(np.stack(list(each(field, tiles)))))
+    depth = len(grid.z.generated(tiles[0].gap))
+    shape = (depth, grid.y.tile, grid.x.tile)
+    origins = [
+        (grid.z.generated(gap).start, grid.y.starts[row], grid.x.starts[column]) for gap, row, column in tiles
+    ]
+    seed = plan.sampler.seed
+    if device.type == "cuda":
+        return device_noise(seed, sample, step, origins, shape, device)
+    fields = each(lambda origin: noise_field(seed, sample, step, origin, shape), origins)
+    return torch.from_numpy(np.stack(list(fields)))
 
 
 def read_condition(

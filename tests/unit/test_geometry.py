@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from emdiffuse.restoration.device_noise import device_noise
 from emdiffuse.restoration.geometry import TILE_MULTIPLE, BlockGrid, SliceGrid, TileAxis, owned
-from emdiffuse.restoration.noise import noise_field
+from emdiffuse.restoration.noise import circle, logarithm, noise_field
 
 factors = st.one_of(
     st.integers(2, 12).map(Fraction), st.fractions(2, 12, max_denominator=8).filter(lambda f: f >= 2)
@@ -179,6 +180,25 @@ def test_noise_depends_on_the_global_position_alone(box):
     whole = noise_field(7, 1, 2, (z - 1, y - 3, x - 5), (3, height + 10, width + 10))
     part = noise_field(7, 1, 2, (z, y, x), (1, height, width))
     np.testing.assert_array_equal(part[0], whole[1, 3 : 3 + height, 5 : 5 + width])
+
+
+@given(boxes, st.integers(0, 2**80), st.integers(0, 2**32 - 1))
+@settings(max_examples=30, deadline=None)
+def test_noise_drawn_by_a_device_has_the_same_bits(box, seed, step):
+    (y, height), (x, width), z = box
+    origins, shape = [(z, y, x), (z - 7, x, y)], (2, height, width)
+    drawn = device_noise(seed, 2**31 + 3, step, origins, shape, "cpu").numpy()
+    expected = np.stack([noise_field(seed, 2**31 + 3, step, origin, shape) for origin in origins])
+    np.testing.assert_array_equal(drawn.view(np.uint32), expected.view(np.uint32))
+
+
+def test_normal_values_are_right_to_the_last_bits():
+    bits = np.random.default_rng(0).random(10_000, np.float32) + np.float32(2**-32)
+    values = logarithm(*(part.astype(np.float32) for part in np.frexp(bits)), np.where)
+    np.testing.assert_allclose(values, np.log(bits.astype(np.float64)), rtol=3e-7, atol=1e-12)
+    angles = np.linspace(-np.pi / 4, np.pi / 4, 10_001, dtype=np.float32)
+    exact = np.cos(angles.astype(np.float64)), np.sin(angles.astype(np.float64))
+    np.testing.assert_allclose(circle(angles), exact, atol=1.2e-7)
 
 
 def test_noise_is_standard_normal_and_differs():
