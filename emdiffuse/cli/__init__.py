@@ -10,7 +10,7 @@ Conventions
   torch load.
 """
 
-from emdiffuse.cli import stages, tools
+from emdiffuse.cli import project, stages, tools
 from emdiffuse.cli.app import app, main
 
-__all__ = ["app", "main", "stages", "tools"]
+__all__ = ["app", "main", "project", "stages", "tools"]

@@ -32,6 +32,7 @@ from emdiffuse.config.evaluation import Evaluation, require_lpips
 from emdiffuse.config.models import Augmentation, Model, Network, Patches, Training
 from emdiffuse.config.restorations import Calibration, Restoration, Sampler, Tiling
 from emdiffuse.config.settings import Section, parse
+from emdiffuse.config.sheet import expand
 from emdiffuse.config.sources import parse_source
 from emdiffuse.config.tasks import TASKS
 from emdiffuse.runtime.errors import ConfigError
@@ -83,7 +84,12 @@ class Report(Section):
 class Config(Section):
     """The whole configuration."""
 
-    datasets: dict[Name, Dataset] = Field(min_length=1, description="The data, by name.")
+    datasets: dict[Name, Dataset] = Field(default_factory=dict, description="The data, by name.")
+    sheet: str | None = Field(
+        None,
+        description="A table of more datasets, tab-separated: name, source and other keys of a dataset. A "
+        'restoration whose dataset is "*" is one of every row.',
+    )
     models: dict[Name, Model] = Field(min_length=1, description="The models, by name.")
     restorations: tuple[Restoration, ...] = Field(
         min_length=1, description="What is restored, by which model."
@@ -104,6 +110,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _references(self) -> Config:
+        if not self.datasets:
+            raise ValueError("`datasets` is missing: name the data, or give a `sheet` of them")
         pairs = set()
         for name, model in self.models.items():
             for dataset in model.datasets:
@@ -283,7 +291,7 @@ def validate(values: Any, where: str = "config") -> Config:
     ConfigError
         One sentence that names the key.
     """
-    config = parse(Config, values, where)
+    config = parse(Config, expand(values), where)
     for name, dataset in config.datasets.items():
         if dataset.source is not None and not parse_source(dataset.source).exists:
             raise ConfigError(

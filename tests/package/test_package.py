@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -10,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import tifffile
 import yaml
 from helpers import ROOT
 from locking import PROJECT, closure, locked
@@ -44,8 +46,12 @@ def emdiffuse(built, tmp_path_factory):
         sysconfig.get_path("purelib") + "\n"
     )  # behind what is installed here
 
-    def run(*arguments: object, cwd: Path = folder) -> subprocess.CompletedProcess[str]:
-        command = [str(folder / "venv/bin/emdiffuse"), *map(str, arguments)]
+    environment["PATH"] = f"{folder / 'venv/bin'}{os.pathsep}{environment['PATH']}"
+
+    def run(
+        *arguments: object, cwd: Path = folder, module: str = "emdiffuse.cli"
+    ) -> subprocess.CompletedProcess[str]:
+        command = [str(folder / "venv/bin/python"), "-m", module, *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
 
     return run
@@ -56,6 +62,39 @@ def test_the_wheel_runs_outside_of_the_checkout(built, emdiffuse):
     done = emdiffuse("--version")
     assert done.stdout.split() == ["emdiffuse", wheel.name.split("-")[1]], done.stderr
     assert str(ROOT) not in emdiffuse("restore", "nowhere.json").stderr
+
+
+def test_a_workflow_of_the_wheel_is_ready_at_once(emdiffuse, medulla, tmp_path):
+    tifffile.imwrite(tmp_path / "thick.tif", medulla[:25:6, :100, :100])
+    done = emdiffuse("init", "run", "--raw", "thick.tif", "--voxel-size", "60,10,10", "--yes", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = emdiffuse("--profile", "profiles/local", "-n", cwd=tmp_path / "run", module="snakemake")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {"acquire", "train", "restore", "report"} <= set(
+        re.findall(r"rule (\w+):", done.stdout + done.stderr)
+    )
+
+
+def test_snakedeploy_deploys_the_workflow(tmp_path):
+    """From a copy of the repository, for want of a network; what it writes for GitHub differs in one line."""
+    source = tmp_path / "emdiffuse"
+    for name in ("workflow", "config", "profiles"):
+        shutil.copytree(ROOT / name, source / name)
+    shutil.copy(ROOT / "LICENSE", source)
+    command = ["snakedeploy", "deploy-workflow", str(source), str(tmp_path / "run"), "--tag", "v0.1.0"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    deployed = tmp_path / "run/workflow/Snakefile"
+    text = deployed.read_text()
+    assert text.count('"workflow/Snakefile"') == 1
+    deployed.write_text(text.replace('"workflow/Snakefile"', f'"{ROOT / "workflow/Snakefile"}"'))
+    (tmp_path / "run/resources").symlink_to(
+        ROOT / "resources"
+    )  # the data of the configuration that comes along
+    command = [sys.executable, "-m", "snakemake", "--profile", "profiles/local", "-n"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path / "run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "rule report:" in done.stdout + done.stderr
 
 
 def test_the_wheel_carries_the_workflow_and_the_weights(built):

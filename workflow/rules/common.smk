@@ -1,6 +1,5 @@
 # The configuration, read once, and what the rules of several stages ask of it.
 # A store is known to rules by its zarr.json, and a model by its model.json: these are written last.
-import fcntl
 import json
 import os
 import sys
@@ -17,6 +16,7 @@ if (SOURCE / "pyproject.toml").is_file():
 
 from emdiffuse import __version__
 from emdiffuse.config import validate
+from emdiffuse.project.workflow import only_one_run
 from emdiffuse.runtime.errors import EmdiffuseError
 
 # For envs/emdiffuse.post-deploy.sh, which Snakemake runs from a copy.
@@ -42,20 +42,6 @@ def one_of(names):
 wildcard_constraints:
     dataset=one_of(CONFIG.datasets),
     model=one_of(CONFIG.models),
-
-
-def refuse_second_run():
-    """Hold a lock as long as this process lives."""
-    # Snakemake's own lock outlives a run that was killed or lost its machine, and would ask for `--unlock` where
-    # simply starting again is what resumes; the kernel frees this one. So the profiles say `nolock`.
-    global run_lock
-    run_lock = open(".snakemake/emdiffuse.lock", "w")
-    try:
-        fcntl.flock(run_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise WorkflowError(
-            "another run is under way in this folder; wait for it, or stop it"
-        )
 
 
 def memory(mb):
