@@ -26,8 +26,8 @@ def profile(name: str) -> str:
 def only_one_run() -> None:
     """Refuse a second run in the folder that the process is in, as long as this process lives.
 
-    Snakemake's own lock outlives a run that was killed or lost its machine, and would ask for ``--unlock`` where
-    starting again is what resumes; the kernel frees this one. So the profiles say ``nolock``.
+    Snakemake's own lock outlives a run that was killed or lost its machine, and would ask for ``--unlock``
+    where starting again is what resumes; the kernel frees this one. So the profiles say ``nolock``.
 
     Raises
     ------
