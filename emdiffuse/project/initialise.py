@@ -17,7 +17,7 @@ import yaml
 
 from emdiffuse.config import validate
 from emdiffuse.project.proposal import GivenModel, Proposal, propose
-from emdiffuse.project.survey import Finding, Size, survey
+from emdiffuse.project.survey import Finding, survey
 from emdiffuse.project.write import (
     LARGEST_LIST,
     Cluster,
@@ -27,6 +27,7 @@ from emdiffuse.project.write import (
     slurm_profile,
     write_folder,
 )
+from emdiffuse.readers.sizes import Size
 from emdiffuse.runtime import machine
 from emdiffuse.runtime.errors import ConfigError, DataError
 from emdiffuse.runtime.progress import logger

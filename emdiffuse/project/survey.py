@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Literal
 
 from emdiffuse.acquisition.layouts import PATTERNS, find_pairs
-from emdiffuse.config.sources import SUFFIXES, parse_source
+from emdiffuse.config.sources import is_slice, parse_source
 from emdiffuse.readers import open_source
+from emdiffuse.readers.sizes import Size
 from emdiffuse.runtime.errors import DataError
 
 Kind = Literal["volume", "images", "pairs"]
-Size = tuple[float | None, float | None, float | None]
 UNKNOWN: Size = (None, None, None)
 ISOTROPIC = 1.05
 """Largest ratio of the sides of a voxel that still counts as isotropic."""
@@ -104,7 +104,7 @@ def survey(paths: Iterable[str], folder: Path) -> list[Finding]:
 
 def _at(path: str, folder: Path) -> list[Finding]:
     place = Path(path)
-    if not place.is_dir() or parse_source(path).kind != "tiff":
+    if not place.is_dir() or parse_source(path).kind != "image":
         return [_one(path, folder)]
     if pairs := _pairs(place, folder):
         return [pairs]
@@ -120,7 +120,7 @@ def _at(path: str, folder: Path) -> list[Finding]:
 def _one(path: str, folder: Path) -> Finding:
     """Look at one source."""
     source = open_source(path)
-    size: Size = tuple(source.voxel_size) if source.voxel_size is not None else UNKNOWN  # type: ignore[assignment]
+    size = source.voxel_size or UNKNOWN
     kind: Kind = "images" if source.shape[0] == 1 else "volume"
     z, y, x = source.shape
     return Finding(_name(path), _told(path, folder), kind, (z, y, x), source.dtype.name, size)
@@ -136,7 +136,7 @@ def _pairs(place: Path, folder: Path) -> Finding | None:
         moving, fixed = (open_source(str(path)) for path in (pairs[0].moving, pairs[0].fixed))
         scale = max(round(fixed.shape[1] / moving.shape[1]), 1)
         _, y, x = fixed.shape
-        size: Size = tuple(fixed.voxel_size) if fixed.voxel_size is not None else UNKNOWN  # type: ignore[assignment]
+        size = fixed.voxel_size or UNKNOWN
         shape = (len(pairs), y, x)
         return Finding(
             _name(str(place)), _told(str(place), folder), "pairs", shape, fixed.dtype.name, size, scale
@@ -145,10 +145,8 @@ def _pairs(place: Path, folder: Path) -> Finding | None:
 
 
 def _is_data(path: Path) -> bool:
-    """Tell whether a part of a folder is data by itself: a TIFF, a file of another format, or a store."""
-    if path.name.startswith("."):
-        return False
-    return path.suffix.lower() in SUFFIXES or parse_source(str(path)).kind != "tiff"
+    """Tell whether a part of a folder is data by itself: an image, a file of another format, or a store."""
+    return is_slice(path) or (not path.name.startswith(".") and parse_source(str(path)).kind != "image")
 
 
 def _name(path: str) -> str:

@@ -102,7 +102,7 @@ def slurm_profile(cluster: Cluster) -> str:
         text = _changed(text, r"# slurm_account: lab  # EDIT.*", f"slurm_account: {cluster.account}")
     if not cluster.gpu:
         text = re.sub(r"\n +slurm_partition: gpu  # EDIT.*", "", text)
-        text = _changed(text, r"\n +gpu: 1\n", "\n")
+        text = _changed(text, r"\n    gpu: 1\n", "\n    gpu: 0\n")
     elif cluster.gpu_partition:
         text = _changed(text, r"slurm_partition: gpu  # EDIT.*", f"slurm_partition: {cluster.gpu_partition}")
     return text

@@ -157,7 +157,7 @@ def test_the_profile_of_the_cluster_asks_for_its_partitions(gpu, raw, tmp_path, 
     for rule in ("train", "restore"):
         resources = profile["set-resources"][rule]
         assert (resources.get("slurm_partition"), resources.get("gpu")) == (
-            ("fast", 1) if gpu else (None, None)
+            ("fast", 1) if gpu else (None, 0)
         )
 
 
