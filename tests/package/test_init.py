@@ -156,9 +156,7 @@ def test_the_profile_of_the_cluster_asks_for_its_partitions(gpu, raw, tmp_path, 
     assert profile["default-resources"]["slurm_account"] == "lab7"
     for rule in ("train", "restore"):
         resources = profile["set-resources"][rule]
-        assert (resources.get("slurm_partition"), resources.get("gpu")) == (
-            ("fast", 1) if gpu else (None, 0)
-        )
+        assert (resources.get("slurm_partition"), resources.get("gpu")) == (("fast", 1) if gpu else (None, 0))
 
 
 def test_what_is_not_known_of_a_cluster_stays_marked():
