@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +14,7 @@ from emdiffuse.cli.app import Device, app
 from emdiffuse.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
+    from emdiffuse.config.reading import Reading
     from emdiffuse.enhance.one_file import Enhancement
 
 Model = Annotated[Path, typer.Option(help="Folder of the model, such as experiments/gap6/best.")]
@@ -21,6 +23,33 @@ Factor = Annotated[
 ]
 VoxelSize = Annotated[
     str | None, typer.Option(help="Voxel size in nanometers, where the file does not say.", metavar="Z,Y,X")
+]
+Override = Annotated[
+    bool, typer.Option("--override", help="Believe `--voxel-size` or `--factor`, whatever the file says.")
+]
+Series = Annotated[
+    str | None, typer.Option(help="Which image of a file that holds several: its number, from 0, or name.")
+]
+Channel = Annotated[str | None, typer.Option(help="Which channel: its number, from 0, or name.")]
+Timepoint = Annotated[int | None, typer.Option(min=0, help="Which time point, from 0.")]
+Level = Annotated[int, typer.Option(min=0, help="Which level of a pyramid; 0 is the finest.")]
+Axes = Annotated[
+    str | None, typer.Option(help="Order of the axes as stored, such as xyz, where the file does not say.")
+]
+Crop = Annotated[
+    str | None,
+    typer.Option(
+        help="A box of the file, in its voxels, such as z=10:50,y=0:884.", metavar="AXIS=FIRST:LAST,..."
+    ),
+]
+Raw = Annotated[
+    str | None,
+    typer.Option(
+        help="Shape and type of a file of bare pixels, such as 100,768,1024,uint16.", metavar="Z,Y,X,TYPE"
+    ),
+]
+DataBar = Annotated[
+    str, typer.Option(help="Rows of the microscope's data bar at the bottom; 0: none; auto: found.")
 ]
 Steps = Annotated[
     int | None,
@@ -39,7 +68,9 @@ class Format(StrEnum):
 
 @app.command()
 def enhance(
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A TIFF, or a folder of numbered slices.")],
+    source: Annotated[
+        str, typer.Argument(metavar="INPUT", help="A file, a folder of numbered slices, or a store.")
+    ],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A .tif, or an .ome.zarr.")],
     model: Model,
     factor: Factor = None,
@@ -50,6 +81,15 @@ def enhance(
     uncertainty: Annotated[
         Path | None, typer.Option(help="TIFF for the standard deviation over the samples.")
     ] = None,
+    override: Override = False,
+    series: Series = None,
+    channel: Channel = None,
+    timepoint: Timepoint = None,
+    level: Level = 0,
+    axes: Axes = None,
+    crop: Crop = None,
+    raw: Raw = None,
+    data_bar: DataBar = "auto",
     device: Device = "auto",
 ) -> None:
     """Restore one image or volume, without a workflow."""
@@ -57,7 +97,9 @@ def enhance(
     from emdiffuse.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()
-    run(source, output, _enhancement(model, factor, voxel_size, steps, samples, seed, device), uncertainty)
+    reading = _reading(series, channel, timepoint, level, axes, crop, raw, data_bar)
+    how = _enhancement(model, factor, voxel_size, override, reading, steps, samples, seed, device)
+    run(source, output, how, uncertainty)
 
 
 @app.command()
@@ -77,6 +119,15 @@ def watch(
         float, typer.Option(help="Seconds after which an unreadable file is set aside.")
     ] = 60,
     once: Annotated[bool, typer.Option(help="End when all that is there is restored or set aside.")] = False,
+    override: Override = False,
+    series: Series = None,
+    channel: Channel = None,
+    timepoint: Timepoint = None,
+    level: Level = 0,
+    axes: Axes = None,
+    crop: Crop = None,
+    raw: Raw = None,
+    data_bar: DataBar = "auto",
     device: Device = "auto",
 ) -> None:
     """Restore each image that comes into a folder; Ctrl-C ends it."""
@@ -84,7 +135,8 @@ def watch(
     from emdiffuse.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()
-    how = _enhancement(model, factor, voxel_size, steps, samples, seed, device)
+    reading = _reading(series, channel, timepoint, level, axes, crop, raw, data_bar)
+    how = _enhancement(model, factor, voxel_size, override, reading, steps, samples, seed, device)
     run(folder, out, how, once, settle, patience)
 
 
@@ -92,6 +144,8 @@ def _enhancement(
     model: Path,
     factor: str | None,
     voxel_size: str | None,
+    override: bool,
+    reading: Reading,
     steps: int | None,
     samples: int,
     seed: int,
@@ -120,7 +174,46 @@ def _enhancement(
         if min(z, y, x) <= 0:
             raise ConfigError(f"--voxel-size: {voxel_size} must be above zero")
         size = (z, y, x)
-    return Enhancement(model, sampler, ratio, size, device)
+    return Enhancement(model, sampler, ratio, size, override, reading, device)
+
+
+def _reading(
+    series: str | None,
+    channel: str | None,
+    timepoint: int | None,
+    level: int,
+    axes: str | None,
+    crop: str | None,
+    raw: str | None,
+    data_bar: str,
+) -> Reading:
+    """Check what was said of how a file is read, and put it together."""
+    from emdiffuse.config.reading import Reading
+    from emdiffuse.config.settings import parse
+
+    box = None
+    if crop is not None:
+        sides = re.findall(r"([zyx])=(\d+):(\d+)(?:,|$)", crop)
+        if not sides or ",".join(f"{a}={b}:{c}" for a, b, c in sides) != crop:
+            raise ConfigError(f"--crop: '{crop}' is not of the form z=FIRST:LAST,y=FIRST:LAST,x=FIRST:LAST")
+        box = {axis: (int(first), int(last)) for axis, first, last in sides}
+    pixels = None
+    if raw is not None:
+        *shape, dtype = raw.split(",")
+        if not all(n.strip().isdigit() for n in shape):
+            raise ConfigError(f"--raw: '{raw}' is not of the form Z,Y,X,TYPE, such as 100,768,1024,uint16")
+        pixels = {"shape": [int(n) for n in shape], "dtype": dtype.strip()}
+    values = {
+        "series": series,
+        "channel": channel,
+        "timepoint": timepoint,
+        "level": level,
+        "axes": axes,
+        "crop": box,
+        "raw": pixels,
+        "data_bar": int(data_bar) if data_bar.isdigit() else data_bar,
+    }
+    return parse(Reading, values, "options")
 
 
 @app.command()

@@ -11,22 +11,27 @@ Conventions
 
 from __future__ import annotations
 
+import json
 import re
+import unicodedata
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
 from emdiffuse.acquisition.acquire import acquire
+from emdiffuse.acquisition.sizes import agreed_voxel_size
 from emdiffuse.config import Restoration, Sampler
+from emdiffuse.config.reading import Reading
 from emdiffuse.config.tasks import TASKS
-from emdiffuse.enhance.tiff import TiffFacts, tiff_facts, write_tiff
+from emdiffuse.enhance.tiff import TiffFacts, facts_of, write_tiff
 from emdiffuse.models.description import read_description
 from emdiffuse.models.inference import RestorationModel
-from emdiffuse.readers import SUFFIXES, source_files
+from emdiffuse.readers import SUFFIXES, open_source
+from emdiffuse.readers.base import Source
 from emdiffuse.restoration.plan import Plan, make_plan
 from emdiffuse.restoration.stitch import pyramid, stitch
 from emdiffuse.restoration.tiles import restore
-from emdiffuse.runtime.atomic import scratch, take_place
+from emdiffuse.runtime.atomic import scratch, take_place, write_atomically
 from emdiffuse.runtime.errors import ConfigError, DataError
 from emdiffuse.stores.volume import Array, open_volume
 
@@ -47,6 +52,10 @@ class Enhancement:
         Ratio of the distance of slices to the size of a pixel.
     voxel_size : tuple of float or None
         Voxel size (z, y, x); None to take it from the file.
+    override : bool
+        Whether that, or the factor, counts more than what the file says.
+    reading : Reading
+        Which part of the file is meant.
     device : str
         "auto", "cpu" or a CUDA device.
     """
@@ -55,23 +64,24 @@ class Enhancement:
     sampler: Sampler = field(default_factory=Sampler)
     factor: Fraction | None = None
     voxel_size: tuple[float, float, float] | None = None
+    override: bool = False
+    reading: Reading = field(default_factory=Reading)
     device: str = "auto"
 
 
 def enhance(
-    source: Path,
+    source: Path | str,
     output: Path,
     how: Enhancement,
     uncertainty: Path | None = None,
     model: RestorationModel | None = None,
 ) -> None:
-    """Restore a TIFF.
+    """Restore a file, or a folder of slices, of whatever format can be acquired.
 
     Parameters
     ----------
-    source : Path
-        An image, a stack of images (emdiffuse-n, -r) or a volume (vemdiffuse); a volume may also be a folder
-        of numbered slices.
+    source : Path or str
+        An image, a stack of images (emdiffuse-n, -r) or a volume (vemdiffuse).
     output : Path
         What to write: ``.tif`` or ``.tiff``, of the same type as the source and with what it says of itself;
         or ``.zarr``, an OME-Zarr group as the chain writes it. What lay there is replaced.
@@ -89,14 +99,25 @@ def enhance(
     DataError
         If the source cannot be used.
     """
-    _check_outputs(source, output, how, uncertainty)
-    facts = tiff_facts(source_files(str(source))[0])
+    _check_outputs(Path(source), output, how, uncertainty)
     task = TASKS[read_description(how.model).task]
-    size = voxel_size(source, facts, how, task.volumetric)
-    name = re.sub(r"[^A-Za-z0-9_-]+", "_", source.stem).strip("_") or "image"
+    images = not task.volumetric
+    slices = open_source(str(source), reading=how.reading, images=images)
+    facts = facts_of(slices)
+    size, known = voxel_size(slices, how, task.volumetric)
+    name = plain_name(Path(source).stem, "image")
     with scratch(output) as work:
-        acquire(str(source), size, work / "input.ome.zarr", name, images=not task.volumetric)
-        settings = Restoration(dataset=name, model=how.model.resolve().name or "model", sampler=how.sampler)
+        acquire(
+            str(source),
+            size,
+            work / "input.ome.zarr",
+            name,
+            images=images,
+            reading=how.reading,
+            override=True,  # what the file tells is in `size` already
+        )
+        model_name = plain_name(how.model.resolve().name, "model")
+        settings = Restoration(dataset=name, model=model_name, sampler=how.sampler)
         path = work / "plan.json"
         plan = make_plan(work / "input.ome.zarr", how.model, settings, path)
         if uncertainty is not None and "uncertainty" not in plan.quantities:
@@ -108,11 +129,19 @@ def enhance(
         stitch(path, 1, 1)
         pyramid(path)
         if uncertainty is not None:
-            _write(plan, "uncertainty", uncertainty, facts, task.volumetric)
+            _write(plan, "uncertainty", uncertainty, facts, known, task.volumetric)
         if output.suffix == ZARR:
+            if not known[1]:
+                forget_unit(plan.restored)
             take_place(plan.restored, output)
         else:
-            _write(plan, "restored", output, facts, task.volumetric)
+            _write(plan, "restored", output, facts, known, task.volumetric)
+
+
+def plain_name(text: str, otherwise: str) -> str:
+    """Return a name that the configuration takes for a text that the user chose: letters, digits, - and _."""
+    letters = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", letters).strip("_-") or otherwise
 
 
 def _check_outputs(source: Path, output: Path, how: Enhancement, uncertainty: Path | None) -> None:
@@ -131,41 +160,66 @@ def _check_outputs(source: Path, output: Path, how: Enhancement, uncertainty: Pa
 
 
 def voxel_size(
-    source: Path, facts: TiffFacts, how: Enhancement, volumetric: bool
-) -> tuple[float, float, float]:
+    slices: Source, how: Enhancement, volumetric: bool
+) -> tuple[tuple[float, float, float], tuple[bool, bool]]:
     """Return the voxel size (z, y, x) to restore a file with: as it was said, or as the file says.
 
-    Pixels of unknown size count as 1 nm: of images no voxel depends on it.
+    Pixels of unknown size count as 1 nm: no voxel depends on it, but for the ratio that `factor` gives.
+
+    Returns
+    -------
+    size : tuple of float
+        Voxel size (z, y, x).
+    known : tuple of bool
+        Whether the distance of slices, and the size of a pixel, are known.
 
     Raises
     ------
     ConfigError
         If more is said than one thing.
     DataError
-        If it is a volume whose distance of slices is not known.
+        If it is a volume whose distance of slices is not known, or what is said is not what the file says.
     """
     if how.factor is not None and how.voxel_size is not None:
         raise ConfigError("say either `--factor` or `--voxel-size`, not both")
+    spacing, _, pixel = slices.voxel_size or (None, None, None)
     if how.voxel_size is not None:
-        return how.voxel_size
-    pixel = facts.pixel or 1.0
+        return agreed_voxel_size(slices, how.voxel_size, how.override, not volumetric), (True, True)
     if how.factor is not None:
-        return (float(how.factor * Fraction(pixel).limit_denominator(10**6)), pixel, pixel)
-    if not volumetric:
-        return (facts.spacing or pixel, pixel, pixel)
-    if facts.pixel is None or facts.spacing is None:
-        raise DataError(
-            f"{source}: the file does not say how far its slices are apart; add `--factor` (6, or 45/8) or "
-            "`--voxel-size` (z,y,x in nanometers, such as 60,10,10)"
+        side = pixel or 1.0
+        z = float(how.factor * Fraction(side).limit_denominator(10**6))
+        return agreed_voxel_size(slices, (z, side, side), how.override, not volumetric), (
+            True,
+            pixel is not None,
         )
-    return (facts.spacing, facts.pixel, facts.pixel)
+    if not volumetric:
+        side = agreed_voxel_size(slices, None, images=True)[1] if pixel is not None else 1.0
+        return (spacing or side, side, side), (spacing is not None, pixel is not None)
+    if pixel is None or spacing is None:
+        raise DataError(
+            f"{slices.name}: the file does not say how far its slices are apart; add `--factor` (6, or "
+            "45/8) or `--voxel-size` (z,y,x in nanometers, such as 60,10,10)"
+        )
+    return agreed_voxel_size(slices, None), (True, True)
 
 
-def _write(plan: Plan, quantity: str, path: Path, facts: TiffFacts, volumetric: bool) -> None:
+def forget_unit(image: Path) -> None:
+    """Take the unit off the axes of OME-Zarr images (and those below) whose voxel size nobody knows."""
+    for path in sorted(image.rglob("zarr.json")):
+        metadata = json.loads(path.read_text())
+        multiscales = metadata.get("attributes", {}).get("ome", {}).get("multiscales", [])
+        for axis in (axis for found in multiscales for axis in found["axes"]):
+            axis.pop("unit", None)
+        if multiscales:
+            write_atomically(path, json.dumps(metadata, indent=2))
+
+
+def _write(
+    plan: Plan, quantity: str, path: Path, facts: TiffFacts, known: tuple[bool, bool], volumetric: bool
+) -> None:
     """Write a quantity as a TIFF; sizes that nobody knows are not made up."""
     z, y, _ = open_volume(plan.restored / quantity).voxel_size
-    known = open_volume(plan.input).voxel_size != (1.0, 1.0, 1.0) and (facts.pixel is not None or volumetric)
-    spacing = z if volumetric or facts.spacing is not None else None
+    spacing_known, pixel_known = known
     with scratch(path) as work:
         file = work / path.name
         same_grid = not volumetric and plan.scale == 1
@@ -173,9 +227,10 @@ def _write(plan: Plan, quantity: str, path: Path, facts: TiffFacts, volumetric: 
             file,
             Array(plan.restored / quantity / "0"),
             facts,
-            y if known else None,
-            spacing if known else None,
+            y if pixel_known else None,
+            z if spacing_known and pixel_known else None,
             same_grid,
+            intensities=quantity == "restored",
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         file.replace(path)

@@ -10,9 +10,8 @@ Conventions
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,15 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from emdiffuse.readers.base import Source
+from emdiffuse.readers.reasons import content_of
+from emdiffuse.readers.sizes import UNITS
+from emdiffuse.readers.tiff import OneDirectory, Shown, TiffStack
+from emdiffuse.readers.tiff_sizes import voxel_size
 from emdiffuse.stores.volume import CHUNK, Array
 
 SLAB_BYTES = 2**28
-LARGEST_PIXEL = 10_000.0
-"""Nanometers; what claims larger pixels speaks of a printer (72 dots an inch), and not of a microscope."""
-
-UNITS = {
-    "nm": 1.0, "nanometer": 1.0, "um": 1e3, "µm": 1e3, "μm": 1e3, "micron": 1e3, "microns": 1e3,
-    "micrometer": 1e3, "mm": 1e6, "cm": 1e7, "m": 1e9, "inch": 2.54e7, "å": 0.1, "angstrom": 0.1, "pm": 1e-3,
-}  # fmt: skip
+ORIENTATION = 274
 KEPT_TAGS = {269, 271, 272, 285, 306, 315, 316, 33432}
 """Names, times and persons; private tags (from 32768 on) are kept too, but for those in `FORMAT_TAGS`."""
 FORMAT_TAGS = {34665, 34853, 50838, 50839}
@@ -54,6 +52,10 @@ class TiffFacts:
         Other tags, as `tifffile` writes them: (code, type, count, value, once).
     compressed : bool
         Whether the pixels are.
+    stored : numpy.dtype, optional
+        Type of a pixel in the file, where the chain has another one.
+    shown : Shown
+        How stored pixels become those that are shown: the way back when a file like it is written.
     """
 
     kind: str
@@ -63,18 +65,43 @@ class TiffFacts:
     imagej: dict[str, Any]
     tags: tuple[tuple[Any, ...], ...]
     compressed: bool
+    stored: np.dtype[Any] | None = None
+    shown: Shown = field(default_factory=Shown)
 
 
-def tiff_facts(path: Path) -> TiffFacts:
-    """Read what a TIFF says beside its pixels; what cannot be understood is taken as not said."""
+def facts_of(source: Source) -> TiffFacts:
+    """Return what the file of a source says beside its pixels: much of a TIFF, sizes of any other."""
+    spacing, _, pixel = source.voxel_size or (None, None, None)
+    stack = source if isinstance(source, TiffStack | OneDirectory) else None
+    first = source.files[0] if source.files else None
+    plain = TiffFacts("plain", pixel, spacing, None, {}, (), True, source.stored)
+    if stack is None and not (source.separate and first is not None and _is_tiff(first)):
+        return plain
+    assert first is not None
+    facts = tiff_facts(first, stack.choice if stack is not None else (0, 0))
+    shown = stack.shown if stack is not None else facts.shown
+    return replace(facts, pixel=pixel, spacing=spacing, stored=source.stored, shown=shown)
+
+
+def _is_tiff(file: Path) -> bool:
+    return (content_of(file) or "").endswith("TIFF")
+
+
+def tiff_facts(path: Path, choice: tuple[int, int] = (0, 0)) -> TiffFacts:
+    """Read what a TIFF says beside its pixels; what cannot be understood is taken as not said.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    choice : tuple of int
+        Numbers of the series and of the level that are meant.
+    """
     with tifffile.TiffFile(path) as tif:
         page = tif.pages.first
         kind = "ome" if tif.is_ome else "imagej" if tif.is_imagej else "plain"
-        pixel = spacing = None
-        for read in (_ome_size, _imagej_size, _microscope_size, _resolution_size):
-            with contextlib.suppress(KeyError, IndexError, TypeError, ValueError, ZeroDivisionError):
-                found = read(tif)
-                pixel, spacing = pixel or _plausible(found[0]), spacing or _plausible(found[1])
+        number, level = choice
+        spacing, _, pixel = voxel_size(tif, number, level, path) or (None, None, None)
         kept = tuple(
             tag.astuple()
             for tag in page.tags
@@ -91,49 +118,14 @@ def tiff_facts(path: Path) -> TiffFacts:
         )
 
 
-def _plausible(size: float | None) -> float | None:
-    return size if size is not None and 0 < size < LARGEST_PIXEL else None
-
-
-def _ome_size(tif: tifffile.TiffFile) -> tuple[float | None, float | None]:
-    if not tif.ome_metadata:
-        raise KeyError("no OME metadata")
-    images = tifffile.xml2dict(tif.ome_metadata)["OME"]["Image"]
-    pixels = (images[0] if isinstance(images, list) else images)["Pixels"]
-
-    def size(axis: str) -> float | None:
-        value = pixels.get(f"PhysicalSize{axis}")
-        unit = str(pixels.get(f"PhysicalSize{axis}Unit", "µm")).lower()
-        return None if value is None else float(value) * UNITS[unit]
-
-    return size("X"), size("Z")
-
-
-def _imagej_size(tif: tifffile.TiffFile) -> tuple[float | None, float | None]:
-    properties = tif.imagej_metadata or {}
-    scale = UNITS[str(properties["unit"]).lower().replace("\\u00b5", "µ")]
-    pixels, units = tif.pages.first.tags["XResolution"].value
-    spacing = properties.get("spacing")
-    return scale * units / pixels, None if spacing is None else scale * float(spacing)
-
-
-def _microscope_size(tif: tifffile.TiffFile) -> tuple[float | None, float | None]:
-    """Return what Thermo Fisher (FEI) and Zeiss say."""
-    if tif.fei_metadata:
-        return float(tif.fei_metadata["Scan"]["PixelWidth"]) * 1e9, None
-    _, value, unit = (tif.sem_metadata or {})["ap_image_pixel_size"]
-    return float(value) * UNITS[str(unit).lower()], None
-
-
-def _resolution_size(tif: tifffile.TiffFile) -> tuple[float | None, float | None]:
-    tags = tif.pages.first.tags
-    pixels, units = tags["XResolution"].value
-    scale = {2: UNITS["inch"], 3: UNITS["cm"]}[int(tags["ResolutionUnit"].value)]
-    return scale * units / pixels, None
-
-
 def write_tiff(
-    path: Path, array: Array, facts: TiffFacts, pixel: float | None, spacing: float | None, same_grid: bool
+    path: Path,
+    array: Array,
+    facts: TiffFacts,
+    pixel: float | None,
+    spacing: float | None,
+    same_grid: bool,
+    intensities: bool = True,
 ) -> None:
     """Write an array (z, y, x) as a TIFF like another one.
 
@@ -149,11 +141,18 @@ def write_tiff(
         Size of a pixel and distance of slices of the array, in nanometers.
     same_grid : bool
         Whether pixel i of the array lies where pixel i of the other file lies.
+    intensities : bool
+        Whether the array has the intensities of the other file, and is stored as these are: of its type, and
+        with 0 as white if they have it so.
     """
+    shown = facts.shown if intensities else replace(facts.shown, inverted=False)
+    dtype = _type_to_write(array.dtype, facts.stored if intensities else None)
+    depth, *sides = array.shape
+    shape = (depth, *(sides[::-1] if shown.orientation >= 5 else sides))
     size = int(np.prod(array.shape)) * array.dtype.itemsize
     big = size > 2**32 - 2**25
     kind = facts.kind
-    if kind == "imagej" and (big or array.dtype.name not in ("uint8", "uint16", "float32")):
+    if kind == "imagej" and (big or dtype.name not in ("uint8", "uint16", "float32")):
         kind = "plain"
     options: dict[str, Any] = {"metadata": None}
     if pixel is not None:
@@ -174,18 +173,43 @@ def write_tiff(
         options["metadata"] = {"axes": "ZYX", **known, **{f"{key}Unit": "nm" for key in known}}
     elif facts.description:
         options["description"] = facts.description
-    tags = facts.tags if same_grid else tuple(tag for tag in facts.tags if tag[0] < 32768)
+    tags: tuple[tuple[Any, ...], ...] = (
+        facts.tags if same_grid else tuple(tag for tag in facts.tags if tag[0] < 32768)
+    )
+    if shown.orientation != 1:
+        tags = (*tags, (ORIENTATION, 3, 1, shown.orientation, True))
     with tifffile.TiffWriter(path, bigtiff=big, imagej=kind == "imagej", ome=kind == "ome") as tif:
         tif.write(
-            _slices(array),
-            shape=array.shape,
-            dtype=array.dtype,
-            photometric="minisblack",
+            (_as_stored(plane, shown, dtype) for plane in _slices(array)),
+            shape=shape,
+            dtype=dtype,
+            photometric="miniswhite" if shown.inverted else "minisblack",
             compression="zlib" if facts.compressed and kind != "imagej" else None,
             software="emdiffuse",
             extratags=tags,
             **options,
         )
+
+
+def _type_to_write(dtype: np.dtype[Any], stored: np.dtype[Any] | None) -> np.dtype[Any]:
+    """Return the type of the file: that of the input, where it holds what was restored."""
+    if (
+        stored is None
+        or stored == dtype
+        or stored.name not in ("int8", "float16", "float64", "uint32", "int32")
+    ):
+        return dtype
+    return stored
+
+
+def _as_stored(plane: NDArray[Any], shown: Shown, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return a plane as the input's file would store it."""
+    if plane.dtype != dtype:
+        if dtype.kind in "iu":
+            limits = np.iinfo(dtype)
+            plane = np.clip(np.rint(plane.astype(np.float64)), limits.min, limits.max)
+        plane = plane.astype(dtype)
+    return shown.undo(plane)
 
 
 def _slices(array: Array) -> Iterator[NDArray[Any]]:

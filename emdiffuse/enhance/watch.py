@@ -2,9 +2,9 @@
 
 Conventions
 -----------
-* An image ``FOLDER/x.tif`` becomes ``OUT/x.tif``, which carries the time of its input: an output of another
-  time is of an older input, and is made again. So the folders themselves say what is done, and a watch that
-  was ended by anything goes on where it was.
+* An image ``FOLDER/x.tif`` becomes ``OUT/x.tif`` (and ``x.png`` becomes ``x.png.tif``), which carries the
+  time of its input: an output of another time is of an older input, and is made again. So the folders
+  themselves say what is done, and a watch that was ended by anything goes on where it was.
 * An image is taken when it has not changed for `settle` seconds. One that cannot be read after `patience`
   seconds is set aside: the reason is written to ``OUT/failed/x.tif.txt``; the image itself is not touched,
   and is tried again when it changes.
@@ -31,7 +31,7 @@ from emdiffuse.config.settings import settings_hash
 from emdiffuse.enhance.one_file import Enhancement, enhance
 from emdiffuse.models.description import DESCRIPTION_FILE, WEIGHTS_FILE
 from emdiffuse.models.inference import RestorationModel
-from emdiffuse.readers import SUFFIXES, open_source
+from emdiffuse.readers import READABLE, SUFFIXES, open_source
 from emdiffuse.runtime.atomic import scratch, write_atomically
 from emdiffuse.runtime.devices import place_of
 from emdiffuse.runtime.errors import ConfigError, DataError, EmdiffuseError, StoreError
@@ -133,7 +133,8 @@ def _identity(how: Enhancement) -> str:
         ]
     except FileNotFoundError as error:
         raise StoreError(f"{error.filename}: there is no model here; check `--model`") from None
-    return settings_hash(how.sampler, str(how.factor), how.voxel_size, digests)
+    size = (str(how.factor), how.voxel_size, how.override)
+    return settings_hash(how.sampler, size, how.reading, digests)
 
 
 @contextlib.contextmanager
@@ -186,7 +187,7 @@ def _look(folder: Path, before: dict[str, Seen]) -> dict[str, Seen]:
     now = {}
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(".") or not entry.name.lower().endswith(SUFFIXES):
+            if entry.name.startswith(".") or not entry.name.lower().endswith(READABLE):
                 continue
             with contextlib.suppress(OSError):  # gone meanwhile
                 if entry.is_file():
@@ -201,11 +202,16 @@ def _look(folder: Path, before: dict[str, Seen]) -> dict[str, Seen]:
 
 def _done(out: Path, name: str, seen: Seen) -> bool:
     """Tell whether an image, as it is now, was restored or set aside."""
-    for path in (out / name, out / "failed" / f"{name}.txt"):
+    for path in (out / output_name(name), out / "failed" / f"{name}.txt"):
         with contextlib.suppress(FileNotFoundError):
             if abs(path.stat().st_mtime_ns - seen.modified) < COARSEST_TIME * 1e9:
                 return True
     return False
+
+
+def output_name(name: str) -> str:
+    """Return the name of what is made of an image: the same for a TIFF, with ``.tif`` behind it for others."""
+    return name if name.lower().endswith(SUFFIXES) else f"{name}.tif"
 
 
 def _take(
@@ -216,15 +222,17 @@ def _take(
     failure = out / "failed" / f"{name}.txt"
     try:
         try:
-            open_source(str(folder / name))
+            open_source(str(folder / name), reading=how.reading)
         except DataError:
             if time.monotonic() - seen.since < patience and (folder / name).exists():
                 return None
             raise
-        with scratch(out / name) as work:
-            enhance(folder / name, work / name, how, model=model)
-            os.utime(work / name, ns=(seen.modified, seen.modified))
-            (work / name).replace(out / name)
+        restored = out / output_name(name)
+        with scratch(restored) as work:
+            made = work / restored.name
+            enhance(folder / name, made, how, model=model)
+            os.utime(made, ns=(seen.modified, seen.modified))
+            made.replace(restored)
     except StoreError:
         raise
     except EmdiffuseError as error:

@@ -74,6 +74,17 @@ class Shown:
             plane = plane[::-1]
         return plane
 
+    def undo(self, plane: NDArray[Any]) -> NDArray[Any]:
+        """Return a shown plane as it is stored; a palette is not undone: its greys are written themselves."""
+        if self.orientation in (3, 4, 7, 8):
+            plane = plane[::-1]
+        if self.orientation in (2, 3, 6, 7):
+            plane = plane[:, ::-1]
+        if self.orientation >= 5:
+            plane = plane.T
+        bits = self.bits if self.palette is None else 0
+        return np.ascontiguousarray(inverted(plane, bits) if self.inverted else plane)
+
 
 def inverted(values: NDArray[Any], bits: int = 0) -> NDArray[Any]:
     """Return values with black and white changed: mirrored within their type's range, floats about zero."""
@@ -121,7 +132,7 @@ class TiffStack(Source):
         super().__init__(name, shape, dtype, (1, *shape[1:]), [file])
         self.shown = shown
         self._content = content
-        self._choice = choice
+        self.choice = choice
         self._layout = layout
         self._lock = threading.RLock()
 
@@ -136,7 +147,7 @@ class TiffStack(Source):
         """Return a stored page."""
         layout = self._layout
         with self._lock:
-            series = _level(self._file, self._choice)
+            series = _level(self._file, self.choice)
             loops = layout.lengths[: len(layout.lengths) - series.keyframe.ndim]
             index = layout.region(z, z + 1, slice(None), slice(None))
             place = [i.start if isinstance(i, slice) else i for i in index[: len(loops)]]
@@ -164,6 +175,7 @@ class OneDirectory(FlatFile):
     """A stack whose pixels lie behind one directory: so ImageJ writes more than 4 GB."""
 
     shown = Shown()
+    choice = (0, 0)
 
     def _read(self, z0: int, z1: int, y: slice, x: slice) -> NDArray[Any]:
         values = super()._read(z0, z1, y, x)
@@ -204,6 +216,7 @@ def open_tiff(file: Path, reading: Reading, content: bytes | None = None) -> Tif
             if shown.orientation != 1 or shown.palette is not None:
                 raise DataError(f"{file}: a turned or indexed stack behind one directory; save it again")
             opened.shown = shown
+            opened.choice = (number, reading.level)
         else:
             if set(layout.letters[: len(layout.letters) - keyframe.ndim]) & {"y", "x", "s"}:
                 raise DataError(

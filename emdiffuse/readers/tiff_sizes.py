@@ -49,6 +49,7 @@ def voxel_size(tif: tifffile.TiffFile, series: int, level: int, file: Path) -> S
             value = size[axis]
             size[axis] = None if value is None else value * fewer
     z, y, x = size
+    y, x = y if y is not None else x, x if x is not None else y  # some tell one side of a pixel alone
     return None if z is y is x is None else (z, y, x)
 
 
