@@ -210,7 +210,7 @@ def _done(out: Path, name: str, seen: Seen) -> bool:
 
 
 def output_name(name: str) -> str:
-    """Return the name of what is made of an image: the same for a TIFF, with ``.tif`` behind it for others."""
+    """Return the name of what is made of an image: that of a TIFF stays, others have ``.tif`` behind it."""
     return name if name.lower().endswith(SUFFIXES) else f"{name}.tif"
 
 
