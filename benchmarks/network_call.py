@@ -13,7 +13,7 @@ machine, by the processor's time, which other work on the machine disturbs littl
 The ceiling is what this machine's convolutions reach by themselves: each 3x3 convolution of the plain network
 is timed alone, channels last, and these times are summed. The package's networks make fewer multiplications:
 the published one folds the repetition of pixels into the kernels of three of them, the native one leaves out
-slots that no slice meets, and what does not change from call to call.
+what does not change from call to call.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def native(size: int, slices: int, **settings: int) -> tuple[Call, Call]:
     x = torch.randn(1, slices, size, size, generator=generator)
     condition = torch.randn(1, settings.get("conditions", 4), size, size, generator=generator)
     positions = torch.arange(1, slices + 1)[None] / (slices + 1)
-    known = (condition, positions, torch.full((1,), slices + 1.0 if slices > 1 else 1.0))
+    known = (condition, positions, torch.full((1,), slices + 1.0 if slices > 1 else 1.0), torch.zeros(1))
     plain, gamma, flow = PlainNative(weights), torch.tensor([0.5]), network.bind(*known)
     return lambda: plain(x, gamma, *known), lambda: flow(x, gamma)
 
@@ -72,7 +72,7 @@ def native(size: int, slices: int, **settings: int) -> tuple[Call, Call]:
 NETWORKS: dict[str, Callable[[int], tuple[Call, Call]]] = {
     "2-D (n, r)": partial(published, in_channels=2),
     "vEM (i, a)": partial(published, in_channels=3, slice_index=True),
-    "native, image": partial(native, slices=1, conditions=1, slots=1),
+    "native, image": partial(native, slices=1, conditions=1),
     "native, gap": partial(native, slices=FACTOR - 1),
 }
 

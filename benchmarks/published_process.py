@@ -184,8 +184,9 @@ def gaps(options: argparse.Namespace, folder: Path, side: int):
     side = min(side, *volume.shape[1:]) // 16 * 16
     z = len(volume) // 2
     values = unit(volume[z - FACTOR : z + 2 * FACTOR + 1, :side, :side], measured(volume))
-    positions = torch.arange(1, FACTOR)[None] / FACTOR
-    batch = Batch(torch.from_numpy(values[::FACTOR][None].copy()), positions, torch.full((1,), float(FACTOR)))
+    batch = Batch.of_gaps(
+        torch.from_numpy(values[::FACTOR][None].copy()), torch.arange(1, FACTOR) / FACTOR, FACTOR
+    )
     return store, batch, values[FACTOR + 1 : 2 * FACTOR], "vemdiffuse-i"
 
 

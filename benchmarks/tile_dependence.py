@@ -40,7 +40,7 @@ def main() -> None:
     condition = torch.from_numpy((stack - low) / (high - low) * 2 - 1).float()[None]
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(1, FACTOR - 1, SIDE, SIDE, generator=generator)
-    positions, factor = torch.arange(1, FACTOR)[None] / FACTOR, torch.full((1,), float(FACTOR))
+    kind = torch.arange(1, FACTOR)[None] / FACTOR, torch.full((1,), float(FACTOR)), torch.zeros(1)
     print(f"| network | gamma | {' | '.join(f'halo {h}' for h in halos)} |   (default halo: {Tiling().halo})")
     print("| --- " * (len(halos) + 2) + "|")
 
@@ -56,7 +56,11 @@ def main() -> None:
 
     for level in LEVELS:
         gamma = torch.tensor([level])
-        row("native", level, lambda x, c, gamma=gamma: model.network(x, gamma, c, positions, factor))
+        row(
+            "native",
+            level,
+            lambda x, c, gamma=gamma: model.network(x, gamma, c, *kind),
+        )
     if options.published:
         torch.manual_seed(0)
         network = UNet(2).eval()

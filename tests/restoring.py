@@ -33,14 +33,13 @@ def image_model(folder, task="emdiffuse-n"):
     torch.manual_seed(0)
     spec = {
         "conditions": 1,
-        "slots": 1,
         "channels": 8,
         "multipliers": [1, 2],
         "blocks": 1,
         "residual_scale": 0.2,
     }
     network = NativeNetwork(**spec)
-    torch.nn.init.normal_(network.exit.weight, std=0.05)
+    torch.nn.init.normal_(network.head.exit.weight, std=0.05)
     description = {"task": task, "network": {"architecture": "native", **spec}, "noise": {"correlation": 0.0}}
     save_model(folder, network, Description.model_validate(description))
     return folder

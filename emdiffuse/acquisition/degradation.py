@@ -4,7 +4,9 @@ Conventions
 -----------
 * The order is that of a microscope: blur, then larger pixels (the mean of `bin` x `bin`), then noise.
 * Noise is Poisson's, of so many electrons at the high end of the slice's range and none at its low end, and
-  Gaussian, in units of that range; white. The noise of a slice follows from (seed, slice) alone.
+  Gaussian, in units of that range; white, or correlated along x as a first-order autoregressive process, as
+  of a detector that lags behind the scan. Lines along x may be brighter and darker.
+* What is given as a range is drawn for every slice. All that is drawn follows from (seed, slice) alone.
 * Values are rounded and clipped to the type of the volume; a slice is cropped to a multiple of `bin`.
 """
 
@@ -16,11 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
+from scipy.signal import lfilter
 
 from emdiffuse.acquisition.pairs import write_fields
 from emdiffuse.acquisition.statistics import Statistics
 from emdiffuse.acquisition.streaming import default_workers, stream
 from emdiffuse.config import Degrade
+from emdiffuse.config.datasets import Noise, Range, ends
 from emdiffuse.runtime.atomic import replaced
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.runtime.progress import progress
@@ -89,21 +93,41 @@ def degraded(image: NDArray[Any], settings: Degrade, scaling: Scaling, number: i
     """
     low, span = float(scaling.low), float(scaling.high - scaling.low)
     values = image.astype(np.float64)
-    if settings.blur:
-        values = gaussian_filter(values, settings.blur)
+    random = np.random.default_rng([settings.seed, number])
+    if blur := _drawn(settings.blur, random):
+        values = gaussian_filter(values, blur)
     n = settings.bin
     height, width = (side // n for side in image.shape)
     values = values[: height * n, : width * n].reshape(height, n, width, n).mean((1, 3))
     signal = (values - low) / span
-    random = np.random.default_rng([settings.seed, number])
-    if settings.noise.electrons is not None:
-        signal = random.poisson(np.maximum(signal, 0) * settings.noise.electrons) / settings.noise.electrons
-    signal = signal + settings.noise.gaussian * random.standard_normal(signal.shape)
-    values = signal * span + low
+    values = (signal + _noise(signal, settings.noise, random)) * span + low
     if np.issubdtype(image.dtype, np.integer):
         limits = np.iinfo(image.dtype)
         values = np.clip(np.rint(values), limits.min, limits.max)
     return values.astype(image.dtype)
+
+
+def _noise(signal: NDArray[np.float64], settings: Noise, random: np.random.Generator) -> NDArray[np.float64]:
+    """Draw the noise of an image (y, x), whose range is 0 to 1."""
+    noise = np.zeros_like(signal)
+    if settings.electrons is not None:
+        low, high = np.log(ends(settings.electrons))
+        electrons = float(np.exp(_drawn((low, high), random)))
+        expected = np.maximum(signal, 0)
+        noise = random.poisson(expected * electrons) / electrons - expected
+    noise += _drawn(settings.gaussian, random) * random.standard_normal(signal.shape)
+    if rho := _drawn(settings.correlation, random):
+        # white noise is its own first value, so that the variance is the same in every column
+        innovations = np.sqrt(1 - rho**2) * noise
+        innovations[:, 0] = noise[:, 0]
+        noise = lfilter([1], [1, -rho], innovations, axis=1)
+    return noise + _drawn(settings.lines, random) * random.standard_normal((len(signal), 1))
+
+
+def _drawn(value: Range, random: np.random.Generator) -> float:
+    """Draw a number from a range; nothing is drawn where it is one number."""
+    low, high = ends(value)
+    return low if low == high else float(random.uniform(low, high))
 
 
 def _write_images(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from emdiffuse.config.reading import Reading
 from emdiffuse.config.settings import Section
@@ -15,6 +15,7 @@ from emdiffuse.runtime.errors import ConfigError
 NANOMETERS = {"nanometer": 1.0, "micrometer": 1000.0, "angstrom": 0.1}
 MINIMUM_FACTOR, MAXIMUM_FACTOR = 2, 12
 Factor = Annotated[int, Field(ge=MINIMUM_FACTOR, le=MAXIMUM_FACTOR)]
+Thickness = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
@@ -59,15 +60,49 @@ class KeepEvery(Section):
     factor: int = Field(ge=2, le=12, description="Every factor-th slice is kept, from the first.")
 
 
-class Noise(Section):
-    """Noise of a degraded image."""
+Amount = Annotated[float, Field(ge=0)]
+Range = Amount | tuple[Amount, Amount]
+"""A number, or the lowest and highest one, between which it is drawn for every image."""
 
-    electrons: float | None = Field(
-        None, gt=0, description="Electrons a pixel at the brightest intensity (Poisson noise); none without."
+
+def ends(value: Range) -> tuple[float, float]:
+    """Return the lowest and the highest number of a range."""
+    return (min(value), max(value)) if isinstance(value, tuple) else (value, value)
+
+
+class Noise(Section):
+    """Noise of a degraded image; each number may be a range, from which every image draws its own."""
+
+    electrons: Range | None = Field(
+        None,
+        description="Electrons a pixel at the brightest intensity (Poisson noise); none without. Drawn "
+        "evenly on a logarithmic scale.",
     )
-    gaussian: float = Field(
-        0.0, ge=0, description="Standard deviation of Gaussian noise, as a share of the intensity range."
+    gaussian: Range = Field(
+        0.0, description="Standard deviation of Gaussian noise, as a share of the intensity range."
     )
+    correlation: Range = Field(
+        0.0,
+        description="Correlation of the noise of neighbouring pixels of a line: detectors lag along x, the "
+        "fast axis of the scan.",
+    )
+    lines: Range = Field(
+        0.0, description="Standard deviation of the brightness of lines, as a share of the intensity range."
+    )
+
+    @field_validator("electrons")
+    @classmethod
+    def _some(cls, value: Range | None) -> Range | None:
+        if value is not None and min(ends(value)) <= 0:
+            raise ValueError("must be above 0")
+        return value
+
+    @field_validator("correlation")
+    @classmethod
+    def _below_one(cls, value: Range) -> Range:
+        if max(ends(value)) >= 1:
+            raise ValueError("must be below 1")
+        return value
 
 
 class Degrade(Section):
@@ -75,7 +110,9 @@ class Degrade(Section):
 
     dataset: Name = Field(description="The clean volume.")
     every: int = Field(1, ge=1, description="Every n-th slice is taken, from the first.")
-    blur: float = Field(0.0, ge=0, description="Standard deviation of a Gaussian blur, in pixels.")
+    blur: Range = Field(
+        0.0, description="Standard deviation of a Gaussian blur, in pixels; a number, or a range."
+    )
     bin: Literal[1, 2] = Field(1, description="2: pixels twice as large, for emdiffuse-r.")
     noise: Noise = Field(default_factory=Noise, description="Noise that is added last.")
     seed: int = Field(0, ge=0, description="Seed of the noise.")

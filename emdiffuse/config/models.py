@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from emdiffuse.config.datasets import Factor, Name
+from emdiffuse.config.datasets import Factor, Name, Thickness
 from emdiffuse.config.settings import Section
 from emdiffuse.config.tasks import TASKS
 
@@ -24,6 +24,11 @@ class Patches(Section):
     )
     validation: float = Field(
         0.125, gt=0, lt=1, description="Share of the volume, at its far end in z, kept for validation."
+    )
+    validation_datasets: tuple[Name, ...] = Field(
+        (),
+        description="Datasets that a part of is kept for validation; by default all. The others are trained "
+        "on as a whole.",
     )
     minimum_contrast: float = Field(
         0.02, ge=0, description="Patches with a standard deviation below this (range [-1, 1]) are blank."
@@ -67,6 +72,17 @@ class Network(Section):
 
 class Augmentation(Section):
     """What is changed at random in an example; degradations touch the condition alone, its range being 2."""
+
+    gain: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Largest relative change of the contrast of condition and target alike; their brightness "
+        "is shifted by up to half as much.",
+    )
+    inversion: float = Field(
+        0.0, ge=0, le=1, description="Share of examples whose contrast is inverted, in condition and target."
+    )
 
     flips: bool = Field(True, description="Flip along y and x, and gaps along z, each every second time.")
     transposition: bool = Field(True, description="Swap y and x every second time.")
@@ -155,6 +171,11 @@ class Model(Section):
         description="Anisotropy factors that it is trained for, one or several; required for volumes. It "
         "also serves the factors between them.",
     )
+    thickness: Thickness | tuple[Thickness, Thickness] = Field(
+        0.0,
+        description="Share of the distance of real slices that one integrates over in the gaps that it is "
+        "trained on, 0 to 1; one number, or a range that it is drawn from.",
+    )
     patches: Patches = Field(default_factory=Patches, description="The patch store.")
     augmentation: Augmentation = Field(
         default_factory=Augmentation, description="What is changed at random in an example."
@@ -168,6 +189,13 @@ class Model(Section):
         if self.factor is None:
             return (1,)
         return (self.factor,) if isinstance(self.factor, int) else tuple(sorted(set(self.factor)))
+
+    @property
+    def thicknesses(self) -> tuple[float, float]:
+        """The range of thicknesses, lowest first."""
+        if isinstance(self.thickness, tuple):
+            return min(self.thickness), max(self.thickness)
+        return self.thickness, self.thickness
 
     @model_validator(mode="after")
     def _of_its_task(self) -> Model:
@@ -183,6 +211,12 @@ class Model(Section):
             raise ValueError(f"`factor` is missing: {self.task} is trained for anisotropy factors")
         if not TASKS[self.task].volumetric and self.factor is not None:
             raise ValueError(f"`factor` is for volumes; remove it, {self.task} restores images")
+        if not TASKS[self.task].volumetric and self.thickness:
+            raise ValueError(f"`thickness` is for volumes; remove it, {self.task} restores images")
+        if unknown := set(self.patches.validation_datasets) - set(self.datasets):
+            raise ValueError(
+                f"`patches.validation_datasets` names {min(unknown)}, which it is not trained on"
+            )
         if self.patches.axes != Patches().axes and self.task != "vemdiffuse-i":
             raise ValueError("`patches.axes` is for vemdiffuse-i; remove it")
         if self.training.loss == "difficulty" and self.network.architecture != "unet":

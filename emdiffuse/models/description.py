@@ -20,13 +20,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue, model_validator
 
 from emdiffuse.config import MAXIMUM_FACTOR, Sampler
+from emdiffuse.config.datasets import Thickness
 from emdiffuse.config.settings import Record, parse_record
 from emdiffuse.config.tasks import CONDITION_OFFSETS, TASKS
 from emdiffuse.runtime.errors import ModelError
 from emdiffuse.stores.provenance import SourceFile
 
 WEIGHTS_FILE, DESCRIPTION_FILE = "model.safetensors", "model.json"
-VERSION = 1
+VERSION: Literal[2] = 2
 
 PUBLISHED_GAMMAS = (4.3859782361332086e-5, 1.0 - 1e-4)
 """Noisiest level that the published networks are trained at, and the least noisy one that they are called at
@@ -35,6 +36,7 @@ by their own process."""
 Multipliers = Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=8)]
 Channels = Annotated[int, Field(ge=8, le=2048, multiple_of=8)]
 Blocks = Annotated[int, Field(ge=1, le=16)]
+Known = Annotated[float, Field(ge=1, le=MAXIMUM_FACTOR)]
 
 
 class NativeSpec(Record):
@@ -42,11 +44,20 @@ class NativeSpec(Record):
 
     architecture: Literal["native"] = "native"
     conditions: Literal[1, 4] = 4
-    slots: Literal[1, 11] = 11
     channels: Channels = 32
     multipliers: Multipliers = (1, 2, 4)
     blocks: Blocks = 2
     residual_scale: float = Field(1.0, gt=0, le=100)
+    factors: tuple[Known, Known] = (1, MAXIMUM_FACTOR)
+    thickness: tuple[Thickness, Thickness] = (0.0, 1.0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> NativeSpec:
+        for key in ("factors", "thickness"):
+            low, high = getattr(self, key)
+            if low > high:
+                raise ValueError(f"`{key}` begins with the higher of two numbers")
+        return self
 
     def fits(self, volumetric: bool) -> bool:
         """Tell whether the network takes the images of a task."""
@@ -129,7 +140,7 @@ class Description(Record):
     """
 
     format: Literal["emdiffuse-model"] = "emdiffuse-model"
-    version: Literal[1] = 1
+    version: Literal[1, 2] = VERSION
     name: str | None = None
     task: Literal["emdiffuse-n", "emdiffuse-r", "vemdiffuse-i", "vemdiffuse-a"]
     factors: tuple[Annotated[int, Field(ge=1, le=MAXIMUM_FACTOR)], ...] = ()
@@ -211,8 +222,11 @@ def _require_format(path: Path, text: bytes) -> None:
         raise ModelError(f"{path} is not valid JSON: was it cut off?", path) from None
     if not isinstance(content, dict) or content.get("format") != "emdiffuse-model":
         raise ModelError(f"{path} does not describe a model of emdiffuse", path)
-    if content.get("version") != VERSION:
-        raise ModelError(f"{path} has version {content.get('version')}; this release reads {VERSION}", path)
+    version, network = content.get("version"), content.get("network")
+    if version == 1 and isinstance(network, dict) and network.get("architecture") == "native":
+        raise ModelError(f"{path}: native models of version 1 cannot be run any more; train again", path)
+    if version not in (1, VERSION):  # of the published network, nothing has changed since version 1
+        raise ModelError(f"{path} has version {version}; this release reads {VERSION}", path)
 
 
 def weights_hash(directory: Path | str) -> str:

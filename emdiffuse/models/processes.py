@@ -4,7 +4,8 @@ Conventions
 -----------
 * A *batch* is what a network is conditioned on: `condition` (N, C, H, W) in [-1, 1], the real slices at
   `tasks.CONDITION_OFFSETS` of a gap or one image; `positions` (N, D), the slices' places in the gap, NaN
-  where one is absent; `factor` (N,). An image has one slice, at position 1/2, and factor 1.
+  where one is absent; `factor` (N,); `thickness` (N,), the share of the distance of real slices that one
+  integrates over. An image has one slice, at position 1/2, factor 1 and thickness 0.
 * ``process.example(batch, target, draws)`` draws levels and noise, and gives the arguments of the network and
   what it should answer, each with N first, so that a batch can be worked through in parts.
 * What is drawn is drawn for a whole batch, of which a process has some rows (`Draws`): sharing it changes
@@ -42,6 +43,9 @@ from emdiffuse.runtime.errors import DataError
 GAMMA_LAST = 0.998
 """Highest level at which a native network is called: what noise is left there is below that of the data."""
 
+FLOOR = 0.1
+"""Power of the flow, in units of the residual's variance, below which examples count less."""
+
 White = Callable[[int], Tensor]
 
 
@@ -51,12 +55,20 @@ class Batch(NamedTuple):
     condition: Tensor
     positions: Tensor
     factor: Tensor
+    thickness: Tensor
 
     @classmethod
     def of_images(cls, condition: Tensor) -> Batch:
         """Make the batch of images (N, 1, H, W)."""
         one = torch.ones(len(condition), device=condition.device)
-        return cls(condition, 0.5 * one[:, None], one)
+        return cls(condition, 0.5 * one[:, None], one, 0 * one)
+
+    @classmethod
+    def of_gaps(cls, condition: Tensor, positions: Tensor, factor: float, thickness: float = 0.0) -> Batch:
+        """Make the batch of gaps (N, 4, H, W) of one kind, with positions (D,)."""
+        one = torch.ones(len(condition), device=condition.device)
+        places = positions.to(condition.device).expand(len(condition), -1)
+        return cls(condition, places, factor * one, thickness * one)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -148,7 +160,7 @@ class NativeProcess:
         Returns
         -------
         tuple
-            (x, gamma, condition, positions, factor), and the flow (N, D, H, W).
+            (x, gamma, *batch), and the flow (N, D, H, W).
         """
         x0 = (target - plain_estimate(batch.condition, batch.positions)) / self.scale
         means = draws.first(self.mean_share).to(x0.device)
@@ -161,11 +173,17 @@ class NativeProcess:
         return (x, gamma, *batch), training_target("flow", x0, eps, gamma)
 
     def loss(self, output: Tensor, wanted: Tensor) -> Tensor:
-        """Squared error, the mean over the present slices of each gap, then over the batch."""
+        """Squared error, the mean over the present slices of each gap, then over the batch.
+
+        Each example counts by its error over that of a poorer answer, nothing, so that a tissue or a factor
+        that changes little from slice to slice is learned as well as others; `FLOOR` keeps what is empty from
+        counting most.
+        """
         present = ~wanted[:, :, :1, :1].isnan()
-        errors = (output.float() - wanted.nan_to_num(0.0)).square() * present
-        per_slice = errors.mean((2, 3)).sum(1) / present.sum((1, 2, 3))
-        return per_slice.mean()
+        target = wanted.nan_to_num(0.0)
+        errors = ((output.float() - target).square() * present).mean((2, 3)).sum(1) / present.sum((1, 2, 3))
+        power = (target.square() * present).mean((2, 3)).sum(1) / present.sum((1, 2, 3))
+        return (errors / (power + FLOOR)).mean()
 
     def sample(self, network: nn.Module, batch: Batch, sampler: Sampler, white: White) -> Tensor:
         """See `Process`; one step gives the posterior mean, for which no noise is drawn."""

@@ -66,7 +66,7 @@ class PosteriorMean(nn.Module):
         pure = torch.zeros_like(condition[:, 0, 0, 0])
         positions = self.positions.expand(condition.shape[0], -1)
         base = plain_estimate(condition, positions)
-        flow = self.network(torch.zeros_like(base), pure, condition, positions, pure + self.factor)
+        flow = self.network(torch.zeros_like(base), pure, condition, positions, pure + self.factor, pure)
         mean: Tensor = base - self.network.residual_scale * flow
         return mean
 

@@ -5,8 +5,10 @@ Conventions
 * A row is one patch: `condition` is what is known, `target` what is to be restored, both float16 in [-1, 1]
   by the range of their slice or image (`stores.intensity`).
 * Of a volume a patch is a gap: the condition is the real slices at `tasks.CONDITION_OFFSETS`, the target the
-  slices inside the gap, as many as the largest factor has, NaN where a smaller factor has none. See
-  `patches.gaps`; and `patches.pairs` for patches of image pairs, which have one image each.
+  slices inside the gap, as many as the deepest gap has, NaN where another has none, with their `positions`.
+  See `patches.gaps`; and `patches.pairs` for patches of image pairs, which have one image each.
+* Patches are drawn from each dataset and factor by the square root of its number of places: a small volume is
+  not lost beside a large one, nor a large factor, of which fewer gaps fit into a volume.
 * Validation patches never share a voxel with training patches; both are cut on regular grids.
 * A patch whose standard deviation is below `minimum_contrast` is blank, and is left out.
 """
@@ -45,8 +47,8 @@ def cut_patches(stores: list[Path], model: Model, out: Path) -> None:
     model : Model
         Its task, factors and patch settings.
     out : Path
-        The store: arrays ``condition`` (N, C, H, W) and ``target`` (N, D, H, W), float16, and ``origin`` (N,
-        7), int64, with the columns `ORIGIN_COLUMNS`.
+        The store: arrays ``condition`` (N, C, H, W) and ``target`` (N, D, H, W), float16, ``positions`` (N,
+        D), float32, and ``origin`` (N, 9), int64, with the columns `ORIGIN_COLUMNS`.
 
     Raises
     ------
@@ -55,7 +57,10 @@ def cut_patches(stores: list[Path], model: Model, out: Path) -> None:
         validation.
     """
     source: type[Source] = GapSource if TASKS[model.task].volumetric else PairSource
-    sources = [source(path, model) for path in stores]
+    sources = [
+        source(path, model, name in (model.patches.validation_datasets or model.datasets))
+        for path, name in zip(stores, model.datasets, strict=True)
+    ]
     chosen, places = _draw(sources, model)
     size = model.patches.size
     logger.info("%d patches of %d x %d pixels are cut, of %d places", len(chosen), size, size, places)
@@ -69,41 +74,42 @@ def cut_patches(stores: list[Path], model: Model, out: Path) -> None:
                 chunk=(1, *values.shape),
                 shard=(PATCHES_PER_SHARD, *values.shape),
             )
-            for name, values in zip(("condition", "target"), first, strict=True)
+            for name, values in zip(("condition", "target"), first[:2], strict=True)
         }
+        positions = np.empty((len(chosen), len(first.positions)), np.float32)
         starts = range(0, len(chosen), PATCHES_PER_SHARD)
         for start in progress(starts, len(starts), "patches", "shard"):
             part = chosen[start : start + PATCHES_PER_SHARD]
             cut = [sources[o.dataset].cut(o) for o in part]
             box = (slice(start, start + len(part)), *(slice(None) for _ in range(3)))
-            for array, values in zip(arrays.values(), zip(*cut, strict=True), strict=True):
-                array[box] = np.stack(values).astype(np.float16)
-        table = create_array(
-            partial / "origin",
-            (len(chosen), len(ORIGIN_COLUMNS)),
-            np.int64,
-            chunk=(len(chosen), len(ORIGIN_COLUMNS)),
-        )
-        table[:, :] = np.array(chosen, np.int64)
+            arrays["condition"][box] = np.stack([c.condition for c in cut]).astype(np.float16)
+            arrays["target"][box] = np.stack([c.target for c in cut]).astype(np.float16)
+            positions[start : start + len(part)] = [c.positions for c in cut]
+        table: NDArray[Any]
+        for name, table in (("origin", np.array(chosen, np.int64)), ("positions", positions)):
+            create_array(partial / name, table.shape, table.dtype, chunk=table.shape)[:, :] = table
         digests = [s.facts.get("sources", []) for s in sources]
         facts = {
             "stage": "patches",
             "task": model.task,
-            "factors": list(model.factors),
+            "factors": sorted({o.factor for o in chosen}),
             "datasets": list(model.datasets),
             "columns": list(ORIGIN_COLUMNS),
             "sources": [entry for entries in digests for entry in entries],
             "residual_scale": _residual_scale(sources, chosen),
-            "hash": settings_hash(model.patches, list(model.factors), model.task, digests),
+            "hash": settings_hash(
+                model.patches, list(model.factors), list(model.thicknesses), model.task, digests
+            ),
         }
         write_group(partial, {"emdiffuse": facts})
 
 
 def _draw(sources: list[Source], model: Model) -> tuple[list[Origin], int]:
-    """Leave out blank patches, and draw at most `limit` of the rest, evenly over all places."""
+    """Leave out blank patches, and draw at most `limit` of the rest; see the module."""
     settings = model.patches
     origins = [o for number, source in enumerate(sources) for o in source.origins(number)]
-    order = np.random.default_rng(settings.seed).permutation(len(origins))
+    _require_factors(sources, origins, model)
+    order = _balanced_order(origins, np.random.default_rng(settings.seed))
     kept: list[int] = []
     left_out = 0
     for i in order:
@@ -125,16 +131,38 @@ def _draw(sources: list[Source], model: Model) -> tuple[list[Origin], int]:
     return chosen, len(origins)
 
 
+def _require_factors(sources: list[Source], origins: list[Origin], model: Model) -> None:
+    """Require that every factor has a place in some dataset."""
+    if lost := set(model.factors) - {o.factor for o in origins if o.split == TRAINING}:
+        paths = ", ".join(str(source.path) for source in sources)
+        raise DataError(
+            f"{paths}: too small for gaps of factor {max(lost)}; use a larger volume, or a smaller "
+            "`patches.size` or `factor`"
+        )
+
+
+def _balanced_order(origins: list[Origin], random: np.random.Generator) -> NDArray[np.int64]:
+    """Return a random order in which every beginning holds each dataset and factor by the root of its share.
+
+    Weighted sampling without replacement by exponential keys (Efraimidis and Spirakis 2006,
+    doi 10.1016/j.ipl.2005.11.003).
+    """
+    kinds = np.array([(o.dataset, o.factor, o.split) for o in origins])
+    _, kind, counts = np.unique(kinds, axis=0, return_inverse=True, return_counts=True)
+    keys = random.exponential(size=len(origins)) * np.sqrt(counts)[kind.ravel()]
+    return np.argsort(keys)
+
+
 def _residual_scale(sources: list[Source], chosen: list[Origin]) -> float:
     """Return the standard deviation of target less plain estimate, over about 512 training patches."""
     training = [o for o in chosen if o.split == TRAINING]
     squares = []
     for origin in training[:: max(len(training) // 512, 1)]:
-        condition, target = sources[origin.dataset].cut(origin)
-        depth = int((~np.isnan(target[:, 0, 0])).sum())
+        condition, target, positions = sources[origin.dataset].cut(origin)
+        depth = int((~np.isnan(positions)).sum())
         plain = condition
         if len(condition) > 1:
-            t = (np.arange(1, depth + 1, dtype=np.float32) / (depth + 1))[:, None, None]
+            t = positions[:depth, None, None].clip(0, 1)
             plain = condition[1] + t * (condition[2] - condition[1])
         squares.append(float(np.mean((target[:depth] - plain) ** 2)))
     return float(np.sqrt(np.mean(squares)))
@@ -147,10 +175,12 @@ class PatchStore:
     ----------
     condition, target : Array
         (N, C, H, W) and (N, D, H, W), float16 in [-1, 1].
-    factor : ndarray
-        (N,), anisotropy factor of each row; 1 for images.
+    positions : ndarray
+        (N, D), float32: positions of the target's slices, NaN where one is absent.
+    factor, thickness : ndarray
+        (N,), float32: anisotropy factor of each row, 1 for images, and thickness of its slices.
     origins : ndarray
-        (N, 7), int64, with the columns `ORIGIN_COLUMNS`.
+        (N, 9), int64, with the columns `ORIGIN_COLUMNS`.
     training, validation : ndarray
         Row numbers of each split.
     facts : dict
@@ -161,8 +191,11 @@ class PatchStore:
         self.path = path
         self.facts: dict[str, Any] = read_metadata(path, "group")["attributes"]["emdiffuse"]
         self.condition, self.target = Array(path / "condition"), Array(path / "target")
-        self.origins = Array(path / "origin")[:, :]
-        split, self.factor = (self.origins[:, ORIGIN_COLUMNS.index(name)] for name in ("split", "factor"))
+        self.origins, self.positions = Array(path / "origin")[:, :], Array(path / "positions")[:, :]
+        split, factor, permille = (
+            self.origins[:, ORIGIN_COLUMNS.index(name)] for name in ("split", "factor", "permille")
+        )
+        self.factor, self.thickness = factor.astype(np.float32), (permille / 1000).astype(np.float32)
         self.training = np.flatnonzero(split == TRAINING)
         self.validation = np.flatnonzero(split == VALIDATION)
 

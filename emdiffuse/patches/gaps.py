@@ -2,15 +2,20 @@
 
 Conventions
 -----------
-* A gap of factor R is cut from 3 R + 1 neighbouring slices: every R-th is real, those between the middle two
-  are the target.
+* A gap of factor R is cut from neighbouring slices of an isotropic stack. Every R-th begins a real slice,
+  which integrates over ``w = max(thickness * R, 1)`` of them, the last one by the fraction that is left; its
+  place is the centre of what it integrates. The target is what lies between the centres of the middle two;
+  slices that are one voxel thick are themselves left out.
+* Of thick slices some gaps stand for the first one of a volume: there is no slice before them, and the target
+  begins where the first slice's integration does, at a position below 0.
 * vemdiffuse-i takes z of an isotropic volume as depth, or the axes of `patches.axes`. vemdiffuse-a learns
   from an anisotropic volume alone: y or x is depth, and in the lateral plane that is left (z by x, or z by y)
   the coarse z axis is first interpolated linearly to the pixel size of the other, so that structures have
   their true shape, and mirrored where it is shorter than a patch
   (Lu et al., doi 10.1038/s41467-024-49125-z, train on the same planes).
 * Training and validation lie apart along z (vemdiffuse-i: the far end in z; vemdiffuse-a: the far end in y,
-  since such a volume has few slices), with one gap between them.
+  since such a volume has few slices), with one gap between them. A volume gives the factors that it is large
+  enough for.
 * No gap meets a slice that is marked as missing: what lies there is a copy of another one.
 """
 
@@ -18,7 +23,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from math import ceil
+from math import ceil, floor
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +38,16 @@ from emdiffuse.stores.volume import open_volume
 
 ISOTROPIC = 1.05
 """Largest ratio of the sides of a voxel that counts as isotropic."""
+ENDS = 0.15
+"""Share of the gaps of thick slices that stand for the first of a volume."""
 
 
 class GapSource:
     """A volume that gaps are cut from; see the module, and `origins.Source`."""
 
-    def __init__(self, path: Path, model: Model) -> None:
+    def __init__(self, path: Path, model: Model, validated: bool = True) -> None:
         self.path = path
+        self.validated = validated
         self.volume = open_volume(path)
         self.model = model
         depth = self.volume.array.shape[0]
@@ -64,35 +72,61 @@ class GapSource:
     def extent(self, origin: Origin) -> tuple[int, int, int]:
         """Return the voxels (z, y, x) that a patch is cut from."""
         size = self.model.patches.size
-        sides = [3 * origin.factor + 1 if i == origin.axis else size for i in range(3)]
+        sides = [self.length(origin.factor) if i == origin.axis else size for i in range(3)]
         if self.stretch > 1:
             sides[0] = ceil((size - 1) / self.stretch) + 1
         return sides[0], sides[1], sides[2]
 
+    def length(self, factor: int) -> int:
+        """Return the slices of an isotropic stack that a gap of the thickest slices is cut from."""
+        return 3 * factor + ceil(window(factor, self.model.thicknesses[1]))
+
     def origins(self, number: int) -> Iterator[Origin]:
-        """Yield the places of all gaps: regular grids in the region of each split."""
-        for factor, split in itertools.product(self.model.factors, (TRAINING, VALIDATION)):
+        """Yield the places of all gaps: regular grids in the region of each split.
+
+        Raises
+        ------
+        DataError
+            If the volume is too small for any gap, in training or where it is validated.
+        """
+        random = np.random.default_rng([self.model.patches.seed, number])
+        for split in (TRAINING, VALIDATION) if self.validated else (TRAINING,):
             found = False
-            for origin in self._grid(number, factor, split):
-                found = True
-                yield origin
+            for factor in self.model.factors:
+                for origin in self._grid(number, factor, split):
+                    found = True
+                    permille, end = self._thickness(factor, random)
+                    yield origin._replace(permille=permille, end=end)
             if not found:
                 shape = " x ".join(map(str, self.volume.array.shape))
                 missing = self._missing_before[-1]
                 less = f" ({missing} slices of which are missing)" if missing else ""
                 raise DataError(
-                    f"{self.path}: {shape} voxels{less} are too few for gaps of {3 * factor + 1} slices of "
-                    f"{self.model.patches.size} x {self.model.patches.size} pixels in both training and "
-                    "validation; use a larger volume, or a smaller `patches.size` or `factor`"
+                    f"{self.path}: {shape} voxels{less} are too few for gaps of "
+                    f"{self.length(min(self.model.factors))} slices of {self.model.patches.size} x "
+                    f"{self.model.patches.size} pixels in both training and validation; use a larger volume, "
+                    "or a smaller `patches.size` or `factor`"
                 )
+
+    def _thickness(self, factor: int, random: np.random.Generator) -> tuple[int, int]:
+        """Draw a thickness, in thousandths, a third at each end of the range; and whether it is an end."""
+        low, high = self.model.thicknesses
+        thickness = low + (high - low) * float(np.clip(3 * random.random() - 1, 0, 1))
+        end = random.random() < ENDS
+        if window(factor, thickness) == 1:
+            return 0, 0
+        return round(1000 * thickness), int(end)
 
     def _grid(self, number: int, factor: int, split: int) -> Iterator[Origin]:
         settings, shape = self.model.patches, self.volume.array.shape
         lateral = self.stretch > 1
         cut = 1 if lateral else 0
-        largest = 3 * max(self.model.factors) + 1
-        unit = max(largest, settings.size) if lateral else largest
-        end, begin = training_length(shape[cut], settings.validation, unit, max(self.model.factors))
+        least, largest = (self.length(f(self.model.factors)) for f in (min, max))
+        unit = max(largest, settings.size) if lateral else least
+        if self.validated:
+            end, begin = training_length(shape[cut], settings.validation, unit, max(self.model.factors))
+        else:
+            end = begin = shape[cut]
         low, high = (0, end) if split == TRAINING else (begin, shape[cut])
         chosen = ["zyx".index(axis) for axis in settings.axes]
         axes = (1, 2) if lateral else chosen if split == TRAINING else (0,)
@@ -116,7 +150,7 @@ class GapSource:
         return bool(before[min(stop, len(before) - 1)] > before[start])
 
     def stack(self, origin: Origin) -> NDArray[np.float32]:
-        """Return the 3 R + 1 slices of a gap, (depth, H, W), float32 in [-1, 1], its axis taken as depth."""
+        """Return the slices that a gap is cut from, (depth, H, W), float32 in [-1, 1], its axis as depth."""
         start = (origin.z, origin.y, origin.x)
         shape = self.volume.array.shape
         ends = [min(s + e, n) for s, e, n in zip(start, self.extent(origin), shape, strict=True)]
@@ -133,11 +167,47 @@ class GapSource:
         return bool(self.stack(origin).std() >= self.model.patches.minimum_contrast)
 
     def cut(self, origin: Origin) -> Cut:
-        """Return condition (4, H, W) and target (D, H, W), D that of the largest factor, NaN where absent."""
+        """Return condition (4, H, W), target (D, H, W) and positions (D,), D that of the deepest gap."""
         stack, factor = self.stack(origin), origin.factor
-        target = np.full((max(self.model.factors) - 1, *stack.shape[1:]), np.nan, np.float32)
-        target[: factor - 1] = stack[factor + 1 : 2 * factor]
-        return stack[::factor], target
+        w = window(factor, origin.permille / 1000)
+        weights = np.minimum(w - np.arange(ceil(w)), 1).astype(np.float32) / np.float32(w)
+        condition = np.stack(
+            [np.tensordot(weights, stack[i * factor :][: len(weights)], 1) for i in range(4)]
+        )
+        places = target_places(factor, w, bool(origin.end))
+        if origin.end:
+            condition[0] = condition[1]
+        depth = max(
+            len(target_places(f, window(f, self.model.thicknesses[1]), True)) for f in self.model.factors
+        )
+        target = np.full((depth, *stack.shape[1:]), np.nan, np.float32)
+        target[: len(places)] = stack[places.start : places.stop]
+        positions = np.full(depth, np.nan, np.float32)
+        positions[: len(places)] = (np.array(places) - factor - (w - 1) / 2) / factor
+        return Cut(condition, target, positions)
+
+
+def window(factor: int, thickness: float) -> float:
+    """Return how many slices of an isotropic volume a real slice integrates over: at least one."""
+    return max(thickness * factor, 1.0)
+
+
+def target_places(factor: int, window: float, end: bool) -> range:
+    """Return which slices of a stack are the target of a gap.
+
+    Parameters
+    ----------
+    factor : int
+        Its factor, R; real slice i of the gap begins at slice i R.
+    window : float
+        Slices that a real slice integrates over.
+    end : bool
+        Whether the gap is the first of a volume, so that the target begins with the slice before the gap.
+    """
+    if window <= 1:
+        return range(factor + 1, 2 * factor)
+    half = (window - 1) / 2
+    return range(factor if end else ceil(factor + half), floor(2 * factor + half) + 1)
 
 
 def stretched(values: NDArray[np.float32], factor: float, length: int) -> NDArray[np.float32]:

@@ -3,6 +3,8 @@
 Conventions
 -----------
 * An *origin* says where a patch was cut; its first voxel is (z, y, x) in the voxels of its dataset.
+* What is cut is condition (C, H, W) and target (D, H, W), float32 in [-1, 1], and the positions (D,) of the
+  target's slices in their gap (`emdiffuse.models.processes`); absent slices come last, as NaN.
 """
 
 from __future__ import annotations
@@ -17,12 +19,23 @@ from numpy.typing import NDArray
 from emdiffuse.config import Model
 
 TRAINING, VALIDATION = 0, 1
-ORIGIN_COLUMNS = ("dataset", "axis", "z", "y", "x", "factor", "split")
-Cut = tuple[NDArray[np.float32], NDArray[np.float32]]
+ORIGIN_COLUMNS = ("dataset", "axis", "z", "y", "x", "factor", "split", "permille", "end")
+
+
+class Cut(NamedTuple):
+    """What is cut at an origin; see the module."""
+
+    condition: NDArray[np.float32]
+    target: NDArray[np.float32]
+    positions: NDArray[np.float32]
 
 
 class Origin(NamedTuple):
-    """Number of the dataset, axis taken as depth (or number of the field), first voxel, factor, split."""
+    """Number of the dataset, axis taken as depth (or number of the field), first voxel, factor, split.
+
+    Of gaps also the thickness of slices, in thousandths of their distance, and whether the gap stands for the
+    first of a volume, with no slice before it.
+    """
 
     dataset: int
     axis: int
@@ -31,14 +44,16 @@ class Origin(NamedTuple):
     x: int
     factor: int
     split: int
+    permille: int = 0
+    end: int = 0
 
 
 class Source(Protocol):
-    """A dataset that patches are cut from."""
+    """A dataset that patches are cut from, with a part kept for validation where it is `validated`."""
 
     path: Path
 
-    def __init__(self, path: Path, model: Model) -> None: ...
+    def __init__(self, path: Path, model: Model, validated: bool = True) -> None: ...
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -51,7 +66,7 @@ class Source(Protocol):
         """Tell whether a patch is neither blank nor invalid."""
 
     def cut(self, origin: Origin) -> Cut:
-        """Return condition (C, H, W) and target (D, H, W), float32 in [-1, 1], NaN in absent slices."""
+        """Return condition, target and positions."""
 
 
 def training_length(length: int, share: float, unit: int, gap: int) -> tuple[int, int]:

@@ -40,9 +40,10 @@ MASKED = 0.1
 class PairSource:
     """A store of registered pairs that patches are cut from; see the module, and `origins.Source`."""
 
-    def __init__(self, path: Path, model: Model) -> None:
+    def __init__(self, path: Path, model: Model, validated: bool = True) -> None:
         self.path = path
         self.model = model
+        self.validated = validated
         if not holds_pairs(path):
             raise DataError(f"{path}: {model.task} learns from image pairs, but this is a volume")
         self.pairs = open_pairs(path)
@@ -71,8 +72,8 @@ class PairSource:
         trained, _ = training_length(len(self.fields), share, 1, 0)
         for field in range(len(self.fields)):
             (top, bottom), (left, right) = self._shown(field)
-            regions = {TRAINING if field < trained else VALIDATION: (top, bottom)}
-            if len(self.fields) == 1:
+            regions = {TRAINING if field < trained or not self.validated else VALIDATION: (top, bottom)}
+            if len(self.fields) == 1 and self.validated:
                 end, begin = training_length(bottom - top, share, size, MARGIN)
                 regions = {TRAINING: (top, top + end), VALIDATION: (top + begin, bottom)}
             for split, (low, high) in regions.items():
@@ -96,15 +97,15 @@ class PairSource:
             mask = self.image(origin.axis, "mask").array[self._box(origin, 1)]
             if not mask.all():
                 return False
-        _, target = self.cut(origin)
-        return bool(target.std() >= self.model.patches.minimum_contrast)
+        return bool(self.cut(origin).target.std() >= self.model.patches.minimum_contrast)
 
     def cut(self, origin: Origin) -> Cut:
-        """Return condition and target, each (1, H, W)."""
+        """Return condition and target, each (1, H, W), and the position of an image, 1/2."""
         moving, fixed = (self.image(origin.axis, name) for name in ("moving", "fixed"))
         scaling = moving.intensity.at([0])
-        condition = shown(moving.array[self._box(origin, self.scale)], scaling)
-        return enlarge(condition, self.scale), shown(fixed.array[self._box(origin, 1)], scaling)
+        condition = enlarge(shown(moving.array[self._box(origin, self.scale)], scaling), self.scale)
+        target = shown(fixed.array[self._box(origin, 1)], scaling)
+        return Cut(condition, target, np.array([0.5], np.float32))
 
     def _box(self, origin: Origin, scale: int) -> tuple[slice, slice, slice]:
         size = self.model.patches.size // scale

@@ -291,7 +291,8 @@ def _read_batch(plan: Plan, grid: BlockGrid, tiles: Iterable[Tile], volume: Volu
         positions.append(grid.z.positions(gap))
         factors.append(float(grid.z.width(gap)))
     known, places = (torch.from_numpy(np.stack(parts)) for parts in (conditions, positions))
-    return Batch(*map(pinned, (known, places, torch.tensor(factors))))
+    widths = torch.tensor(factors)
+    return Batch(*map(pinned, (known, places, widths, torch.zeros_like(widths))))
 
 
 def _noise(

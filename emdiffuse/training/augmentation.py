@@ -4,7 +4,8 @@ Conventions
 -----------
 * Everything is drawn from the generator that is given, in the same order whatever is switched on, so that a
   setting changes nothing but what it says.
-* Geometry is changed in condition and target alike; degradations touch the condition alone.
+* Geometry, and intensity as another microscope would show it, are changed in condition and target alike;
+  degradations touch the condition alone.
 * Intensities are in [-1, 1]. An example of a gap has its real slices as condition, that of an image has one.
 """
 
@@ -21,8 +22,12 @@ Images = NDArray[np.float32]
 
 
 def augment(
-    condition: Images, target: Images, settings: Augmentation, random: np.random.Generator
-) -> tuple[Images, Images]:
+    condition: Images,
+    target: Images,
+    positions: Images,
+    settings: Augmentation,
+    random: np.random.Generator,
+) -> tuple[Images, Images, Images]:
     """Change an example at random.
 
     Parameters
@@ -31,6 +36,8 @@ def augment(
         (C, H, W), float32, with H = W.
     target : ndarray
         (D, H, W), float32, NaN where a slice is absent; those come last.
+    positions : ndarray
+        (D,), float32: positions of the target's slices in the gap.
     settings : Augmentation
         What is done, how often and how much.
     random : Generator
@@ -39,20 +46,24 @@ def augment(
     Returns
     -------
     tuple of ndarray
-        Condition and target of the same shapes.
+        Condition, target and positions of the same shapes.
     """
     gap = len(condition) == len(CONDITION_OFFSETS)
-    condition, target = _turned(condition, target, gap, settings, random.random(5))
-    return _degraded(condition, gap, settings, random), target
+    choices = random.random(5)
+    if settings.flips and gap and choices[0] < 0.5:
+        depth = int((~np.isnan(positions)).sum())
+        condition = condition[::-1]
+        target = np.concatenate([target[:depth][::-1], target[depth:]])
+        positions = np.concatenate([1 - positions[:depth][::-1], positions[depth:]])
+    condition, target = _turned(condition, target, settings, choices)
+    degraded = _degraded(condition, gap, settings, random)
+    return *_toned(degraded, target, settings, random.random(3)), positions
 
 
 def _turned(
-    condition: Images, target: Images, gap: bool, settings: Augmentation, choices: NDArray[np.float64]
+    condition: Images, target: Images, settings: Augmentation, choices: NDArray[np.float64]
 ) -> tuple[Images, Images]:
-    """Flip along z (gaps), y and x, transpose, and turn by 0 to 3 quarters."""
-    if settings.flips and gap and choices[0] < 0.5:
-        depth = int((~np.isnan(target[:, 0, 0])).sum())
-        condition, target = condition[::-1], np.concatenate([target[:depth][::-1], target[depth:]])
+    """Flip along y and x, transpose, and turn by 0 to 3 quarters."""
     images = [condition, target]
     for axis in (1, 2):
         if settings.flips and choices[axis] < 0.5:
@@ -62,6 +73,18 @@ def _turned(
     if settings.quarter_turns:
         images = [np.rot90(values, int(4 * choices[4]), axes=(1, 2)) for values in images]
     return images[0], images[1]
+
+
+def _toned(
+    condition: Images, target: Images, settings: Augmentation, choices: NDArray[np.float64]
+) -> tuple[Images, Images]:
+    """Change gain and offset of condition and target alike, and invert their contrast."""
+    gain, offset, inverted = choices
+    slope = np.float32((-1 if inverted < settings.inversion else 1) * (1 + settings.gain * (2 * gain - 1)))
+    shift = np.float32(settings.gain * (2 * offset - 1) / 2)
+    if slope == 1 and shift == 0:
+        return condition, target
+    return slope * condition + shift, slope * target + shift
 
 
 def _degraded(condition: Images, gap: bool, settings: Augmentation, random: np.random.Generator) -> Images:

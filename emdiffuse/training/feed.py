@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from emdiffuse.config import Model, Training
-from emdiffuse.config.tasks import CONDITION_OFFSETS
 from emdiffuse.models.processes import Batch
 from emdiffuse.patches.cut import PatchStore
 from emdiffuse.runtime.devices import pinned
@@ -70,27 +69,27 @@ def draw_batch(
     """
     rows = batch_rows(patches, model.training, step)[places]
     seeds = [model.training.seed, step, AUGMENTING]
+    examples = zip(*patches.read(rows), patches.positions[rows], places.tolist(), strict=True)
     changed = [
-        augment(known, wanted, model.augmentation, np.random.default_rng([*seeds, place]))
-        for known, wanted, place in zip(*patches.read(rows), places.tolist(), strict=True)
+        augment(known, wanted, where, model.augmentation, np.random.default_rng([*seeds, place]))
+        for known, wanted, where, place in examples
     ]
-    condition, target = (torch.from_numpy(np.stack(values)) for values in zip(*changed, strict=True))
-    return as_batch(condition, target, patches.factor[rows]), target
+    condition, target, positions = (
+        torch.from_numpy(np.stack(values)) for values in zip(*changed, strict=True)
+    )
+    return _batch(patches, rows, condition, positions), target
 
 
 def read_batch(patches: PatchStore, rows: NDArray[np.int64]) -> tuple[Batch, Tensor]:
     """Return the batch of rows, unchanged, and its target (N, D, H, W), NaN where a slice is absent."""
     condition, target = (torch.from_numpy(values) for values in patches.read(rows))
-    return as_batch(condition, target, patches.factor[rows]), target
+    return _batch(patches, rows, condition, torch.from_numpy(patches.positions[rows])), target
 
 
-def as_batch(condition: Tensor, target: Tensor, factors: NDArray[np.int64]) -> Batch:
-    """Return the batch of conditions; of gaps, with the positions of the target's slices."""
-    if condition.shape[1] != len(CONDITION_OFFSETS):
-        return Batch.of_images(condition)
-    factor = torch.from_numpy(factors).float()
-    positions = torch.arange(1, target.shape[1] + 1) / factor[:, None]
-    return Batch(condition, positions.where(positions < 1 - 1e-6, torch.nan), factor)
+def _batch(patches: PatchStore, rows: NDArray[np.int64], condition: Tensor, positions: Tensor) -> Batch:
+    """Return the batch of rows, with their conditions and positions."""
+    factor, thickness = (torch.from_numpy(values[rows]) for values in (patches.factor, patches.thickness))
+    return Batch(condition, positions, factor, thickness)
 
 
 def batches(

@@ -114,7 +114,9 @@ def network_spec(model: Model, residual_scale: float) -> NetworkSpec:
     levels = {} if settings.multipliers is None else {"multipliers": settings.multipliers}
     if settings.architecture == "native":
         return NativeSpec(
-            **({} if volumetric else {"conditions": 1, "slots": 1}),
+            **({} if volumetric else {"conditions": 1}),
+            factors=(min(model.factors), max(model.factors)),
+            thickness=model.thicknesses,
             channels=settings.channels,
             blocks=settings.blocks,
             residual_scale=residual_scale,

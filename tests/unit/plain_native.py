@@ -1,4 +1,4 @@
-"""The native network in its plain form: eager, NCHW, all slots, one obvious operation after the other.
+"""The native network in its plain form: eager, NCHW, slice by slice, one obvious operation after the other.
 
 It reads a state dict by its names and shares no code with the package: what the package's network is compared
 with, in value and in cost. Levels and blocks are those of the default network.
@@ -18,28 +18,63 @@ LEVELS, BLOCKS, FREQUENCIES = 3, 2, 16
 class PlainNative:
     """The native network over the tensors of its state dict."""
 
-    def __init__(self, weights: dict[str, Tensor], residual_scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        weights: dict[str, Tensor],
+        residual_scale: float = 1.0,
+        factors: tuple[float, float] = (1.0, 12.0),
+        thickness: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
         self.weights, self.residual_scale = weights, residual_scale
-        self.slots = len(weights["exit.bias"]) // 4
+        self.factors, self.thickness = factors, thickness
 
     def __call__(
-        self, x: Tensor, gamma: Tensor, condition: Tensor, positions: Tensor, factor: Tensor
+        self,
+        x: Tensor,
+        gamma: Tensor,
+        condition: Tensor,
+        positions: Tensor,
+        factor: Tensor,
+        thickness: Tensor,
     ) -> Tensor:
-        slots = torch.arange(1, self.slots + 1)
-        places = (positions * (self.slots + 1)).clamp(1, self.slots)
-        spread = (1 - (places[:, :, None] - slots).abs()).clamp(min=0).nan_to_num(0.0)
+        rows = range(len(x))
+        one_by_one = [
+            self.gap(*(v[i : i + 1] for v in (x, gamma, condition, positions, factor, thickness)))
+            for i in rows
+        ]
+        return torch.cat(one_by_one)
+
+    def gap(
+        self,
+        x: Tensor,
+        gamma: Tensor,
+        condition: Tensor,
+        positions: Tensor,
+        factor: Tensor,
+        thickness: Tensor,
+    ) -> Tensor:
+        """Work out one gap; absent slices are zeros."""
+        factor, thickness = factor.clamp(*self.factors), thickness.clamp(*self.thickness)
+        present = [d for d in range(x.shape[1]) if not positions[0, d].isnan()]
+        x = x * (gamma > 0)[:, None, None, None]
+        places = {d: self.place(positions[0, d], factor[0], thickness[0]) for d in present}
+
         shown = [condition]
         if condition.shape[1] > 1:
             shown.append((condition[:, 2:3] - condition[:, 1:2]) / self.residual_scale)
-        visible = (gamma > 0).to(x.dtype)[:, None, None, None]
-        shown.append(torch.einsum("ndm,ndhw->nmhw", spread, x * visible))
-        seen = F.pixel_unshuffle(torch.cat(shown, 1), 2)
-        embedding = self.embedding(gamma, factor)
+        known = F.pixel_unshuffle(torch.cat(shown, 1), 2)
+        mixed = torch.zeros(())
+        for d in present:
+            shares = self.linear("mix", F.silu(places[d])) / math.sqrt(len(present))
+            mixed = mixed + shares[:, :, None, None] * x[:, d : d + 1]
+        mixed = F.pixel_unshuffle(mixed, 2)
+        level = self.level(gamma, factor, thickness)
+        embedding = F.silu(level)
 
-        h = self.conv("entry", seen, padding=1)
+        h = self.conv("entry", known, padding=1) + self.conv("noisy_entry", mixed, padding=1)
         skips, number = [], 0
-        for level in range(LEVELS):
-            if level:
+        for stage in range(LEVELS):
+            if stage:
                 skips.append(h)
                 h = self.conv(f"down.{number}", h, stride=2)
                 number += 1
@@ -47,24 +82,38 @@ class PlainNative:
                 h = self.residual(f"down.{number}", h, embedding)
                 number += 1
         number = 0
-        for level in reversed(range(LEVELS)):
+        for stage in reversed(range(LEVELS)):
             for _ in range(BLOCKS):
                 h = self.residual(f"up.{number}", h, embedding)
                 number += 1
-            if level:
+            if stage:
                 weight, bias = self.weights[f"up.{number}.weight"], self.weights[f"up.{number}.bias"]
                 h = torch.cat([F.conv_transpose2d(h, weight, bias, stride=2), skips.pop()], 1)
                 number += 1
-        h = self.residual("last", torch.cat([h, seen], 1), embedding)
-        out = F.pixel_shuffle(self.conv("exit", F.silu(self.norm("norm", h)), padding=1), 2)
-        return torch.einsum("ndm,nmhw->ndhw", spread, out)
+        h = self.norm("head.norm", self.residual("last", torch.cat([h, known, mixed], 1), embedding))
 
-    def embedding(self, gamma: Tensor, factor: Tensor) -> Tensor:
+        out = [torch.zeros_like(x[:, :1])] * x.shape[1]
+        for d in present:
+            own = F.silu(level + places[d])
+            scale, shift = self.linear("head.affine", own)[:, :, None, None].chunk(2, dim=1)
+            noisy = self.conv("head.own", F.pixel_unshuffle(x[:, d : d + 1], 2), padding=1)
+            slices = self.conv("head.exit", F.silu(h * (1 + scale) + shift + noisy))
+            out[d] = F.pixel_shuffle(slices, 2)
+        return torch.cat(out, 1)
+
+    def place(self, t: Tensor, factor: Tensor, thickness: Tensor) -> Tensor:
+        """Describe a position by smooth features, and pass them through two layers."""
+        middle = 2 * t - 1
+        distances = [torch.log2(1 + (side * factor) ** 2) / 4 for side in (t, 1 - t)]
+        features = [middle, middle**2, middle**3, *distances, torch.log2(factor) / 2, thickness]
+        return self.linear("place.2", F.silu(self.linear("place.0", torch.stack(features)[None])))
+
+    def level(self, gamma: Tensor, factor: Tensor, thickness: Tensor) -> Tensor:
         time = (1 - gamma).sqrt() / (gamma.sqrt() + (1 - gamma).sqrt())
         rates = torch.exp(torch.arange(FREQUENCIES) * (math.log(100) / FREQUENCIES))
-        angles = torch.stack([time * math.pi, factor.log2()], 1)[:, :, None] * rates
-        h = torch.cat([angles.cos(), angles.sin()], 1).flatten(1)
-        return F.silu(self.linear("embed.2", F.silu(self.linear("embed.0", h))))
+        angles = time[:, None] * math.pi * rates
+        h = torch.cat([angles.cos(), angles.sin(), factor.log2()[:, None] / 2, thickness[:, None]], 1)
+        return self.linear("embed.2", F.silu(self.linear("embed.0", h)))
 
     def residual(self, name: str, x: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.linear(f"{name}.affine", embedding)[:, :, None, None].chunk(2, dim=1)
@@ -81,4 +130,4 @@ class PlainNative:
         return F.linear(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
 
     def conv(self, name: str, x: Tensor, **kwargs: int) -> Tensor:
-        return F.conv2d(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], **kwargs)
+        return F.conv2d(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"), **kwargs)

@@ -15,12 +15,13 @@ def gap(seed=0):
     """Ten slices that grow evenly along z, factor 3: linear interpolation meets the target exactly."""
     plane = np.random.default_rng(seed).random((1, 8, 8), np.float32)
     ramp = np.arange(10, dtype=np.float32)[:, None, None] / 10 + plane
-    return ramp[::3], np.concatenate([ramp[4:6], np.full((1, 8, 8), np.nan, np.float32)])
+    target = np.concatenate([ramp[4:6], np.full((1, 8, 8), np.nan, np.float32)])
+    return ramp[::3], target, np.array([1 / 3, 2 / 3, np.nan], np.float32)
 
 
 def image():
     plane = np.random.default_rng(1).random((1, 8, 8), np.float32)
-    return plane, plane + 1
+    return plane, plane + 1, np.array([0.5], np.float32)
 
 
 def times(example, count=200, **keys):
@@ -42,19 +43,19 @@ def times(example, count=200, **keys):
 )
 def test_geometry_is_the_same_in_condition_and_target(keys, kinds):
     found = set()
-    for condition, target in times(gap(), **keys):
-        assert condition.shape == (4, 8, 8) and np.isnan(target[2]).all()
-        t = np.array([1, 2], np.float32)[:, None, None] / 3
+    for condition, target, positions in times(gap(), **keys):
+        assert condition.shape == (4, 8, 8) and np.isnan(target[2]).all() and np.isnan(positions[2])
+        t = positions[:2, None, None]
         np.testing.assert_allclose(target[:2], condition[1] + t * (condition[2] - condition[1]), atol=1e-6)
         found.add(condition[1].tobytes())
     assert len(found) == kinds
 
 
 def test_blur_is_the_published_gaussian_for_a_share_of_examples():
-    condition, target = image()
+    condition, target, positions = image()
     blurred = gaussian_filter(condition, (0, 3, 3))
     kept = 0
-    for changed, wanted in times((condition, target), blur=0.25):
+    for changed, wanted, _ in times((condition, target, positions), blur=0.25):
         same = np.array_equal(changed, condition)
         kept += same
         np.testing.assert_array_equal(wanted, target)
@@ -63,31 +64,41 @@ def test_blur_is_the_published_gaussian_for_a_share_of_examples():
 
 
 def test_noise_is_at_most_as_strong_as_said():
-    condition, target = (np.zeros((1, 64, 64), np.float32),) * 2
-    strengths = [changed.std() for changed, _ in times((condition, target), noise=0.2)]
+    flat = np.zeros((1, 64, 64), np.float32)
+    strengths = [changed[0].std() for changed in times((flat, flat, image()[2]), noise=0.2)]
     assert 0.18 < max(strengths) < 0.21 and min(strengths) < 0.02 and 0.08 < np.mean(strengths) < 0.12
 
 
 def test_contrast_and_a_jump_of_brightness_are_undone_by_a_line():
-    condition, target = gap()
-    for changed, _ in times((condition, target), contrast=0.2):
+    condition = gap()[0]
+    for changed, *_ in times(gap(), contrast=0.2):
         slope, offset = np.polyfit(condition.ravel(), changed.ravel(), 1)
         assert abs(slope - 1) <= 0.2 and abs(offset) <= 0.2001
-    jumps = np.array([(changed - condition).mean((1, 2)) for changed, _ in times(gap(), brightness_jump=0.3)])
+    jumps = np.array([(changed[0] - condition).mean((1, 2)) for changed in times(gap(), brightness_jump=0.3)])
     assert ((np.abs(jumps) > 1e-4).sum(1) <= 1).all() and 0.28 < np.abs(jumps).max() <= 0.3
     assert set(np.abs(jumps).argmax(1)) == {0, 1, 2, 3}
 
 
+def test_gain_and_inversion_change_condition_and_target_alike():
+    condition, target, _ = image()
+    slopes = []
+    for known, wanted, _ in times(image(), gain=0.3, inversion=0.25):
+        slope, offset = np.polyfit(condition.ravel(), known.ravel(), 1)
+        np.testing.assert_allclose(wanted, slope * target + offset, atol=1e-5)
+        assert 0.7 <= abs(slope) <= 1.3 and abs(offset) <= 0.1501
+        slopes.append(slope)
+    assert 30 < sum(slope < 0 for slope in slopes) < 70 and np.std(np.abs(slopes)) > 0.1
+
+
 def test_an_outer_slice_is_missing_as_often_as_said():
-    condition, _ = gap()
-    first = [np.array_equal(c[0], c[1]) for c, _ in times(gap(), missing_slice=0.25)]
-    last = [np.array_equal(c[3], c[2]) for c, _ in times(gap(), missing_slice=0.25)]
+    condition = gap()[0]
+    first = [np.array_equal(c[0], c[1]) for c, *_ in times(gap(), missing_slice=0.25)]
+    last = [np.array_equal(c[3], c[2]) for c, *_ in times(gap(), missing_slice=0.25)]
     assert all(30 < sum(which) < 70 for which in (first, last))
     assert not np.array_equal(condition[0], condition[1])
 
 
 def test_a_setting_changes_nothing_but_what_it_says():
-    for (plain, _), (noisy, _) in zip(
-        times(gap(), flips=True), times(gap(), flips=True, noise=1e-6), strict=True
-    ):
-        np.testing.assert_allclose(noisy, plain, atol=1e-4)
+    plain, noisy = times(gap(), flips=True), times(gap(), flips=True, noise=1e-6)
+    for one, other in zip(plain, noisy, strict=True):
+        np.testing.assert_allclose(other[0], one[0], atol=1e-4)

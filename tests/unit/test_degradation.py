@@ -32,6 +32,25 @@ def test_noise_has_the_variance_that_was_asked_for(signal):
     assert noisy.std() / SPAN == pytest.approx(np.sqrt(signal / 50 + 0.01), rel=0.02)
 
 
+def test_noise_may_be_correlated_along_the_fast_axis_and_lines_differ():
+    image = np.full((256, 256), LOW + SPAN / 2, np.float32)
+    noise = {"electrons": 50, "gaussian": 0.1, "correlation": 0.5}
+    noisy = degraded(image, settings(noise=noise), SCALING, 0) - image
+    assert noisy.std() / SPAN == pytest.approx(np.sqrt(0.5 / 50 + 0.01), rel=0.03)
+    lags = [(noisy[1:] * noisy[:-1]).mean(), (noisy[:, 1:] * noisy[:, :-1]).mean()] / noisy.var()
+    np.testing.assert_allclose(lags, [0, 0.5], atol=0.03)
+    lines = degraded(image, settings(noise={"lines": 0.1}), SCALING, 0) - image
+    assert lines.std(1).max() < 1e-3 and lines.mean(1).std() / SPAN == pytest.approx(0.1, rel=0.2)
+
+
+def test_a_range_is_drawn_from_for_every_slice():
+    image = np.full((64, 64), LOW + SPAN / 2, np.float32)
+    ranges = settings(noise={"gaussian": [0.05, 0.2]})
+    levels = [(degraded(image, ranges, SCALING, z) - image).std() / SPAN for z in range(100)]
+    assert 0.045 < min(levels) < 0.06 and 0.19 < max(levels) < 0.21
+    assert np.mean(levels) == pytest.approx(0.125, abs=0.02)
+
+
 def test_noise_follows_from_seed_and_slice(medulla):
     noise = {"electrons": 20, "gaussian": 0.05}
     one = degraded(medulla[0], settings(noise=noise), SCALING, 3)

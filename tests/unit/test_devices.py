@@ -185,7 +185,7 @@ class Smoothing(nn.Module):
         super().__init__()
         self.convolution = nn.Conv2d(5, 5, 3, padding=1)
 
-    def forward(self, x, gamma, condition, positions, factor):
+    def forward(self, x, gamma, condition, positions, factor, thickness):
         return self.convolution(x) * gamma[:, None, None, None] + condition.mean(1, keepdim=True)
 
 

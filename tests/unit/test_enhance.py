@@ -32,9 +32,9 @@ def image_models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     for task in ("emdiffuse-n", "emdiffuse-r"):
         torch.manual_seed(0)
-        spec = {"conditions": 1, "slots": 1, "channels": 8, "multipliers": [1, 2], "blocks": 1}
+        spec = {"conditions": 1, "channels": 8, "multipliers": [1, 2], "blocks": 1}
         network = NativeNetwork(**spec, residual_scale=0.2)
-        torch.nn.init.normal_(network.exit.weight, std=0.05)
+        torch.nn.init.normal_(network.head.exit.weight, std=0.05)
         spec |= {"architecture": "native", "residual_scale": 0.2}
         save_model(folder / task, network, Description(task=task, network=spec))
     return folder

@@ -38,7 +38,7 @@ def test_one_store_holds_several_factors(medulla, tmp_path):
         batch, target = read_batch(patches, np.array([row]))
         depth = factor - 1
         assert target.shape[1] == 3 and target[0, :depth].isfinite().all() and target[0, depth:].isnan().all()
-        assert batch.positions[0, :depth].tolist() == [(i + 1) / factor for i in range(depth)]
+        np.testing.assert_allclose(batch.positions[0, :depth], np.arange(1, factor) / factor)
         assert batch.positions[0, depth:].isnan().all() and batch.factor.item() == factor
         origin = {name: int(values[row]) for name, values in table(tmp_path / "p.zarr").items()}
         box = [slice(origin[n], origin[n] + 32) for n in "zyx"]
@@ -46,6 +46,61 @@ def test_one_store_holds_several_factors(medulla, tmp_path):
         stack = np.moveaxis(unit(medulla[tuple(box)]), origin["axis"], 0)
         np.testing.assert_allclose(batch.condition[0], stack[::factor], atol=2e-3)
         np.testing.assert_allclose(target[0, :depth], stack[factor + 1 : 2 * factor], atol=2e-3)
+
+
+@pytest.mark.parametrize(("factor", "thickness"), [(6, 1.0), (6, 0.5), (4, 0.6), (5, 1.0), (5, 0.1)])
+def test_a_thick_slice_is_the_mean_of_what_it_integrates_over_and_lies_in_its_middle(
+    tmp_path, factor, thickness
+):
+    """Of a volume that is its own z, a slice's value is where its centre lies."""
+    depth = np.arange(80, dtype=np.float32)
+    ramp = np.broadcast_to(depth[:, None, None], (80, 64, 64)) + np.eye(64, dtype=np.float32)
+    volume = write_volume(tmp_path / "a.ome.zarr", ramp.astype(np.float32), (10, 10, 10))
+    settings = {"patches": PATCHES | {"minimum_contrast": 0}, "factor": factor, "thickness": thickness}
+    cut_patches([volume], model("vemdiffuse-i", **settings), tmp_path / "p.zarr")
+    patches, origins = PatchStore(tmp_path / "p.zarr"), table(tmp_path / "p.zarr")
+    span = (INTENSITY["high"] - INTENSITY["low"]) / 2
+    window = max(factor * thickness, 1)
+    ends = {int(end): row for row, end in enumerate(origins["end"])}
+    assert set(ends) == ({0, 1} if window > 1 else {0})
+    for end, row in ends.items():
+        batch, target = read_batch(patches, np.array([row]))
+        z = (torch.cat([batch.condition[0], target[0]])[:, 0, 9] + 1) * span + INTENSITY["low"]
+        real, slices = z[:4].numpy() - origins["z"][row], z[4:].numpy() - origins["z"][row]
+        whole, part = int(window), window - int(window)
+        mean = (sum(range(whole)) + part * whole) / window  # of the voxels 0, 1, ... with their weights
+        np.testing.assert_allclose(real[end:], np.arange(end, 4) * factor + mean, atol=0.05)
+        assert not end or real[0] == real[1]
+        positions = patches.positions[row]
+        present = np.isfinite(positions)
+        assert np.isfinite(slices[present]).all() and np.isnan(slices[~present]).all()
+        centre = factor + (window - 1) / 2
+        np.testing.assert_allclose((slices[present] - centre) / factor, positions[present], atol=0.02)
+        spacing = np.diff(slices[present])
+        np.testing.assert_allclose(spacing, 1, atol=0.1)
+        assert (positions[present].min() < 0) == bool(end) and positions[present].max() <= 1
+        assert len(slices[present]) >= (factor if window > 1 else factor - 1)
+        assert batch.thickness[0] == pytest.approx(thickness if window > 1 else 0)
+
+
+def test_small_volumes_are_trained_on_whole_and_give_the_factors_that_fit(medulla, tmp_path):
+    deep = np.concatenate([medulla, medulla[:39]])[:, :64, :64]
+    large = write_volume(tmp_path / "a.ome.zarr", deep, (10, 10, 10))
+    small = write_volume(tmp_path / "b.ome.zarr", medulla[:20, :64, :64], (10, 10, 10))
+    settings = {
+        "datasets": ["a", "b"],
+        "factor": [2, 6, 8],
+        "patches": PATCHES | {"validation_datasets": ["a"], "limit": 200},
+    }
+    cut_patches([large, small], model("vemdiffuse-i", **settings), tmp_path / "p.zarr")
+    origins = table(tmp_path / "p.zarr")
+    of_small = origins["dataset"] == 1
+    assert set(origins["factor"][of_small]) == {2, 6} and set(origins["split"][of_small]) == {TRAINING}
+    assert set(origins["factor"]) == {2, 6, 8}
+    assert 0.1 < of_small.mean() < 0.4  # a sixteenth of the places
+    middling = write_volume(tmp_path / "c.ome.zarr", medulla[:45, :64, :64], (10, 10, 10))
+    with pytest.raises(DataError, match="too small for gaps of factor 12"):
+        cut_patches([middling], model("vemdiffuse-i", factor=[2, 12]), tmp_path / "q.zarr")
 
 
 def test_gaps_are_cut_along_the_axes_that_are_asked_for(medulla, tmp_path):

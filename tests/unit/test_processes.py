@@ -18,7 +18,7 @@ def gaps(count=3, size=8, positions=(1 / 3, 2 / 3), factor=3.0):
     generator = torch.Generator().manual_seed(0)
     condition = torch.rand((count, 4, size, size), generator=generator) * 2 - 1
     target = torch.rand((count, len(positions), size, size), generator=generator) * 2 - 1
-    return Batch(condition, torch.tensor([positions] * count), torch.full((count,), factor)), target
+    return Batch.of_gaps(condition, torch.tensor(positions), factor), target
 
 
 def draws(batch):
@@ -117,7 +117,7 @@ def test_one_native_call_draws_no_noise_and_is_the_mean():
     batch, target = gaps()
 
     class Mean(torch.nn.Module):
-        def forward(self, x, gamma, condition, positions, factor):
+        def forward(self, x, gamma, condition, positions, factor, thickness):
             t = positions[:, :, None, None]
             base = condition[:, 1:2] + t * (condition[:, 2:3] - condition[:, 1:2])
             return -(target - base) / 0.3

@@ -173,7 +173,7 @@ def test_block_of_linear_interpolation(dataset, small_model, tmp_path):
     plan = make_plan(dataset, small_model, settings(steps=1, samples=1), tmp_path / "plan.json")
     model = RestorationModel.load(small_model)
     with torch.no_grad():
-        for parameter in model.network.exit.parameters():
+        for parameter in model.network.head.exit.parameters():
             parameter.zero_()
     volume = open_volume(dataset)
     block = plan.grid[0]

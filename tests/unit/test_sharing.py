@@ -19,7 +19,7 @@ from emdiffuse.runtime.errors import ConfigError
 from emdiffuse.stores.resampling import enlarge
 
 NATIVE = {"architecture": "native", "channels": 8, "multipliers": [1, 2], "residual_scale": 0.3}
-SPECS = {"vemdiffuse-i": NATIVE, "emdiffuse-n": {**NATIVE, "conditions": 1, "slots": 1}}
+SPECS = {"vemdiffuse-i": NATIVE, "emdiffuse-n": {**NATIVE, "conditions": 1}}
 SPECS["emdiffuse-r"] = SPECS["emdiffuse-n"]
 
 
@@ -57,10 +57,8 @@ def test_the_one_call_mean_is_what_the_package_restores(model):
     large = condition
     if mean.scale > 1:
         large = torch.from_numpy(enlarge(condition.numpy(), mean.scale))
-    if mean.factor > 1:
-        batch = Batch(large, torch.arange(1, 4)[None] / 4, torch.tensor([4.0]))
-    else:
-        batch = Batch.of_images(large)
+    gaps = mean.factor > 1
+    batch = Batch.of_gaps(large, torch.arange(1, 4) / 4, 4.0) if gaps else Batch.of_images(large)
     opened = RestorationModel.load(model)
     sampler = opened.description.sampler
 

@@ -77,3 +77,10 @@ def restoration(wildcards):
         for item in CONFIG.restorations
         if (item.dataset, item.model) == (wildcards.dataset, wildcards.model)
     )
+
+
+def wanted():
+    """What a run is for: the report, or where nothing is restored the models."""
+    if CONFIG.restorations:
+        return ["results/report.html"]
+    return [f"experiments/{name}/best/model.json" for name in CONFIG.models]

@@ -1,4 +1,4 @@
-"""The native network: images from images, and all slices of a gap at once for any anisotropy factor.
+"""The native network: images from images, and slices at any position of a gap, for any anisotropy factor.
 
 Conventions
 -----------
@@ -6,28 +6,35 @@ Conventions
   `residual_scale`, so that its variance is near one. The plain estimate of a slice in a gap is the linear
   interpolation of the two real slices around it; that of an image is the input itself (upsampled, for
   super-resolution).
-* A slice is known by its position in the gap (0 at the real slice before it, 1 at the one after it), never by
-  a channel: slices are spread over `SLOTS` fixed slots along z with the weights of linear interpolation, the
-  network works on the slots, and its output is interpolated back. Factors 2, 3, 4, 6 and 12 meet slots
-  exactly. An image is a gap of one slice in one slot, at position 1/2.
+* A slice is known by its *position* in the gap alone: 0 at the centre of the real slice before it, 1 at that
+  of the one after it, slightly outside at the ends of a volume of thick slices. Positions are a continuous
+  condition: the condition passes through the trunk once, and each slice is read off the trunk's features by
+  one shared head, scaled and shifted by smooth features of its position. So one set of weights serves every
+  factor, integer or not, and all weights are trained by any factor. An image is a slice at position 1/2.
+* Noisy slices enter the trunk as a set: they are mixed by learned smooth functions of their positions into
+  `MIXED` images (one, for an image). The head sees each slice's own noisy image again: at low noise the
+  answer is made of its finest detail, which would not pass through the few channels of the trunk. The last
+  block sees the condition and the mixed images again for the same reason.
+* Factors and thicknesses are shown within the range that the network was trained for: beyond it the nearest
+  one that it knows is a better guess than an extrapolated weight.
 * At pure noise (gamma = 0) the noisy slices say nothing and are not shown: the network's answer there is a
   function of the condition alone, the posterior mean.
-* All that the entry sees is shown again to the last block: at low noise the answer is made of its finest
-  detail, which would not pass through the few channels of the entry.
 * No convolution runs at full resolution: 2 x 2 pixels become channels at the entry (space to depth).
-* Slots that no slice is spread over would be channels of zeros: they are left out of the first and the last
-  convolutions, by taking the other channels' weights alone. What the entry makes of the condition is made
-  once for all calls of a sampler (`NativeNetwork.bind`).
+* What the condition and the positions give is computed once for all calls of a sampler
+  (`NativeNetwork.bind`). Absent slices cost nothing.
 * Pixels are stored with their channels side by side (channels last), which convolutions and norms are fastest
   with. Without autograd, activations are overwritten.
 * Normalisation is local: over the channels of a pixel (Ba et al. 2016, arXiv 1607.06450), and there is no
   global attention. So a tile with enough halo gives what the whole image would give.
+
+The set of noisy slices follows Zaheer et al. 2017 (arXiv 1703.06114), the modulation Perez et al. 2018 (arXiv
+1709.07871).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -37,32 +44,12 @@ from torch.utils.checkpoint import checkpoint
 from emdiffuse.config.tasks import CONDITION_OFFSETS
 from emdiffuse.models.networks.blocks import silu
 
-SLOTS = 11
-
-Channels = slice | Tensor
-"""Some of the channels of a tensor."""
-ALL = slice(None)
-
-
-def slot_weights(positions: Tensor, count: int = SLOTS) -> Tensor:
-    """Return how slices at given positions are spread over the slots.
-
-    Parameters
-    ----------
-    positions : Tensor
-        (N, D), in (0, 1); NaN marks a slice that is absent.
-    count : int
-        Number of slots.
-
-    Returns
-    -------
-    Tensor
-        (N, D, count): linear interpolation between the slots, which for 11 lie at 1/12, 2/12, ..., 11/12;
-        zeros for absent slices.
-    """
-    slots = torch.arange(1, count + 1, device=positions.device, dtype=positions.dtype)
-    nearest = (positions * (count + 1)).clamp(1, count)
-    return (1 - (nearest.unsqueeze(-1) - slots).abs()).clamp(min=0).nan_to_num(0.0)
+MIXED = 6
+"""Images that the noisy slices of a gap are mixed into."""
+TIME_FEATURES = 16
+"""Frequencies that the time of the flow is embedded by."""
+PLACE_FEATURES = 7
+"""Features of a slice's position; see `place_features`."""
 
 
 def linear_interpolation(condition: Tensor, positions: Tensor) -> Tensor:
@@ -73,7 +60,7 @@ def linear_interpolation(condition: Tensor, positions: Tensor) -> Tensor:
     condition : Tensor
         (N, 4, H, W): the real slices at `tasks.CONDITION_OFFSETS`.
     positions : Tensor
-        (N, D); NaN gives the slice before the gap.
+        (N, D); NaN gives the slice before the gap. Outside the gap the nearest slice is repeated.
 
     Returns
     -------
@@ -81,8 +68,38 @@ def linear_interpolation(condition: Tensor, positions: Tensor) -> Tensor:
         (N, D, H, W).
     """
     before, after = condition[:, 1:2], condition[:, 2:3]
-    t = positions.nan_to_num(0.0)[:, :, None, None]
+    t = positions.nan_to_num(0.0).clamp(0, 1)[:, :, None, None]
     return before + t * (after - before)
+
+
+def place_features(positions: Tensor, factor: Tensor, thickness: Tensor) -> Tensor:
+    """Describe where slices lie by smooth functions of low order, which hold between the trained positions.
+
+    Parameters
+    ----------
+    positions : Tensor
+        (N, D), without NaN.
+    factor, thickness : Tensor
+        (N,).
+
+    Returns
+    -------
+    Tensor
+        (N, D, `PLACE_FEATURES`), of order one: position from the middle, its square and cube, distances from
+        the two real slices in output voxels on a logarithmic scale, factor, thickness.
+    """
+    middle = 2 * positions - 1
+    to_before, to_after = positions * factor[:, None], (1 - positions) * factor[:, None]
+    features = [
+        middle,
+        middle.square(),
+        middle**3,
+        (1 + to_before.square()).log2() / 4,
+        (1 + to_after.square()).log2() / 4,
+        (factor.log2() / 2)[:, None].expand_as(positions),
+        thickness[:, None].expand_as(positions),
+    ]
+    return torch.stack(features, -1)
 
 
 def add(x: Tensor, y: Tensor) -> Tensor:
@@ -90,13 +107,9 @@ def add(x: Tensor, y: Tensor) -> Tensor:
     return x + y if torch.is_grad_enabled() else x.add_(y)
 
 
-def convolve(
-    layer: nn.Conv2d, x: Tensor, inputs: Channels = ALL, outputs: Channels = ALL, bias: bool = True
-) -> Tensor:
-    """Apply some of a convolution: `inputs` are the channels of `x`, the others being zero."""
-    weight = layer.weight[:, inputs][outputs].contiguous(memory_format=torch.channels_last)
-    offset = layer.bias[outputs] if bias and layer.bias is not None else None
-    return F.conv2d(x, weight, offset, padding=layer.padding)
+def rows(x: Tensor, numbers: Tensor) -> Tensor:
+    """Return ``x[numbers]``, channels last, which indexing alone would copy channel by channel."""
+    return x.permute(0, 2, 3, 1)[numbers].permute(0, 3, 1, 2)
 
 
 def space_to_depth(x: Tensor) -> Tensor:
@@ -118,17 +131,13 @@ class PixelNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
 
-    def forward(
-        self, x: Tensor, given: Channels = ALL, modulation: tuple[Tensor, Tensor] | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, modulation: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Return ``norm(x)``, or ``norm(x) * (1 + scale) + shift``.
 
         Parameters
         ----------
         x : Tensor
             (N, C, H, W).
-        given : slice or Tensor
-            Which channels those of `x` are; the others are zero.
         modulation : (Tensor, Tensor), optional
             Scale and shift, each (N, C, 1, 1).
 
@@ -138,8 +147,8 @@ class PixelNorm(nn.Module):
             (N, C, H, W); the norm has unit mean square over the channels, before the learned scale.
         """
         length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
-        h = x * torch.rsqrt(length.square() / len(self.weight) + 1e-6)
-        weight, out = self.weight[given, None, None], None if torch.is_grad_enabled() else h
+        h = x * torch.rsqrt(length.square() / x.shape[1] + 1e-6)
+        weight, out = self.weight[:, None, None], None if torch.is_grad_enabled() else h
         if modulation is None:
             return torch.mul(h, weight, out=out)
         scale, shift = modulation
@@ -160,12 +169,51 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.affine.weight)
         nn.init.zeros_(self.affine.bias)
 
-    def forward(self, x: Tensor, embedding: Tensor, given: Channels = ALL) -> Tensor:
-        """Map x (N, C, H, W), the `given` ones of the channels (the others are zero), to (N, C', H, W)."""
-        h = convolve(self.conv1, silu(self.norm1(x, given)), given)
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Map x (N, C, H, W) to (N, C', H, W)."""
+        h = self.conv1(silu(self.norm1(x)))
         scale, shift = self.affine(embedding)[:, :, None, None].chunk(2, dim=1)
-        h = self.conv2(silu(self.norm2(h, modulation=(scale, shift))))
-        return add(h, convolve(self.skip, x, given) if isinstance(self.skip, nn.Conv2d) else x)
+        h = self.conv2(silu(self.norm2(h, (scale, shift))))
+        return add(h, self.skip(x))
+
+
+class Head(nn.Module):
+    """What reads slices off the trunk's features: one convolution, scaled and shifted by their positions."""
+
+    def __init__(self, channels: int, embedding: int) -> None:
+        super().__init__()
+        self.norm = PixelNorm(channels)
+        self.affine = nn.Linear(embedding, 2 * channels)
+        self.own = nn.Conv2d(4, channels, 3, padding=1, bias=False)
+        self.exit = nn.Conv2d(channels, 4, 1)
+        for parameter in self.exit.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, features: Tensor, noisy: Tensor, embedding: Tensor, gaps: Tensor) -> Tensor:
+        """Return slices with 2 x 2 pixels as channels.
+
+        Parameters
+        ----------
+        features : Tensor
+            (N, C, H, W), of N gaps.
+        noisy : Tensor
+            (P, 4, H, W), the noisy slices; zeros where they are not shown.
+        embedding : Tensor
+            (P, E), of level and position of each slice.
+        gaps : Tensor
+            (P,), the gap of each slice.
+
+        Returns
+        -------
+        Tensor
+            (P, 4, H, W).
+        """
+        h = rows(self.norm(features), gaps)
+        scale, shift = self.affine(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = torch.addcmul(shift, h, 1 + scale, out=None if torch.is_grad_enabled() else h)
+        h = add(h, self.own(noisy))
+        out: Tensor = self.exit(silu(h))
+        return out
 
 
 def plain_estimate(condition: Tensor, positions: Tensor) -> Tensor:
@@ -189,14 +237,12 @@ def plain_estimate(condition: Tensor, positions: Tensor) -> Tensor:
 
 
 class NativeNetwork(nn.Module):
-    """U-Net over the slots of a gap, or over an image, at half resolution.
+    """U-Net over the real slices of a gap, or an image, at half resolution, and a head that reads off slices.
 
     Parameters
     ----------
     conditions : int
         Images that condition it: 4 real slices around a gap, or 1.
-    slots : int
-        Slots along z: `SLOTS` for gaps, 1 for images.
     channels : int
         Channels at half resolution.
     multipliers : sequence of int
@@ -205,6 +251,9 @@ class NativeNetwork(nn.Module):
         Residual blocks a level.
     residual_scale : float
         Standard deviation of the residual to the plain estimate in the training data.
+    factors, thickness : sequence of float
+        Lowest and highest anisotropy factor, and share of the distance of slices that one integrates over,
+        in the training data; others are shown as the nearest of these.
     checkpointing : bool
         Whether the blocks' activations are computed again in the backward pass instead of kept (arXiv
         1604.06174).
@@ -213,26 +262,30 @@ class NativeNetwork(nn.Module):
     def __init__(
         self,
         conditions: int = len(CONDITION_OFFSETS),
-        slots: int = SLOTS,
         channels: int = 32,
-        multipliers: tuple[int, ...] | list[int] = (1, 2, 4),
+        multipliers: Sequence[int] = (1, 2, 4),
         blocks: int = 2,
         residual_scale: float = 1.0,
+        factors: Sequence[float] = (1.0, 12.0),
+        thickness: Sequence[float] = (0.0, 1.0),
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.checkpointing = checkpointing
-        self.slots = slots
         self.residual_scale = residual_scale
+        self.factors, self.thickness = factors, thickness
         self.stride = 2 ** len(multipliers)
         width = 4 * channels
-        self.frequencies = 16
         self.embed = nn.Sequential(
-            nn.Linear(4 * self.frequencies, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+            nn.Linear(2 * TIME_FEATURES + 2, width), nn.SiLU(), nn.Linear(width, width)
         )
+        self.place = nn.Sequential(nn.Linear(PLACE_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+        mixed = MIXED if conditions > 1 else 1
+        self.mix = nn.Linear(width, mixed)
         widths = [channels * m for m in multipliers]
-        seen = 4 * (conditions + (1 if conditions > 1 else 0) + slots)
-        self.entry = nn.Conv2d(seen, widths[0], 3, padding=1)
+        known, noisy = 4 * (conditions + (1 if conditions > 1 else 0)), 4 * mixed
+        self.entry = nn.Conv2d(known, widths[0], 3, padding=1)
+        self.noisy_entry = nn.Conv2d(noisy, widths[0], 3, padding=1, bias=False)
         self.down = nn.ModuleList()
         self.up = nn.ModuleList()
         current = widths[0]
@@ -251,15 +304,18 @@ class NativeNetwork(nn.Module):
                 self.up.append(nn.ConvTranspose2d(current, widths[level - 1], 2, stride=2))
                 current = widths[level - 1]
         last = 3 * channels // 2
-        self.last = ResidualBlock(current + seen, last, width)
-        self.norm = PixelNorm(last)
-        self.exit = nn.Conv2d(last, 4 * slots, 3, padding=1)
-        for parameter in self.exit.parameters():
-            nn.init.zeros_(parameter)
+        self.last = ResidualBlock(current + known + noisy, last, width)
+        self.head = Head(last, width)
         self.to(memory_format=torch.channels_last)
 
     def forward(
-        self, x: Tensor, gamma: Tensor, condition: Tensor, positions: Tensor, factor: Tensor
+        self,
+        x: Tensor,
+        gamma: Tensor,
+        condition: Tensor,
+        positions: Tensor,
+        factor: Tensor,
+        thickness: Tensor,
     ) -> Tensor:
         """Predict the flow of the noisy residual.
 
@@ -275,23 +331,25 @@ class NativeNetwork(nn.Module):
             (N, D), positions in the gap; NaN where a slice is absent.
         factor : Tensor
             (N,), anisotropy factor; 1 for images.
+        thickness : Tensor
+            (N,), share of the distance of real slices that one integrates over; 0 for images.
 
         Returns
         -------
         Tensor
-            (N, D, H, W): eps - x0 (Liu et al. 2022, arXiv 2209.03003); at gamma = 0 it is minus the posterior
-            mean.
+            (N, D, H, W): eps - x0 (Liu et al. 2022, arXiv 2209.03003), zero where a slice is absent; at gamma
+            = 0 it is minus the posterior mean.
         """
-        return self.bind(condition, positions, factor)(x, gamma)
+        return self.bind(condition, positions, factor, thickness)(x, gamma)
 
     def bind(
-        self, condition: Tensor, positions: Tensor, factor: Tensor
+        self, condition: Tensor, positions: Tensor, factor: Tensor, thickness: Tensor
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """Work out once what is the same in all calls of a sampler.
+        """Compute once what is the same in all calls of a sampler.
 
         Parameters
         ----------
-        condition, positions, factor : Tensor
+        condition, positions, factor, thickness : Tensor
             See `forward`.
 
         Returns
@@ -299,47 +357,39 @@ class NativeNetwork(nn.Module):
         callable
             ``flow(x, gamma)``, which gives what `forward` does.
         """
+        factor, thickness = factor.clamp(*self.factors), thickness.clamp(*self.thickness)
         shown = [condition]
         if condition.shape[1] > 1:
             shown.append((condition[:, 2:3] - condition[:, 1:2]) / self.residual_scale)
         known = space_to_depth(torch.cat(shown, 1))
-        weights, used = self._spread(positions)
-        noisy = known.shape[1] + used
-        inner = torch.arange(self.last.conv1.in_channels - 4 * self.slots, device=used.device)
-        given = torch.cat([inner, len(inner) + used])
-        entered = convolve(self.entry, known, slice(known.shape[1]))
+        entered = self.entry(known)
+        present = ~positions.isnan()
+        places = self.place(place_features(positions.nan_to_num(0.5), factor, thickness))
+        # the root keeps the variance of noise whatever the number of slices
+        share = present / present.sum(1, keepdim=True).clamp(min=1).sqrt()
+        mixing = self.mix(F.silu(places)) * share[:, :, None]
+        if torch.compiler.is_compiling():  # the shapes of a graph must not follow from values
+            grid = torch.meshgrid(
+                *(torch.arange(n, device=present.device) for n in present.shape), indexing="ij"
+            )
+            gaps, numbers = (axis.flatten() for axis in grid)
+        else:
+            gaps, numbers = present.nonzero(as_tuple=True)
 
         def flow(x: Tensor, gamma: Tensor) -> Tensor:
-            visible = (gamma > 0).to(x.dtype)[:, None, None]
-            seen = space_to_depth(torch.einsum("ndm,ndhw->nmhw", weights * visible, x))
-            h = add(convolve(self.entry, seen, noisy, bias=False), entered)
-            embedding = self.embed(self._features(gamma, factor))
+            x = x * (gamma > 0).to(x.dtype)[:, None, None, None]
+            mixed = space_to_depth(torch.einsum("ndm,ndhw->nmhw", mixing, x))
+            h = self.noisy_entry(mixed) + entered
+            level = self.embed(self._features(gamma, factor, thickness))
+            embedding = F.silu(level)
             h = self._levels(h, embedding)
-            h = self._block(self.last, torch.cat([h, known, seen], 1), embedding, given)
-            out = convolve(self.exit, silu(self.norm(h)), outputs=used)
-            return torch.einsum("ndm,nmhw->ndhw", weights, depth_to_space(out))
+            h = self._block(self.last, torch.cat([h, known, mixed], 1), embedding)
+            own = F.silu(level[gaps] + places[gaps, numbers])
+            noisy = space_to_depth(x[gaps, numbers][:, None])
+            out = depth_to_space(self._block(self.head, h, noisy, own, gaps))
+            return torch.zeros_like(x).to(out.dtype).index_put((gaps, numbers), out[:, 0])
 
         return flow
-
-    def _spread(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Spread slices over the slots that any of them meets.
-
-        Parameters
-        ----------
-        positions : Tensor
-            See `forward`.
-
-        Returns
-        -------
-        tuple of Tensor
-            Weights (N, D, M) of the M slots, and their channels (4 M,) among those of all slots.
-        """
-        weights = slot_weights(positions, self.slots)
-        channels = torch.arange(4 * self.slots, device=positions.device).view(-1, 4)
-        if not torch.compiler.is_compiling():  # shapes of an exported graph follow from no values
-            used = weights.sum((0, 1)).nonzero().flatten()
-            weights, channels = weights[:, :, used], channels[used]
-        return weights, channels.flatten()
 
     def _levels(self, h: Tensor, embedding: Tensor) -> Tensor:
         """Run the levels, down and up, on the entry's output."""
@@ -364,12 +414,11 @@ class NativeNetwork(nn.Module):
             out = block(h, *arguments)
         return out
 
-    def _features(self, gamma: Tensor, factor: Tensor) -> Tensor:
-        """Embed the time of the flow and the factor by sines and cosines."""
+    @staticmethod
+    def _features(gamma: Tensor, factor: Tensor, thickness: Tensor) -> Tensor:
+        """Embed the time of the flow by cosines and sines; add factor and thickness as they are."""
         alpha, sigma = gamma.sqrt(), (1 - gamma).clamp(min=0).sqrt()
         time = sigma / (alpha + sigma)
-        rates = torch.exp(
-            torch.arange(self.frequencies, device=gamma.device) * (math.log(100) / self.frequencies)
-        )
-        angles = torch.stack([time * math.pi, factor.log2()], 1)[:, :, None] * rates
-        return torch.cat([angles.cos(), angles.sin()], 1).flatten(1)
+        rates = torch.exp(torch.arange(TIME_FEATURES, device=gamma.device) * (math.log(100) / TIME_FEATURES))
+        angles = time[:, None] * math.pi * rates
+        return torch.cat([angles.cos(), angles.sin(), factor.log2()[:, None] / 2, thickness[:, None]], 1)

@@ -1,0 +1,66 @@
+"""Lay out the public data that the shipped models learn from, and set apart what they are measured on.
+
+    python config/pretrained/prepare.py DATA [raw]
+
+DATA is a folder with the files that `config/pretrained/README.md` lists. Stacks of pairs become folders of
+pairs, and of small volumes and of pairs a part that no model sees is written to ``raw/held_out``.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+TILED = {"photometric": "minisblack"}
+
+
+def main(data: Path, raw: Path) -> None:
+    """Write all files below `raw`."""
+    more = data / "more"
+    for name in ("medulla_training1_250", "medulla_training2_250"):
+        write(raw / f"{name}.tif", tifffile.imread(data / f"{name}.tif"))
+    for name in ("mouse_liver_2x256", "neubias_fibsem_slice_517x360", "axon_sem_rat7_1024"):
+        write(raw / f"{name}.tif", tifffile.imread(more / f"{name}.tif"))
+    write(raw / "held_out" / "medulla_far.tif", tifffile.imread(more / "medulla_validation_far_250.tif"))
+
+    split(more / "hemibrain_8nm_92x128x128.tif", raw, "hemibrain", 1, 96)
+    split(more / "gala_flyem_50x100x200.tif", raw, "gala", 2, 150)
+    split(more / "celegans_21x256x188.tif", raw, "celegans", 1, 192)
+
+    brain = [tifffile.imread(data / f"brain22_level07_{role}.tif") for role in ("input", "gt")]
+    pair(raw / "brain", "0", *(image[:512] for image in brain))
+    pair(raw / "held_out" / "brain", "0", *(image[528:] for image in brain))
+    for series, trained in (("dwell", 9), ("line", 4)):
+        stacks = [tifffile.imread(more / f"kriss_sem_{series}_{role}.tif") for role in ("noisy", "clean")]
+        for number, images in enumerate(zip(*stacks, strict=True)):
+            folder = raw / "spheres" if number < trained else raw / "held_out" / "spheres"
+            pair(folder, f"{series}{number}", *images)
+
+
+def split(source: Path, raw: Path, name: str, axis: int, begin: int) -> None:
+    """Train on a volume up to `begin` along an axis, and hold out the rest."""
+    trained, held_out = np.split(tifffile.imread(source), [begin], axis)
+    write(raw / f"{name}.tif", trained)
+    write(raw / "held_out" / f"{name}.tif", held_out)
+
+
+def pair(folder: Path, field: str, noisy: NDArray[np.generic], clean: NDArray[np.generic]) -> None:
+    """Write the two images of a field."""
+    write(folder / f"noisy_{field}.tif", noisy)
+    write(folder / f"clean_{field}.tif", clean)
+
+
+def write(path: Path, values: NDArray[np.generic]) -> None:
+    """Write an image or a volume."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tifffile.imwrite(path, np.ascontiguousarray(values), **TILED)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) not in (2, 3):
+        sys.exit(__doc__)
+    main(Path(sys.argv[1]), Path(sys.argv[2] if len(sys.argv) == 3 else "raw"))
