@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from emdiffuse.stores.volume import create_image_array, write_group, write_image
 
@@ -40,3 +41,8 @@ def write_pairs(path: Path, pairs: list[tuple[np.ndarray, np.ndarray]], scale: i
     facts |= {"sources": [], "fields": fields}
     write_group(path, {"emdiffuse": facts})
     return path
+
+
+def without_bm3d(patch: pytest.MonkeyPatch) -> None:
+    """Let BM3D's library, which takes seconds an image, not be there."""
+    patch.setattr("emdiffuse.evaluation.methods.find_spec", lambda name: None)

@@ -12,6 +12,11 @@ from emdiffuse.cli.app import Device, Done, ModelFolder, Settings, Share, Store,
 from emdiffuse.runtime.errors import ConfigError
 
 
+Lpips = Annotated[
+    Path | None, typer.Option(help="Torchvision's weights of AlexNet (.pth): measure LPIPS too.")
+]
+
+
 class Launcher(StrEnum):
     """Where a training runs."""
 
@@ -226,25 +231,38 @@ def calibrate(restored: Store, dataset: Store, truth: Store, out: Path, settings
 
 
 @app.command()
+def baselines(
+    dataset: Store,
+    truth: Store,
+    out: Path,
+    task: Annotated[str, typer.Option(help="What models restore of the dataset, such as vemdiffuse-i.")],
+    lpips: Lpips = None,
+) -> None:
+    """Measure classical methods against the truth, once for all restorations of a dataset."""
+    from emdiffuse.config.tasks import TASKS
+    from emdiffuse.evaluation.evaluate import measure_baselines as run
+
+    if task not in TASKS:
+        raise ConfigError(f"--task: there is no '{task}'; known: {', '.join(TASKS)}")
+    run(dataset, truth, task, out, lpips)
+
+
+@app.command()
 def evaluate(
     restored: Store,
     dataset: Store,
     truth: Store,
     out: Path,
-    beside: Annotated[
-        list[Path] | None,
-        typer.Option(
-            parser=folder, help="Another restoration of the dataset, to measure too; may be repeated."
-        ),
+    baselines: Annotated[
+        Path | None,
+        typer.Option(help="What `emdiffuse baselines` wrote; by default they are measured here."),
     ] = None,
-    lpips: Annotated[
-        Path | None, typer.Option(help="Torchvision's weights of AlexNet (.pth): measure LPIPS too.")
-    ] = None,
+    lpips: Lpips = None,
 ) -> None:
     """Measure a restored volume against the truth, beside classical methods on the same voxels."""
     from emdiffuse.evaluation.evaluate import evaluate as run
 
-    run(restored, dataset, truth, out, beside or (), lpips)
+    run(restored, dataset, truth, out, baselines, lpips)
 
 
 @app.command()

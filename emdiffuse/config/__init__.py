@@ -238,6 +238,17 @@ class Config(Section):
             if truth and other is not item and (other.dataset, self.truth(other)) == (item.dataset, truth)
         ]
 
+    def baselines_task(self, item: Restoration) -> str:
+        """Return the task whose baselines a restoration has; gaps have the same, whatever fills them."""
+        task = self.models[item.model].task
+        return "vemdiffuse-i" if TASKS[task].volumetric else task
+
+    def baselines(self, item: Restoration) -> str:
+        """Return what names the baselines of a restoration, among those of its dataset."""
+        kind = "gaps" if TASKS[self.models[item.model].task].volumetric else self.baselines_task(item)
+        between = f"-between-{item.real_slices}" if item.real_slices else ""
+        return f"{kind}-of-{self.truth(item)}{between}"
+
     def lineage(self, model: str) -> list[str]:
         """Return a model, the model that it is begun from, and so on."""
         found = [model]

@@ -18,36 +18,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from importlib.util import find_spec
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
-from skimage.restoration import denoise_nl_means
 
-from emdiffuse.restoration.geometry import SliceGrid
+from emdiffuse.restoration.geometry import ImageStack, SliceGrid
 from emdiffuse.stores.intensity import cast_to
 from emdiffuse.stores.resampling import enlarge
 
-Kind = Literal["nearest", "linear", "cubic", "flow"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-_DENOISERS = ("input", "gaussian", "nlm", *(["bm3d"] if find_spec("bm3d") else []))
-IMAGE_KINDS = {"emdiffuse-n": _DENOISERS, "emdiffuse-r": ("nearest", "cubic")}
-"""What stands beside restored images, by task."""
-WITHOUT_BM3D = (
-    "BM3D is not among the baselines: its library, whose licence is for non-commercial use, comes with "
-    "pip install 'emdiffuse[bm3d]'."
-)
+DENOISERS = ("gaussian", "nlm", "bm3d")
 SIGMA = 1.0
 MARGIN = 32
 _EVERYTHING = (slice(None), slice(None))
-
-
-def absent_baselines(task: str) -> list[str]:
-    """Return a sentence on every method of a task that is not there, and how to get it."""
-    return [WITHOUT_BM3D] if task == "emdiffuse-n" and "bm3d" not in IMAGE_KINDS[task] else []
 
 
 class Slices(Protocol):
@@ -65,7 +49,36 @@ class Slices(Protocol):
         """Read a box."""
 
 
-def kernel(kind: Kind, position: float) -> tuple[float, float, float, float]:
+def make(
+    name: str, source: Slices, grid: SliceGrid | ImageStack, box: Sequence[slice], scale: int
+) -> NDArray[Any]:
+    """Make a part of what a baseline makes of an input.
+
+    Parameters
+    ----------
+    name : str
+        A baseline of `emdiffuse.evaluation.methods`.
+    source : array-like
+        Input (z, y, x): the real slices of a volume, or images.
+    grid : SliceGrid or ImageStack
+        Output slices.
+    box : sequence of slice
+        The part (z, y, x), in voxels of the output.
+    scale : int
+        Output pixels of one input pixel.
+
+    Returns
+    -------
+    ndarray
+        The box, in the dtype of the input.
+    """
+    if isinstance(grid, ImageStack):
+        return image_baseline(source, box, name, scale)
+    z, *window = box
+    return interpolate(source, grid, range(z.start, z.stop), name, window)
+
+
+def kernel(kind: str, position: float) -> tuple[float, float, float, float]:
     """Return the weights of the four real slices around a position in a gap.
 
     ``nearest`` takes the slice before it when both are equally far. ``cubic`` is the cubic convolution of
@@ -84,7 +97,7 @@ def kernel(kind: Kind, position: float) -> tuple[float, float, float, float]:
         Weights of the second slice before, the one before, the one after and the second after, with sum 1.
     """
     t = position
-    if kind == "nearest":
+    if kind in ("input", "nearest"):
         return (0, 1, 0, 0) if t <= 0.5 else (0, 0, 1, 0)
     if kind == "linear":
         return (0, 1 - t, t, 0)
@@ -100,7 +113,7 @@ def interpolate(
     slices: Slices,
     grid: SliceGrid,
     z_range: range,
-    kind: Kind,
+    kind: str,
     window: Sequence[slice] = _EVERYTHING,
 ) -> NDArray[Any]:
     """Interpolate output slices between real ones.
@@ -115,7 +128,7 @@ def interpolate(
     z_range : range
         Output slices to make: within ``range(grid.length)``, with step 1.
     kind : str
-        nearest, linear, cubic or flow.
+        nearest (or input: the same), linear, cubic or flow.
     window : sequence of slice
         The part of y and x to make.
 
@@ -133,7 +146,7 @@ def interpolate(
     return cast_to(values, slices.dtype)
 
 
-def weights_of(grid: SliceGrid, z_range: range, kind: Kind) -> tuple[int, NDArray[np.float64]]:
+def weights_of(grid: SliceGrid, z_range: range, kind: str) -> tuple[int, NDArray[np.float64]]:
     """Return what output slices are made of: the first real slice, and weights (output slices, real ones).
 
     Parameters
@@ -253,9 +266,13 @@ def denoised(image: NDArray[Any], kind: str) -> NDArray[np.float32]:
     """
     plane = image.astype(np.float32)
     if kind == "gaussian":
+        from scipy.ndimage import gaussian_filter
+
         return np.asarray(gaussian_filter(plane, SIGMA), np.float32)
     noise = noise_of(plane)
     if kind == "nlm":
+        from skimage.restoration import denoise_nl_means
+
         return np.asarray(
             denoise_nl_means(plane, 5, 6, h=0.8 * noise, sigma=noise, fast_mode=True), np.float32
         )
@@ -289,7 +306,7 @@ def image_baseline(images: Slices, box: Sequence[slice], kind: str, scale: int) 
     box : sequence of slice
         The part (z, y, x) to make, in pixels of the output.
     kind : str
-        One of `IMAGE_KINDS`.
+        A baseline of images.
     scale : int
         Output pixels of one input pixel.
 
@@ -298,15 +315,15 @@ def image_baseline(images: Slices, box: Sequence[slice], kind: str, scale: int) 
     ndarray
         The box, in the dtype of `images`.
     """
-    margin = 2 if kind in ("nearest", "cubic") else MARGIN
+    margin = MARGIN if kind in DENOISERS else 2
     starts = [max(part.start // scale - margin, 0) for part in box[1:]]
     stops = [
         min(-(-part.stop // scale) + margin, n) for part, n in zip(box[1:], images.shape[1:], strict=True)
     ]
     values = images[(box[0], *(slice(a, b) for a, b in zip(starts, stops, strict=True)))]
-    if kind in _DENOISERS[1:]:
+    if kind in DENOISERS:
         values = cast_to(np.stack([denoised(plane, kind) for plane in values]), images.dtype)
-    elif kind == "nearest":
+    elif kind in ("input", "nearest"):
         values = values.repeat(scale, 1).repeat(scale, 2)
     elif kind == "cubic":
         values = cast_to(enlarge(values, scale), images.dtype)

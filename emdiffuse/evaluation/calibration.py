@@ -25,8 +25,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import xlogy
-from scipy.stats import binom
+from scipy.special import bdtr, xlogy
 
 from emdiffuse.config import Calibration
 from emdiffuse.evaluation.comparison import Comparison, compare, read
@@ -63,7 +62,7 @@ def hoeffding_bentkus(risk: float, alpha: float, units: int) -> float:
     low = min(risk, alpha)
     entropy = float(xlogy(low, low / alpha) + xlogy(1 - low, (1 - low) / (1 - alpha)))
     # A sum of losses that is whole but for rounding counts as whole.
-    tail = float(binom.cdf(ceil(units * risk - 1e-9), units, alpha))
+    tail = float(bdtr(ceil(units * risk - 1e-9), units, alpha))
     return min(exp(-units * entropy), exp(1) * tail)
 
 

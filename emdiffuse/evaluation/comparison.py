@@ -17,36 +17,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdiffuse.config.tasks import TASKS
-from emdiffuse.restoration.geometry import ImageStack, SliceGrid, slice_grid
+from emdiffuse.evaluation.blocks import Grid
+from emdiffuse.restoration.geometry import ImageStack, slice_grid
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.stores.provenance import digests
 from emdiffuse.stores.volume import Box, Volume, open_volume
 
-Grid = SliceGrid | ImageStack
-
 
 @dataclass(frozen=True)
-class Comparison:
-    """Volumes that fit together.
+class Ground:
+    """An input and its truth, which fit together: what methods are measured on.
 
     Attributes
     ----------
-    restored, input, truth : Volume
+    input, truth : Volume
         Opened.
+    task : str
+        What is restored: a key of `tasks.TASKS`.
     grid : SliceGrid or ImageStack
         Output slices.
     data_range : float
         Range of intensities: 255 for 8-bit data, else that of a typical slice of the truth.
-    extras : dict
-        What else was restored: uncertainty, interval bounds, the regression, and by other models.
     """
 
-    restored: Volume
     input: Volume
     truth: Volume
+    task: str
     grid: Grid
     data_range: float
-    extras: dict[str, Volume]
 
     @property
     def images(self) -> bool:
@@ -64,14 +62,59 @@ class Comparison:
         """The intensity that the range begins at."""
         return 0.0 if self.truth.array.dtype == np.uint8 else self.truth.intensity.low
 
+
+@dataclass(frozen=True)
+class Comparison(Ground):
+    """A restored volume beside its input and its truth.
+
+    Attributes
+    ----------
+    restored : Volume
+        Opened.
+    extras : dict
+        What else was restored: uncertainty, interval bounds, the regression.
+    """
+
+    restored: Volume
+    extras: dict[str, Volume]
+
     def names(self) -> dict[str, str | None]:
         """Return the names of dataset, model and truth."""
         facts = self.restored.facts
         return {
-            "dataset": facts.get("dataset") or _name(self.input.path),
+            "dataset": facts.get("dataset") or name_of(self.input),
             "model": facts.get("model"),
-            "truth": _name(self.truth.path),
+            "truth": name_of(self.truth),
         }
+
+
+def lay_ground(dataset: Path, truth: Path, task: str) -> Ground:
+    """Open the registered volume that is to be restored, and the registered truth.
+
+    Raises
+    ------
+    DataError
+        If the truth does not show the same field, at least as deep.
+    """
+    given, wanted = open_volume(dataset), open_volume(truth)
+    grid: Grid = slice_grid(given) if TASKS[task].volumetric else ImageStack(given.array.shape[0])
+    sides = tuple(n * TASKS[task].scale for n in given.array.shape[1:])
+    if wanted.array.shape[1:] != sides:
+        raise DataError(
+            f"{wanted.path}: its slices have {_by(wanted.array.shape[1:])} pixels, those of {given.path} "
+            f"{_by(sides)}; the truth must show the same field"
+        )
+    if wanted.array.shape[0] < grid.length:
+        raise DataError(
+            f"{wanted.path}: it has {wanted.array.shape[0]} slices, but the restored volume has "
+            f"{grid.length}; the truth must reach as deep"
+        )
+    if wanted.array.dtype != given.array.dtype:
+        raise DataError(
+            f"{wanted.path}: its voxels are {wanted.array.dtype}, those of {given.path} {given.array.dtype}; "
+            "the truth must have the same intensities"
+        )
+    return Ground(given, wanted, task, grid, _data_range(wanted))
 
 
 def compare(restored: Path, dataset: Path, truth: Path) -> Comparison:
@@ -82,14 +125,15 @@ def compare(restored: Path, dataset: Path, truth: Path) -> Comparison:
     DataError
         If the truth does not fit the restored volume or either was among the model's training data.
     """
-    ours, given, wanted = (open_volume(path) for path in (restored, dataset, truth))
+    ours = open_volume(restored)
+    ground = lay_ground(dataset, truth, ours.facts.get("task", "vemdiffuse-i"))
+    _check(ours, ground)
     extras = {
         name: open_volume(restored / name)
         for name in ("uncertainty", "lower", "upper", "regression")
         if (restored / name / "zarr.json").exists()
     }
-    grid = _check(ours, given, wanted)
-    return Comparison(ours, given, wanted, grid, _data_range(wanted), extras)
+    return Comparison(ground.input, ground.truth, ground.task, ground.grid, ground.data_range, ours, extras)
 
 
 def read(volume: Volume, box: Box) -> NDArray[Any]:
@@ -100,27 +144,13 @@ def read(volume: Volume, box: Box) -> NDArray[Any]:
     return values
 
 
-def _check(restored: Volume, input: Volume, truth: Volume) -> Grid:
-    """Return the output slices, when the three volumes fit together."""
-    task = TASKS[restored.facts.get("task", "vemdiffuse-i")]
-    grid: Grid = ImageStack(input.array.shape[0])
-    if task.volumetric:
-        grid = slice_grid(input)
-    expected = (grid.length, *(n * task.scale for n in input.array.shape[1:]))
-    if restored.array.shape != expected:
+def _check(restored: Volume, ground: Ground) -> None:
+    """Refuse a restored volume that does not fit, or whose model was trained on what is measured."""
+    truth, given = ground.truth, ground.input
+    if restored.array.shape != ground.shape:
         raise DataError(
-            f"{restored.path}: it has {_by(restored.array.shape)} voxels, but {input.path} restored has "
-            f"{_by(expected)}; run the stage `restore` again"
-        )
-    if truth.array.shape[1:] != expected[1:]:
-        raise DataError(
-            f"{truth.path}: its slices have {_by(truth.array.shape[1:])} pixels, those of {input.path} "
-            f"{_by(expected[1:])}; the truth must show the same field"
-        )
-    if truth.array.shape[0] < grid.length:
-        raise DataError(
-            f"{truth.path}: it has {truth.array.shape[0]} slices, but the restored volume has {grid.length}; "
-            "the truth must reach as deep"
+            f"{restored.path}: it has {_by(restored.array.shape)} voxels, but {given.path} restored has "
+            f"{_by(ground.shape)}; run the stage `restore` again"
         )
     if truth.array.dtype != restored.array.dtype:
         raise DataError(
@@ -133,12 +163,11 @@ def _check(restored: Volume, input: Volume, truth: Volume) -> Grid:
             f"{_by(restored.voxel_size)} nm; the truth must have the same voxel size"
         )
     # slices kept of a thinned volume may be learned from: those left out are what is measured
-    kept = [source for source in input.facts.get("sources", []) if "kept_every" in source]
+    kept = [source for source in given.facts.get("sources", []) if "kept_every" in source]
     trained = digests([s for s in restored.facts.get("training_sources", []) if s not in kept])
-    for volume in (truth, input):
+    for volume in (truth, given):
         if trained & digests(volume.facts.get("sources")):
             raise DataError(f"{volume.path}: the model was trained on these files; take others")
-    return grid
 
 
 def _data_range(truth: Volume) -> float:
@@ -146,8 +175,9 @@ def _data_range(truth: Volume) -> float:
     return 255.0 if truth.array.dtype == np.uint8 else truth.intensity.span
 
 
-def _name(path: Path) -> str:
-    return path.name.removesuffix(".ome.zarr")
+def name_of(volume: Volume) -> str:
+    """Return the name of a volume's folder, without its suffix."""
+    return volume.path.name.removesuffix(".ome.zarr")
 
 
 def _by(numbers: tuple[float, ...]) -> str:

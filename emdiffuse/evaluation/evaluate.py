@@ -11,44 +11,125 @@ Conventions
   PSNR: they are counted as ``identical`` and left out of its mean, which is null when there is no other
   plane. Of images ``psnr_fitted`` is the PSNR after the scale and offset that fit each to its truth best.
 * Intervals are 95 % bootstrap intervals of that mean. Neighbouring planes resemble each other, so what is
-  drawn again is the gap or image (xy), a run of `RUN` planes (xz, yz) or a block (shells), the same draws for
-  every method.
+  drawn again is the gap or image (xy), a run of planes (xz, yz) or a block (shells), the same draws for
+  every method; of a large volume, of which a sample of blocks is measured, it is the block (`blocks`).
 * Shell correlation (``xyz``) is of blocks as they stand, real slices among them: a gap alone is too thin.
-* Other restorations of the same input, by other models or samplers, are measured like the classical methods.
+* The classical methods are measured once for each input and truth, and kept plane by plane; each restoration
+  is then measured by itself, and compared with them on the same planes.
 * Work goes by blocks with the margin that the windows need, so that memory depends on the block size alone,
-  and the numbers do not depend on blocks; FSIM, MS-SSIM, LPIPS and the spectra alone are of tiles of at most
-  `TILE` pixels a side, and so are the baselines that the module `baselines` says it of.
+  and the numbers do not depend on blocks; FSIM, MS-SSIM, LPIPS and the spectra alone are of tiles, and so are
+  the baselines that the module `baselines` says it of.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from numpy.typing import NDArray
 
-from emdiffuse.evaluation.baselines import IMAGE_KINDS, KINDS, absent_baselines, image_baseline, interpolate
-from emdiffuse.evaluation.comparison import Comparison, compare, read
-from emdiffuse.evaluation.sums import PLANES, Block, Reference, Sums, blocks_of
-from emdiffuse.evaluation.tables import MEASURES, RUN, as_csv, summary, table
+from emdiffuse.config.settings import settings_hash
+from emdiffuse.config.tasks import TASKS
+from emdiffuse.evaluation.baselines import make
+from emdiffuse.evaluation.blocks import Layout
+from emdiffuse.evaluation.comparison import Ground, compare, lay_ground, name_of, read
+from emdiffuse.evaluation.measuring import measure, numbers, plain
+from emdiffuse.evaluation.methods import absent_baselines, baselines_of, reference_of
+from emdiffuse.evaluation.metrics import MEASURES, Scores
+from emdiffuse.evaluation.tables import as_csv, table
 from emdiffuse.evaluation.trust import assess
-from emdiffuse.restoration.geometry import ImageStack
 from emdiffuse.runtime.atomic import write_atomically
 from emdiffuse.runtime.errors import DataError
-from emdiffuse.runtime.progress import logger, progress
-from emdiffuse.stores.volume import Volume
+from emdiffuse.runtime.progress import logger
+from emdiffuse.stores.volume import Box
 
-if TYPE_CHECKING:
-    from emdiffuse.evaluation.metrics.perceptual import Lpips
 
-REFERENCES = {"emdiffuse-n": "input", "emdiffuse-r": "cubic"}
-"""What a restoration is compared with by name; gaps with linear interpolation."""
-THREADS = 2
+@dataclass(frozen=True)
+class Baselines:
+    """What classical methods make of an input, measured against its truth.
 
-__all__ = ["evaluate", "summary"]
+    Attributes
+    ----------
+    ground : str
+        Hash of what they were measured on, and how (`identity`).
+    scores : dict
+        The values of all planes, by method, orientation and measure.
+    """
+
+    ground: str
+    scores: dict[str, Scores]
+
+    def write(self, out: Path, dataset: str, truth: str) -> None:
+        """Write a JSON file."""
+        methods = {
+            method: {
+                orientation: {name: plain(values) for name, values in measures.items()}
+                for orientation, measures in scores.items()
+            }
+            for method, scores in self.scores.items()
+        }
+        content = {"dataset": dataset, "truth": truth, "ground": self.ground, "planes": methods}
+        write_atomically(out, json.dumps(content, allow_nan=False))
+
+    @classmethod
+    def read(cls, path: Path, ground: str) -> Baselines:
+        """Read what `write` wrote.
+
+        Raises
+        ------
+        DataError
+            If the file is damaged, or of other data.
+        """
+        try:
+            content = json.loads(path.read_text())
+            found = cls(
+                content["ground"],
+                {
+                    method: {
+                        orientation: {name: numbers(values) for name, values in measures.items()}
+                        for orientation, measures in scores.items()
+                    }
+                    for method, scores in content["planes"].items()
+                },
+            )
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise DataError(
+                f"{path}: this is no file of measured baselines; delete it and start again"
+            ) from None
+        if found.ground != ground:
+            raise DataError(f"{path}: these baselines were measured on other data; delete it and start again")
+        return found
+
+
+def measure_baselines(
+    dataset: Path, truth: Path, task: str, out: Path | None = None, lpips: Path | None = None
+) -> Baselines:
+    """Measure what classical methods make of an input.
+
+    Parameters
+    ----------
+    dataset, truth : Path
+        The registered input, and the registered truth.
+    task : str
+        What models restore of it: a key of `tasks.TASKS`.
+    out : Path, optional
+        JSON file to write.
+    lpips : Path, optional
+        Torchvision's weights of AlexNet: LPIPS is measured too.
+
+    Raises
+    ------
+    DataError
+        If the truth does not fit, or a voxel is not a number.
+    """
+    ground = lay_ground(dataset, truth, task)
+    found = _baselines(ground, lpips)
+    if out is not None:
+        found.write(out, name_of(ground.input), name_of(ground.truth))
+    return found
 
 
 def evaluate(
@@ -56,7 +137,7 @@ def evaluate(
     dataset: Path,
     truth: Path,
     out: Path,
-    beside: Sequence[Path] = (),
+    baselines: Path | None = None,
     lpips: Path | None = None,
 ) -> dict[str, Any]:
     """Measure a restored volume, and what classical methods make of its input, against the truth.
@@ -71,19 +152,19 @@ def evaluate(
         The registered volume to compare with: same dtype and lateral shape, at least as deep.
     out : Path
         JSON file to write; a CSV file with the same table is written beside it.
-    beside : sequence of Path
-        Other restorations of the dataset, which are measured on the same voxels.
+    baselines : Path, optional
+        What `measure_baselines` wrote of the same input and truth; measured here where it is not given.
     lpips : Path, optional
         Torchvision's weights of AlexNet: LPIPS is measured too.
 
     Returns
     -------
     dict
-        What was written: ``methods[method][orientation][measure]`` with mean, low and high;
-        ``gain`` (the paired difference in xy to the method ``reference``) and ``beats``; voxels, data_range,
-        estimator and the names of the volumes; ``beside``: model and estimator of every other restoration;
-        ``absent``: sentences on the methods that could not be run; with an uncertainty, ``trust``
-        (`trust.assess`).
+        What was written: ``methods[method][orientation][measure]`` with mean, low and high; ``gain``,
+        ``beats`` and ``best`` (`tables.table`); voxels, data_range, estimator and the names of the volumes;
+        ``sample``: which part of a large volume was measured; ``absent``: sentences on the methods that
+        could not be run; ``ground``: what restorations that are measured on the same voxels share; with an
+        uncertainty, ``trust`` (`trust.assess`).
 
     Raises
     ------
@@ -93,49 +174,24 @@ def evaluate(
     ConfigError
         If LPIPS is asked for, and its weights or library are missing.
     """
-    model = _lpips(lpips) if lpips is not None else None
     found = compare(restored, dataset, truth)
-    others = _others(beside, dataset, truth)
-    found.extras.update(others)
-    images, shape = found.images, found.shape
-    kinds: tuple[str, ...] = IMAGE_KINDS[found.restored.facts["task"]] if images else KINDS
-    absent = absent_baselines(found.restored.facts.get("task", ""))
-    for sentence in absent:
-        logger.warning(sentence)
-    methods = (*kinds, *(["regression"] if "regression" in found.extras else []), *others, "restored")
-    planes = {"xy": 0} if images else PLANES
-    voxel = found.restored.voxel_size[2]
-    sums = {method: Sums(shape, planes) for method in methods}
-    blocks = list(blocks_of(found.grid, shape))
-    with ThreadPoolExecutor(THREADS) as pool:
-        for block in progress(blocks, len(blocks), "evaluate", "block"):
-            if not len(block.counted[0]):
-                continue
-            reference = Reference(found, block, model)
-
-            def measure(method: str, block: Block = block, reference: Reference = reference) -> None:
-                sums[method].add(_method(method, found, block), reference, block)
-
-            list(pool.map(measure, sums))
-    scores = {method: own.scores(found.data_range, voxel) for method, own in sums.items()}
-    plain = scores[kinds[0]]["xy"]["frc_resolution"]
-    for own in scores.values():
-        own["xy"]["frc_ratio"] = own["xy"]["frc_resolution"] / plain
+    identity = _identity(found, lpips)
+    known = Baselines.read(baselines, identity) if baselines else _baselines(found, lpips)
+    own = {name: found.extras[name] for name in ("regression",) if name in found.extras}
+    sources = {name: partial(read, volume) for name, volume in (own | {"restored": found.restored}).items()}
+    scores = known.scores | measure(found, sources, lpips)
+    layout = Layout(found.grid, found.shape)
     result = {
         **found.names(),
+        "ground": identity,
         "estimator": found.restored.facts.get("estimator") or "not stated",
-        "beside": {
-            name: {key: other.facts.get(key) for key in ("model", "estimator")}
-            for name, other in others.items()
-        },
-        "absent": absent,
-        "voxels": int(sums["restored"].voxels["xy"].sum()),
+        "absent": absent_baselines(found.task),
+        "voxels": layout.voxels,
+        "sample": layout.statement,
         "data_range": found.data_range,
-        "units": MEASURES,
-        "interval": "95 % bootstrap interval over images"
-        if images
-        else f"95 % bootstrap interval over gaps (xy), runs of {RUN} planes (xz, yz) and blocks (xyz)",
-        **table(scores, found.grid, REFERENCES.get(found.restored.facts.get("task", ""), "linear")),
+        "units": {name: measure.unit for name, measure in MEASURES.items()},
+        "interval": f"95 % bootstrap interval over {layout.drawn}",
+        **table(scores, layout.groups, list(known.scores), reference_of(found.task)),
     }
     trust = assess(found)
     if trust:
@@ -145,28 +201,21 @@ def evaluate(
     return result
 
 
-def _lpips(weights: Path) -> Lpips:
-    from emdiffuse.evaluation.metrics.perceptual import Lpips
+def _baselines(ground: Ground, lpips: Path | None) -> Baselines:
+    for sentence in absent_baselines(ground.task):
+        logger.warning(sentence)
 
-    return Lpips(weights)
+    def source(name: str, box: Box) -> NDArray[Any]:
+        return make(name, ground.input.array, ground.grid, box, TASKS[ground.task].scale)
 
-
-def _others(paths: Sequence[Path], dataset: Path, truth: Path) -> dict[str, Volume]:
-    """Open other restorations, under the names of their rows."""
-    volumes = [compare(path, dataset, truth).restored for path in paths]
-    others = {f"restored by {volume.facts.get('model') or volume.path}": volume for volume in volumes}
-    if len(others) < len(volumes):
-        raise DataError("two of the restorations to compare with are by one model; name one of them")
-    return others
+    sources = {name: partial(source, name) for name in baselines_of(ground.task)}
+    return Baselines(_identity(ground, lpips), measure(ground, sources, lpips))
 
 
-def _method(method: str, found: Comparison, block: Block) -> NDArray[Any]:
-    """Return a block of a restored volume, or make it by a classical method."""
-    if method == "restored" or method in found.extras:
-        return read(found.restored if method == "restored" else found.extras[method], block.box)
-    if isinstance(found.grid, ImageStack):
-        scale = found.restored.array.shape[1] // found.input.array.shape[1]
-        return image_baseline(found.input.array, block.box, method, scale)
-    z, *window = block.box
-    kind = next(kind for kind in KINDS if kind == method)
-    return interpolate(found.input.array, found.grid, range(z.start, z.stop), kind, window)
+def _identity(ground: Ground, lpips: Path | None) -> str:
+    """Return a hash of what methods are measured on, and how."""
+    layout = Layout(ground.grid, ground.shape)
+    return settings_hash(
+        [ground.input.facts, ground.truth.facts, ground.shape, ground.data_range],
+        [*baselines_of(ground.task), layout.statement, *MEASURES, lpips is not None],
+    )

@@ -9,39 +9,30 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from math import inf
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.evaluation.comparison import Grid
-from emdiffuse.evaluation.sums import Vector
+from emdiffuse.evaluation.metrics import MEASURES, RELATIVE, Scores, Vector
 
-MEASURES = {
-    "psnr": "dB",
-    "psnr_fitted": "dB, after a linear fit of the intensities to the truth's",
-    "ssim": "no unit, at most 1",
-    "ms_ssim": "no unit, at most 1",
-    "fsim": "no unit, at most 1",
-    "frc_resolution": "nm, where Fourier ring correlation with the truth falls below 1/7",
-    "frc_ratio": "share of the frc_resolution of the plain input (of volumes: its nearest slice)",
-    "fsc_resolution": "nm, where Fourier shell correlation with the truth falls below 1/7",
-    "decorrelation_resolution": "nm, by decorrelation analysis of the image itself",
-    "lpips": "no unit, 0: the same to AlexNet, which learned from photographs",
-    "nrmse": "share of the truth's root mean square",
-    "high_frequency_ratio": "share of the truth's spectral power above a quarter of the sampling frequency",
-    "step_ratio": "mean absolute difference of neighbouring generated slices, share of the truth's",
-    "real_step_ratio": "the same of a generated slice and the real one beside it, share of the truth's",
-    "membranes_iou": "overlap over union of the segmented membranes and the truth's",
-    "dark_iou": "overlap over union of the segmented dark regions (mitochondria, dark processes) and the "
-    "truth's",
-}
-RUN = 16
 RESAMPLES = 2000
+COMPARED = ("psnr", "ssim")
+"""Measures that a restoration is compared by, in xy."""
+Summary = dict[str, float | int | None]
 
 
-def summary(values: Vector, groups: NDArray[np.int64]) -> dict[str, float | int | None]:
+@lru_cache(maxsize=16)
+def _draws(groups: int) -> NDArray[np.float64]:
+    """Return how often each bootstrap sample draws each group, (RESAMPLES, groups)."""
+    even = np.full(groups, 1 / groups)
+    return np.random.default_rng(0).multinomial(groups, even, RESAMPLES).astype(np.float64)
+
+
+def summary(values: Vector, groups: NDArray[np.int64]) -> Summary:
     """Return the mean of the finite values, and its 95 % bootstrap interval.
 
     Parameters
@@ -58,15 +49,13 @@ def summary(values: Vector, groups: NDArray[np.int64]) -> dict[str, float | int 
         groups), and identical: how many planes equal the truth, where there are any.
     """
     finite = np.isfinite(values)
-    result: dict[str, float | int | None] = {"mean": None, "low": None, "high": None}
+    result: Summary = {"mean": None, "low": None, "high": None}
     if finite.any():
         result["mean"] = float(values[finite].mean())
         _, members = np.unique(groups[finite], return_inverse=True)
         sums, counts = np.bincount(members, values[finite]), np.bincount(members)
         if len(counts) > 1:
-            draws = np.random.default_rng(0).multinomial(
-                len(counts), np.full(len(counts), 1 / len(counts)), RESAMPLES
-            )
+            draws = _draws(len(counts))
             low, high = np.percentile(draws @ sums / (draws @ counts), (2.5, 97.5))
             result |= {"low": float(low), "high": float(high)}
     if np.isinf(values).any():
@@ -74,13 +63,35 @@ def summary(values: Vector, groups: NDArray[np.int64]) -> dict[str, float | int 
     return result
 
 
-def table(scores: dict[str, dict[str, dict[str, Vector]]], grid: Grid, reference: str) -> dict[str, Any]:
-    """Summarise the scores of all planes, and compare the restored volume with the method of reference."""
-    gaps = np.array([int(z / grid.factor) for z in range(grid.length)])
-    groups = {"xy": gaps}
-    for name in scores[reference].keys() - {"xy"}:
-        planes = np.arange(len(next(iter(scores[reference][name].values()))))
-        groups[name] = planes if name == "xyz" else planes // RUN
+def table(
+    scores: Mapping[str, Scores],
+    groups: Mapping[str, NDArray[np.int64]],
+    baselines: Sequence[str],
+    reference: str,
+) -> dict[str, Any]:
+    """Summarise the scores of all planes, and compare the restored volume with classical methods.
+
+    Parameters
+    ----------
+    scores : mapping
+        The values of all planes, by method, orientation and measure.
+    groups : mapping
+        The group of every plane, by orientation.
+    baselines : sequence of str
+        The classical methods, the plain input first.
+    reference : str
+        The one of them that everybody has at hand.
+
+    Returns
+    -------
+    dict
+        ``methods[method][orientation][measure]``; the ``reference``, the paired ``gain`` over it, and whether
+        the mean ``beats`` its mean; and by measure the ``best`` classical method with the gain over that.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        plain = scores[baselines[0]]["xy"]["frc_resolution"]
+        for own in scores.values():
+            own["xy"][RELATIVE.name] = own["xy"]["frc_resolution"] / plain
     methods = {
         method: {
             name: {measure: summary(values, groups[name]) for measure, values in own.items()}
@@ -88,15 +99,24 @@ def table(scores: dict[str, dict[str, dict[str, Vector]]], grid: Grid, reference
         }
         for method, orientations in scores.items()
     }
-    gain, beats = {}, {}
-    for measure in ("psnr", "ssim"):
-        ours, theirs = (scores[method]["xy"][measure] for method in ("restored", reference))
+
+    def mean(method: str, measure: str) -> float:
+        value = methods[method]["xy"][measure]["mean"]
+        return inf if value is None else float(value)
+
+    def gain(method: str, measure: str) -> Summary:
+        ours, theirs = (scores[own]["xy"][measure] for own in ("restored", method))
         with np.errstate(invalid="ignore"):
-            gain[measure] = summary(np.where(np.isfinite(ours), ours - theirs, np.nan), gaps)
-        means = [methods[method]["xy"][measure]["mean"] for method in ("restored", reference)]
-        first, second = (inf if mean is None else mean for mean in means)
-        beats[measure] = first > second
-    return {"methods": methods, "reference": reference, "gain": gain, "beats": beats}
+            return summary(np.where(np.isfinite(ours), ours - theirs, np.nan), groups["xy"])
+
+    best = {measure: max(baselines, key=lambda name: mean(name, measure)) for measure in COMPARED}
+    return {
+        "methods": methods,
+        "reference": reference,
+        "gain": {measure: gain(reference, measure) for measure in COMPARED},
+        "beats": {measure: mean("restored", measure) > mean(reference, measure) for measure in COMPARED},
+        "best": {measure: {"method": best[measure], **gain(best[measure], measure)} for measure in COMPARED},
+    }
 
 
 def as_csv(result: dict[str, Any]) -> str:
@@ -108,5 +128,5 @@ def as_csv(result: dict[str, Any]) -> str:
         for name, measures in orientations.items():
             for measure, value in measures.items():
                 numbers = [value["mean"], value["low"], value["high"], value.get("identical", 0)]
-                writer.writerow([name, measure, MEASURES[measure], method, *numbers])
+                writer.writerow([name, measure, MEASURES[measure].unit, method, *numbers])
     return text.getvalue()

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_gradient_magnitude
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from emdiffuse.evaluation.calibration import LEVELS, units_of
 from emdiffuse.evaluation.comparison import Comparison, read
@@ -133,7 +133,7 @@ def diagram(sample: Sample, calibration: dict[str, Any] | None) -> list[dict[str
     rows = []
     for alpha in LEVELS:
         row = {"nominal": 1 - alpha}
-        for name, scale in (("gaussian", float(norm.ppf(1 - alpha / 2))), ("calibrated", scales.get(alpha))):
+        for name, scale in (("gaussian", float(ndtri(1 - alpha / 2))), ("calibrated", scales.get(alpha))):
             if scale is not None:
                 low, high = interval(sample.restored, sample.uncertainty, scale, sample.floor)
                 row[name] = float(np.mean((sample.truth >= low) & (sample.truth <= high)))

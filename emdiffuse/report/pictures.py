@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from emdiffuse.config import Config, Restoration
 from emdiffuse.config.tasks import TASKS
-from emdiffuse.evaluation.baselines import Kind, image_baseline, interpolate
-from emdiffuse.evaluation.structures import segment
+from emdiffuse.evaluation.baselines import make
+from emdiffuse.evaluation.methods import beside, is_beside
 from emdiffuse.restoration.geometry import ImageStack, SliceGrid, slice_grid
 from emdiffuse.stores.volume import Volume, open_volume
 
@@ -37,9 +37,6 @@ BYTES_A_PIXEL = 16
 """What all pictures together may take for each pixel of the region, with few slices in the viewer."""
 COLUMNS = ("input", "linear", "restored", "truth")
 """What is shown side by side, where there is such a thing."""
-VOLUME_KINDS: dict[str, Kind] = {"input": "nearest", "linear": "linear", "cubic": "cubic", "flow": "flow"}
-IMAGE_NAMES = {"input": "nearest", "gaussian": "gaussian", "nlm": "nlm", "cubic": "cubic"}
-"""What is made of the input while the report is written, and the kind of `baselines` that makes it."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ class View:
     @property
     def others(self) -> list[str]:
         """The names of other restorations of the input, as in `evaluation`."""
-        return [name for name in self.volumes if name.startswith("restored by ")]
+        return [name for name in self.volumes if is_beside(name)]
 
     @property
     def scale(self) -> int:
@@ -89,15 +86,11 @@ class View:
 
     def read(self, name: str, box: tuple[range, range, range]) -> NDArray[np.float32]:
         """Return a box of a volume, or of the interpolated input (nearest for `input`)."""
-        z, *window = box
-        slices = [slice(r.start, r.stop) for r in window]
-        if name in IMAGE_NAMES and isinstance(self.grid, ImageStack):
-            part = (slice(z.start, z.stop), *slices)
-            values = image_baseline(self.volumes["input"].array, part, IMAGE_NAMES[name], self.scale)
-        elif name in VOLUME_KINDS and not isinstance(self.grid, ImageStack):
-            values = interpolate(self.volumes["input"].array, self.grid, z, VOLUME_KINDS[name], slices)
+        part = tuple(slice(r.start, r.stop) for r in box)
+        if name == "input" or name not in self.volumes:
+            values = make(name, self.volumes["input"].array, self.grid, part, self.scale)
         else:
-            values = self.volumes[name].array[(slice(z.start, z.stop), *slices)]
+            values = self.volumes[name].array[part]
         return values.astype(np.float32)
 
     def plane(self, name: str, axis: int, at: int | None = None) -> NDArray[np.float32]:
@@ -121,7 +114,7 @@ def open_view(config: Config, item: Restoration, truth: str | None, results: Pat
         volumes["uncertainty"] = open_volume(restored / "uncertainty")
     for other in config.beside(item):
         store = results / "restored" / other.dataset / other.model / "restored.ome.zarr"
-        volumes[f"restored by {other.model}"] = open_volume(store)
+        volumes[beside(other.model)] = open_volume(store)
     depth = volumes["input"].array.shape[0]
     grid: SliceGrid | ImageStack = ImageStack(depth)
     if TASKS[config.models[item.model].task].volumetric:
@@ -185,6 +178,8 @@ def panels(view: View, names: list[str], budget: int) -> tuple[list[dict[str, An
 
 def _structures(plane: NDArray[np.float32], voxel: float) -> NDArray[np.float32]:
     """Return what is segmented in a plane: membranes white, large dark regions grey."""
+    from emdiffuse.evaluation.metrics.structures import segment
+
     found = segment(plane, voxel)
     return np.where(found["membranes"], 255, np.where(found["dark"], 120, 0)).astype(np.float32)
 

@@ -15,28 +15,37 @@ import io
 import math
 from typing import Any
 
-HEADINGS: dict[str, tuple[str, int, int]] = {
-    "psnr": ("PSNR (dB)", 2, 1),
-    "psnr_fitted": ("PSNR after linear fit (dB)", 2, 1),
-    "ssim": ("SSIM", 3, 1),
-    "ms_ssim": ("MS-SSIM", 3, 1),
-    "fsim": ("FSIM", 3, 1),
-    "frc_resolution": ("Ring correlation (nm)", 1, -1),
-    "frc_ratio": ("Ring correlation (input = 1)", 2, -1),
-    "fsc_resolution": ("Shell correlation (nm)", 1, -1),
-    "decorrelation_resolution": ("Decorrelation (nm)", 1, 0),
-    "nrmse": ("NRMSE", 3, -1),
-    "lpips": ("LPIPS", 3, -1),
-    "membranes_iou": ("Membranes, IoU", 3, 1),
-    "dark_iou": ("Dark regions, IoU", 3, 1),
-    "step_ratio": ("Step between slices (truth = 1)", 2, 0),
-    "real_step_ratio": ("Step to real slices (truth = 1)", 2, 0),
-    "high_frequency_ratio": ("Fine detail (truth = 1)", 2, 0),
-}
-"""Heading, decimals, and whether more (1) or less (-1) is better; 0: not ranked."""
+from emdiffuse.evaluation.methods import beside
+from emdiffuse.evaluation.metrics import MEASURES
+
 FIRST = ("psnr", "ssim", "fsim", "frc_resolution", "membranes_iou", "high_frequency_ratio", "step_ratio")
 """Measures of the short table, in this order; all are in the long one."""
 Cell = dict[str, Any]
+
+
+def with_others(evaluation: dict[str, Any], others: list[dict[str, Any]]) -> dict[str, Any]:
+    """Put other restorations into the table of an evaluation, where they were measured on the same voxels.
+
+    Parameters
+    ----------
+    evaluation : dict
+        What `evaluation.evaluate` wrote of a restoration.
+    others : list of dict
+        The same of others.
+
+    Returns
+    -------
+    dict
+        The evaluation, with a method more for each of them, and ``beside``: the estimator of each.
+    """
+    methods = dict(evaluation["methods"])
+    restored = methods.pop("restored")
+    estimators = {}
+    for other in others:
+        if evaluation.get("ground") and other.get("ground") == evaluation["ground"]:
+            name = beside(other["model"])
+            methods[name], estimators[name] = other["methods"]["restored"], other["estimator"]
+    return {**evaluation, "methods": {**methods, "restored": restored}, "beside": estimators}
 
 
 def short_table(evaluation: dict[str, Any]) -> dict[str, Any]:
@@ -85,7 +94,7 @@ def long_table(evaluation: dict[str, Any]) -> dict[str, Any]:
 
 def heading(measure: str) -> str:
     """Return how a measure is called."""
-    return HEADINGS[measure][0] if measure in HEADINGS else measure.replace("_", " ")
+    return MEASURES[measure].heading if measure in MEASURES else measure.replace("_", " ")
 
 
 def _keys(evaluation: dict[str, Any]) -> list[tuple[str, str]]:
@@ -103,7 +112,8 @@ def _keys(evaluation: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _column(evaluation: dict[str, Any], plane: str, measure: str) -> dict[str, Cell]:
     """Return a measure of every method as text, the best of them marked."""
-    _, digits, direction = HEADINGS.get(measure, ("", 3, 0))
+    known = MEASURES.get(measure)
+    digits, direction = (known.digits, known.better) if known else (3, 0)
     cells: dict[str, Cell] = {}
     ranks: dict[str, float] = {}
     for name, method in evaluation["methods"].items():

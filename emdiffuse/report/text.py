@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-OTHERS = {"linear": "linear interpolation", "input": "its input", "cubic": "cubic interpolation"}
-"""What a restoration is compared with, in words."""
+from emdiffuse.evaluation.methods import label as label_of
+from emdiffuse.evaluation.methods import words
 
 
 def verdict(evaluation: dict[str, Any]) -> str:
     """Say in one sentence whether what was restored beats its reference, in xy."""
     beats, parts = evaluation["beats"], []
-    other = OTHERS.get(evaluation["reference"], evaluation["reference"])
+    other = words(evaluation["reference"])
     for measure, name, unit, digits in (("psnr", "PSNR", " dB", 2), ("ssim", "SSIM", "", 3)):
         gain = evaluation["gain"][measure]
         if gain["mean"] is None:
@@ -33,7 +32,7 @@ def verdict(evaluation: dict[str, Any]) -> str:
     return f"The restoration does not beat {other} in both: better in {better}, not in {worse}."
 
 
-def surpassing(evaluation: dict[str, Any], label: Callable[[str], str]) -> str:
+def surpassing(evaluation: dict[str, Any]) -> str:
     """Name the other methods that do better than what was restored, in xy as printed, and in what."""
     methods, found = evaluation["methods"], []
     for method in methods:
@@ -43,7 +42,7 @@ def surpassing(evaluation: dict[str, Any], label: Callable[[str], str]) -> str:
             if ours is not None and (theirs is None or round(theirs, digits) > round(ours, digits)):
                 better.append(name)
         if better:
-            found.append(f"{label(method)} ({' and '.join(better)})")
+            found.append(f"{label_of(method)} ({' and '.join(better)})")
     return f"Better than the restoration: {', '.join(found)}." if found else ""
 
 

@@ -19,7 +19,18 @@ from typing import Any
 
 from emdiffuse.runtime.progress import clock
 
-STAGES = ("acquire", "register", "patches", "train", "plan", "restore", "stitch", "pyramid", "evaluate")
+STAGES = (
+    "acquire",
+    "register",
+    "patches",
+    "train",
+    "plan",
+    "restore",
+    "stitch",
+    "pyramid",
+    "baselines",
+    "evaluate",
+)
 """The order of the chain; a stage that is not among them comes last."""
 
 

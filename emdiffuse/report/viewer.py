@@ -24,14 +24,13 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.evaluation.baselines import IMAGE_KINDS, weights_of
-from emdiffuse.report.pictures import VOLUME_KINDS, View, encode, to_gray
+from emdiffuse.evaluation.baselines import weights_of
+from emdiffuse.evaluation.methods import METHODS, baselines_of
+from emdiffuse.report.pictures import View, encode, to_gray
 from emdiffuse.restoration.geometry import ImageStack, SliceGrid
 
 DEPTH = 61
 """Slices that the viewer runs through, at most."""
-MADE = ("input", "linear", "cubic")
-"""What the browser makes of the real slices of a volume."""
 SIDE = 16000
 """Longest side of a sheet; WebP allows 16383."""
 
@@ -56,11 +55,10 @@ def viewer(view: View, task: str, white: float | None, budget: int) -> dict[str,
         JSON data: the names of the methods, their sheets, and where they lie; see ``templates/report.js``.
     """
     images = isinstance(view.grid, ImageStack)
-    baselines = IMAGE_KINDS[task] if images else ("linear", "cubic", "flow")
-    wanted = ("input", *(name for name in baselines if name not in ("input", "nearest", "bm3d")))
+    wanted = ("input", *(name for name in baselines_of(task) if name not in ("input", "nearest", "bm3d")))
     present = ("restored", "truth", "uncertainty")
     names = [*wanted, *view.others, *(name for name in present if name in view.volumes)]
-    made = [] if images else [name for name in names if name in MADE]
+    made = [] if images else [n for n in wanted if METHODS[n].linear_in_slices]
     embedded = [name for name in names if name not in made]
     region = _region(view, embedded, budget)
     low, high = _span(view)
@@ -74,7 +72,7 @@ def viewer(view: View, task: str, white: float | None, budget: int) -> dict[str,
     weights = {}
     if isinstance(view.grid, SliceGrid):
         for name in made:
-            first, own = weights_of(view.grid, region[0], VOLUME_KINDS[name])
+            first, own = weights_of(view.grid, region[0], name)
             weights[name] = [[[int(i), round(float(row[i]), 6)] for i in np.flatnonzero(row)] for row in own]
         window = (slice(region[1].start, region[1].stop), slice(region[2].start, region[2].stop))
         real = view.volumes["input"].array[(slice(first, first + own.shape[1]), *window)]

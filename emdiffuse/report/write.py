@@ -20,9 +20,10 @@ from typing import Any
 import jinja2
 
 from emdiffuse.config import Config, Model, Restoration, Section
+from emdiffuse.evaluation.methods import label
 from emdiffuse.report.pictures import COLUMNS, View, open_view, panels, picture_bytes, scale_bar
 from emdiffuse.report.reliability import trust_section
-from emdiffuse.report.tables import as_csv, field_rows, heading, long_table, short_table
+from emdiffuse.report.tables import as_csv, field_rows, heading, long_table, short_table, with_others
 from emdiffuse.report.text import chart, flatten, surpassing, verdict
 from emdiffuse.report.times import stage_times
 from emdiffuse.report.viewer import viewer
@@ -32,20 +33,6 @@ from emdiffuse.stores.volume import open_volume
 
 SIZE, LEAST = 14_000_000, 4_000_000
 """Characters that all pictures of the file may take together, and those of the restorations in any case."""
-LABELS = {
-    "input": "Input (nearest real slice)",
-    "gaussian": "Gaussian",
-    "nearest": "Nearest",
-    "linear": "Linear interpolation",
-    "cubic": "Cubic interpolation",
-    "flow": "Along the optical flow",
-    "nlm": "Non-local means",
-    "bm3d": "BM3D",
-    "regression": "Regression (mean in one call)",
-    "restored": "Restored",
-    "truth": "Truth",
-    "uncertainty": "Standard deviation of the samples",
-}
 WITHOUT_TRUTH = "There is no truth to compare with: the report shows pictures, but no measures."
 PACKAGES = (
     *("emdiffuse", "torch", "numpy", "scipy", "zarr", "tensorstore", "ome-zarr", "opencv-python-headless"),
@@ -104,7 +91,7 @@ def write_report(config: Config, results: Path, experiments: Path, out: Path) ->
     embedded = sum(len(found["image"] or "") for found in alignments)
     embedded += sum(len(found["batch"] or "") for found in trained)
     restorations = _restorations(config, results, max(SIZE - embedded, LEAST) * 3 // 4)
-    evaluations = [item["evaluation"] for item in restorations if item["evaluation"]]
+    evaluations = [found for item in config.restorations if (found := _evaluation(results, item))]
     seconds = {name: found["seconds"] for name, found in trainings.items() if found and "seconds" in found}
     times = stage_times(results, _subjects(config), seconds)
     numbers = {
@@ -133,11 +120,6 @@ def write_report(config: Config, results: Path, experiments: Path, out: Path) ->
     write_atomically(out, environment.get_template("report.html.j2").render(context))
 
 
-def label(name: str) -> str:
-    """Return how a method is called; other restorations have names of their own (`evaluation`)."""
-    return LABELS.get(name) or name[:1].upper() + name[1:]
-
-
 def _restorations(config: Config, results: Path, left: int) -> list[dict[str, Any]]:
     """Gather what is shown of every restoration: the small first, what they leave is for the large."""
 
@@ -161,7 +143,10 @@ def _restoration(
     """Gather what is shown of one restoration, in pictures of at most so many bytes."""
     truth = config.truth(item)
     view = open_view(config, item, truth, results, budget)
-    evaluation = _read_json(results / "evaluation" / item.dataset / f"{item.model}.json")
+    evaluation = _evaluation(results, item)
+    if evaluation:
+        others = [found for other in config.beside(item) if (found := _evaluation(results, other))]
+        evaluation = with_others(evaluation, others)
     images = isinstance(view.grid, ImageStack)
     made = ("input",) if images else ("input", "linear")
     names = [name for name in COLUMNS if name in made or name in view.volumes]
@@ -179,7 +164,7 @@ def _restoration(
         "sentences": _sentences(config, item, truth, view),
         "estimator": (evaluation or {}).get("estimator") or view.volumes["restored"].facts.get("estimator"),
         "verdict": verdict(evaluation) if evaluation else None,
-        "surpassing": surpassing(evaluation, label) if evaluation else "",
+        "surpassing": surpassing(evaluation) if evaluation else "",
         "table": short_table(evaluation) if evaluation else None,
         "measures": long_table(evaluation) if evaluation else None,
         "evaluation": evaluation,
@@ -198,6 +183,10 @@ def _restoration(
         "bar": scale_bar(len(view.box[2]), voxel),
         "cropped": view.cropped,
     }
+
+
+def _evaluation(results: Path, item: Restoration) -> dict[str, Any] | None:
+    return _read_json(results / "evaluation" / item.dataset / f"{item.model}.json")
 
 
 def _sentences(config: Config, item: Restoration, truth: str | None, view: View) -> list[str]:
@@ -328,6 +317,7 @@ def _deep(method: dict[str, Any]) -> set[str]:
 def _subjects(config: Config) -> set[str]:
     """Return what a job of this run can be about."""
     pairs = {f"{item.dataset}-{item.model}" for item in config.restorations}
+    pairs |= {f"{item.dataset}-{config.baselines(item)}" for item in config.restorations}
     return pairs | set(config.datasets) | set(config.models)
 
 

@@ -151,6 +151,10 @@ class ImageStack:
         """Return the slice of a gap: itself."""
         return range(gap, gap + 1)
 
+    def gap_of(self, z: int) -> int:
+        """Return the gap of a slice: itself."""
+        return z
+
     def width(self, gap: int) -> Fraction:
         """Return 1: there is nothing between images."""
         return self.factor

@@ -17,6 +17,7 @@ STAGES = {
     "restore",
     "stitch",
     "pyramid",
+    "baselines",
     "evaluate",
     "report",
 }

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from emdiffuse.evaluation.baselines import KINDS, Between, denoised, interpolate, kernel, noise_of, slice_flow
+from emdiffuse.evaluation.baselines import Between, denoised, interpolate, kernel, noise_of, slice_flow
+from emdiffuse.evaluation.methods import baselines_of
 from emdiffuse.restoration.geometry import SliceGrid
+
+KINDS = baselines_of("vemdiffuse-i")
 
 
 def column(*values: float, dtype: str = "float32") -> np.ndarray:

@@ -8,14 +8,17 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from helpers import raw_file, write_volume
+from helpers import raw_file, without_bm3d, write_volume
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from emdiffuse.evaluation import sums
-from emdiffuse.evaluation.baselines import IMAGE_KINDS, KINDS, absent_baselines, interpolate
-from emdiffuse.evaluation.evaluate import evaluate, summary
+from emdiffuse.evaluation import blocks
+from emdiffuse.evaluation.baselines import interpolate
+from emdiffuse.evaluation.blocks import Layout
+from emdiffuse.evaluation.evaluate import evaluate, measure_baselines
+from emdiffuse.evaluation.methods import absent_baselines, baselines_of
 from emdiffuse.evaluation.metrics import psnr, ssim
+from emdiffuse.evaluation.tables import summary
 from emdiffuse.restoration.geometry import SliceGrid
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.runtime.progress import logger
@@ -113,8 +116,8 @@ def test_real_slices_do_not_count(tmp_path):
 @pytest.mark.parametrize("tile", [20, 256])
 def test_blocks_give_what_whole_planes_give(tmp_path, monkeypatch, tile):
     """Cut into many blocks or one: the numbers are scikit-image's on whole planes."""
-    monkeypatch.setattr(sums, "TILE", tile)
-    monkeypatch.setattr(sums, "DEPTH", 8)
+    monkeypatch.setattr(blocks, "TILE", tile)
+    monkeypatch.setattr(blocks, "DEPTH", 8)
     truth = tissue((21, 44, 50))
     case = Case(tmp_path, truth)
     linear = case.linear()
@@ -122,7 +125,7 @@ def test_blocks_give_what_whole_planes_give(tmp_path, monkeypatch, tile):
     rows = [z for z in range(21) if z % 4]
 
     def mean(function, values):
-        return pytest.approx(np.mean([function(*v) for v in values]), abs=1e-9)
+        return pytest.approx(np.mean([function(*v) for v in values]), abs=1e-6)
 
     def psnr(a, b):
         return peak_signal_noise_ratio(a, b, data_range=255)
@@ -265,7 +268,7 @@ def test_resolutions_are_those_of_the_input_scaled(tmp_path):
 @pytest.mark.parametrize(("task", "scale"), [("emdiffuse-n", 1), ("emdiffuse-r", 2)])
 def test_images_stand_beside_their_own_baselines(medulla, tmp_path, monkeypatch, task, scale):
     """Each kind is what it is by hand on whole images; the restored one is compared with its reference."""
-    monkeypatch.setitem(IMAGE_KINDS, task, tuple(kind for kind in IMAGE_KINDS[task] if kind != "bm3d"))
+    without_bm3d(monkeypatch)
     truth = medulla[:2, :300, :280]
     coarse = truth[:, ::scale, ::scale]
     noise = np.random.default_rng(0).normal(0, 20, coarse.shape)
@@ -285,7 +288,7 @@ def test_images_stand_beside_their_own_baselines(medulla, tmp_path, monkeypatch,
         "cubic": cast_to(enlarge(given, scale), given.dtype),
         "restored": better,
     }
-    assert list(result["methods"]) == [*IMAGE_KINDS[task], "restored"]
+    assert list(result["methods"]) == [*baselines_of(task), "restored"]
     assert result["methods"].keys() >= {"nlm"} if scale == 1 else {"cubic"}
     for method, orientations in result["methods"].items():
         assert list(orientations) == ["xy"]
@@ -303,21 +306,91 @@ def test_images_stand_beside_their_own_baselines(medulla, tmp_path, monkeypatch,
     assert result["beats"] == {"psnr": True, "ssim": True}
 
 
-def test_other_restorations_are_rows_on_the_same_voxels(tmp_path):
+def test_baselines_are_measured_once_for_all_restorations(tmp_path, monkeypatch):
+    """With the baselines at hand, a restoration gives the very same numbers, and measures itself alone."""
     case = Case(tmp_path, tissue((13, 24, 30)))
-    case.put("other", case.linear(), model="published", estimator="one sample of 1000 calls (ddpm)")
-    paths = [tmp_path / f"{name}.ome.zarr" for name in ("restored", "thin", "truth", "other")]
-    result = evaluate(*paths[:3], tmp_path / "e.json", paths[3:])
-    assert list(result["methods"]) == [*KINDS, "restored by published", "restored"]
-    assert result["methods"]["restored by published"] == result["methods"]["linear"]
-    assert result["beside"] == {
-        "restored by published": {"model": "published", "estimator": "one sample of 1000 calls (ddpm)"}
-    }
-    with pytest.raises(DataError, match="by one model"):
-        evaluate(*paths[:3], tmp_path / "e.json", [paths[3], paths[3]])
-    case.put("other", case.linear(), training_sources=[raw_file("truth")])
-    with pytest.raises(DataError, match="was trained on these files"):
-        evaluate(*paths[:3], tmp_path / "e.json", paths[3:])
+    case.put("restored", case.linear())
+    alone = case.run()
+    given, truth = tmp_path / "thin.ome.zarr", tmp_path / "truth.ome.zarr"
+    known = tmp_path / "baselines.json"
+    measure_baselines(given, truth, "vemdiffuse-i", known)
+    monkeypatch.setattr("emdiffuse.evaluation.evaluate.make", None)
+    restored, out = tmp_path / "restored.ome.zarr", tmp_path / "e.json"
+    assert evaluate(restored, given, truth, out, known) == alone
+    case.put("truth", case.truth, sources=[raw_file("other")])
+    with pytest.raises(DataError, match=r"baselines\.json: these baselines were measured on other data"):
+        evaluate(restored, given, truth, out, known)
+    known.write_text("torn")
+    with pytest.raises(DataError, match=r"baselines\.json: this is no file of measured baselines"):
+        evaluate(restored, given, truth, out, known)
+
+
+def test_the_best_classical_method_is_the_one_to_beat(tmp_path):
+    case = Case(tmp_path, tissue((13, 24, 30)))
+    case.put("restored", case.linear())
+    result = case.run()
+    for measure, best in result["best"].items():
+        means = {name: own["xy"][measure]["mean"] for name, own in result["methods"].items()}
+        assert means[best["method"]] == max(means.values())
+        assert best["mean"] == pytest.approx(means["restored"] - means[best["method"]])
+        assert best["low"] <= best["mean"] <= best["high"]
+
+
+def large(tmp_path, monkeypatch, chosen):
+    """A volume that counts as large: 16 blocks, of which some are measured."""
+    for name, value in {"TILE": 32, "DEPTH": 8, "BLOCKS": chosen, "COSTLY": 1}.items():
+        monkeypatch.setattr(blocks, name, value)
+    return Case(tmp_path, tissue((33, 64, 64)))
+
+
+def test_of_a_large_volume_a_stated_sample_of_blocks_is_measured(tmp_path, monkeypatch):
+    case = large(tmp_path, monkeypatch, 5)
+    linear = case.linear()
+    case.put("restored", linear)
+    result = case.run()
+    assert result["sample"].startswith("Measured on 5 of 16 blocks of up to 32 x 32 pixels, drawn at random")
+    assert result["voxels"] == 5 * 6 * 32 * 32
+    assert result["interval"] == "95 % bootstrap interval over blocks"
+    values, similarities = [], []
+    for block in Layout(case.grid, case.truth.shape).blocks():
+        z, y, x = (c + b.start for c, b in zip(block.counted, block.box, strict=True))
+        assert all(at % 4 for at in z) and len(z) == 6
+        for at in z:
+            pair = [volume[np.ix_([at], y, x)] for volume in (case.truth, linear)]
+            values.append(peak_signal_noise_ratio(*pair, data_range=255))
+            whole = structural_similarity(case.truth[at], linear[at], data_range=255, full=True, **WANG)[1]
+            similarities.append(whole[np.ix_(*(own[(own >= 5) & (own < 59)] for own in (y, x)))].mean())
+    found = result["methods"]["linear"]
+    assert found["xy"]["psnr"]["mean"] == pytest.approx(np.mean(values)), "each tile is a plane of its own"
+    assert found["xy"]["ssim"]["mean"] == pytest.approx(np.mean(similarities), abs=1e-6)
+    assert found["xyz"]["fsc_resolution"]["mean"] is not None
+    assert result["methods"]["restored"] == found, "every method on the same sample"
+
+
+def test_costly_metrics_look_at_every_place_in_a_gap_in_turn(tmp_path, monkeypatch):
+    case = large(tmp_path, monkeypatch, 16)
+    layout = Layout(case.grid, case.truth.shape)
+    looked = [
+        (block.counted[0] + block.box[0].start)[list(block.costly)]
+        for block in layout.blocks()
+        if block.own[1].start == block.own[2].start == 0
+    ]
+    places = np.concatenate(looked)
+    assert (places // 4).tolist() == list(range(8)), "one slice of each gap"
+    assert sorted(np.bincount(places % 4)[1:]) == [2, 3, 3], "each place in a gap as often as the others"
+    assert "1 of the up to 3 generated slices of each gap" in layout.statement
+    monkeypatch.setattr(blocks, "COSTLY", 10**9)
+    assert Layout(case.grid, case.truth.shape).statement == "", "of a small volume all"
+
+
+def test_numbers_do_not_depend_on_threads(tmp_path, monkeypatch):
+    monkeypatch.setattr(blocks, "TILE", 12)
+    case = Case(tmp_path, tissue((13, 24, 30)))
+    found = []
+    for threads in ("1", "3"):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        found.append(case.run())
+    assert found[0] == found[1]
 
 
 def test_what_is_not_there_is_said(tmp_path, monkeypatch, caplog):
@@ -328,11 +401,11 @@ def test_what_is_not_there_is_said(tmp_path, monkeypatch, caplog):
         write_volume(tmp_path / "input", noisy, (5, 5, 5)),
         write_volume(tmp_path / "truth", noisy, (5, 5, 5)),
     ]
-    monkeypatch.setitem(IMAGE_KINDS, "emdiffuse-n", ("input", "gaussian", "nlm"))
+    without_bm3d(monkeypatch)
     monkeypatch.setattr(logger, "propagate", True)
     with caplog.at_level("WARNING", logger="emdiffuse"):
         (sentence,) = evaluate(*paths, tmp_path / "e.json")["absent"]
     assert sentence in caplog.text
     assert "pip install 'emdiffuse[bm3d]'" in sentence
-    monkeypatch.setitem(IMAGE_KINDS, "emdiffuse-n", ("input", "bm3d"))
+    monkeypatch.setattr("emdiffuse.evaluation.methods.find_spec", lambda name: name)
     assert absent_baselines("emdiffuse-n") == absent_baselines("emdiffuse-r") == []

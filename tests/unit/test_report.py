@@ -27,7 +27,7 @@ from emdiffuse.report.tables import as_csv, long_table, short_table
 from emdiffuse.report.text import chart, flatten, surpassing, verdict
 from emdiffuse.report.times import stage_times
 from emdiffuse.report.viewer import SIDE, sheet
-from emdiffuse.report.write import label, write_report
+from emdiffuse.report.write import write_report
 from emdiffuse.restoration.geometry import SliceGrid
 from emdiffuse.stores.volume import create_image_array, write_image
 
@@ -115,9 +115,9 @@ def test_panels_hold_the_planes_unflipped_at_the_stated_contrast(made):
     panels = dict(pictures(text))
     low, high = (float(v) for v in (truth[:, :, :].min(), truth.max()))
     expected = {
-        "Truth, xy plane at z = 100 nm": truth[10],
-        "Truth, xz plane at y = 240 nm": truth[:, 24],
-        "Truth, yz plane at x = 320 nm": truth[:, :, 32],
+        "Ground truth, xy plane at z = 100 nm": truth[10],
+        "Ground truth, xz plane at y = 240 nm": truth[:, 24],
+        "Ground truth, yz plane at x = 320 nm": truth[:, :, 32],
         "Input (nearest real slice), xy plane at z = 100 nm": truth[8],
         "Input (nearest real slice), xz plane at y = 240 nm": truth[np.repeat(range(0, 24, 4), 4)[1:22], 24],
     }
@@ -125,7 +125,10 @@ def test_panels_hold_the_planes_unflipped_at_the_stated_contrast(made):
         np.testing.assert_array_equal(panels[name], to_gray(plane, low, high), err_msg=name)
     stated = re.search(r"black is (\S+) and white (\S+):", text)
     assert [float(v) for v in stated.groups()] == [low, high]
-    assert panels["Truth, xy plane at z = 100 nm"][0, 0] > panels["Truth, xy plane at z = 100 nm"][-1, -1]
+    assert (
+        panels["Ground truth, xy plane at z = 100 nm"][0, 0]
+        > panels["Ground truth, xy plane at z = 100 nm"][-1, -1]
+    )
 
 
 def test_words_and_escapes(made):
@@ -332,14 +335,12 @@ def test_methods_that_do_better_are_named():
         "restored by other": numbers(None, 0.6),
         "restored": numbers(20.0, 0.55),
     }
-    said = surpassing({"methods": methods}, label)
+    said = surpassing({"methods": methods})
     assert (
         said
         == "Better than the restoration: Along the optical flow (SSIM), Restored by other (PSNR and SSIM)."
     )
-    assert (
-        surpassing({"methods": {"linear": methods["linear"], "restored": methods["restored"]}}, label) == ""
-    )
+    assert surpassing({"methods": {"linear": methods["linear"], "restored": methods["restored"]}}) == ""
 
 
 def test_charts_leave_out_what_is_not_a_number():

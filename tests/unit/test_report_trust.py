@@ -9,11 +9,10 @@ import json
 import numpy as np
 import pytest
 from browsing import browsed, shot
-from helpers import INTENSITY, write_volume
+from helpers import INTENSITY, without_bm3d, write_volume
 
 from emdiffuse.config import Config
 from emdiffuse.config.settings import parse
-from emdiffuse.evaluation.baselines import IMAGE_KINDS
 from emdiffuse.evaluation.evaluate import evaluate
 from emdiffuse.report.reliability import trust_section
 from emdiffuse.report.write import write_report
@@ -71,7 +70,7 @@ def made(tmp_path_factory, medulla):
         given = write_volume(results / f"registered/{name}.ome.zarr", truth[:, ::-1].copy(), (50, 5, 5))
         wanted = write_volume(results / f"registered/{clean}.ome.zarr", truth, (50, 5, 5))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(IMAGE_KINDS, "emdiffuse-n", ("input", "gaussian", "nlm"))
+            without_bm3d(patch)
             evaluate(own, given, wanted, results / f"evaluation/{name}/net.json")
     write_report(parse(Config, CONFIG), results, folder / "experiments", folder / "report.html")
     return folder, (folder / "report.html").read_text()
@@ -128,7 +127,7 @@ def test_curves_and_table_are_drawn_and_fit_a_phone(page):
     assert table.locator("tbody tr").first.inner_text().split()[-1] == "no"
     assert table.locator("tbody tr").count() > 8
     assert page.locator("#restoration-2 table.coverage").count() == 0
-    structures = first.locator("img[alt*='Structures of: Truth']")
+    structures = first.locator("img[alt*='Structures of: Ground truth']")
     assert structures.evaluate("image => image.naturalWidth") == 128
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     assert page.said == []

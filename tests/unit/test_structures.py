@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from emdiffuse.evaluation.structures import overlap, segment
+from emdiffuse.evaluation.metrics.structures import overlap, segment
 
 
 def drawing(noise: float = 0.0) -> np.ndarray:

@@ -7,7 +7,7 @@ import pytest
 import tifffile
 from small_project import Project
 
-from emdiffuse.evaluation.baselines import IMAGE_KINDS
+from emdiffuse.evaluation.methods import baselines_of
 from emdiffuse.stores.pairs import open_pairs
 from emdiffuse.stores.volume import open_volume
 
@@ -57,7 +57,7 @@ def test_a_scan_is_denoised(tmp_path, medulla):
     restored = open_volume(project.folder / "results/restored/scan/denoise/restored.ome.zarr")
     assert restored.array.shape == (1, *medulla.shape[1:]) and restored.voxel_size == (50, 4, 4)
     found = json.loads((project.folder / "results/evaluation/scan/denoise.json").read_text())
-    assert list(found["methods"]) == [*IMAGE_KINDS["emdiffuse-n"], "regression", "restored"]
+    assert list(found["methods"]) == [*baselines_of("emdiffuse-n"), "regression", "restored"]
     assert found["beats"]["psnr"] and found["gain"]["psnr"]["mean"] > 1
     calibration = json.loads((project.folder / "results/calibration/scan/denoise.json").read_text())
     assert (calibration["dataset"], calibration["units"]) == ("held", 36)

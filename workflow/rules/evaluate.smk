@@ -1,5 +1,29 @@
-# The restored volume against the truth, beside classical methods, and other restorations of the same dataset, on the
-# same voxels.
+# How good restorations are, where there is a truth. Classical methods are measured once for all restorations that
+# share input, truth and task, and each restoration by itself: one that is added makes nothing run again.
+
+
+rule baselines:
+    input:
+        dataset=baselines_dataset,
+        truth=baselines_truth,
+    output:
+        "results/evaluation/{dataset}/baselines/{baselines}.json",
+    log:
+        "logs/baselines/{dataset}-{baselines}.log",
+    benchmark:
+        "results/benchmarks/baselines/{dataset}-{baselines}.tsv"
+    conda:
+        "../envs/emdiffuse.yaml"
+    threads: 8
+    resources:
+        mem_mb=memory(4000),
+        runtime=240,
+    params:
+        task=baselines_task,
+        lpips=lpips_option,
+    shell:
+        "emdiffuse --log {log} --threads {threads} baselines {input.dataset} {input.truth} {output}"
+        " --task {params.task} {params.lpips}"
 
 
 rule evaluate:
@@ -7,7 +31,7 @@ rule evaluate:
         restored="results/restored/{dataset}/{model}/restored.ome.zarr/zarr.json",
         dataset=source_volume,
         truth=truth_volume,
-        beside=other_restorations,
+        baselines=baselines_file,
     output:
         json="results/evaluation/{dataset}/{model}.json",
         table=report(
@@ -21,13 +45,12 @@ rule evaluate:
         "results/benchmarks/evaluate/{dataset}-{model}.tsv"
     conda:
         "../envs/emdiffuse.yaml"
-    threads: 2
+    threads: 8
     resources:
         mem_mb=memory(4000),
         runtime=240,
     params:
-        beside=beside_options,
         lpips=lpips_option,
     shell:
         "emdiffuse --log {log} --threads {threads} evaluate {input.restored} {input.dataset} {input.truth}"
-        " {output.json} {params.beside} {params.lpips}"
+        " {output.json} --baselines {input.baselines} {params.lpips}"

@@ -86,10 +86,27 @@ def calibration_truth(wildcards):
     return registered(CONFIG.truth(calibrated_on(wildcards)))
 
 
-def other_restorations(wildcards):
-    """What is measured beside a restoration: those of its dataset by other models, with the same truth."""
-    others = CONFIG.beside(restoration(wildcards))
-    return [restored(other.dataset, other.model) for other in others]
+def baselines_file(wildcards):
+    name = CONFIG.baselines(restoration(wildcards))
+    return f"results/evaluation/{wildcards.dataset}/baselines/{name}.json"
+
+
+def measured_beside(wildcards):
+    """A restoration that stands beside these baselines; all that do have the same input, truth and task."""
+    return next(
+        item
+        for item in CONFIG.restorations
+        if (item.dataset, CONFIG.baselines(item))
+        == (wildcards.dataset, wildcards.baselines)
+    )
+
+
+def baselines_dataset(wildcards):
+    return source_volume(measured_beside(wildcards))
+
+
+def baselines_truth(wildcards):
+    return truth_volume(measured_beside(wildcards))
 
 
 def restored_volumes(wildcards):

@@ -98,8 +98,8 @@ def calibration_settings(wildcards):
     return restoration(wildcards).calibration.canonical()
 
 
-def beside_options(wildcards, input):
-    return [f"--beside {store}" for store in input.beside]
+def baselines_task(wildcards):
+    return CONFIG.baselines_task(measured_beside(wildcards))
 
 
 def lpips_option(wildcards):

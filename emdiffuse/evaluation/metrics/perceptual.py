@@ -2,34 +2,30 @@
 
 Conventions
 -----------
-* See `evaluation.metrics`. The backbone is AlexNet, whose weights are a file of the user; those of the
-  features lie in the package torchmetrics. Neither is downloaded.
+* See `emdiffuse.evaluation.metrics`. Torchmetrics computes it, with AlexNet as its backbone. The weights of
+  AlexNet are a file of the user; nothing is downloaded.
 * The backbone learned from photographs: a distance compares methods, and promises nothing about tissue.
+* Torch is imported when LPIPS is asked for, and by nothing else here.
 """
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+import tempfile
+from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional
-from torchvision.models import alexnet
 
 from emdiffuse.config.evaluation import ALEXNET, require_lpips
+from emdiffuse.evaluation.blocks import Block
+from emdiffuse.evaluation.metrics.base import Measure, Metric, Piece, Scores, Setting, ratio
 from emdiffuse.runtime.errors import ConfigError
 
-STAGES = (2, 5, 8, 10, 12)
-"""Layers of AlexNet after whose rectifiers features are compared, counted from 1."""
 SMALLEST = 31
-"""Side in pixels of the smallest plane that has features at every stage."""
-LINEAR = "functional/image/lpips_models/alex.pth"
-MEAN, SPREAD = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
-"""What is subtracted from, and divides, the three channels of a picture in [-1, 1]."""
+"""Side in pixels of the smallest plane that has features at every stage of AlexNet."""
 
 
 class Lpips:
@@ -43,7 +39,7 @@ class Lpips:
     Raises
     ------
     ConfigError
-        If the file or torchmetrics is missing, or either holds something else.
+        If the file or torchmetrics is missing, or the file holds something else.
 
     References
     ----------
@@ -52,54 +48,91 @@ class Lpips:
 
     def __init__(self, backbone: Path) -> None:
         require_lpips(backbone, "LPIPS")
-        self.layers = alexnet().features.eval().requires_grad_(False)
+        import torch
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+        from torchvision.models import alexnet
+
         try:
+            # never as a pickle: torchvision would read the file in a way that can run code
             weights = torch.load(backbone, map_location="cpu", weights_only=True)
-            names = self.layers.state_dict()
-            self.layers.load_state_dict({name: weights[f"features.{name}"] for name in names})
+            with torch.device("meta"):
+                alexnet().load_state_dict(weights)  # names and shapes alone
         except Exception:
             raise ConfigError(
                 f"{backbone}: not torchvision's weights of AlexNet, or cut off; fetch {ALEXNET}"
             ) from None
-        spec = find_spec("torchmetrics")
-        assert spec is not None and spec.submodule_search_locations is not None
-        shipped = Path(spec.submodule_search_locations[0]) / LINEAR
-        linear = torch.load(shipped, map_location="cpu", weights_only=True)
-        self.weights = [linear[f"lin{stage}.model.1.weight"] for stage in range(len(STAGES))]
+        known = torch.hub.get_dir()
+        with tempfile.TemporaryDirectory() as folder:
+            # torchvision looks here before it would download
+            cached = Path(folder) / "checkpoints" / Path(ALEXNET).name
+            cached.parent.mkdir()
+            torch.save(weights, cached)
+            torch.hub.set_dir(folder)
+            try:
+                self.network = LearnedPerceptualImagePatchSimilarity(net_type="alex", reduction="none")
+            finally:
+                torch.hub.set_dir(known)
+        self._lock = Lock()
 
-    @torch.inference_mode()
-    def features(self, plane: NDArray[Any], low: float, data_range: float) -> list[Tensor]:
-        """Return the features of a plane at every stage, each pixel's of length 1; none of a small plane.
+    def distance(self, image: NDArray[Any], truth: NDArray[Any], low: float, data_range: float) -> float:
+        """Return the distance of two planes.
 
         Parameters
         ----------
-        plane : ndarray
+        image, truth : ndarray
             Rows and columns.
         low, data_range : float
             The intensity seen as black, and the range up to white; what lies outside is clipped.
-        """
-        if min(plane.shape) < SMALLEST:
-            return []
-        scaled = np.clip((plane.astype(np.float32) - low) * (2 / data_range) - 1, -1, 1)
-        channels = torch.from_numpy(scaled).expand(1, 3, *plane.shape)
-        values = (channels - MEAN[:, None, None]) / SPREAD[:, None, None]
-        found = []
-        for number, layer in enumerate(self.layers[: STAGES[-1]], 1):
-            values = layer(values)
-            if number in STAGES:
-                found.append(values / torch.sqrt(1e-8 + (values**2).sum(1, keepdim=True)))
-        return found
-
-    @torch.inference_mode()
-    def distance(self, ours: list[Tensor], theirs: list[Tensor]) -> float:
-        """Return the distance of two planes by their features.
 
         Returns
         -------
         float
-            Without unit, at least 0: equal planes. Not a number without features.
+            Without unit, at least 0: equal planes. Not a number for planes below `SMALLEST` pixels.
         """
-        if not ours:
+        import torch
+
+        if min(truth.shape) < SMALLEST:
             return float("nan")
-        stages = zip(self.weights, ours, theirs, strict=True)
-        return sum(float(functional.conv2d((a - b) ** 2, weight).mean()) for weight, a, b in stages)
+        scaled = (np.clip((v.astype(np.float32) - low) * (2 / data_range) - 1, -1, 1) for v in (image, truth))
+        pictures = [torch.from_numpy(plane).expand(1, 3, *truth.shape) for plane in scaled]
+        with self._lock, torch.inference_mode():  # the network keeps what it has seen, until it is reset
+            found = float(self.network(*pictures))
+            self.network.reset()
+        return found
+
+
+@lru_cache(maxsize=1)
+def _lpips(backbone: Path) -> Lpips:
+    return Lpips(backbone)
+
+
+class Perceptual(Metric):
+    """LPIPS of tiles in xy, where it is asked for; a costly metric."""
+
+    measures = (
+        Measure("lpips", "LPIPS", "no unit, 0: the same to AlexNet, which learned from photographs", 3, -1),
+    )
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        if setting.lpips is not None:
+            self.network = _lpips(setting.lpips)
+            self.per_plane("distance", "voxels")
+
+    def add(self, ours: Piece, truth: Piece, block: Block) -> None:
+        """Add the distance of every tile, weighted by its size."""
+        if self.setting.lpips is None:
+            return
+        scale = (self.setting.low, self.setting.data_range)
+        for row in block.costly:
+            here, size = block.places[0][row], ours.planes[row].size
+            self.sums["distance"][here] += (
+                self.network.distance(ours.plane(row), truth.plane(row), *scale) * size
+            )
+            self.sums["voxels"][here] += size
+
+    def score(self) -> Scores:
+        """Return LPIPS in xy, where it is measured."""
+        if self.setting.lpips is None:
+            return {}
+        return {"xy": {"lpips": ratio(self.sums["distance"], self.sums["voxels"])}}

@@ -12,12 +12,16 @@ Conventions
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
+
+from emdiffuse.evaluation.blocks import Block
+from emdiffuse.evaluation.metrics.base import Measure, Metric, Piece, Scores, Setting, Vector, ratio
 
 Image = NDArray[Any]
 Map = NDArray[np.float64]
@@ -81,8 +85,17 @@ def high_frequency_power(transform: Spectrum, shape: tuple[int, ...]) -> float:
         The window's mean square is divided out, so that white noise of variance v gives, in planes, about
         0.8 v.
     """
-    power = (np.abs(transform) ** 2 * _weight(shape))[_radius(shape) > HIGH_FREQUENCY].sum(dtype=np.float64)
-    return float(power / (np.prod(shape) * (_window(shape).astype(np.float64) ** 2).sum()))
+    fine = transform.ravel()[_fine(shape)[0]]
+    power = float(((fine.real**2 + fine.imag**2) * _fine(shape)[1]).sum(dtype=np.float64))
+    return power / _fine(shape)[2]
+
+
+@lru_cache(maxsize=16)
+def _fine(shape: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.float32], float]:
+    """Return which coefficients lie above `HIGH_FREQUENCY`, how often each stands, and the power of a 1."""
+    above = np.flatnonzero(_radius(shape) > HIGH_FREQUENCY)
+    weight = np.broadcast_to(_weight(shape), _radius(shape).shape).ravel()[above]
+    return above, weight, float(np.prod(shape) * (_window(shape).astype(np.float64) ** 2).sum())
 
 
 def high_frequency_power_ratio(image: Image, truth: Image) -> float:
@@ -114,12 +127,43 @@ def ring_sums(transform: Spectrum, truth: Spectrum, shape: tuple[int, ...]) -> M
         (5, RINGS): in every ring the correlation of the two, the power of each, the sum of the amplitudes of
         the first, and the number of coefficients. The mean, and what the window mixes with it, is left out.
     """
-    ring = (_radius(shape) * (2 * RINGS)).astype(np.int64)
+    cross, power, amplitude = _image_sums(transform, truth, shape)
+    return np.stack([cross, power, _power_sums(truth, shape), amplitude, _counts(shape)])
+
+
+@lru_cache(maxsize=16)
+def _rings(shape: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Return which coefficients (of the flat transform) lie in rings, in which, and how often each stands."""
+    radius = _radius(shape)
+    ring = (radius * (2 * RINGS)).astype(np.int64)
+    inside = np.flatnonzero((ring < RINGS) & (radius >= 2 / max(shape)))
     weight = np.broadcast_to(_weight(shape), ring.shape)
-    inside = (ring < RINGS) & (_radius(shape) >= 2 / max(shape))
-    amplitude = np.abs(transform)
-    rows = ((transform * truth.conj()).real, amplitude**2, np.abs(truth) ** 2, amplitude, np.float32(1))
-    return np.stack([np.bincount(ring[inside], (row * weight)[inside], RINGS) for row in rows])
+    return inside, ring.ravel()[inside], weight.ravel()[inside]
+
+
+def _sum(values: NDArray[np.float32], shape: tuple[int, ...]) -> Map:
+    """Sum values of the coefficients in rings, ring by ring."""
+    _, ring, weight = _rings(shape)
+    return np.asarray(np.bincount(ring, values * weight, RINGS), np.float64)
+
+
+@lru_cache(maxsize=16)
+def _counts(shape: tuple[int, ...]) -> Map:
+    return _sum(np.ones(1, np.float32), shape)
+
+
+def _image_sums(transform: Spectrum, truth: Spectrum, shape: tuple[int, ...]) -> tuple[Map, Map, Map]:
+    """Return the correlation of two transforms, and power and amplitudes of the first, ring by ring."""
+    inside = _rings(shape)[0]
+    ours, theirs = transform.ravel()[inside], truth.ravel()[inside]
+    cross = ours.real * theirs.real + ours.imag * theirs.imag
+    power = ours.real**2 + ours.imag**2
+    return _sum(cross, shape), _sum(power, shape), _sum(np.sqrt(power), shape)
+
+
+def _power_sums(transform: Spectrum, shape: tuple[int, ...]) -> Map:
+    """Return the power of a transform, ring by ring."""
+    return _sum(np.abs(transform.ravel()[_rings(shape)[0]]) ** 2, shape)
 
 
 def correlation_resolution(sums: Map) -> float:
@@ -180,25 +224,126 @@ def decorrelation_resolution(sums: Map) -> float:
     ----------
     Descloux, Grussmayer and Radenovic 2019, doi 10.1038/s41592-019-0515-7.
     """
-    _, power, _, amplitude, count = sums
-    within = np.sqrt(np.maximum(np.cumsum(count), 1))
-    best = 0.0
-    for width in (np.inf, *np.geomspace(32, 0.5, 24)):
-        passed = 1 - np.exp(-2 * (np.pi * width * _CENTRES) ** 2)
-        total = np.sqrt((power * passed**2).sum())
-        if not total:
-            continue
-        peak = _peak(np.cumsum(amplitude * passed) / (total * within))
-        best = max(best, _CENTRES[peak] if peak else 0.0)
-    return 1 / best if best else float("nan")
+    return float(_decorrelations(sums[None])[0])
 
 
-def _peak(curve: Map) -> int:
-    """Return where a curve is highest among the points that it falls from; 0 when there is none."""
-    end = len(curve)
-    while end > 1:
-        at = int(np.argmax(curve[:end]))
-        if curve[at] - curve[at:end].min() >= _FALL:
-            return at
-        end = at
-    return 0
+def _decorrelations(sums: Map) -> Map:
+    """Return `decorrelation_resolution` of many planes, (planes, 5, RINGS)."""
+    power, amplitude, count = (sums[:, None, row] for row in (1, 3, 4))
+    widths = np.array([np.inf, *np.geomspace(32, 0.5, 24)])[:, None]
+    passed = 1 - np.exp(-2 * (np.pi * widths * _CENTRES) ** 2)
+    total = np.sqrt((power * passed**2).sum(axis=2, keepdims=True))
+    within = np.sqrt(np.maximum(np.cumsum(count, axis=2), 1))
+    curves = np.cumsum(amplitude * passed, axis=2)
+    curves = np.divide(curves, total * within, out=np.zeros_like(curves), where=total > 0)
+    peaks = _peaks(curves.reshape(-1, RINGS)).reshape(curves.shape[:2])
+    best = np.where(peaks > 0, _CENTRES[peaks], 0).max(axis=1)
+    return np.divide(1, best, out=np.full(len(best), np.nan), where=best > 0)
+
+
+def _peaks(curves: Map) -> NDArray[np.int64]:
+    """Return where each curve is highest among the points that it falls from; 0 where there is none."""
+    rows, places = np.arange(len(curves)), np.arange(curves.shape[1])
+    peaks, end = np.zeros(len(curves), np.int64), np.full(len(curves), curves.shape[1])
+    while len(rows):
+        own, within = curves[rows], places < end[rows, None]
+        at = np.where(within, own, -np.inf).argmax(axis=1)
+        lowest = np.where(within & (places >= at[:, None]), own, np.inf).min(axis=1)
+        falls = own[np.arange(len(rows)), at] - lowest >= _FALL
+        peaks[rows[falls]] = at[falls]
+        end[rows] = at
+        rows = rows[~falls & (at > 1)]
+    return peaks
+
+
+class Resolution(Metric):
+    """What Fourier transforms tell: resolutions of planes (rings) and blocks (shells), and fine detail."""
+
+    measures = (
+        Measure(
+            "frc_resolution",
+            "Ring correlation (nm)",
+            "nm, where Fourier ring correlation with the truth falls below 1/7",
+            1,
+            -1,
+        ),
+        Measure(
+            "fsc_resolution",
+            "Shell correlation (nm)",
+            "nm, where Fourier shell correlation with the truth falls below 1/7",
+            1,
+            -1,
+        ),
+        Measure(
+            "decorrelation_resolution",
+            "Decorrelation (nm)",
+            "nm, by decorrelation analysis of the image itself",
+            1,
+            0,
+        ),
+        Measure(
+            "high_frequency_ratio",
+            "Fine detail (truth = 1)",
+            "share of the truth's spectral power above a quarter of the sampling frequency",
+            2,
+            0,
+        ),
+    )
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self.per_plane("power", "true power")
+        self.per_plane("rings", entries=(5, RINGS))
+        if not setting.images:
+            self.per_plane("shells", orientation="xyz", entries=(5, RINGS))
+
+    def add(self, ours: Piece, truth: Piece, block: Block) -> None:
+        """Add what lies in each ring of every tile, and each shell of the block."""
+        known = zip(truth.once(_spectra), truth.once(_ring_power), truth.once(_fine_power), strict=True)
+        for here, plane, (spectrum_b, power_b, fine_b) in zip(
+            block.places[0], ours.planes, known, strict=True
+        ):
+            mine = spectrum(plane)
+            cross, power, amplitude = _image_sums(mine, spectrum_b, plane.shape)
+            self.sums["rings"][here] += (cross, power, power_b, amplitude, _counts(plane.shape))
+            self.sums["power"][here] += high_frequency_power(mine, plane.shape) * plane.size
+            self.sums["true power"][here] += fine_b * plane.size
+        if not self.setting.images:
+            shape = ours.centred[block.own].shape
+            self.sums["shells"][block.index] += ring_sums(_whole(ours), truth.once(_whole), shape)
+
+    def score(self) -> Scores:
+        """Return resolutions and fine detail in xy, and shell correlation of blocks."""
+        voxel, rings = self.setting.voxel, self.sums["rings"]
+        scores: Scores = {
+            "xy": {
+                "frc_resolution": voxel * _each(correlation_resolution, rings),
+                "decorrelation_resolution": voxel * _decorrelations(rings),
+                "high_frequency_ratio": ratio(self.sums["power"], self.sums["true power"]),
+            }
+        }
+        if not self.setting.images:
+            shells = voxel * _each(correlation_resolution, self.sums["shells"])
+            scores["xyz"] = {"fsc_resolution": shells}
+        return scores
+
+
+def _spectra(piece: Piece) -> list[Spectrum]:
+    return [spectrum(plane) for plane in piece.planes]
+
+
+def _ring_power(piece: Piece) -> list[Map]:
+    return [_power_sums(own, piece.planes[0].shape) for own in piece.once(_spectra)]
+
+
+def _fine_power(piece: Piece) -> list[float]:
+    return [high_frequency_power(own, piece.planes[0].shape) for own in piece.once(_spectra)]
+
+
+def _whole(piece: Piece) -> Spectrum:
+    return spectrum(piece.centred[piece.block.own])
+
+
+def _each(resolution: Callable[[Vector], float], sums: Vector) -> Vector:
+    """Return the resolution of every plane or block."""
+    return np.array([resolution(own) for own in sums])

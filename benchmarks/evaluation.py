@@ -1,0 +1,82 @@
+"""Cost of an evaluation: processor time and wall time a generated voxel, and the peak of memory.
+
+    python benchmarks/evaluation.py VOLUME.tif --slices 61 --factor 6
+
+Voxels are 10 nm. Of the volume every n-th slice is kept; what counts as restored is linear interpolation with
+a little noise, because the cost does not depend on where the voxels come from.
+"""
+
+import argparse
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("volume", type=Path)
+    parser.add_argument("--slices", type=int, default=61)
+    parser.add_argument("--side", type=int, default=None, help="Repeat the volume sideways up to this.")
+    parser.add_argument("--factor", type=int, default=6)
+    parser.add_argument("--profile", action="store_true", help="Also list where the time goes.")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        run(options, Path(folder))
+
+
+def run(options: argparse.Namespace, folder: Path) -> None:
+    import numpy as np
+    import tifffile
+
+    from emdiffuse.evaluation.baselines import interpolate
+    from emdiffuse.evaluation.evaluate import evaluate
+    from emdiffuse.restoration.geometry import SliceGrid
+    from emdiffuse.stores.volume import create_image_array, write_image
+
+    truth = tifffile.imread(options.volume)[: options.slices]
+    if options.side:
+        truth = np.pad(truth, [(0, 0), *((0, options.side - n) for n in truth.shape[1:])], mode="reflect")
+    factor = options.factor
+    thin = truth[::factor]
+    grid = SliceGrid(len(thin), factor)
+    linear = interpolate(thin, grid, range(grid.length), "linear")
+    noise = np.random.default_rng(0).normal(0, 3, linear.shape)
+    restored = np.clip(np.rint(linear + noise), 0, 255).astype(np.uint8)
+    paths = []
+    for name, values, depth in (
+        ("restored", restored, 10),
+        ("thin", thin, 10 * factor),
+        ("truth", truth, 10),
+    ):
+        path = folder / f"{name}.ome.zarr"
+        array = create_image_array(path / "0", values.shape, values.dtype)
+        array[:, :, :] = values
+        facts = {
+            "intensity": {"low": 0.0, "high": 255.0},
+            "sources": [{"sha256": name.encode().hex().zfill(64)}],
+        }
+        if name == "restored":
+            facts |= {"dataset": "thin", "model": "m", "estimator": "linear with noise"}
+        write_image(path, name, (depth, 10, 10), facts)
+        paths.append(path)
+    voxels = sum(len(grid.generated(gap)) for gap in range(grid.gaps)) * truth[0].size
+    evaluate_it = lambda: evaluate(*paths, folder / "out.json")  # noqa: E731
+    started, wall = time.process_time(), time.perf_counter()
+    if options.profile:
+        import cProfile
+        import pstats
+
+        profile = cProfile.Profile()
+        profile.runcall(evaluate_it)
+        pstats.Stats(profile).sort_stats("tottime").print_stats(25)
+    else:
+        evaluate_it()
+    cpu, wall = time.process_time() - started, time.perf_counter() - wall
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{voxels:,} generated voxels: {cpu:.1f} s of CPU, {wall:.1f} s wall, {peak:.0f} MiB")
+    print(f"{1e6 * cpu / voxels:.2f} us of CPU, {1e6 * wall / voxels:.2f} us wall a generated voxel")
+
+
+if __name__ == "__main__":
+    main()
