@@ -11,7 +11,6 @@ import typer
 from emdiffuse.cli.app import Device, Done, ModelFolder, Settings, Share, Store, Stores, app, folder
 from emdiffuse.runtime.errors import ConfigError
 
-
 Lpips = Annotated[
     Path | None, typer.Option(help="Torchvision's weights of AlexNet (.pth): measure LPIPS too.")
 ]
