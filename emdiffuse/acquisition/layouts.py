@@ -2,6 +2,7 @@
 
 Conventions
 -----------
+* Hidden files and folders are ignored, and the case of endings.
 * A *pattern* names the files below a folder with placeholders: ``{role}`` (which image of the pair, by one
   of `MOVING` or `FIXED`), ``{field}``, and where there are any ``{specimen}`` and ``{level}`` (noise or zoom
   level). A placeholder matches anything but a slash.
@@ -18,7 +19,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from emdiffuse.config.sources import SUFFIXES
+from emdiffuse.config.sources import PICTURES, SUFFIXES, is_slice
 from emdiffuse.runtime.errors import DataError
 
 MOVING = ("wf", "img", "image", "input", "noisy", "raw", "lr", "low", "moving")
@@ -97,10 +98,10 @@ def find_pairs(folder: Path, pattern: str | None = None, scale: int | None = Non
     files = sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and path.is_file()
+        if is_slice(path) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     if not files:
-        raise DataError(f"{folder}: there are no TIFF images here; check the path")
+        raise DataError(f"{folder}: there are no images here; check the path")
     if pattern is not None:
         found = _by_pattern(folder, files, pattern)
         if not found.pairs:
@@ -155,8 +156,11 @@ def _expression(pattern: str) -> re.Pattern[str]:
     text = re.escape(pattern)
     for name in names:
         text = text.replace(rf"\{{{name}\}}", f"(?P<{name}>[^/]+?)")
-    text = re.sub(r"\\\.tiff?$", r"\\.tiff?", text)
-    return re.compile(text)
+    # whatever its case: a pattern of TIFF has any ending of TIFF, and a known layout of pictures too
+    ending = Path(pattern).suffix.lower()
+    endings = [*SUFFIXES, *(PICTURES if pattern in PATTERNS else ())] if ending in SUFFIXES else [ending]
+    stem = text.removesuffix(re.escape(Path(pattern).suffix))
+    return re.compile(f"{stem}(?i:{'|'.join(map(re.escape, endings))})")
 
 
 def _by_series(folder: Path, files: list[str], scale: int | None) -> Found:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from emdiffuse.diffusion.objectives import Denoiser
 from emdiffuse.diffusion.schedules import log_snr, posterior
+from emdiffuse.runtime.devices import widest_float
 
 Gammas = Sequence[float] | NDArray[np.float64]
 
@@ -172,7 +173,7 @@ def _straight_path(level: float) -> tuple[float, float]:
 
 
 def _batch(level: float, x: Tensor) -> Tensor:
-    return torch.full((x.shape[0],), level, dtype=torch.float64, device=x.device)
+    return torch.full((x.shape[0],), level, dtype=widest_float(x.device), device=x.device)
 
 
 def _checked(gammas: Gammas) -> list[float]:

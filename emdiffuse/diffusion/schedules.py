@@ -17,6 +17,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from emdiffuse.runtime.devices import widest_float
+
 Level = float | Tensor
 Levels = NDArray[np.float64]
 
@@ -102,8 +104,8 @@ def log_snr_levels(steps: int, gamma_min: float, gamma_max: float) -> Levels:
 
 
 def per_image(value: Level, like: Tensor) -> Tensor:
-    """Float64 tensor of `value` that broadcasts over images `like` of shape (N, ...): (1 or N, 1, ..., 1)."""
-    column = torch.as_tensor(value, dtype=torch.float64, device=like.device)
+    """Tensor of `value`, (1 or N, 1, ..., 1), over images (N, ...); float64 where the device has that."""
+    column = torch.as_tensor(value, dtype=widest_float(like.device), device=like.device)
     return column.reshape(-1, *(1,) * (like.ndim - 1))
 
 

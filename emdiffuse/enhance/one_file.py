@@ -32,6 +32,7 @@ from emdiffuse.restoration.plan import Plan, make_plan
 from emdiffuse.restoration.stitch import pyramid, stitch
 from emdiffuse.restoration.tiles import restore
 from emdiffuse.runtime.atomic import scratch, take_place, write_atomically
+from emdiffuse.runtime.devices import place_of
 from emdiffuse.runtime.errors import ConfigError, DataError
 from emdiffuse.stores.volume import Array, open_volume
 
@@ -101,6 +102,7 @@ def enhance(
     """
     _check_outputs(Path(source), output, how, uncertainty)
     task = TASKS[read_description(how.model).task]
+    place_of(how.device)  # before the work begins
     images = not task.volumetric
     slices = open_source(str(source), reading=how.reading, images=images)
     facts = facts_of(slices)

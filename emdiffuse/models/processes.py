@@ -38,6 +38,7 @@ from emdiffuse.diffusion.samplers import SAMPLERS, ddpm
 from emdiffuse.diffusion.schedules import PUBLISHED_TRAIN, Levels, linear_gammas, log_snr_levels, q_sample
 from emdiffuse.models.description import PUBLISHED_GAMMAS, Description, NativeSpec
 from emdiffuse.models.networks.native import NativeNetwork, plain_estimate
+from emdiffuse.runtime.devices import widest_float
 from emdiffuse.runtime.errors import DataError
 
 GAMMA_LAST = 0.998
@@ -242,7 +243,8 @@ class PublishedProcess:
         number = draws.integers(1, len(PUBLISHED_TRAIN))
         between = draws.uniform(torch.float64)
         levels = torch.from_numpy(PUBLISHED_TRAIN)
-        gamma = (levels[number - 1] + between * (levels[number] - levels[number - 1])).to(target.device)
+        gamma = levels[number - 1] + between * (levels[number] - levels[number - 1])
+        gamma = gamma.to(target.device, widest_float(target.device))
         eps = draws.normal(*x0.shape[1:]).to(target.device)
         x = torch.cat([_published_condition(batch.condition), q_sample(x0, gamma, eps)], 1)
         level = gamma.to(x.dtype)
@@ -362,10 +364,11 @@ def correlate(white: Tensor, positions: Tensor, correlation: float) -> Tensor:
     """
     if correlation == 0:
         return white
-    absent = 1e6 * torch.arange(1, positions.shape[1] + 1, dtype=torch.float64, device=positions.device)
-    t = torch.where(positions.isnan(), absent, positions.double())
+    wide = widest_float(positions.device)
+    absent = 1e6 * torch.arange(1, positions.shape[1] + 1, dtype=wide, device=positions.device)
+    t = torch.where(positions.isnan(), absent, positions.to(wide))
     distance = (t[:, :, None] - t[:, None, :]).abs() / correlation
-    jitter = 1e-9 * torch.eye(t.shape[1], dtype=torch.float64, device=t.device)
+    jitter = (1e-9 if wide is torch.float64 else 1e-6) * torch.eye(t.shape[1], dtype=wide, device=t.device)
     factor = torch.linalg.cholesky(torch.exp(-distance) + jitter)
     return torch.einsum("nde,nehw->ndhw", factor.to(white.dtype), white)
 

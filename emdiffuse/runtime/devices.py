@@ -14,15 +14,48 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from emdiffuse.runtime.errors import ConfigError
+
 SHARE = 0.8
 """Share of the free memory that a batch may take; the rest is for what was not measured."""
 
 
 def place_of(device: str) -> str:
-    """Return the device that "auto" stands for: the GPU, where there is one."""
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """Return a device that is there; "auto" stands for the GPU, where there is one.
+
+    Parameters
+    ----------
+    device : str
+        "auto", "cpu", a CUDA device ("cuda", "cuda:1"), or "mps" (the GPU of an Apple computer).
+
+    Raises
+    ------
+    ConfigError
+        If there is no such device here, or there is none of this name.
+    """
+    apple = torch.backends.mps.is_available()
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if apple else "cpu"
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (number and not number.isdecimal()):
+        raise ConfigError(f"--device: there is no device '{device}'; say auto, cpu, cuda, cuda:0 or mps")
+    if kind == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(number or 0) >= count:
+            found = f"GPUs are numbered from 0 to {count - 1}" if count else "PyTorch finds no CUDA GPU"
+            raise ConfigError(
+                f"--device: there is no '{device}' on this machine: {found}; say `--device auto`"
+            )
+    if kind == "mps" and not apple:
+        raise ConfigError(
+            "--device: there is no 'mps' on this machine: PyTorch finds no Apple GPU; say `--device auto`"
+        )
+    return device
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """Return float64, or float32 on the GPU of an Apple computer, which has no wider numbers."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def pinned(tensor: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from emdiffuse.runtime.devices import place_of
 from emdiffuse.runtime.errors import ConfigError, LaunchError
 
 TIMEOUT = timedelta(hours=1)
@@ -75,9 +76,9 @@ class Ranks:
 
     def gather(self, *values: float) -> list[list[float]]:
         """Return each process's values, in the order of rank."""
-        own = torch.tensor(values, dtype=torch.float64, device=self.device)
         if self.size == 1:
-            return [own.tolist()]
+            return [list(values)]
+        own = torch.tensor(values, dtype=torch.float64, device=self.device)
         all_of_them = [torch.empty_like(own) for _ in range(self.size)]
         dist.all_gather(all_of_them, own)
         return [part.tolist() for part in all_of_them]
@@ -98,10 +99,12 @@ def joined(device: str) -> Iterator[Ranks]:
 
     Raises
     ------
+    ConfigError
+        If there is no such device here.
     LaunchError
         If another process ended before its time.
     """
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    kind = place_of(device)
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if size == 1:
         yield Ranks(torch.device(kind))

@@ -1,5 +1,6 @@
 """Batches as large as memory allows, halved when it runs out, and compiled networks: the same volume."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,11 @@ import pytest
 import torch
 from restoring import content, run, settings, volumes
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from emdiffuse.diffusion import samplers, schedules
+from emdiffuse.diffusion.samplers import SAMPLERS
+from emdiffuse.models import processes
 from emdiffuse.models.inference import RestorationModel
 from emdiffuse.models.networks.build import NativeNetwork, UNet, channels_last
 from emdiffuse.models.networks.compilation import CompiledNetwork
@@ -98,7 +103,63 @@ def test_one_tile_at_once_on_a_cpu(dataset, small_model, tmp_path):
     model = counting(small_model)
     restored(dataset, small_model, tmp_path, model, None)
     assert set(model.network.seen) == {1}
-    assert place_of("cpu") == "cpu" and place_of("auto") in ("cpu", "cuda")
+    assert place_of("cpu") == "cpu" and place_of("auto") in ("cpu", "cuda", "mps")
+
+
+@pytest.mark.parametrize(
+    ("device", "sentence"),
+    [
+        ("cuda", "no 'cuda' on this machine: PyTorch finds no CUDA GPU"),
+        ("cuda:0", "no 'cuda:0' on this machine"),
+        ("mps", "no 'mps' on this machine: PyTorch finds no Apple GPU"),
+        ("gpu", "there is no device 'gpu'; say auto, cpu, cuda, cuda:0 or mps"),
+        ("cuda:one", "there is no device 'cuda:one'"),
+        ("", "there is no device ''"),
+    ],
+)
+def test_a_device_that_is_not_there_is_one_sentence(monkeypatch, device, sentence):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        place_of(device)
+
+
+def test_the_gpu_that_is_there_is_taken(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert place_of("auto") == place_of("mps") == "mps"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert (place_of("auto"), place_of("cuda:1")) == ("cuda", "cuda:1")
+    with pytest.raises(ConfigError, match="numbered from 0 to 1"):
+        place_of("cuda:2")
+
+
+class NoWideNumbers(TorchDispatchMode):
+    """A device on which float64 does not exist, as on the GPU of an Apple computer."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        assert getattr(out, "dtype", None) is not torch.float64, f"{func} makes float64"
+        return out
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_sampling_needs_no_wide_numbers_where_there_are_none(monkeypatch, sampler):
+    def narrow(device):
+        return torch.float32
+
+    for module in (samplers, schedules, processes):
+        monkeypatch.setattr(module, "widest_float", narrow)
+    positions = torch.tensor([[0.25, 0.5, 0.75]])
+    levels = np.linspace(1e-3, 0.999, 4)
+    with NoWideNumbers():
+        white = processes.correlate(torch.ones(1, 3, 4, 4), positions, 1.0)
+        noise = [lambda step: white] if sampler == "ddpm" else []
+        out = SAMPLERS[sampler](
+            lambda x, gamma: x * gamma.to(x.dtype).view(-1, 1, 1, 1), white, levels, *noise
+        )
+    assert out.isfinite().all()
 
 
 def test_the_batch_is_found_by_memory(dataset, small_model, reference, tmp_path, monkeypatch, caplog):
