@@ -212,11 +212,24 @@ def pyramid(plan: Path) -> None:
 
 
 @app.command()
-def verify(plan: Path) -> None:
-    """Read every shard of a finished restoration; damaged ones are made anew at the next start."""
-    from emdiffuse.restoration.stitch import verify as run
+def verify(
+    store: Annotated[Path, typer.Argument(help="A store in results/, or the plan.json of a restoration.")],
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Let the next start of the workflow recompute what is lost.")
+    ] = False,
+) -> None:
+    """Read every chunk and all metadata of a store or a restored volume, and list what is missing or damaged.
 
-    run(plan)
+    Exit code 1 where something is lost, unless it is repaired. Without --repair nothing is changed.
+    """
+    from emdiffuse.restoration.verify import plan_of, verify_restoration
+    from emdiffuse.stores.verification import verify_store
+
+    plan = plan_of(store)
+    if plan is not None:
+        verify_restoration(plan, repair)
+    else:
+        verify_store(store, repair)
 
 
 @app.command()

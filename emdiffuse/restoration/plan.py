@@ -288,16 +288,26 @@ def _check_gaps(grid: SliceGrid, dataset: Path, model: Path, description: Descri
 
 def _make_stores(plan: Plan, volume: Volume) -> None:
     """Make the tile store and the level 0 of the restored volume, unless they are of this very plan."""
-    grid = plan.grid
     if not _is_of(plan, plan.tiles):
-        chunk = (len(plan.quantities), *grid.chunk)
-        shape = (chunk[0], *(n * c for n, c in zip(grid.counts, grid.chunk, strict=True)))
-        create_array(plan.tiles, shape, np.float32, chunk=chunk, attributes={"hash": plan.hash})
+        create_tiles(plan, plan.tiles)
     if not all(_is_of(plan, plan.restored / name / "0") for name in plan.outputs):
         shutil.rmtree(plan.restored, ignore_errors=True)
         for name in plan.outputs:
-            dtype = np.dtype(np.float32) if name == "uncertainty" else volume.array.dtype
-            create_image_array(plan.restored / name / "0", plan.shape, dtype, {"hash": plan.hash})
+            create_output(plan, name, plan.restored / name / "0", volume.array.dtype)
+
+
+def create_tiles(plan: Plan, path: Path) -> None:
+    """Make an empty tile store."""
+    grid = plan.grid
+    chunk = (len(plan.quantities), *grid.chunk)
+    shape = (chunk[0], *(n * c for n, c in zip(grid.counts, grid.chunk, strict=True)))
+    create_array(path, shape, np.float32, chunk=chunk, attributes={"hash": plan.hash})
+
+
+def create_output(plan: Plan, name: str, path: Path, dtype: np.dtype[Any]) -> None:
+    """Make the empty level 0 of an output; `dtype` is that of the input."""
+    own = np.dtype(np.float32) if name == "uncertainty" else dtype
+    create_image_array(path, plan.shape, own, {"hash": plan.hash})
 
 
 def _is_of(plan: Plan, path: Path) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.restoration.geometry import Block, owned
+from emdiffuse.restoration.geometry import owned
 from emdiffuse.restoration.intervals import floors, interval
 from emdiffuse.restoration.plan import BOUNDS, Plan, open_array_of, open_input, read_plan
 from emdiffuse.runtime.errors import DamagedError, StoreError
@@ -68,14 +68,14 @@ def stitch(path: Path, worker: int, workers: int) -> None:
             for name, array in zip(plan.outputs, outputs, strict=True):
                 array[box] = stitch_box(plan, volume, tiles, name, box)
         except DamagedError as error:
-            if not str(error).startswith(str(plan.tiles)):
+            if error.path != plan.tiles:
                 raise
             damaged += 1
     if damaged:
         plan.forget("restore")
         raise StoreError(
             f"{plan.tiles}: {damaged} shards could not be made, since blocks of them are missing or damaged; "
-            "start again, and those alone are made anew"
+            "start again, and those alone are recomputed"
         )
 
 
@@ -119,7 +119,7 @@ def _sums(plan: Plan, tiles: Array, quantity: int, box: Box) -> NDArray[np.float
             slice(lo - b + c, hi - b + c) for lo, hi, b, c in zip(low, high, block.begin, corner, strict=True)
         )
         here = tuple(slice(lo - b, hi - b) for lo, hi, b in zip(low, high, begin, strict=True))
-        sums[here] += _read_sums(tiles, block, (slice(quantity, quantity + 1), *there))
+        sums[here] += tiles[(slice(quantity, quantity + 1), *there)][0]
     return sums
 
 
@@ -129,14 +129,6 @@ def _with_real(plan: Plan, volume: Volume, values: NDArray[np.generic], box: Box
         real = plan.grid.z.real(z)
         if real is not None:
             values[z - box[0].start] = volume.array[slice(real, real + 1), box[1], box[2]][0]
-    return values
-
-
-def _read_sums(tiles: Array, block: Block, box: Box) -> NDArray[np.float32]:
-    """Read a part of a block's chunk."""
-    if not tiles.exists((0, *block.index)):
-        raise DamagedError(f"{tiles.chunk_path((0, *block.index))}: this block is missing")
-    values: NDArray[np.float32] = tiles[box][0]
     return values
 
 
@@ -162,13 +154,14 @@ def pyramid(path: Path) -> None:
     for name in plan.outputs:
         array = open_array_of(plan, plan.restored / name / "0")
         try:
-            if not all(map(array.exists, np.ndindex(*array.grid))):
-                raise DamagedError(f"{array.path}: a shard is missing")
+            array.require_whole()
             array.tidy()
             scales = build_pyramid(plan.restored / name, voxel_size)
         except DamagedError as error:
             plan.forget("stitch")
-            raise StoreError(f"{error}; start again, and it alone is made anew") from None
+            raise StoreError(
+                f"{error.chunk}: this shard is {error.what}; start again, and it alone is recomputed"
+            ) from None
         levels = [str(i) for i in range(len(scales))]
         own = multiscale(name, voxel_size, levels, scales)
         write_group(
@@ -180,38 +173,6 @@ def pyramid(path: Path) -> None:
     if "uncertainty" in plan.outputs:
         facts["reliability"] = reliability(plan)
     write_group(plan.restored, {"ome": {"version": "0.5", "multiscales": images}, "emdiffuse": facts})
-
-
-def verify(path: Path) -> None:
-    """Read every chunk of a finished restoration; those that are damaged are made anew at the next start.
-
-    Parameters
-    ----------
-    path : Path
-        ``plan.json``.
-
-    Raises
-    ------
-    StoreError
-        If some are missing, cut short, or fail their checksum; names the first.
-    """
-    plan = read_plan(path)
-    levels = [path for name in plan.outputs for path in sorted((plan.restored / name).glob("[0-9]*"))]
-    chunks = [(array, index) for array in map(Array, levels) for index in np.ndindex(*array.grid)]
-    what = f"verifying {plan.restored}"
-    lost = [
-        array.chunk_path(index)
-        for array, index in progress(chunks, len(chunks), what, "shard")
-        if not array.intact(index)
-    ]
-    if lost:
-        plan.forget("stitch")
-        (plan.restored / "zarr.json").unlink(missing_ok=True)
-        raise StoreError(
-            f"{lost[0]}: missing or damaged, as are {len(lost) - 1} others of {len(chunks)} shards; run the "
-            "workflow again (or `stitch` and `pyramid`), and those alone are made anew"
-        )
-    logger.info("%s: all %d shards are intact", plan.restored, len(chunks))
 
 
 def reliability(plan: Plan) -> dict[str, Any]:

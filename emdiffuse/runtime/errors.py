@@ -51,7 +51,25 @@ class StoreError(EmdiffuseError):
 
 
 class DamagedError(StoreError):
-    """A part of a store that is missing, or was read in full and fails its checksum; `path` is the array."""
+    """A part of a store that is lost: missing, or read in full and failing its checksum.
+
+    Attributes
+    ----------
+    path : Path
+        The array.
+    chunk : Path
+        The file of the part.
+    what : str
+        What is wrong with it.
+    """
+
+    def __init__(self, path: Path, chunk: Path, what: str, store: Path) -> None:
+        super().__init__(
+            f"{chunk}: this part of {store} is {what}; run `emdiffuse verify {store} --repair` and start "
+            "again: what is lost is recomputed",
+            path,
+        )
+        self.chunk, self.what = chunk, what
 
 
 class AccessError(EmdiffuseError):

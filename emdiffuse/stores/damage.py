@@ -21,6 +21,8 @@ import tensorstore as ts
 from emdiffuse.runtime.disks import trouble
 from emdiffuse.runtime.errors import AccessError
 
+MISSING = "missing"
+
 
 def damage_of(path: Path, metadata: Path, chunk: Sequence[int], dtype: np.dtype[Any]) -> str | None:
     """Return what is wrong with a chunk (or shard) of a Zarr 3 array; None where it can be decoded.
@@ -52,14 +54,15 @@ def damage_of(path: Path, metadata: Path, chunk: Sequence[int], dtype: np.dtype[
     copy = ts.KvStore.open({"driver": "memory"}, context=context).result()
     copy["zarr.json"], copy["/".join(("c", *index))] = text, content
     try:
-        array = ts.open({"driver": "zarr3", "kvstore": {"driver": "memory"}}, context=context).result()
+        spec = {"driver": "zarr3", "kvstore": {"driver": "memory"}, "fill_missing_data_reads": False}
+        array = ts.open(spec, context=context).result()
         box = tuple(
             slice(int(i) * c, min((int(i) + 1) * c, n))
             for i, c, n in zip(index, chunk, array.shape, strict=True)
         )
         array[box].read().result()
     except ValueError as error:
-        return first_line(error)
+        return f"damaged ({first_line(error)})"
     return None
 
 

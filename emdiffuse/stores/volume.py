@@ -11,6 +11,8 @@ Conventions
 * Every chunk carries a crc32c checksum. What the project knows of a store is in its attributes, under
   ``emdiffuse``.
 * A group's ``zarr.json`` is written last: a store without it was not finished, and nothing opens it.
+* Every chunk of a finished store was written, also one of zeros: one that is missing is lost, and reading it
+  is an error (`DamagedError`), never zeros.
 * A chunk is called damaged only when all its bytes were read and cannot be decoded. Whatever else keeps it
   from being read (`AccessError`) says nothing about it, and leaves every byte.
 """
@@ -39,13 +41,16 @@ from emdiffuse.runtime.atomic import write_atomically
 from emdiffuse.runtime.disks import trouble
 from emdiffuse.runtime.errors import AccessError, DamagedError, StoreError
 from emdiffuse.runtime.progress import logger
-from emdiffuse.stores.damage import damage_of, first_line, of_the_call, os_error
+from emdiffuse.stores.damage import MISSING, damage_of, first_line, of_the_call, os_error
 from emdiffuse.stores.intensity import Intensity, cast_to, read_intensity
 
 CHUNK = (32, 64, 64)
 SHARD = (64, 512, 512)
 SMALLEST_LEVEL = 64
 """A pyramid ends with the first level whose lateral sides are not above this."""
+
+EVERY_CHUNK = {"store_data_equal_to_fill_value": True, "fill_missing_data_reads": False}
+"""Of tensorstore: chunks of zeros are written, and those that are missing are no zeros."""
 
 Box = tuple[slice, ...]
 _CONTEXT = ts.Context({"data_copy_concurrency": {"limit": 1}, "file_io_concurrency": {"limit": 4}})
@@ -69,7 +74,7 @@ class Array:
         metadata = read_metadata(path, "array")
         try:
             kvstore = {"driver": "file", "path": str(path.absolute())}
-            spec = {"driver": "zarr3", "kvstore": kvstore, "store_data_equal_to_fill_value": True}
+            spec = {"driver": "zarr3", "kvstore": kvstore, **EVERY_CHUNK}
             self._store = ts.open(spec, open=True, context=_CONTEXT).result()
         except ValueError as error:
             if os_error(error):
@@ -90,15 +95,15 @@ class Array:
             raise self._why(box, error) from None
 
     def _why(self, box: Box, error: ValueError) -> Exception:
-        """Return why a box could not be read: damage where that is proven, else a trouble of the machine."""
+        """Return why a box could not be read: what is proven to be lost, else a trouble of the machine."""
         if of_the_call(error):
             return error
         starts = (range(n)[side].start // c for n, side, c in zip(self.shape, box, self.chunk, strict=False))
         ends = (range(n)[side].stop for n, side in zip(self.shape, box, strict=False))
         ranges = (range(a, ceil(e / c)) for a, e, c in zip(starts, ends, self.chunk, strict=False))
         for index in itertools.product(*ranges, *map(range, self.grid[len(box) :])):
-            if self.exists(index) and (what := self.damage(index)):
-                return DamagedError(f"{self.chunk_path(index)}: damaged ({what})")
+            if what := self.loss(index):
+                return DamagedError(self.path, self.chunk_path(index), what, store_of(self.path))
         return AccessError(trouble(self.path, "read", os_error(error), first_line(error)))
 
     def __setitem__(self, box: Box, values: NDArray[Any]) -> None:
@@ -109,8 +114,8 @@ class Array:
                 raise
             raise AccessError(trouble(self.path, "written", os_error(error), first_line(error))) from None
 
-    def damage(self, index: Sequence[int]) -> str | None:
-        """Return what is wrong with a chunk (or shard) that is there; None where it can be decoded.
+    def loss(self, index: Sequence[int]) -> str | None:
+        """Return what is wrong with a chunk (or shard): missing, or damaged; None where it can be decoded.
 
         Raises
         ------
@@ -118,6 +123,8 @@ class Array:
             If it cannot be read, or there is no memory for it.
         """
         path = self.chunk_path(index)
+        if not path.exists():
+            return MISSING
         return damage_of(path, self.path / "zarr.json", self.chunk, self.dtype)
 
     @property
@@ -155,6 +162,18 @@ class Array:
             return False
         return True
 
+    def require_whole(self) -> None:
+        """Refuse an array of which a chunk (or shard) is missing.
+
+        Raises
+        ------
+        DamagedError
+            If one is; names the first.
+        """
+        for index in np.ndindex(*self.grid):
+            if not self.exists(index):
+                raise DamagedError(self.path, self.chunk_path(index), MISSING, store_of(self.path))
+
     def written(self) -> dict[tuple[int, ...], float]:
         """Return the positions of the chunks (or shards) that were written, and when (epoch seconds)."""
         root, found = self.path / "c", {}
@@ -172,6 +191,13 @@ class Array:
     def chunk_path(self, index: Sequence[int]) -> Path:
         """Return the file of the chunk (or shard) at a position of the grid."""
         return self.path.joinpath("c", *(str(i) for i in index))
+
+
+def store_of(path: Path) -> Path:
+    """Return the store that an array belongs to: the outermost group around it, or the array itself."""
+    while (path.parent / "zarr.json").exists():
+        path = path.parent
+    return path
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -207,7 +233,7 @@ def create_array(
 
     Notes
     -----
-    A chunk or shard that was never written reads as zeros. One that is all zeros is written all the same,
+    A chunk or shard that was never written cannot be read. One that is all zeros is written all the same,
     since its existence says that it is done.
     """
     shutil.rmtree(path, ignore_errors=True)
@@ -435,7 +461,14 @@ def _average(values: NDArray[Any], step: tuple[int, ...]) -> NDArray[Any]:
 
 
 def link(source: Path, target: Path) -> None:
-    """Make an array at `target` of the chunks of another: hard links, or copies on another file system."""
+    """Make an array at `target` of the chunks of another: hard links, or copies on another file system.
+
+    Raises
+    ------
+    DamagedError
+        If a chunk of the source is missing.
+    """
+    Array(source).require_whole()
 
     def place(origin: str, copy: str) -> None:
         if Path(origin).name != "zarr.json":

@@ -150,7 +150,7 @@ def test_a_trouble_of_the_machine_is_no_damage(tmp_path, cause, shard):
     array = create_array(tmp_path / "a", (2, 64, 64), np.uint8, chunk=(2, 32, 32), shard=shard)
     values = np.random.default_rng(0).integers(0, 255, array.shape, np.uint8)
     array[:, :, :] = values
-    for use in (lambda: array.intact((0, 0, 0)), lambda: array[:, :, :], lambda: array.damage((0, 0, 0))):
+    for use in (lambda: array.intact((0, 0, 0)), lambda: array[:, :, :], lambda: array.loss((0, 0, 0))):
         with TROUBLES[cause](array.chunk_path((0, 0, 0))), pytest.raises(AccessError, match=cause):
             use()
     np.testing.assert_array_equal(array[:, :, :], values)
