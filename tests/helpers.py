@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emdiffuse.stores.volume import create_image_array, write_group, write_image
+from emdiffuse.stores.pairs import finish_pairs
+from emdiffuse.stores.volume import create_image_array, write_image
 
 ROOT = Path(__file__).parents[1]
 INTENSITY = {"minimum": 0.0, "maximum": 255.0, "low": 20.0, "high": 230.0}
@@ -39,7 +40,7 @@ def write_pairs(path: Path, pairs: list[tuple[np.ndarray, np.ndarray]], scale: i
         fields.append({"group": group, "name": f"cell_1/noise_level_1/image{number}"})
     facts = {"stage": "register", "kind": "pairs", "dataset": path.name.split(".")[0], "scale": scale}
     facts |= {"sources": [], "fields": fields}
-    write_group(path, {"emdiffuse": facts})
+    finish_pairs(path, facts)
     return path
 
 

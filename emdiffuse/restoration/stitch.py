@@ -51,22 +51,23 @@ def stitch(path: Path, worker: int, workers: int) -> None:
     """
     plan = read_plan(path)
     volume, tiles = open_input(plan), open_array_of(plan, plan.tiles)
-    outputs = [open_array_of(plan, plan.restored / name / "0") for name in plan.outputs]
-    grid = outputs[0].grid
+    outputs = {name: open_array_of(plan, plan.restored / name / "0") for name in plan.outputs}
+    grid = outputs["restored"].grid
     mine = [
         tuple(int(i) for i in np.unravel_index(n, grid)) for n in owned(int(np.prod(grid)), worker, workers)
     ]
-    todo = [index for index in mine if not all(array.intact(index) for array in outputs)]
+    lacking = {index: [n for n, array in outputs.items() if not array.intact(index)] for index in mine}
+    todo = [index for index, names in lacking.items() if names]
     if not todo:
         logger.info("all %d shards of worker %d are done", len(mine), worker)
         return
     what = f"stitching, worker {worker} of {workers}"
     damaged = 0
     for index in progress(todo, len(mine), what, "shard", done=len(mine) - len(todo)):
-        box = outputs[0].box(index)
+        box = outputs["restored"].box(index)
         try:
-            for name, array in zip(plan.outputs, outputs, strict=True):
-                array[box] = stitch_box(plan, volume, tiles, name, box)
+            for name in lacking[index]:
+                outputs[name][box] = stitch_box(plan, volume, tiles, name, box)
         except DamagedError as error:
             if error.path != plan.tiles:
                 raise

@@ -79,8 +79,8 @@ def verify_store(store: Path, repair: bool = False) -> None:
         facts = _metadata(store).get("attributes", {}).get("emdiffuse", {})
         if facts.get("stage") not in ("acquire", "register", "patches"):
             raise StoreError(
-                f"{store}: not a store of the workflow, so that chunks may be missing on purpose; name one in "
-                "results/, or the plan.json of a restoration"
+                f"{store}: not a store of the workflow, so that chunks may be missing on purpose; name one "
+                "in results/, or the plan.json of a restoration"
             )
     elif not list(store.glob("**/zarr.json")):
         raise StoreError(f"{store}: there is no store here")

@@ -19,8 +19,9 @@ from restoring import chunks, content, cut, flip, run, settings
 from safetensors.torch import load_file, save_file
 
 from emdiffuse.restoration.plan import make_plan
-from emdiffuse.restoration.stitch import pyramid, stitch, verify
+from emdiffuse.restoration.stitch import pyramid, stitch
 from emdiffuse.restoration.tiles import restore
+from emdiffuse.restoration.verify import verify_restoration
 from emdiffuse.runtime.errors import StoreError
 from emdiffuse.stores.volume import Array
 
@@ -166,7 +167,7 @@ def test_a_damaged_block_alone_is_made_again(plan, reference, damage):
     (plan.folder / "stitched-1-of-1.done").unlink()
     before = [path.stat().st_mtime_ns for path in chunks(plan)]
     damage(chunks(plan)[1])
-    with pytest.raises(StoreError, match="start again, and those alone are made anew"):
+    with pytest.raises(StoreError, match="start again, and those alone are recomputed"):
         start_again(plan)
     start_again(plan)
     after = [path.stat().st_mtime_ns for path in chunks(plan)]
@@ -187,23 +188,53 @@ def test_a_damaged_shard_alone_is_made_again(plan, reference, damage):
     start_again(plan)
     (plan.restored / "zarr.json").unlink()
     damage(Array(plan.restored / "restored/0").chunk_path((0, 0, 0)))
-    with pytest.raises(StoreError, match=r"restored/0.*: .*; start again, and it alone is made anew"):
+    with pytest.raises(StoreError, match=r"restored/0.*: .*; start again, and it alone is recomputed"):
         start_again(plan)
     assert not (plan.restored / "zarr.json").exists()
     start_again(plan)
     assert content(plan.restored) == content(reference.restored)
 
 
-@pytest.mark.parametrize(("level", "damage"), [("restored/0", flip), ("uncertainty/0", Path.unlink)])
-def test_damage_in_a_finished_volume_is_found(plan, reference, level, damage):
+@pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "restored/0/c/0/0/0", "uncertainty/0/c/0/0/0", "restored/1/c/0/0/0",
+        "zarr.json", "restored/zarr.json", "uncertainty/0/zarr.json", "restored/1/zarr.json",
+        "uncertainty", "restored/1",
+    ],
+)  # fmt: skip
+def test_what_of_a_finished_volume_is_lost_is_found_and_made_again(plan, reference, part, damage, caplog):
+    """Any file of any level, or a folder; and of level 0 no other shard is written."""
     start_again(plan)
-    verify(plan.folder / "plan.json")
-    path = Array(plan.restored / level).chunk_path((0, 0, 0))
-    damage(path)
-    with pytest.raises(StoreError, match=f"{path}: missing or damaged, as are 0 others"):
-        verify(plan.folder / "plan.json")
+    verify_restoration(plan.folder / "plan.json")
+    lost = plan.restored / part
+    if lost.is_dir():
+        shutil.rmtree(lost)
+    elif damage is flip and lost.name == "zarr.json":
+        lost.write_text(lost.read_text().replace("{", "[", 1))
+    else:
+        damage(lost)
+    kept = {path: path.stat().st_mtime_ns for path in plan.restored.glob("*/0/c/0/0/0") if path != lost}
+    before = content(plan.folder)
+    with pytest.raises(StoreError, match=r"verify .*/restored.ome.zarr --repair`, then start"):
+        verify_restoration(plan.folder / "plan.json")
+    assert str(lost) in caplog.text
+    assert content(plan.folder) == before, "what is only looked at is not changed"
+    verify_restoration(plan.folder / "plan.json", repair=True)
     start_again(plan)
-    verify(plan.folder / "plan.json")
+    verify_restoration(plan.folder / "plan.json")
+    assert content(plan.restored) == content(reference.restored)
+    assert part == "uncertainty" or {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_a_lost_shard_and_the_block_that_it_is_made_of(plan, reference):
+    start_again(plan)
+    Array(plan.restored / "restored/0").chunk_path((0, 0, 0)).unlink()
+    flip(chunks(plan)[0])
+    (plan.tiles / "zarr.json").unlink()
+    verify_restoration(plan.folder / "plan.json", repair=True)
+    start_again(plan)
     assert content(plan.restored) == content(reference.restored)
 
 

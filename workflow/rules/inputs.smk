@@ -143,3 +143,19 @@ def evaluations(wildcards):
         for item in CONFIG.restorations
         if CONFIG.truth(item) is not None
     ]
+
+
+def unfinished_stores(wildcards):
+    """Stores whose zarr.json `emdiffuse verify --repair` removed, which nothing else asks for once all is made."""
+    names = [
+        f"{stage}/{name}.ome"
+        for stage in ("acquired", "registered")
+        for name in CONFIG.datasets
+    ]
+    names += [f"patches/{name}" for name in TRAINED]
+    stores = [Path(f"results/{name}.zarr") for name in names]
+    return [
+        store / "zarr.json"
+        for store in stores
+        if store.exists() and not (store / "zarr.json").exists()
+    ]
