@@ -28,7 +28,8 @@ from emdiffuse.restoration.plan import BOUNDS, Plan, open_array_of, open_input, 
 from emdiffuse.runtime.errors import DamagedError, StoreError
 from emdiffuse.runtime.progress import logger, progress
 from emdiffuse.stores.intensity import Scaling, cast_to, from_unit, read_intensity
-from emdiffuse.stores.volume import Array, Box, Volume, build_pyramid, multiscale, open_volume, write_group
+from emdiffuse.stores.pyramid import build_pyramid
+from emdiffuse.stores.volume import Array, Box, Volume, multiscale, open_volume, write_group
 
 SCORE_PERCENTILE = 99
 """Percentile of the uncertainty of an image that is its score."""

@@ -42,12 +42,10 @@ from emdiffuse.runtime.disks import trouble
 from emdiffuse.runtime.errors import AccessError, DamagedError, StoreError
 from emdiffuse.runtime.progress import logger
 from emdiffuse.stores.damage import MISSING, damage_of, first_line, of_the_call, os_error
-from emdiffuse.stores.intensity import Intensity, cast_to, read_intensity
+from emdiffuse.stores.intensity import Intensity, read_intensity
 
 CHUNK = (32, 64, 64)
 SHARD = (64, 512, 512)
-SMALLEST_LEVEL = 64
-"""A pyramid ends with the first level whose lateral sides are not above this."""
 
 EVERY_CHUNK = {"store_data_equal_to_fill_value": True, "fill_missing_data_reads": False}
 """Of tensorstore: chunks of zeros are written, and those that are missing are no zeros."""
@@ -390,74 +388,6 @@ def write_image(path: Path, name: str, voxel_size: Sequence[float], facts: dict[
     """Finish an image of one level, stored as array ``0``: write its group's metadata."""
     image = multiscale(name, voxel_size, ["0"], [(1, 1, 1)])
     write_group(path, {"ome": {"version": "0.5", "multiscales": [image]}, "emdiffuse": facts})
-
-
-def build_pyramid(image: Path, voxel_size: Sequence[float]) -> list[tuple[int, int, int]]:
-    """Add the levels 1, 2, ... beside level ``0`` of an image: averages of 2 x 2 x 2 voxels.
-
-    An axis is halved as long as its voxel is not larger than twice the smallest, so that anisotropic volumes
-    become isotropic first; an axis of one voxel does not count. Memory is that of one shard, which is filled
-    by rows of chunks.
-
-    Parameters
-    ----------
-    image : Path
-        The group that holds array ``0``.
-    voxel_size : sequence of float
-        Voxel size (z, y, x) of level 0.
-
-    Returns
-    -------
-    list of tuple of int
-        For each level how many voxels of level 0 a pixel averages along (z, y, x); level 0 first.
-    """
-    scales: list[tuple[int, int, int]] = [(1, 1, 1)]
-    source = Array(image / "0")
-    while max(source.shape[1:]) > SMALLEST_LEVEL:
-        sizes = [v * s for v, s in zip(voxel_size, scales[-1], strict=True)]
-        smallest = min(size for n, size in zip(source.shape, sizes, strict=True) if n > 1)
-        step = tuple(
-            2 if n > 1 and size < 2 * smallest else 1 for n, size in zip(source.shape, sizes, strict=True)
-        )
-        target = create_image_array(
-            image / str(len(scales)),
-            [ceil(n / s) for n, s in zip(source.shape, step, strict=True)],
-            source.dtype,
-        )
-        for index in np.ndindex(*target.grid):
-            box = target.box(index)
-            target[box] = _average_box(source, box, step)
-        scales.append(tuple(s * t for s, t in zip(scales[-1], step, strict=True)))  # type: ignore[arg-type]
-        source = target
-    return scales
-
-
-def _average_box(source: Array, box: Box, step: tuple[int, ...]) -> NDArray[Any]:
-    """Return a box (z, y, x) of the level above a source, row of chunks by row of chunks."""
-    values = np.empty([side.stop - side.start for side in box], source.dtype)
-    for corner in itertools.product(*(range(0, n, c) for n, c in zip(values.shape, CHUNK[:2], strict=False))):
-        row = (
-            *(slice(at, at + c) for at, c in zip(corner, CHUNK[:2], strict=True)),
-            slice(0, values.shape[2]),
-        )
-        fine = tuple(
-            slice((side.start + part.start) * s, min((side.start + part.stop) * s, n))
-            for side, part, s, n in zip(box, row, step, source.shape, strict=True)
-        )
-        values[row] = _average(source[fine], step)
-    return values
-
-
-def _average(values: NDArray[Any], step: tuple[int, ...]) -> NDArray[Any]:
-    """Average boxes of `step` voxels; at odd ends the last voxel stands for the one that is missing."""
-    padding = [(0, -n % s) for n, s in zip(values.shape, step, strict=True)]
-    padded: NDArray[Any] = np.pad(values, padding, mode="edge").astype(np.float32)
-    for axis, s in enumerate(step):
-        if s == 2:
-            even = tuple(slice(0, None, 2) if i == axis else slice(None) for i in range(3))
-            odd = tuple(slice(1, None, 2) if i == axis else slice(None) for i in range(3))
-            padded = (padded[even] + padded[odd]) / 2
-    return cast_to(padded, values.dtype)
 
 
 def link(source: Path, target: Path) -> None:

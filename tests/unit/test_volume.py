@@ -16,9 +16,9 @@ from ome_zarr_models.v05 import Image
 from emdiffuse.runtime.atomic import replaced, write_atomically
 from emdiffuse.runtime.errors import AccessError, StoreError
 from emdiffuse.stores.intensity import cast_to
+from emdiffuse.stores.pyramid import build_pyramid
 from emdiffuse.stores.volume import (
     Array,
-    build_pyramid,
     create_array,
     create_image_array,
     multiscale,
