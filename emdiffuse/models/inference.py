@@ -23,6 +23,7 @@ from emdiffuse.models.networks.build import load_network
 from emdiffuse.models.networks.compilation import CompiledNetwork
 from emdiffuse.models.networks.precision import autocast_for
 from emdiffuse.models.processes import Batch, Process, process_of
+from emdiffuse.runtime.errors import ModelError
 
 WhiteNoise = Callable[[int, int], Tensor]
 
@@ -41,12 +42,15 @@ class RestorationModel:
         ``model.json``.
     device : torch.device
         Where it runs.
+    directory : Path
+        Where it was read from, for errors.
     """
 
     network: nn.Module
     process: Process
     description: Description
     device: torch.device
+    directory: Path
 
     @classmethod
     def load(cls, directory: Path, device: str = "cpu") -> RestorationModel:
@@ -59,7 +63,7 @@ class RestorationModel:
         """
         description = read_description(directory)
         network = load_network(directory, device)
-        return cls(network, process_of(description), description, torch.device(device))
+        return cls(network, process_of(description), description, torch.device(device), directory)
 
     def compiled(self, mode: str) -> RestorationModel:
         """Return the model with its network compiled (see `networks.compilation`)."""
@@ -83,6 +87,11 @@ class RestorationModel:
         tuple of Tensor
             The mean of the samples (or the first, if the sampler's estimate is that) and their standard
             deviation, (N, D, H, W), float32 in units of [-1, 1]; the deviation of one sample is 0.
+
+        Raises
+        ------
+        ModelError
+            If what the network answers is not finite.
         """
         sampler = self.description.resolve(sampler)
         batch = batch.to(self.device)
@@ -100,4 +109,10 @@ class RestorationModel:
             delta = values - mean
             mean = mean + delta / (sample + 1)
             squares = squares + delta * (values - mean)
+        if not squares.isfinite().all():  # nor is, where one sample is not, the mean
+            raise ModelError(
+                f"{self.directory}: the network answers with NaN or infinity; its weights are damaged, or "
+                "its training diverged: take another copy, or train again at a lower learning rate",
+                self.directory,
+            )
         return mean if first is None else first, (squares / max(samples - 1, 1)).sqrt()

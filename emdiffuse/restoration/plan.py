@@ -30,7 +30,8 @@ import numpy as np
 from emdiffuse.config import Restoration, Sampler, Tiling
 from emdiffuse.config.settings import settings_hash
 from emdiffuse.config.tasks import TASKS
-from emdiffuse.models.description import Description, read_description, weights_hash
+from emdiffuse.models.description import WEIGHTS_FILE, Description, read_description, weights_hash
+from emdiffuse.models.numbers import require_numbers
 from emdiffuse.restoration.footprint import memory_mb
 from emdiffuse.restoration.geometry import BlockGrid, ImageStack, SliceGrid, TileAxis, slice_grid
 from emdiffuse.restoration.intervals import read_calibration
@@ -176,6 +177,7 @@ def make_plan(
     sampler = description.resolve(settings.sampler)
     if not description.samples_differ(sampler):
         sampler = sampler.model_copy(update={"samples": 1})
+    require_numbers(model / WEIGHTS_FILE)
     weights = weights_hash(model)
     asked = sampler.model_dump(mode="json")
     calibrated = None

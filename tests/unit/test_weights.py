@@ -3,15 +3,22 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 
 import pytest
 import torch
 from plain_unet import PlainUNet, random_weights
+from restoring import settings
+from safetensors.torch import load_file, save_file
 
 from emdiffuse.models.description import Description, UnetSpec, read_description
+from emdiffuse.models.importing import import_model
 from emdiffuse.models.networks.build import UNet, build_network, load_network
 from emdiffuse.models.networks.weights import SCHEDULE_BUFFERS, import_published, save_model
+from emdiffuse.models.processes import NativeProcess
+from emdiffuse.restoration.plan import make_plan
+from emdiffuse.restoration.tiles import restore
 from emdiffuse.runtime.errors import EmdiffuseError, ModelError
 
 SPEC = UnetSpec(in_channels=2, base_channels=8, multipliers=(1, 2), blocks=1, head_channels=8)
@@ -226,3 +233,55 @@ def test_unreadable_checkpoints_and_unknown_tasks(tmp_path, published):
         import_published(tmp_path / "empty.pth", "emdiffuse-n")
     with pytest.raises(ModelError, match="is no task"):
         import_published(tmp_path / "none.pth", "emdiffuse-x")
+
+
+SPOILT = {
+    "one NaN": lambda tensor: tensor.index_fill(0, torch.tensor([0]), float("nan")),
+    "infinity": lambda tensor: tensor.index_fill(0, torch.tensor([0]), float("-inf")),
+    "half infinity": lambda tensor: (tensor * 1e30).half(),
+    "bfloat16 NaN": lambda tensor: (tensor * float("nan")).bfloat16(),
+    "bool": lambda tensor: tensor > 0,
+    "integers": lambda tensor: tensor.int(),
+}
+
+
+@pytest.mark.parametrize("way", SPOILT)
+def test_weights_that_are_no_numbers_are_refused_wherever_they_are_read(
+    small_model, dataset, tmp_path, way, published
+):
+    model = shutil.copytree(small_model, tmp_path / "m")
+    weights = load_file(model / "model.safetensors")
+    name = next(name for name in weights if name.endswith("weight"))
+    save_file({**weights, name: SPOILT[way](weights[name])}, model / "model.safetensors")
+    checkpoint = dict(published)
+    first = next(name for name in checkpoint if name.endswith("weight"))
+    torch.save({**checkpoint, first: SPOILT[way](checkpoint[first])}, tmp_path / "a.pth")
+    restoration = settings()
+    for read, named in (
+        (lambda: load_network(model), name),
+        (lambda: import_model(model, "vemdiffuse-i", tmp_path / "imported"), name),
+        (lambda: make_plan(dataset, model, restoration, tmp_path / "plan.json"), name),
+        (lambda: import_published(tmp_path / "a.pth", "emdiffuse-n"), first),
+    ):
+        with pytest.raises(ModelError, match=rf"the weight {re.escape(named)} is (NaN|of type)"):
+            read()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pth", "m"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_weights_of_every_precision_that_networks_have_are_read(model, dtype):
+    weights = load_file(model / "model.safetensors")
+    save_file({name: tensor.to(dtype) for name, tensor in weights.items()}, model / "model.safetensors")
+    loaded = load_network(model)
+    for name, tensor in weights.items():
+        torch.testing.assert_close(loaded.state_dict()[name], tensor, rtol=0.01, atol=1e-3)
+
+
+def test_an_answer_that_is_not_finite_names_the_model(small_model, dataset, tmp_path, monkeypatch):
+    make_plan(dataset, small_model, settings(), tmp_path / "plan.json")
+    monkeypatch.setattr(
+        NativeProcess, "sample", lambda self, n, batch, *_: torch.full(batch.shape, torch.nan)
+    )
+    with pytest.raises(ModelError, match=f"^{small_model}: the network answers with NaN"):
+        restore(tmp_path / "plan.json", 1, 1, "cpu")
+    assert not list((tmp_path / "tiles.zarr").rglob("c/*")), "a block of these would count as done"

@@ -33,6 +33,7 @@ from emdiffuse.models.description import (
     UnetSpec,
 )
 from emdiffuse.models.networks.unet import UNet
+from emdiffuse.models.numbers import not_numbers, require_numbers
 from emdiffuse.runtime.errors import ModelError
 from emdiffuse.stores.provenance import SourceFile
 
@@ -88,11 +89,13 @@ def load_weights(directory: Path | str, network: nn.Module) -> None:
     Raises
     ------
     ModelError
-        If the file is missing, cut off or no safetensors, or holds other weights than the network's.
+        If the file is missing, cut off or no safetensors, or holds other weights than the network's, or some
+        that are no finite numbers.
     """
     path = Path(directory) / WEIGHTS_FILE
     with _readable(path):
         weights = load_file(path)
+    require_numbers(path)
     _fill(network, weights, path)
 
 
@@ -159,6 +162,11 @@ def import_published(path: Path | str, task: str) -> tuple[UNet, Description]:
     spec = UnetSpec(in_channels=TASKS[task].published_channels, slice_index=TASKS[task].volumetric)
     network = UNet(**spec.model_dump(exclude={"architecture"}))
     _fill(network, weights, path)
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            raise not_numbers(path, name, f"of type {tensor.dtype}")
+        if not tensor.isfinite().all():
+            raise not_numbers(path, name, "NaN or infinite in places")
     description = Description(
         task=task,
         network=spec,
