@@ -25,6 +25,7 @@ from emdiffuse.acquisition.sizes import agreed_voxel_size
 from emdiffuse.acquisition.streaming import default_workers, stream, stream_source
 from emdiffuse.config.reading import Reading
 from emdiffuse.config.settings import settings_hash
+from emdiffuse.config.sources import parse_source
 from emdiffuse.readers import open_source
 from emdiffuse.runtime.atomic import replaced
 from emdiffuse.runtime.errors import DataError
@@ -99,7 +100,7 @@ def acquire(
     if is_current(out, settings, [str(path) for path in slices.files] or [source]):
         return
     threads = workers or default_workers()
-    with replaced(out) as partial:
+    with replaced(out, [*slices.files, parse_source(source).place]) as partial:
         array = create_image_array(partial / "0", slices.shape, slices.dtype)
         statistics = stream_source(slices, array, f"acquire {name}", threads)
         facts: dict[str, Any] = {
@@ -158,7 +159,7 @@ def keep_every(volume: Path, factor: int, out: Path, name: str, workers: int | N
             f"{volume}: of {depth} slices only one is kept by a factor of {factor}; choose a smaller one"
         )
 
-    with replaced(out) as partial:
+    with replaced(out, [volume]) as partial:
         array = create_image_array(partial / "0", (kept, height, width), origin.array.dtype)
 
         def read(box: Box) -> NDArray[Any]:

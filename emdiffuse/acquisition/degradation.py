@@ -66,7 +66,7 @@ def degrade(volume: Path, settings: Degrade, out: Path, name: str, images: bool)
         "degraded": settings.model_dump(mode="json"),
         "sources": origin.facts.get("sources", []),
     }
-    with replaced(out) as partial:
+    with replaced(out, [volume]) as partial:
         if images:
             _write_images(origin, slices, settings, partial, facts)
         else:

@@ -94,7 +94,7 @@ def acquire_pairs(
     fields: list[dict[str, Any]] = []
     used: list[Pair] = []
     statistics = {role: Statistics(dtype) for role in ("moving", "fixed")}
-    with replaced(out) as partial:
+    with replaced(out, [folder, *found.files()]) as partial:
         for pair in progress(found.pairs, len(found.pairs), f"acquire {name}", "pair"):
             try:
                 images = _read(pair, scale, dtype)

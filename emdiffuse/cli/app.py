@@ -34,6 +34,9 @@ ModelFolder = Annotated[Path, typer.Argument(parser=folder)]
 Settings = Annotated[str, typer.Option(help="The section of the configuration, as JSON or YAML.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, a CUDA device such as cuda:0, or mps (Apple).")]
 Share = Annotated[str, typer.Option(metavar="I-of-N", help="Which worker this is, of how many, e.g. 1-of-4.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace files of the same name that emdiffuse did not write.")
+]
 Done = Annotated[Path | None, typer.Option(help="File to write when this worker's share is done.")]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from emdiffuse.cli.app import Device, app
+from emdiffuse.cli.app import Device, Overwrite, app
 from emdiffuse.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ def enhance(
     crop: Crop = None,
     raw: Raw = None,
     data_bar: DataBar = "auto",
+    overwrite: Overwrite = False,
     device: Device = "auto",
 ) -> None:
     """Restore one image or volume, without a workflow."""
@@ -99,7 +100,7 @@ def enhance(
     keep_freed_memory()
     reading = _reading(series, channel, timepoint, level, axes, crop, raw, data_bar)
     how = _enhancement(model, factor, voxel_size, override, reading, steps, samples, seed, device)
-    run(source, output, how, uncertainty)
+    run(source, output, how, uncertainty, overwrite=overwrite)
 
 
 @app.command()
@@ -227,11 +228,12 @@ def align(
     weights: Annotated[
         str, typer.Option(help="Of the optical flow (RAFT): shipped, torchvision, or a path.")
     ] = "shipped",
+    overwrite: Overwrite = False,
 ) -> None:
     """Register one image to another; flow, mask and quality are written beside it."""
     from emdiffuse.registration.align import align as run
 
-    run(moving, fixed, out, scale, weights)
+    run(moving, fixed, out, scale, weights, overwrite)
 
 
 @app.command()
@@ -249,6 +251,7 @@ def train_raft(
     minutes: Annotated[float, typer.Option(min=0, help="Wall time; a second start goes on.")] = 45,
     batch: Annotated[int, typer.Option(min=1, help="Crops a step.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of weights and samples.")] = 0,
+    overwrite: Overwrite = False,
 ) -> None:
     """Train the optical flow (RAFT) on micrographs of your own, under synthetic deformations."""
     from emdiffuse.registration.raft_training import Recipe, read_sources
@@ -262,7 +265,9 @@ def train_raft(
         if not clean:
             raise ConfigError(f"--pair: '{text}' is not of the form NOISY,CLEAN")
         pairs.append((Path(noisy), Path(clean)))
-    run(read_sources(stack or [], pairs), out, Recipe(minutes=minutes, batch=batch, seed=seed))
+    inputs = [*(stack or []), *(path for both in pairs for path in both)]
+    recipe = Recipe(minutes=minutes, batch=batch, seed=seed)
+    run(read_sources(stack or [], pairs), out, recipe, inputs, overwrite)
 
 
 @app.command()
@@ -272,11 +277,12 @@ def import_weights(
     ],
     task: Annotated[str, typer.Option(help="emdiffuse-n, emdiffuse-r, vemdiffuse-i or vemdiffuse-a.")],
     out: Annotated[Path, typer.Option(help="Folder to write, such as experiments/published/best.")],
+    overwrite: Overwrite = False,
 ) -> None:
     """Read a published EMDiffuse checkpoint, or a model trained elsewhere, into a model folder."""
     from emdiffuse.models.importing import import_model
 
-    import_model(source, task, out)
+    import_model(source, task, out, overwrite)
 
 
 @app.command()
@@ -289,14 +295,15 @@ def export(
     ] = None,
     license: Annotated[str, typer.Option(help="SPDX identifier of the package's licence.")] = "MIT",
     side: Annotated[int, typer.Option(help="Height and width of the images that a graph takes.")] = 256,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a model's one-call mean for other programs."""
     from emdiffuse.models import sharing
 
     if format is Format.bioimageio:
-        sharing.export_bioimageio(model, out, factor, license)
+        sharing.export_bioimageio(model, out, factor, license, overwrite)
     else:
-        sharing.export_torch(model, out, factor, side)
+        sharing.export_torch(model, out, factor, side, overwrite)
 
 
 @app.command()

@@ -22,6 +22,7 @@ from emdiffuse.acquisition.acquire import acquire
 from emdiffuse.acquisition.sizes import agreed_voxel_size
 from emdiffuse.config import Restoration, Sampler
 from emdiffuse.config.reading import Reading
+from emdiffuse.config.sources import parse_source
 from emdiffuse.config.tasks import TASKS
 from emdiffuse.enhance.tiff import TiffFacts, facts_of, write_tiff
 from emdiffuse.models.description import read_description
@@ -34,6 +35,7 @@ from emdiffuse.restoration.tiles import restore
 from emdiffuse.runtime.atomic import scratch, take_place, write_atomically
 from emdiffuse.runtime.devices import place_of
 from emdiffuse.runtime.errors import ConfigError, DataError
+from emdiffuse.runtime.outputs import require_free, require_own_folder
 from emdiffuse.stores.volume import Array, open_volume
 
 ZARR = ".zarr"
@@ -76,6 +78,7 @@ def enhance(
     how: Enhancement,
     uncertainty: Path | None = None,
     model: RestorationModel | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Restore a file, or a folder of slices, of whatever format can be acquired.
 
@@ -85,26 +88,32 @@ def enhance(
         An image, a stack of images (emdiffuse-n, -r) or a volume (vemdiffuse).
     output : Path
         What to write: ``.tif`` or ``.tiff``, of the same type as the source and with what it says of itself;
-        or ``.zarr``, an OME-Zarr group as the chain writes it. What lay there is replaced.
+        or ``.zarr``, an OME-Zarr group as the chain writes it. What this program wrote there before is
+        replaced.
     how : Enhancement
         Model and settings.
     uncertainty : Path, optional
         TIFF to write the standard deviation over the samples to, float32 in the source's intensities.
     model : RestorationModel, optional
         The model of `how`, where it is loaded already.
+    overwrite : bool
+        Whether TIFFs of these names that this program did not write are replaced too.
 
     Raises
     ------
+    OutputError
+        If an output is the input, lies in it or holds it, or would replace what this program did not make.
     ConfigError
         If the output cannot be of this kind, or the ratio z/y of a volume is not known.
     DataError
         If the source cannot be used.
     """
-    _check_outputs(Path(source), output, how, uncertainty)
     task = TASKS[read_description(how.model).task]
     place_of(how.device)  # before the work begins
     images = not task.volumetric
     slices = open_source(str(source), reading=how.reading, images=images)
+    inputs = [Path(parse_source(str(source)).place), *slices.files, how.model]
+    _check_outputs(inputs, output, how, uncertainty, overwrite)
     facts = facts_of(slices)
     size, known = voxel_size(slices, how, task.volumetric)
     name = plain_name(Path(source).stem, "image")
@@ -146,19 +155,24 @@ def plain_name(text: str, otherwise: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "_", letters).strip("_-") or otherwise
 
 
-def _check_outputs(source: Path, output: Path, how: Enhancement, uncertainty: Path | None) -> None:
-    """Refuse what would fail at the end of the work, or destroy the source."""
+def _check_outputs(
+    inputs: list[Path], output: Path, how: Enhancement, uncertainty: Path | None, overwrite: bool
+) -> None:
+    """Refuse what would fail at the end of the work, or destroy what is not this program's."""
     if output.suffix.lower() not in (*SUFFIXES, ZARR):
         raise ConfigError(f"{output}: say what to write by the ending: .tif or .ome.zarr")
     if uncertainty is not None and uncertainty.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"--uncertainty: {uncertainty} must end in .tif")
     if uncertainty is not None and how.sampler.samples < 2:
         raise ConfigError("--uncertainty is the spread of samples: ask for `--samples` of 2 or more")
-    for path in (output, uncertainty):
-        if path is not None and path.resolve() == source.resolve():
-            raise ConfigError(f"{path}: this is the input; choose another output")
-    if uncertainty is not None and uncertainty.resolve() == output.resolve():
-        raise ConfigError(f"{output}: this is the file of the uncertainty too; choose another one")
+    if output.suffix == ZARR:
+        require_own_folder(output, inputs)
+    else:
+        require_free(output, inputs, overwrite)
+    if uncertainty is not None:
+        require_free(uncertainty, inputs, overwrite)
+        if uncertainty.resolve() == output.resolve():
+            raise ConfigError(f"{output}: this is the file of the uncertainty too; choose another one")
 
 
 def voxel_size(

@@ -24,6 +24,7 @@ from emdiffuse.readers.reasons import content_of
 from emdiffuse.readers.sizes import UNITS
 from emdiffuse.readers.tiff import OneDirectory, Shown, TiffStack
 from emdiffuse.readers.tiff_sizes import voxel_size
+from emdiffuse.runtime.outputs import PROGRAM
 from emdiffuse.stores.volume import CHUNK, Array
 
 SLAB_BYTES = 2**28
@@ -185,7 +186,7 @@ def write_tiff(
             dtype=dtype,
             photometric="miniswhite" if shown.inverted else "minisblack",
             compression="zlib" if facts.compressed and kind != "imagej" else None,
-            software="emdiffuse",
+            software=PROGRAM,
             extratags=tags,
             **options,
         )

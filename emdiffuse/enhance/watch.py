@@ -8,6 +8,9 @@ Conventions
 * An image is taken when it has not changed for `settle` seconds. One that cannot be read after `patience`
   seconds is set aside: the reason is written to ``OUT/failed/x.tif.txt``; the image itself is not touched,
   and is tried again when it changes.
+* Nothing that an image is, or does to the libraries that read it, ends a watch: it is set aside. A trouble of
+  the machine (a full disk, a share that does not answer) is no image's fault: it is said, and tried again.
+* A file in ``OUT`` that this program did not write is never replaced: its image is set aside.
 * Folders are looked at again and again, since network shares send no notices. One watch at a time writes to
   an output folder, which holds the results of one model and one set of settings.
 """
@@ -15,14 +18,16 @@ Conventions
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
-import shutil
 import signal
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -32,12 +37,24 @@ from emdiffuse.enhance.one_file import Enhancement, enhance
 from emdiffuse.models.description import DESCRIPTION_FILE, WEIGHTS_FILE
 from emdiffuse.models.inference import RestorationModel
 from emdiffuse.readers import READABLE, SUFFIXES, open_source
-from emdiffuse.runtime.atomic import scratch, write_atomically
+from emdiffuse.runtime.atomic import remove_leftovers, scratch, short, write_atomically
 from emdiffuse.runtime.devices import place_of
-from emdiffuse.runtime.errors import ConfigError, DataError, EmdiffuseError, StoreError
+from emdiffuse.runtime.disks import FULL
+from emdiffuse.runtime.errors import (
+    AccessError,
+    ConfigError,
+    DataError,
+    EmdiffuseError,
+    StoreError,
+    printable,
+)
+from emdiffuse.runtime.outputs import is_own_file, require_free
 from emdiffuse.runtime.progress import clock, logger
 
 SETTINGS = ".emdiffuse-watch"
+PAUSE = 30
+"""Seconds until a machine that was in trouble is asked again."""
+OF_THE_MACHINE = (*FULL, errno.EMFILE, errno.ENFILE, errno.EIO, errno.EROFS, errno.ESTALE)
 COARSEST_TIME = 2.0
 """Seconds to which the coarsest file systems (FAT, some network shares) round times."""
 
@@ -85,10 +102,16 @@ def watch(
     Raises
     ------
     ConfigError
-        If there is no such folder, or `out` is the same one, or is written to by another watch.
+        If there is no such folder, or `out` is the same one, or is written to by another watch; if a time
+        is none.
+    AccessError, OSError
+        With `once`, if the machine is in trouble.
     StoreError
         If `out` holds results of another model or other settings, or the model changes meanwhile.
     """
+    for option, seconds in (("--settle", settle), ("--patience", patience)):
+        if not seconds >= 0:
+            raise ConfigError(f"{option}: {seconds:g} is no time; give seconds, 0 or more")
     if not folder.is_dir():
         raise ConfigError(f"{folder}: there is no such folder to watch; check the path")
     if out.resolve() == folder.resolve():
@@ -98,11 +121,20 @@ def watch(
     counts = {"restored": 0, "set aside": 0}
     with _alone(out, identity), _ended_by_signals():
         model = RestorationModel.load(how.model, place_of(how.device))
+
+        def require_same() -> None:
+            if _identity(how) != identity:
+                raise StoreError(f"{how.model}: changed while it was used; start again")
+
         logger.info("watching %s; stop with Ctrl-C", folder)
         seen: dict[str, Seen] = {}
         try:
             while True:
-                seen = _look(folder, seen)
+                try:
+                    seen = _look(folder, seen)
+                except OSError as error:
+                    _wait(error, once)
+                    continue
                 todo = [
                     name
                     for name in sorted(seen, key=lambda n: seen[n].modified)
@@ -110,9 +142,12 @@ def watch(
                 ]
                 ready = [name for name in todo if time.monotonic() - seen[name].since >= settle]
                 for name in ready:
-                    if _identity(how) != identity:
-                        raise StoreError(f"{how.model}: changed while it was used; start again")
-                    result = _take(folder, out, name, seen[name], how, model, patience)
+                    require_same()
+                    try:
+                        result = _take(folder, out, name, seen[name], how, model, patience, require_same)
+                    except (AccessError, OSError) as error:
+                        _wait(error, once)
+                        break
                     if result:
                         counts[result] += 1
                 if once and not todo:
@@ -122,6 +157,14 @@ def watch(
         except KeyboardInterrupt:
             logger.info("stopped")
         logger.info("%s", ", ".join(f"{count} {what}" for what, count in counts.items()))
+
+
+def _wait(error: Exception, once: bool) -> None:
+    """Say what troubles the machine, and wait; raise it where nobody would wait for its end."""
+    if once:
+        raise error
+    logger.warning("%s; tried again in %d seconds", error, PAUSE)
+    time.sleep(PAUSE)
 
 
 def _identity(how: Enhancement) -> str:
@@ -157,15 +200,10 @@ def _alone(out: Path, identity: str) -> Iterator[None]:
             file.write(identity + "\n")
             file.flush()
         try:
-            _remove_leftovers(out)  # of a watch that was killed
+            remove_leftovers(out)  # of a watch that was killed
             yield
         finally:
-            _remove_leftovers(out)  # of an interrupted one, whose own removal was interrupted too
-
-
-def _remove_leftovers(out: Path) -> None:
-    for left in out.glob(".*.partial-*"):
-        shutil.rmtree(left, ignore_errors=True)
+            remove_leftovers(out)  # of an interrupted one, whose own removal was interrupted too
 
 
 @contextlib.contextmanager
@@ -202,9 +240,11 @@ def _look(folder: Path, before: dict[str, Seen]) -> dict[str, Seen]:
 
 def _done(out: Path, name: str, seen: Seen) -> bool:
     """Tell whether an image, as it is now, was restored or set aside."""
-    for path in (out / output_name(name), out / "failed" / f"{name}.txt"):
-        with contextlib.suppress(FileNotFoundError):
-            if abs(path.stat().st_mtime_ns - seen.modified) < COARSEST_TIME * 1e9:
+    for path in (out / output_name(name), failure_of(out, name)):
+        with contextlib.suppress(OSError):
+            facts = path.stat()
+            same = abs(facts.st_mtime_ns - seen.modified) < COARSEST_TIME * 1e9
+            if same and (path.parent != out or _is_own(path, facts.st_mtime_ns, facts.st_size)):
                 return True
     return False
 
@@ -214,12 +254,36 @@ def output_name(name: str) -> str:
     return name if name.lower().endswith(SUFFIXES) else f"{name}.tif"
 
 
+@cache
+def _is_own(path: Path, modified: int, size: int) -> bool:
+    """Tell whether this program wrote an image: once for every state of the file."""
+    return is_own_file(path)
+
+
+def failure_of(out: Path, name: str) -> Path:
+    """Return the file that says why an image was set aside; a hash stands for a name that is too long."""
+    return out / "failed" / f"{short(name)}.txt"
+
+
 def _take(
-    folder: Path, out: Path, name: str, seen: Seen, how: Enhancement, model: RestorationModel, patience: float
+    folder: Path,
+    out: Path,
+    name: str,
+    seen: Seen,
+    how: Enhancement,
+    model: RestorationModel,
+    patience: float,
+    require_same: Callable[[], None],
 ) -> str | None:
-    """Restore an image or set it aside; return which, or None when it is to be waited for."""
+    """Restore an image or set it aside, whatever it is; return which, or None when it is to be waited for.
+
+    Raises
+    ------
+    AccessError, OSError
+        If the trouble is not the image's, but the machine's: a full disk, say.
+    """
     start = time.monotonic()
-    failure = out / "failed" / f"{name}.txt"
+    failure = failure_of(out, name)
     try:
         try:
             open_source(str(folder / name), reading=how.reading)
@@ -228,19 +292,29 @@ def _take(
                 return None
             raise
         restored = out / output_name(name)
+        require_free(restored, [folder / name], overwrite=None)
         with scratch(restored) as work:
-            made = work / restored.name
+            made = work / f"made{restored.suffix}"
             enhance(folder / name, made, how, model=model)
             os.utime(made, ns=(seen.modified, seen.modified))
             made.replace(restored)
-    except StoreError:
+    except AccessError:
         raise
-    except EmdiffuseError as error:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+            raise
+        require_same()
         if not (folder / name).exists():
             return None
-        write_atomically(failure, f"{error}\n")
+        if isinstance(error, MemoryError):
+            error = DataError(f"{folder / name}: there is not enough memory for it")
+        mistake = isinstance(error, EmdiffuseError)
+        # an error of ours keeps its traceback, but ends nothing
+        reason = str(error) if mistake else traceback.format_exc()
+        write_atomically(failure, f"{printable(name)}: {reason}\n")
         os.utime(failure, ns=(seen.modified, seen.modified))
-        logger.warning("%s: set aside: %s", name, error)
+        said = error if mistake else f"an error of emdiffuse's, see {failure}: {error!r}"
+        logger.warning("%s: set aside: %s", name, said)
         return "set aside"
     failure.unlink(missing_ok=True)
     logger.info("%s: restored in %s", name, clock(time.monotonic() - start))

@@ -8,17 +8,17 @@ Conventions
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from emdiffuse.models.card import CARD_FILE, write_card
 from emdiffuse.models.description import read_description
 from emdiffuse.models.networks.build import load_network
-from emdiffuse.models.networks.weights import import_published, save_model
+from emdiffuse.models.networks.weights import import_published, require_place, save_model
+from emdiffuse.runtime.atomic import write_atomically
 from emdiffuse.runtime.errors import ModelError
 
 
-def import_model(source: Path, task: str, out: Path) -> None:
+def import_model(source: Path, task: str, out: Path, overwrite: bool = False) -> None:
     """Read a model into a folder: ``model.safetensors``, ``model.json`` and its card.
 
     Parameters
@@ -29,21 +29,29 @@ def import_model(source: Path, task: str, out: Path) -> None:
         A key of `tasks.TASKS`; a folder's own task must be the same.
     out : Path
         Folder to write.
+    overwrite : bool
+        Whether files there that this program did not write are replaced.
 
     Raises
     ------
+    OutputError
+        If there are such files.
     ModelError
         If the source cannot be read, or does not hold the weights of such a network.
     """
     if not source.is_dir():
-        save_model(out, *import_published(source, task))
+        imported = import_published(source, task)
+        require_place(out, [source], overwrite)
+        save_model(out, *imported)
         write_card(out)
         return
     description = read_description(source)
     if description.task != task:
         raise ModelError(f"{source}: its task is {description.task}, not {task}; say so (`task`)", source)
-    save_model(out, load_network(source), description)
+    network = load_network(source)
+    require_place(out, [source, *source.iterdir()], overwrite)
+    save_model(out, network, description)
     if (source / CARD_FILE).exists():
-        shutil.copyfile(source / CARD_FILE, out / CARD_FILE)
+        write_atomically(out / CARD_FILE, (source / CARD_FILE).read_text())
     else:
         write_card(out)

@@ -30,6 +30,7 @@ from emdiffuse.models.networks.export import export_network
 from emdiffuse.models.networks.native import NativeNetwork, plain_estimate
 from emdiffuse.runtime.atomic import replaced_file, scratch
 from emdiffuse.runtime.errors import ConfigError
+from emdiffuse.runtime.outputs import require_free, sign_zip
 
 SIDE = 64
 """Height and width of the test image in a package, and the least that a package takes."""
@@ -108,7 +109,9 @@ def load_mean(model: Path, factor: int | None = None) -> PosteriorMean:
     return PosteriorMean(network, factor).eval()
 
 
-def export_torch(model: Path, out: Path, factor: int | None = None, side: int = 256) -> None:
+def export_torch(
+    model: Path, out: Path, factor: int | None = None, side: int = 256, overwrite: bool = False
+) -> None:
     """Write the one-call mean as a graph of `torch.export` (.pt2), for one size of image.
 
     Parameters
@@ -119,18 +122,25 @@ def export_torch(model: Path, out: Path, factor: int | None = None, side: int = 
         File to write; ``torch.export.load(out).module()`` is called with one condition.
     side : int
         Height and width of the condition.
+    overwrite : bool
+        Whether a file of that name that this program did not write is replaced.
 
     Raises
     ------
+    OutputError
+        If there is such a file, or it lies in the model's folder.
     ConfigError
         As `load_mean`; if the side is not a multiple of the network's stride.
     """
+    require_free(out, [model], overwrite)
     mean = load_mean(model, factor)
     if side < 1 or side * mean.scale % mean.network.stride:
         raise ConfigError(f"--side: {side} is not a multiple of {mean.network.stride // mean.scale}")
     graph = export_network(mean, example(mean, side))
-    with replaced_file(out) as partial, partial.open("wb") as file:
-        torch.export.save(graph, file)
+    with replaced_file(out) as partial:
+        with partial.open("wb") as file:
+            torch.export.save(graph, file)
+        sign_zip(partial)
 
 
 def example(mean: PosteriorMean, side: int = SIDE) -> Tensor:
@@ -140,7 +150,9 @@ def example(mean: PosteriorMean, side: int = SIDE) -> Tensor:
     return F.interpolate(coarse, (side, side), mode="bilinear")
 
 
-def export_bioimageio(model: Path, out: Path, factor: int | None = None, license_id: str = "MIT") -> None:
+def export_bioimageio(
+    model: Path, out: Path, factor: int | None = None, license_id: str = "MIT", overwrite: bool = False
+) -> None:
     """Write the one-call mean as a package of the BioImage Model Zoo (a ZIP with TorchScript weights).
 
     Parameters
@@ -151,12 +163,17 @@ def export_bioimageio(model: Path, out: Path, factor: int | None = None, license
         The ``.zip`` to write; ``bioimageio test`` runs it.
     license_id : str
         SPDX identifier of the licence under which it is shared.
+    overwrite : bool
+        Whether a file of that name that this program did not write is replaced.
 
     Raises
     ------
+    OutputError
+        If there is such a file, or it lies in the model's folder.
     ConfigError
         As `load_mean`; if bioimageio.spec is not installed or does not accept the package.
     """
+    require_free(out, [model], overwrite)
     if find_spec("bioimageio") is None or find_spec("bioimageio.spec") is None:
         raise ConfigError("--format bioimageio needs bioimageio.spec: pip install 'emdiffuse[bioimageio]'")
     from bioimageio.spec import save_bioimageio_package
@@ -188,6 +205,7 @@ def export_bioimageio(model: Path, out: Path, factor: int | None = None, license
             ) from None
         with replaced_file(out) as partial:
             save_bioimageio_package(described, output_path=partial)
+            sign_zip(partial)
 
 
 def _describe(model: Path, mean: PosteriorMean, folder: Path, license_id: str) -> Any:

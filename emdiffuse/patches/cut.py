@@ -64,7 +64,7 @@ def cut_patches(stores: list[Path], model: Model, out: Path) -> None:
     chosen, places = _draw(sources, model)
     size = model.patches.size
     logger.info("%d patches of %d x %d pixels are cut, of %d places", len(chosen), size, size, places)
-    with replaced(out) as partial:
+    with replaced(out, stores) as partial:
         first = sources[chosen[0].dataset].cut(chosen[0])
         arrays = {
             name: create_array(

@@ -25,11 +25,22 @@ from emdiffuse.registration.pair import NotRegistered, register_pair
 from emdiffuse.registration.raft import Flow, normalised
 from emdiffuse.runtime.atomic import scratch
 from emdiffuse.runtime.errors import ConfigError, DataError
+from emdiffuse.runtime.outputs import PROGRAM, require_free
+
+BESIDE = ("flow.tif", "mask.tif", "json", "png")
+"""Endings of what is written beside the warped image."""
 
 logger = logging.getLogger(__name__)
 
 
-def align(moving: Path, fixed: Path, out: Path, scale: int = 1, weights: str = "shipped") -> None:
+def align(
+    moving: Path,
+    fixed: Path,
+    out: Path,
+    scale: int = 1,
+    weights: str = "shipped",
+    overwrite: bool = False,
+) -> None:
     """Register one image to another, and write the warped image and what was measured.
 
     Parameters
@@ -42,9 +53,13 @@ def align(moving: Path, fixed: Path, out: Path, scale: int = 1, weights: str = "
         How many pixels of the fixed image are one of the moving one, along a side.
     weights : str
         Weights of RAFT; see `raft`.
+    overwrite : bool
+        Whether files of these names that this program did not write are replaced.
 
     Raises
     ------
+    OutputError
+        If there are such files, or one is an image that is read.
     ConfigError
         If the output is not a TIFF.
     DataError
@@ -52,18 +67,33 @@ def align(moving: Path, fixed: Path, out: Path, scale: int = 1, weights: str = "
     """
     if out.suffix.lower() not in (".tif", ".tiff"):
         raise ConfigError(f"{out}: the aligned image is written as TIFF; choose a name that ends in .tif")
+    stem = out.name[: -len(out.suffix)]
+    for name in (out.name, *(f"{stem}.{ending}" for ending in BESIDE)):
+        require_free(out.with_name(name), [moving, fixed], overwrite)
     source, target = _read(moving), averaged(_read(fixed), scale)
     try:
         result = register_pair(target, source, Flow(weights))
     except NotRegistered as error:
         raise DataError(f"{moving}: it cannot be aligned to {fixed}: {error}") from None
-    stem = out.name[: -len(out.suffix)]
     ncc = result.quality["ncc"]
     with scratch(out) as folder:
-        tifffile.imwrite(folder / out.name, result.moving, compression="zlib")
-        tifffile.imwrite(folder / f"{stem}.flow.tif", result.displacement, compression="zlib")
-        tifffile.imwrite(folder / f"{stem}.mask.tif", result.mask.astype(np.uint8) * 255, compression="zlib")
-        said = {"moving": str(moving), "fixed": str(fixed), "weights": weights, **result.quality}
+        tifffile.imwrite(folder / out.name, result.moving, compression="zlib", software=PROGRAM)
+        tifffile.imwrite(
+            folder / f"{stem}.flow.tif", result.displacement, compression="zlib", software=PROGRAM
+        )
+        tifffile.imwrite(
+            folder / f"{stem}.mask.tif",
+            result.mask.astype(np.uint8) * 255,
+            compression="zlib",
+            software=PROGRAM,
+        )
+        said = {
+            "program": PROGRAM,
+            "moving": str(moving),
+            "fixed": str(fixed),
+            "weights": weights,
+            **result.quality,
+        }
         (folder / f"{stem}.json").write_text(json.dumps(said, indent=2))
         box = tuple(slice(0, min(a, b)) for a, b in zip(source.shape, target.shape, strict=True))
         look = normalised(target)

@@ -61,7 +61,7 @@ def register_pairs(store: Path, alignment: Alignment, out: Path, quality: Path, 
     register = _method(alignment)
     fields: list[dict[str, Any]] = []
     shown: list[tuple[float, list[tuple[str, Colors]]]] = []
-    with replaced(out) as partial:
+    with replaced(out, [store]) as partial:
         for field in progress(pairs.fields, len(pairs.fields), "registration", "pair"):
             moving, fixed = (pairs.image(field, role).array[:, :, :][0] for role in ("moving", "fixed"))
             target = averaged(fixed, pairs.scale)

@@ -39,7 +39,7 @@ def pass_images(volume: Path, out: Path, quality: Path, figure: Path) -> None:
     ]
     pictures = [(f"image {z + 1}", overlay(image, image)) for z, image in zip(chosen, shown, strict=True)]
     draw_gallery(pictures, figure)
-    with replaced(out) as partial:
+    with replaced(out, [volume]) as partial:
         link(opened.array.path, partial / "0")
         facts = {**opened.facts, "stage": "register", "alignment": {"conclusion": conclusion}}
         write_image(partial, name, opened.voxel_size, facts)

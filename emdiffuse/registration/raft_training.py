@@ -18,7 +18,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,9 @@ from torchvision.models.optical_flow import raft_small
 from emdiffuse.readers import open_source
 from emdiffuse.registration.raft import UPDATES, as_input, normalised
 from emdiffuse.runtime import checkpoints
+from emdiffuse.runtime.atomic import replaced_file
 from emdiffuse.runtime.errors import ConfigError, DataError
+from emdiffuse.runtime.outputs import PROGRAM, require_free
 from emdiffuse.runtime.progress import logger
 
 VALIDATION_SAMPLES = 24
@@ -257,7 +259,9 @@ class _Training:
         self.average, self.step, self.seconds = saved["average"], saved["step"], saved["seconds"]
 
 
-def train_raft(sources: Sequence[Source], out: Path, recipe: Recipe) -> None:
+def train_raft(
+    sources: Sequence[Source], out: Path, recipe: Recipe, inputs: Iterable[Path] = (), overwrite: bool = False
+) -> None:
     """Train `raft_small` from scratch, or go on with an interrupted training.
 
     Parameters
@@ -268,9 +272,15 @@ def train_raft(sources: Sequence[Source], out: Path, recipe: Recipe) -> None:
         The weights to write: safetensors in float16. The state to go on from lies beside them until the end.
     recipe : Recipe
         How.
+    inputs : iterable of Path
+        The files that the sources were read from, which `out` must not replace.
+    overwrite : bool
+        Whether a file of that name that this program did not write is replaced.
 
     Raises
     ------
+    OutputError
+        If there is such a file, or it is an input.
     ConfigError
         If there is nothing to train on, or `out` is not a safetensors file.
     """
@@ -278,6 +288,7 @@ def train_raft(sources: Sequence[Source], out: Path, recipe: Recipe) -> None:
         raise ConfigError("train-raft: there are no images to train on; give --stack or --pair")
     if out.suffix != ".safetensors":
         raise ConfigError(f"{out}: weights are written as safetensors; choose a name that ends so")
+    require_free(out, inputs, overwrite)
     torch.manual_seed(recipe.seed)
     parts = [source.split() for source in sources]
     shapes = [[image.shape for image in source.images] for source in sources]
@@ -286,7 +297,7 @@ def train_raft(sources: Sequence[Source], out: Path, recipe: Recipe) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.rate, weight_decay=1e-5)
     average = {name: value.clone() for name, value in network.state_dict().items()}
     training = _Training(recipe, network, optimizer, average)
-    state = out.with_suffix(".training")
+    state = out.with_name(f".{out.name}.training")
     out.parent.mkdir(parents=True, exist_ok=True)
     if (saved := checkpoints.read(state, identity)) is not None:
         training.restore(saved)
@@ -309,11 +320,9 @@ def train_raft(sources: Sequence[Source], out: Path, recipe: Recipe) -> None:
 
 def _write(out: Path, weights: State) -> None:
     """Write weights in float16."""
-    partial = out.with_suffix(".partial")
     half = {name: value.half().contiguous() for name, value in weights.items()}
-    save_file(half, partial, metadata={"network": "raft_small"})
-    partial.chmod(0o644)
-    partial.replace(out)
+    with replaced_file(out) as partial:
+        save_file(half, partial, metadata={"program": PROGRAM, "network": "raft_small"})
 
 
 def _one_cycle(progress: float) -> float:

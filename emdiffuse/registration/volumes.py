@@ -126,7 +126,7 @@ def check_alignment(volume: Path, alignment: Alignment, out: Path, quality: Path
     summary = {
         key: value for key, value in report.items() if key not in ("dataset", "pairs", "slices", "reason")
     }
-    with replaced(out) as partial:
+    with replaced(out, [volume]) as partial:
         link(opened.array.path, partial / "0")
         facts = {**opened.facts, "stage": "register", "alignment": summary}
         write_image(partial, name, opened.voxel_size, facts)

@@ -19,7 +19,6 @@ Conventions
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -37,6 +36,7 @@ from emdiffuse.restoration.geometry import BlockGrid, ImageStack, SliceGrid, Til
 from emdiffuse.restoration.intervals import read_calibration
 from emdiffuse.runtime.atomic import write_atomically
 from emdiffuse.runtime.errors import DataError, StoreError
+from emdiffuse.runtime.outputs import emptied, require_apart
 from emdiffuse.runtime.progress import logger
 from emdiffuse.stores.volume import Array, Volume, create_array, create_image_array, open_volume
 
@@ -290,10 +290,13 @@ def _check_gaps(grid: SliceGrid, dataset: Path, model: Path, description: Descri
 
 def _make_stores(plan: Plan, volume: Volume) -> None:
     """Make the tile store and the level 0 of the restored volume, unless they are of this very plan."""
+    inputs = (plan.input, plan.model)
+    for store in (plan.tiles, plan.restored):
+        require_apart(store, inputs)
     if not _is_of(plan, plan.tiles):
-        create_tiles(plan, plan.tiles)
+        create_tiles(plan, emptied(plan.tiles, inputs))
     if not all(_is_of(plan, plan.restored / name / "0") for name in plan.outputs):
-        shutil.rmtree(plan.restored, ignore_errors=True)
+        emptied(plan.restored, inputs)
         for name in plan.outputs:
             create_output(plan, name, plan.restored / name / "0", volume.array.dtype)
 

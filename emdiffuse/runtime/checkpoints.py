@@ -19,19 +19,19 @@ from typing import Any
 
 import torch
 
+from emdiffuse.runtime.atomic import replaced_file
 from emdiffuse.runtime.progress import logger
 
 
 def write(path: Path, content: dict[str, Any], previous: Path | None = None) -> None:
     """Write a checkpoint beside its place, and rename it; what was there becomes `previous`, if given."""
-    temporary = path.with_suffix(".partial")
-    with temporary.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())  # what is renamed has arrived, also where power fails
-    if previous is not None and path.exists():
-        path.replace(previous)
-    temporary.replace(path)
+    with replaced_file(path) as temporary:
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())  # what is renamed has arrived, also where power fails
+        if previous is not None and path.exists():
+            path.replace(previous)
 
 
 def write_and_keep(path: Path, content: dict[str, Any]) -> None:

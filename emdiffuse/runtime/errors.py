@@ -7,7 +7,14 @@ Whoever handles an error asks its class and its `path`; the sentence is for peop
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+
+def printable(text: str) -> str:
+    """Return a text in one line that any terminal and file takes, whatever the names in it are made of."""
+    encodable = text.encode("utf-8", "backslashreplace").decode()
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], encodable)
 
 
 class EmdiffuseError(ValueError):
@@ -81,6 +88,10 @@ class AccessError(EmdiffuseError):
 
 class ModelError(EmdiffuseError):
     """A model or checkpoint that is missing, damaged or of another kind; names its file."""
+
+
+class OutputError(EmdiffuseError):
+    """An output that would replace an input, or what this program did not make; names it."""
 
 
 class LaunchError(EmdiffuseError):

@@ -23,6 +23,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from emdiffuse import __version__
+from emdiffuse.runtime.errors import printable
 
 LINE_SECONDS = 10.0
 logger = logging.getLogger("emdiffuse")
@@ -37,7 +38,7 @@ def setup(log: Path | None = None) -> None:
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if log is not None:
         log.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(log, mode="a"))
+        handlers.append(logging.FileHandler(log, mode="a", encoding="utf-8", errors="backslashreplace"))
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
@@ -49,10 +50,11 @@ def setup(log: Path | None = None) -> None:
 
 def fail(error: BaseException) -> None:
     """Tell a user's mistake in one line: as ``error: ...`` on standard error, and in the log."""
-    print(f"error: {error}", file=sys.stderr)
+    said = printable(str(error))
+    print(f"error: {said}", file=sys.stderr)
     for handler in logger.handlers:
         if isinstance(handler, logging.FileHandler):
-            handler.handle(logger.makeRecord(logger.name, logging.ERROR, __file__, 0, str(error), (), None))
+            handler.handle(logger.makeRecord(logger.name, logging.ERROR, __file__, 0, said, (), None))
 
 
 def clock(seconds: float) -> str:

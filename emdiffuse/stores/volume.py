@@ -40,6 +40,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from emdiffuse.runtime.atomic import write_atomically
 from emdiffuse.runtime.disks import trouble
 from emdiffuse.runtime.errors import AccessError, DamagedError, StoreError
+from emdiffuse.runtime.outputs import emptied
 from emdiffuse.runtime.progress import logger
 from emdiffuse.stores.damage import MISSING, damage_of, first_line, of_the_call, os_error
 from emdiffuse.stores.intensity import Intensity, read_intensity
@@ -214,7 +215,7 @@ def create_array(
     axes: Sequence[str] | None = None,
     attributes: dict[str, Any] | None = None,
 ) -> Array:
-    """Create an array, wiping whatever lay there.
+    """Create an array in the place of one that this program made there before, if any.
 
     Parameters
     ----------
@@ -234,7 +235,8 @@ def create_array(
     A chunk or shard that was never written cannot be read. One that is all zeros is written all the same,
     since its existence says that it is done.
     """
-    shutil.rmtree(path, ignore_errors=True)
+    if path.exists():
+        emptied(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     zarr.create_array(
         store=str(path),
@@ -277,7 +279,7 @@ def read_metadata(path: Path, kind: str) -> dict[str, Any]:
     """
     try:
         metadata: dict[str, Any] = json.loads((path / "zarr.json").read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise StoreError(
             f"{path}: there is no finished Zarr {kind} here; run the stage that makes it"
         ) from None

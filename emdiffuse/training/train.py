@@ -29,6 +29,7 @@ from emdiffuse import __version__
 from emdiffuse.config import Model, Training
 from emdiffuse.config.settings import settings_hash
 from emdiffuse.models.description import weights_hash
+from emdiffuse.models.networks.weights import require_place
 from emdiffuse.models.processes import Batch, Draws
 from emdiffuse.patches.cut import ORIGIN_COLUMNS, PatchStore
 from emdiffuse.runtime import checkpoints
@@ -77,6 +78,9 @@ def train(
         If the loss becomes NaN, naming the step; if the model to begin from has another network.
     """
     patches = PatchStore(store)
+    require_place(
+        experiment / "best", [store, *([Path(model.training.init_from)] if model.training.init_from else [])]
+    )
     run = experiment / "run"
     run.mkdir(parents=True, exist_ok=True)
     with joined(device) as ranks, checkpoints.only_one(run / "lock") if ranks.first else nullcontext():

@@ -45,7 +45,7 @@ def test_voxels_type_and_voxel_size_are_kept(tmp_path, dtype):
     assert volume.voxel_size == SIZE
     assert (volume.facts["stage"], volume.facts["dataset"]) == ("acquire", "sample")
     assert left_in(tmp_path) == ["raw.tif", "sample.ome.zarr"]
-    assert left_in(tmp_path / "sample.ome.zarr") == ["0", "zarr.json"]
+    assert left_in(tmp_path / "sample.ome.zarr") == [".emdiffuse", "0", "zarr.json"]
 
 
 def test_every_source_file_has_its_checksum(tmp_path):
@@ -69,7 +69,7 @@ def test_a_slab_that_is_too_large_for_memory_lies_in_a_scratch_file(tmp_path, mo
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     np.testing.assert_array_equal(open_volume(tmp_path / "a.ome.zarr").array[:, :, :], values)
-    assert left_in(tmp_path / "a.ome.zarr") == ["0", "zarr.json"]
+    assert left_in(tmp_path / "a.ome.zarr") == [".emdiffuse", "0", "zarr.json"]
     assert peak < 14e6
 
 

@@ -15,7 +15,7 @@ from emdiffuse.models.networks.weights import save_model
 from emdiffuse.restoration.plan import make_plan
 from emdiffuse.restoration.stitch import pyramid, stitch
 from emdiffuse.restoration.tiles import restore
-from emdiffuse.runtime.errors import ConfigError, DataError
+from emdiffuse.runtime.errors import DataError, EmdiffuseError
 from emdiffuse.stores.volume import open_volume
 
 SAMPLER = Sampler(steps=2, samples=2, seed=3)
@@ -132,6 +132,6 @@ def test_a_mistake_is_said_and_leaves_nothing(medulla, small_model, tmp_path, na
     paths, settings, message = MISTAKES[name]
     tifffile.imwrite(tmp_path / "raw.tif", medulla[:3, :40, :40], photometric="minisblack")
     paths = {key: tmp_path / value for key, value in {"output": "out.tif", **paths}.items()}
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(EmdiffuseError, match=message):
         enhance(tmp_path / "raw.tif", how=Enhancement(small_model, **{"factor": 6, **settings}), **paths)
     assert [path.name for path in tmp_path.iterdir()] == ["raw.tif"]

@@ -168,29 +168,39 @@ def test_a_chunk_of_zeros_is_written_too(tmp_path):
     assert array.exists((1, 0)) and not array.exists((0, 0))
 
 
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def write_part(partial, name):
+    """Write a file as a store has them."""
+    (partial / "c").mkdir(exist_ok=True)
+    (partial / "c" / name).write_text(name)
+
+
 def test_replaced_keeps_the_old_until_the_new_is_whole(tmp_path):
     path = tmp_path / "store"
     with replaced(path) as partial:
-        (partial / "a").write_text("1")
+        write_part(partial, "1")
     with pytest.raises(RuntimeError), replaced(path) as partial:
-        (partial / "b").write_text("2")
+        write_part(partial, "2")
         raise RuntimeError
-    assert [p.name for p in tmp_path.iterdir()] == ["store"] and [p.name for p in path.iterdir()] == ["a"]
+    assert names(tmp_path) == ["store"] and names(path / "c") == ["1"]
 
 
 def _build(path, text, started, go):
     with replaced(path) as partial:
-        (partial / text).write_text(text)
+        write_part(partial, text)
         started.set()
         go.wait(20)
-        (partial / f"{text}-end").write_text(text)
+        write_part(partial, f"{text}-end")
 
 
 def test_two_processes_that_build_one_store_do_not_mix(tmp_path):
     path = tmp_path / "store"
     context = multiprocessing.get_context("spawn")
     events = [(context.Event(), context.Event()) for _ in range(2)]
-    builders = [context.Process(target=_build, args=(path, n, *e)) for n, e in zip("ab", events, strict=True)]
+    builders = [context.Process(target=_build, args=(path, n, *e)) for n, e in zip("12", events, strict=True)]
     for builder, (started, _) in zip(builders, events, strict=True):
         builder.start()
         assert started.wait(20)
@@ -198,23 +208,22 @@ def test_two_processes_that_build_one_store_do_not_mix(tmp_path):
         go.set()
         builder.join()
         assert builder.exitcode == 0
-    assert sorted(p.name for p in path.iterdir()) == ["b", "b-end"]
-    assert [p.name for p in tmp_path.iterdir()] == ["store"]
+    assert names(path / "c") == ["2", "2-end"] and names(tmp_path) == ["store"]
 
 
 def test_what_a_killed_builder_left_is_removed(tmp_path):
     path = tmp_path / "store"
     context = multiprocessing.get_context("spawn")
     started, go = context.Event(), context.Event()
-    builder = context.Process(target=_build, args=(path, "a", started, go))
+    builder = context.Process(target=_build, args=(path, "1", started, go))
     builder.start()
     assert started.wait(20)
     builder.kill()
     builder.join()
     assert len(list(tmp_path.glob(".store.partial-*"))) == 1
     with replaced(path) as partial:
-        (partial / "c").write_text("c")
-    assert [p.name for p in tmp_path.iterdir()] == ["store"]
+        write_part(partial, "3")
+    assert names(tmp_path) == ["store"]
 
 
 def test_write_atomically_leaves_no_temporary_file(tmp_path):

@@ -102,7 +102,7 @@ def test_a_killed_watch_goes_on(folder, how, model, tmp_path):
     wait_for(lambda: (tmp_path / "out/0.tif").exists() or (tmp_path / "out/1.tif").exists(), process)
     process.kill()
     process.communicate()
-    (tmp_path / "out/.2.tif.partial-x").mkdir()  # as a kill leaves it
+    (tmp_path / "out/.2.tif.partial-0123abcd").mkdir()  # as a kill leaves it
     first = times(tmp_path / "out")
     tifffile.imwrite(folder / "2.tif", tifffile.imread(folder / "0.tif"))
     run_once(folder, how)

@@ -65,7 +65,7 @@ def test_a_model_comes_back_as_it_was(model):
 def test_a_failed_write_leaves_the_old_model(model, monkeypatch):
     before = {path.name: path.read_bytes() for path in model.iterdir()}
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError("disk full")
 
     monkeypatch.setattr("emdiffuse.models.networks.weights.save_file", full)

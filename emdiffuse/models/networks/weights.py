@@ -11,10 +11,9 @@ Conventions
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,7 +33,9 @@ from emdiffuse.models.description import (
 )
 from emdiffuse.models.networks.unet import UNet
 from emdiffuse.models.numbers import not_numbers, require_numbers
+from emdiffuse.runtime.atomic import replaced_file
 from emdiffuse.runtime.errors import ModelError
+from emdiffuse.runtime.outputs import PROGRAM, is_own_file, require_free
 from emdiffuse.stores.provenance import SourceFile
 
 SCHEDULE_BUFFERS = (
@@ -64,16 +65,26 @@ def save_model(directory: Path | str, network: nn.Module, description: Descripti
     directory.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     text = description.model_dump_json(indent=2, exclude_none=True) + "\n"
-    new_weights = directory / f".{WEIGHTS_FILE}.{os.getpid()}"
-    new_text = directory / f".{DESCRIPTION_FILE}.{os.getpid()}"
-    try:
-        save_file(weights, new_weights)
+    with replaced_file(directory / DESCRIPTION_FILE) as new_text:  # which takes its place last
         new_text.write_text(text)
-        new_weights.replace(directory / WEIGHTS_FILE)
-        new_text.replace(directory / DESCRIPTION_FILE)
-    finally:
-        new_weights.unlink(missing_ok=True)
-        new_text.unlink(missing_ok=True)
+        with replaced_file(directory / WEIGHTS_FILE) as new_weights:
+            save_file(weights, new_weights, metadata={"program": PROGRAM})
+
+
+def require_place(
+    directory: Path, inputs: Iterable[Path] = (), overwrite: bool = False, card: str = "README.md"
+) -> None:
+    """Refuse a folder where a model's files would replace an input, or files of somebody else's.
+
+    Raises
+    ------
+    OutputError
+        If it is so; names the file.
+    """
+    inputs = list(inputs)
+    ours = is_own_file(directory / DESCRIPTION_FILE)  # and then so are those beside it
+    for name in (WEIGHTS_FILE, DESCRIPTION_FILE, card):
+        require_free(directory / name, inputs, overwrite or ours)
 
 
 def load_weights(directory: Path | str, network: nn.Module) -> None:
