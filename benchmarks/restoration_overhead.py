@@ -52,7 +52,9 @@ def main() -> None:
                 lambda: batches.extend(parts._read_batch(plan, grid, g, source) for _, g in groups)
             ),
             "noise": seconds(
-                lambda: noises.extend([parts._noise(plan, grid, g, *d) for d in known] for _, g in groups)
+                lambda: noises.extend(
+                    [parts._noise(plan, grid, g, *d, model.device) for d in known] for _, g in groups
+                )
             ),
         }
 

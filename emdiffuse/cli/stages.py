@@ -23,6 +23,16 @@ class Launcher(StrEnum):
     submitit = "submitit"
 
 
+class Precision(StrEnum):
+    """What a network computes in."""
+
+    auto = "auto"
+    float32 = "float32"
+    tf32 = "tf32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
 class Compilation(StrEnum):
     """Modes of torch.compile."""
 
@@ -175,6 +185,9 @@ def restore(
             "replay each call as a CUDA graph; max-autotune: also try several kernels. Needs a C++ compiler.",
         ),
     ] = None,
+    precision: Annotated[
+        Precision, typer.Option(help="What the network computes in. auto: half precision on a GPU.")
+    ] = Precision.auto,
 ) -> None:
     """Restore a worker's share of a plan's blocks; blocks that are done are not done again.
 
@@ -185,7 +198,7 @@ def restore(
     from emdiffuse.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()
-    run(plan, *_share(worker), device, batch=_batch(batch), compilation=compilation)
+    run(plan, *_share(worker), device, batch=_batch(batch), compilation=compilation, precision=precision)
     _mark(done, read_plan(plan).hash)
 
 

@@ -143,7 +143,7 @@ class Training(Section):
     )
     validate_every: int = Field(500, ge=1, description="Steps between validations.")
     checkpoint_minutes: float = Field(2.0, gt=0, description="Minutes between saved states.")
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of the network; auto chooses by device."
     )
     init_from: str | None = Field(

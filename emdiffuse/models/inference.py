@@ -44,6 +44,8 @@ class RestorationModel:
         Where it runs.
     directory : Path
         Where it was read from, for errors.
+    precision : str
+        What it computes in; see `networks.precision`.
     """
 
     network: nn.Module
@@ -51,9 +53,10 @@ class RestorationModel:
     description: Description
     device: torch.device
     directory: Path
+    precision: str = "auto"
 
     @classmethod
-    def load(cls, directory: Path, device: str = "cpu") -> RestorationModel:
+    def load(cls, directory: Path, device: str = "cpu", precision: str = "auto") -> RestorationModel:
         """Open a model that training or `import-weights` wrote.
 
         Raises
@@ -63,7 +66,8 @@ class RestorationModel:
         """
         description = read_description(directory)
         network = load_network(directory, device)
-        return cls(network, process_of(description), description, torch.device(device), directory)
+        place = torch.device(device)
+        return cls(network, process_of(description), description, place, directory, precision)
 
     def compiled(self, mode: str) -> RestorationModel:
         """Return the model with its network compiled (see `networks.compilation`)."""
@@ -98,7 +102,7 @@ class RestorationModel:
         first: Tensor | None = None
         mean = torch.zeros(batch.shape, device=self.device)
         squares = torch.zeros_like(mean)
-        autocast, _ = autocast_for(self.device)
+        autocast, _ = autocast_for(self.device, self.precision)
         samples = sampler.samples if self.description.samples_differ(sampler) else 1
         for sample in range(samples):
             noise = partial(white, sample)

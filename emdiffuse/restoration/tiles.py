@@ -64,6 +64,7 @@ def restore(
     model: RestorationModel | None = None,
     batch: int | None = None,
     compilation: str | None = None,
+    precision: str = "auto",
 ) -> None:
     """Restore the blocks that a worker owns and that are not done.
 
@@ -81,6 +82,8 @@ def restore(
         Tiles that go through the network at once; by default as many as a GPU has memory for, on a CPU one.
     compilation : {"default", "reduce-overhead", "max-autotune"}, optional
         Compile the network, in this mode of `torch.compile`.
+    precision : str
+        What the network computes in; see `networks.precision`.
 
     Raises
     ------
@@ -98,7 +101,7 @@ def restore(
     if not todo:
         logger.info("all %d blocks of worker %d are done", len(mine), worker)
         return
-    model = model or RestorationModel.load(plan.model, place_of(device))
+    model = model or RestorationModel.load(plan.model, place_of(device), precision)
     if batch is None:
         batch = _batch_for(plan, todo, volume, model)
     if compilation is not None:

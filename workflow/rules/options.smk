@@ -91,7 +91,8 @@ def device_options(wildcards, resources):
     """How the network is run: what the device has room for, and what pays on it, so the profile says it."""
     mode = resources.get("compile")
     compiled = f" --compile {mode}" if mode else ""
-    return f"--batch {resources.get('batch', 'auto')}{compiled}"
+    precision = resources.get("precision", "auto")
+    return f"--batch {resources.get('batch', 'auto')} --precision {precision}{compiled}"
 
 
 def calibration_settings(wildcards):

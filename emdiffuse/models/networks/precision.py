@@ -11,7 +11,13 @@ from __future__ import annotations
 
 import torch
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""Types that are computed in; tf32 is float32 whose products keep 10 bits, on a GPU's tensor cores."""
 
 
 def autocast_for(
@@ -23,7 +29,7 @@ def autocast_for(
     ----------
     device : device or str
         Where the network runs.
-    precision : {"auto", "float32", "bfloat16", "float16"}
+    precision : {"auto", "float32", "tf32", "bfloat16", "float16"}
         With "auto": bfloat16 on a CUDA device that has it in hardware, float16 on any other CUDA device,
         float32 elsewhere (bfloat16 took six times as long on a CPU without hardware for it).
 
@@ -49,6 +55,8 @@ def autocast_for(
         dtype = DTYPES[precision]
     else:
         raise ValueError(f"the precision is 'auto' or one of {', '.join(DTYPES)}, not {precision!r}")
+    if kind == "cuda":  # cuDNN's default rounds the factors of "float32" convolutions to tf32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "float32"
     # autocast knows no float32: where it is disabled, its dtype says nothing
     mixed = dtype is not torch.float32
     autocast = torch.autocast(kind, dtype=dtype if mixed else torch.bfloat16, enabled=mixed)
