@@ -142,6 +142,11 @@ class Training(Section):
         description="Correlation length of a native model's noise along z, in gaps; 0: white.",
     )
     validate_every: int = Field(500, ge=1, description="Steps between validations.")
+    feed: Literal["auto", "device", "workers"] = Field(
+        "auto",
+        description="Where examples are drawn and changed: on the device, which then keeps all patches in "
+        "its memory, or by threads that work ahead; auto: on a GPU that has room for them.",
+    )
     checkpoint_minutes: float = Field(2.0, gt=0, description="Minutes between saved states.")
     precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of the network; auto chooses by device."

@@ -92,24 +92,31 @@ class Draws:
         Examples of the whole batch.
     rows : Tensor, optional
         Those of this process; all by default.
+    device : device or str
+        Where they are drawn, and stay: millions of normal values a step are too many for a CPU that feeds a
+        GPU. Each kind of device has numbers of its own.
     """
 
-    def __init__(self, seed: int, count: int, rows: Tensor | None = None) -> None:
-        self.count = count
-        self.rows = torch.arange(count) if rows is None else rows
-        self._generator = torch.Generator().manual_seed(seed)
+    def __init__(
+        self, seed: int, count: int, rows: Tensor | None = None, device: torch.device | str = "cpu"
+    ) -> None:
+        self.count, self.device = count, device
+        self.rows = (torch.arange(count) if rows is None else rows).to(device)
+        self._generator = torch.Generator(device).manual_seed(seed)
 
     def normal(self, *shape: int) -> Tensor:
-        """Return standard normal numbers, (N, *shape), on the CPU."""
-        return torch.randn((self.count, *shape), generator=self._generator)[self.rows]
+        """Return standard normal numbers, (N, *shape)."""
+        return torch.randn((self.count, *shape), generator=self._generator, device=self.device)[self.rows]
 
-    def uniform(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return numbers in [0, 1), (N,)."""
-        return torch.rand(self.count, generator=self._generator, dtype=dtype)[self.rows]
+    def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return numbers in [0, 1), (N, *shape)."""
+        size = (self.count, *shape)
+        return torch.rand(size, generator=self._generator, dtype=dtype, device=self.device)[self.rows]
 
     def integers(self, low: int, high: int) -> Tensor:
         """Return integers from `low` to `high` - 1, (N,)."""
-        return torch.randint(low, high, (self.count,), generator=self._generator)[self.rows]
+        size = (self.count,)
+        return torch.randint(low, high, size, generator=self._generator, device=self.device)[self.rows]
 
     def first(self, share: float) -> Tensor:
         """Tell which examples are among the first of the whole batch, (N,) bool: a share of it."""
@@ -241,8 +248,8 @@ class PublishedProcess:
         index = (share * present.sum(1)).long()
         x0 = target[torch.arange(count, device=target.device), index][:, None]
         number = draws.integers(1, len(PUBLISHED_TRAIN))
-        between = draws.uniform(torch.float64)
-        levels = torch.from_numpy(PUBLISHED_TRAIN)
+        between = draws.uniform(dtype=torch.float64)
+        levels = torch.from_numpy(PUBLISHED_TRAIN).to(number.device)
         gamma = levels[number - 1] + between * (levels[number] - levels[number - 1])
         gamma = gamma.to(target.device, widest_float(target.device))
         eps = draws.normal(*x0.shape[1:]).to(target.device)

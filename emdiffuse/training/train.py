@@ -131,7 +131,7 @@ def _loop(
     begin, saved = time.monotonic() - state.seconds, time.monotonic()
     board = SummaryWriter(str(run / "tensorboard"), purge_step=state.step) if ranks.first else None
     own = ranks.part(training.batch)
-    examples = batches(patches, model, own, state.step)
+    examples = batches(patches, model, own, state.step, ranks.device)
     forward = ranks.wrap(state.network)
     limit = _most_steps(training, len(patches.training))
     steps = range(state.step, limit)
@@ -197,7 +197,8 @@ def _backward(
 ) -> float:
     """Gather the gradients of this process's part of a batch, averaged over processes; return its loss."""
     inputs, target = examples[0].to(ranks.device), examples[1].to(ranks.device)
-    draws = Draws(seed_of(training.seed, state.step, DRAWING), training.batch, torch.from_numpy(own))
+    device = ranks.device if ranks.device.type == "cuda" else "cpu"
+    draws = Draws(seed_of(training.seed, state.step, DRAWING), training.batch, torch.from_numpy(own), device)
     arguments, wanted = state.process.example(inputs, target, draws)
     state.optimizer.zero_grad(set_to_none=True)
     torch.manual_seed(seed_of(training.seed, state.step, DROPPING))

@@ -10,12 +10,13 @@ from helpers import INTENSITY, raw_file, write_pairs, write_volume
 from learning import model_settings, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from emdiffuse.config import Model, Network, Sampler
+from emdiffuse.config import Augmentation, Model, Network, Sampler
 from emdiffuse.models.inference import RestorationModel
 from emdiffuse.models.processes import Batch, Draws, NativeProcess
 from emdiffuse.patches.cut import ORIGIN_COLUMNS, TRAINING, VALIDATION, PatchStore, cut_patches
 from emdiffuse.runtime.errors import DataError, EmdiffuseError
 from emdiffuse.stores.volume import Array
+from emdiffuse.training.feed import ResidentPatches, draw_batch
 from emdiffuse.training.train import train
 
 
@@ -223,3 +224,17 @@ def test_the_published_network_trains_by_its_own_process(store, noisy_store, tmp
             phi = loaded.process.difficulty(loaded.network, batch, mean, 0.5, noise[0, 0])
             assert phi.shape == batch.shape and phi.min() > 0
         assert mean.shape == batch.shape and mean.abs().max() <= 1 and deviation.max() > 0
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_patches_kept_on_a_device_give_the_examples_that_threads_give(store, noise):
+    model = model_settings(batch=4).model_copy(update={"augmentation": Augmentation(noise=noise, blur=0.3)})
+    patches, places = PatchStore(store), np.array([1, 3])
+    kept = ResidentPatches(patches, torch.device("cpu"))
+    for step in (0, 5):
+        drawn = draw_batch(patches, model, step, places, kept)
+        expected = draw_batch(patches, model, step, places)
+        for one, other in zip((*drawn[0], drawn[1]), (*expected[0], expected[1]), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+    whole = draw_batch(patches, model, 5, np.arange(4))
+    torch.testing.assert_close(whole[0].condition[places], expected[0].condition, rtol=0, atol=0)
