@@ -9,6 +9,7 @@ Conventions
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -54,13 +55,14 @@ class CziScene(Source):
         self._layout = layout
         self._corner = corner
         self._lock = threading.Lock()
+        self._open = ExitStack()
 
     @cached_property
     def _file(self) -> Any:
-        """The open file; the library's context manager is entered for as long as the process lasts."""
+        """The open file, as long as this source is there."""
         from pylibCZIrw import czi
 
-        return czi.open_czi(str(self.files[0])).__enter__()
+        return self._open.enter_context(czi.open_czi(str(self.files[0])))
 
     def _read(self, z0: int, z1: int, y: slice, x: slice) -> NDArray[Any]:
         top, left, scene = self._corner

@@ -141,7 +141,10 @@ def _voxel_size(dataset: Any, letters: str) -> Size | None:
         value = dataset.attrs.get(key)
         if value is None:
             continue
-        numbers = np.atleast_1d(np.asarray(value, float)).ravel()
+        try:
+            numbers = np.atleast_1d(np.asarray(value, float)).ravel()
+        except (TypeError, ValueError):  # somebody's words
+            continue
         given = dataset.attrs.get(f"{key}_unit", dataset.attrs.get("units") if key == "resolution" else None)
         scale = unit_of(np.atleast_1d(given)[0]) if given is not None else unit
         if len(numbers) == 1:
