@@ -16,9 +16,18 @@ import tifffile
 from emdiffuse.evaluation.metrics import psnr
 from emdiffuse.registration.pair import Limits, NotRegistered, coarse_homography, register_pair
 from emdiffuse.registration.phase import correlate, peak, spectra
-from emdiffuse.registration.raft import Flow, normalised
+from emdiffuse.registration.raft import Flow
 from emdiffuse.registration.refinement import refined
-from emdiffuse.registration.warping import composed, correlation, identity, inside, mapped, smoothed, warp
+from emdiffuse.registration.warping import (
+    composed,
+    correlation,
+    identity,
+    inside,
+    mapped,
+    normalised,
+    smoothed,
+    warp,
+)
 
 HELD_OUT = slice(500, 768)
 """Rows of the brain pair that the weights never saw."""

@@ -22,7 +22,8 @@ from emdiffuse.readers import open_source
 from emdiffuse.registration.fields import averaged
 from emdiffuse.registration.figures import draw_field, overlay
 from emdiffuse.registration.pair import NotRegistered, register_pair
-from emdiffuse.registration.raft import Flow, normalised
+from emdiffuse.registration.raft import Flow
+from emdiffuse.registration.warping import normalised
 from emdiffuse.runtime.atomic import scratch
 from emdiffuse.runtime.errors import ConfigError, DataError
 from emdiffuse.runtime.outputs import PROGRAM, require_free

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from emdiffuse.config import Alignment
 from emdiffuse.registration.figures import Colors, draw_field, draw_gallery, overlay
 from emdiffuse.registration.pair import Limits, NotRegistered, Registered, check_pair, register_pair
-from emdiffuse.registration.raft import Flow
 from emdiffuse.runtime.atomic import replaced, write_atomically
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.runtime.progress import progress
@@ -106,6 +105,8 @@ def _method(alignment: Alignment) -> Register:
         return lambda fixed, moving: check_pair(
             fixed, moving, alignment.tolerance, alignment.least_correlation
         )
+    from emdiffuse.registration.raft import Flow  # torch and torchvision: to check pairs needs neither
+
     flow = Flow(alignment.weights)
     limits = Limits(alignment.least_correlation, alignment.most_rejected)
     return lambda fixed, moving: register_pair(fixed, moving, flow, limits)

@@ -12,8 +12,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from matplotlib.colors import hsv_to_rgb
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from emdiffuse.registration.warping import Image, Map
@@ -32,6 +30,8 @@ def overlay(moving: Image, fixed: Image) -> Colors:
 
 def wheel(displacement: Map, longest: float) -> Colors:
     """Return displacements (2, y, x) as colours (y, x, 3): to the right red, none white."""
+    from matplotlib.colors import hsv_to_rgb
+
     y, x = displacement
     hue = (np.arctan2(y, x) / (2 * np.pi)) % 1
     length = np.clip(np.hypot(y, x) / max(longest, 1e-6), 0, 1)
@@ -52,6 +52,8 @@ def draw_field(title: str, before: Colors, after: Colors, displacement: Map, pat
     path : Path
         PNG to write.
     """
+    from matplotlib.figure import Figure
+
     shift = np.median(displacement, axis=(1, 2))
     local = displacement - shift[:, None, None]
     longest = max(float(np.percentile(np.hypot(*local), 99)), 0.1)
@@ -84,6 +86,8 @@ def draw_field(title: str, before: Colors, after: Colors, displacement: Map, pat
 
 def draw_gallery(pictures: list[tuple[str, Colors]], path: Path, columns: int = 2) -> None:
     """Draw pictures (y, x, 3) with their titles, in rows."""
+    from matplotlib.figure import Figure
+
     rows = -(-len(pictures) // columns)
     height, width = pictures[0][1][_middle(pictures[0][1])].shape[:2]
     figure = Figure(

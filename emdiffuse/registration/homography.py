@@ -20,8 +20,7 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from emdiffuse.registration.raft import normalised
-from emdiffuse.registration.warping import Image, Map, Matrix, mapped, smoothed
+from emdiffuse.registration.warping import Image, Map, Matrix, mapped, normalised, smoothed
 
 FEATURES = 4000
 LEAST_INLIERS = 16

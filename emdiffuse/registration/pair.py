@@ -20,14 +20,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emdiffuse.registration.homography import Coarse, homography_of, shift_of
 from emdiffuse.registration.phase import correlate, peak, spectra
-from emdiffuse.registration.raft import Flow
 from emdiffuse.registration.refinement import refined
 from emdiffuse.registration.warping import (
     Image,
@@ -44,6 +43,9 @@ from emdiffuse.registration.warping import (
 )
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.stores.intensity import cast_to
+
+if TYPE_CHECKING:
+    from emdiffuse.registration.raft import Flow
 
 SIGMA = 1.5
 """Gaussian before normalised cross-correlation, in pixels: it then tells of structure, not of noise."""

@@ -8,12 +8,11 @@ Conventions
   are given to its three channels alike, each normalised by its own median and spread.
 * Weights are called "shipped" (`raft_small`, trained by `emdiffuse train-raft`; see the card beside them),
   "torchvision" (its published `raft_small`, downloaded once), or by a path: safetensors, or a state
-  dictionary of torchvision's names or of those of the original publication, read with ``weights_only=True``.
+  dictionary of torchvision's names, read with ``weights_only=True``.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.error import URLError
@@ -25,34 +24,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.models.optical_flow import Raft_Small_Weights, raft_large, raft_small
 
+from emdiffuse.registration.warping import normalised
 from emdiffuse.runtime.errors import DataError
 
 SHIPPED = Path(__file__).parent / "weights" / "raft_small_em.safetensors"
-CLIP = 3.0
-"""Intensities are cut at so many times the spread, which become -1 and 1."""
 SMALLEST = 128
 """Height and width below which images are padded: the coarsest level of the network needs it."""
 UPDATES = 12
 """Iterations of the flow."""
-
-_PARTS = (  # names of the original publication, and torchvision's
-    (r"^(module\.)?", ""),
-    (r"^fnet\.", "feature_encoder."),
-    (r"^cnet\.", "context_encoder."),
-    (r"^(feature|context)_encoder\.conv1\.", r"\1_encoder.convnormrelu.0."),
-    (r"^(feature|context)_encoder\.norm1\.", r"\1_encoder.convnormrelu.1."),
-    (r"^(feature|context)_encoder\.conv2\.", r"\1_encoder.conv."),
-    (r"(layer\d\.\d)\.conv(\d)\.", r"\1.convnormrelu\2.0."),
-    (r"(layer\d\.\d)\.norm([12])\.", r"\1.convnormrelu\2.1."),
-    (r"(layer\d\.\d)\.norm3\.", r"\1.downsample.1."),
-    (r"^update_block\.encoder\.convc(\d)\.", r"update_block.motion_encoder.convcorr\1.0."),
-    (r"^update_block\.encoder\.convf(\d)\.", r"update_block.motion_encoder.convflow\1.0."),
-    (r"^update_block\.encoder\.conv\.", "update_block.motion_encoder.conv.0."),
-    (r"^update_block\.gru\.conv([zrq])(\d)\.", r"update_block.recurrent_block.convgru\2.conv\1."),
-    (r"^update_block\.gru\.conv([zrq])\.", r"update_block.recurrent_block.convgru1.conv\1."),
-    (r"^update_block\.mask\.0\.", "mask_predictor.convrelu.0."),
-    (r"^update_block\.mask\.2\.", "mask_predictor.conv."),
-)
 
 
 class Flow:
@@ -88,16 +67,6 @@ class Flow:
         with torch.inference_mode():
             flow = self.network(pair[:1], pair[1:], num_flow_updates=UPDATES)[-1]
         return np.ascontiguousarray(flow[0, :, :height, :width].flip(0).cpu().numpy())
-
-
-def normalised(image: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Map an image (y, x) to [-1, 1] by its median and the spread of its middle two thirds.
-
-    Contrast and brightness, which differ between two scans of a field, vanish.
-    """
-    low, middle, high = np.percentile(image, (16, 50, 84))
-    spread = max((high - low) / 2, 1e-6)
-    return np.clip((image - middle) / (CLIP * spread), -1, 1).astype(np.float32)
 
 
 def as_input(images: NDArray[np.float32]) -> Tensor:
@@ -142,19 +111,9 @@ def _read(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def torchvision_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights under torchvision's names, from those of the original publication or its own."""
-    renamed = {}
-    for name, value in state.items():
-        for pattern, replacement in _PARTS:
-            name = re.sub(pattern, replacement, name)
-        renamed[name] = value
-    return renamed
-
-
 def _built(state: Mapping[str, Tensor], where: str) -> torch.nn.Module:
     """Build the network that a state dictionary is of."""
-    state = {name: value.float() for name, value in torchvision_names(state).items()}
+    state = {name: value.float() for name, value in state.items()}
     network = (raft_large if any(name.startswith("mask_predictor") for name in state) else raft_small)(
         weights=None
     )

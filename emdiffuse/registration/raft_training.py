@@ -32,7 +32,8 @@ from torch import Tensor
 from torchvision.models.optical_flow import raft_small
 
 from emdiffuse.readers import open_source
-from emdiffuse.registration.raft import UPDATES, as_input, normalised
+from emdiffuse.registration.raft import UPDATES, as_input
+from emdiffuse.registration.warping import normalised
 from emdiffuse.runtime import checkpoints
 from emdiffuse.runtime.atomic import replaced_file
 from emdiffuse.runtime.errors import ConfigError, DataError

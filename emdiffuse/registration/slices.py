@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,6 @@ from scipy.signal import savgol_filter
 
 from emdiffuse.config import Alignment
 from emdiffuse.registration.homography import shift_of
-from emdiffuse.registration.raft import Flow
 from emdiffuse.registration.refinement import refined
 from emdiffuse.registration.volumes import NotAligned, check_alignment
 from emdiffuse.registration.warping import Image, Map, identity, smoothed, warp
@@ -35,6 +35,9 @@ from emdiffuse.runtime.errors import DataError
 from emdiffuse.runtime.progress import progress
 from emdiffuse.stores.intensity import cast_to
 from emdiffuse.stores.volume import Array, Volume, create_image_array, open_volume, write_image
+
+if TYPE_CHECKING:
+    from emdiffuse.registration.raft import Flow
 
 SIDE = 512
 GRID = 16
@@ -72,6 +75,8 @@ def align_slices(volume: Path, alignment: Alignment, out: Path, quality: Path, f
     except NotAligned as problem:
         logger.info("%s: %s: they are aligned now", volume, problem.reason)
         before = problem.reason
+    from emdiffuse.registration.raft import Flow  # torch and torchvision: an aligned volume needs neither
+
     opened = open_volume(volume)
     with scratch(out) as folder:
         moves = corrections(opened, Flow(alignment.weights))

@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from emdiffuse.config import Alignment
@@ -280,6 +279,8 @@ def _summary(sizes: list[float]) -> dict[str, float]:
 
 def _draw(measured: Measured, report: dict[str, Any], path: Path) -> None:
     """Draw shift, jitter and correlation against the slice, with the limits."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 7), dpi=110, layout="constrained")
     axes = figure.subplots(3, 1, sharex=True)
     colors = {"y": "#0072b2", "x": "#d55e00"}

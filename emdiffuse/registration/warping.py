@@ -17,6 +17,18 @@ from numpy.typing import NDArray
 Image = NDArray[np.float32]
 Map = NDArray[np.float32]
 Matrix = NDArray[np.float64]
+CLIP = 3.0
+"""Intensities are cut at so many times the spread, which become -1 and 1."""
+
+
+def normalised(image: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Map an image (y, x) to [-1, 1] by its median and the spread of its middle two thirds.
+
+    Contrast and brightness, which differ between two scans of a field, vanish.
+    """
+    low, middle, high = np.percentile(image, (16, 50, 84))
+    spread = max((high - low) / 2, 1e-6)
+    return np.clip((image - middle) / (CLIP * spread), -1, 1).astype(np.float32)
 
 
 def identity(shape: tuple[int, ...]) -> Map:

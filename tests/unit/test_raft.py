@@ -1,4 +1,4 @@
-"""RAFT: its weights under either naming, its flow, and its training."""
+"""RAFT: its weights, its flow, and its training."""
 
 import numpy as np
 import pytest
@@ -7,59 +7,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torchvision.models.optical_flow import raft_large, raft_small
 
-from emdiffuse.registration.raft import SHIPPED, Flow, load, normalised, torchvision_names
+from emdiffuse.registration.raft import SHIPPED, Flow, load
 from emdiffuse.registration.raft_training import Recipe, Source, read_sources, sample, train_raft
-from emdiffuse.registration.warping import identity, warp
+from emdiffuse.registration.warping import identity, normalised, warp
 from emdiffuse.runtime.errors import ConfigError, DataError
 
 
-def published_names(network):
-    """Write out the names of the original publication's state dictionary, from its architecture."""
-    large, norms = network == "large", []
-    convolutions = 2 if large else 3
-    names = []
-    for encoder in ("fnet", "cnet"):
-        normed = large and encoder == "cnet"
-        names += [f"{encoder}.conv1", f"{encoder}.conv2"]
-        norms += [f"{encoder}.norm1"] * normed
-        for layer in (1, 2, 3):
-            for block in (0, 1):
-                where = f"{encoder}.layer{layer}.{block}"
-                names += [f"{where}.conv{n + 1}" for n in range(convolutions)]
-                norms += [f"{where}.norm{n}" for n in (1, 2) if normed]
-                if layer > 1 and block == 0:
-                    names.append(f"{where}.downsample.0")
-                    norms += [f"{where}.norm3", f"{where}.downsample.1"] * normed  # one module, twice
-    update = ["encoder.convc1", "encoder.convf1", "encoder.convf2", "encoder.conv", "flow_head.conv1"]
-    update += ["flow_head.conv2"]
-    update += ["encoder.convc2", "mask.0", "mask.2"] if large else []
-    update += [f"gru.conv{gate}{n}" for gate in "zrq" for n in (("1", "2") if large else ("",))]
-    names += [f"update_block.{name}" for name in update]
-    parameters = [f"{name}.{part}" for name in names for part in ("weight", "bias")]
-    parts = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    return parameters + [f"{name}.{part}" for name in norms for part in parts]
-
-
-@pytest.mark.parametrize("network, build", [("small", raft_small), ("large", raft_large)])
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_published_names_are_a_bijection_onto_torchvisions(network, build, prefix, tmp_path):
+@pytest.mark.parametrize("build", [raft_small, raft_large])
+def test_weights_of_torchvisions_networks_are_read(build, tmp_path):
     own = build(weights=None).state_dict()
-    published = {}
-    for name in published_names(network):
-        (ours,) = torchvision_names({name: torch.zeros(1)})
-        published[prefix + name] = own[ours]
-    twice = [name for name in published_names(network) if ".norm3." in name]
-    assert len(published) == len(own) + len(twice)
-    torch.save(published, tmp_path / "raft-things.pth")
-    loaded = load(str(tmp_path / "raft-things.pth")).state_dict()
-    assert loaded.keys() == own.keys()
-    for name, value in own.items():
-        torch.testing.assert_close(loaded[name], value, msg=name)
-
-
-def test_torchvisions_own_names_are_left_alone(tmp_path):
-    own = raft_small(weights=None).state_dict()
-    assert list(torchvision_names(own)) == list(own)
     save_file(own, tmp_path / "a.safetensors")
     torch.testing.assert_close(load(str(tmp_path / "a.safetensors")).state_dict(), own)
 
