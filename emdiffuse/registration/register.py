@@ -5,10 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from emdiffuse.config import Alignment
-from emdiffuse.registration.fields import register_pairs
-from emdiffuse.registration.images import pass_images
-from emdiffuse.registration.slices import align_slices
-from emdiffuse.registration.volumes import check_alignment
 from emdiffuse.stores.volume import read_metadata
 
 
@@ -34,11 +30,19 @@ def register(store: Path, alignment: Alignment, out: Path, quality: Path, figure
         If it cannot be read.
     """
     kind = read_metadata(store, "group")["attributes"].get("emdiffuse", {}).get("kind", "volume")
-    if kind == "pairs":
+    if kind == "pairs":  # each kind loads what it uses: OpenCV, SciPy's filters, torch
+        from emdiffuse.registration.fields import register_pairs
+
         register_pairs(store, alignment, out, quality, figure)
     elif kind == "images":
+        from emdiffuse.registration.images import pass_images
+
         pass_images(store, out, quality, figure)
     elif alignment.method == "warp":
+        from emdiffuse.registration.slices import align_slices
+
         align_slices(store, alignment, out, quality, figure)
     else:
+        from emdiffuse.registration.volumes import check_alignment
+
         check_alignment(store, alignment, out, quality, figure)

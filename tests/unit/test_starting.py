@@ -28,7 +28,7 @@ HEAVY = {
 }  # fmt: skip
 USED: dict[str, set[str]] = {
     "acquire": set(),
-    "register": {"cv2", "matplotlib", "scipy"},  # it draws every dataset's alignment
+    "register": {"matplotlib", "scipy"},  # it draws every dataset's alignment
     "keep-every": set(),
     "patches": set(),
     "plan": set(),
