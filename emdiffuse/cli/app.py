@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from emdiffuse.config.shipped import model_folder
 from emdiffuse.runtime.errors import EmdiffuseError
 from emdiffuse.runtime.progress import fail, setup
 
@@ -27,10 +28,15 @@ def folder(text: str) -> Path:
     return path.parent if path.name in ("zarr.json", "model.json") else path
 
 
+def model_named(text: str) -> Path:
+    """Return the folder of a model that is shipped, or lies where the path says."""
+    return model_folder(folder(text))
+
+
 # The workflow knows a store by its zarr.json, and a model by its model.json; a person names the folder.
 Store = Annotated[Path, typer.Argument(parser=folder)]
 Stores = Annotated[list[Path], typer.Argument(parser=folder)]
-ModelFolder = Annotated[Path, typer.Argument(parser=folder)]
+ModelFolder = Annotated[Path, typer.Argument(parser=model_named)]
 Settings = Annotated[str, typer.Option(help="The section of the configuration, as JSON or YAML.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, a CUDA device such as cuda:0, or mps (Apple).")]
 Share = Annotated[str, typer.Option(metavar="I-of-N", help="Which worker this is, of how many, e.g. 1-of-4.")]

@@ -65,9 +65,11 @@ def _ask(question: str, default: str) -> str:
 
 def _given(model: str | None, folder: Path) -> GivenModel | None:
     """Find a model that was named."""
+    from emdiffuse.config.shipped import SHIPPED, model_folder
     from emdiffuse.models.description import read_description
     from emdiffuse.project.proposal import GivenModel
 
     if model is None:
         return None
-    return GivenModel(str(Path(model).resolve()), read_description(Path(model)).task)
+    where = model if model in SHIPPED else str(Path(model).resolve())
+    return GivenModel(where, read_description(model_folder(model)).task)

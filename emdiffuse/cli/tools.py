@@ -10,14 +10,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from emdiffuse.cli.app import Device, Overwrite, app
+from emdiffuse.cli.app import Device, Overwrite, app, model_named
 from emdiffuse.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from emdiffuse.config.reading import Reading
     from emdiffuse.enhance.one_file import Enhancement
 
-Model = Annotated[Path, typer.Option(help="Folder of the model, such as experiments/gap6/best.")]
+Model = Annotated[
+    Path,
+    typer.Option(
+        parser=model_named,
+        help="A shipped model (`emdiffuse models`), or a folder such as experiments/gap6/best.",
+    ),
+]
 Factor = Annotated[
     str | None, typer.Option(help="Distance of slices in pixels, of a volume: 6, or 45/8.", metavar="F")
 ]
@@ -72,7 +78,7 @@ def enhance(
         str, typer.Argument(metavar="INPUT", help="A file, a folder of numbered slices, or a store.")
     ],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A .tif, or an .ome.zarr.")],
-    model: Model,
+    model: Model = Path("emdiffuse-n"),
     factor: Factor = None,
     voxel_size: VoxelSize = None,
     steps: Steps = None,
@@ -273,7 +279,12 @@ def train_raft(
 @app.command()
 def import_weights(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="A published checkpoint (.pth), or a model's folder.")
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            parser=model_named,
+            help="A published checkpoint (.pth), a shipped model, or a model's folder.",
+        ),
     ],
     task: Annotated[str, typer.Option(help="emdiffuse-n, emdiffuse-r, vemdiffuse-i or vemdiffuse-a.")],
     out: Annotated[Path, typer.Option(help="Folder to write, such as experiments/published/best.")],
@@ -287,7 +298,12 @@ def import_weights(
 
 @app.command()
 def export(
-    model: Annotated[Path, typer.Argument(help="Folder of a native model, such as experiments/gap6/best.")],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            parser=model_named, help="A shipped model, or a folder such as experiments/gap6/best."
+        ),
+    ],
     out: Annotated[Path, typer.Argument(help="A .zip (bioimageio) or .pt2 (torch) to write.")],
     format: Annotated[Format, typer.Option(help="Package of the BioImage Model Zoo, or a graph.")],
     factor: Annotated[

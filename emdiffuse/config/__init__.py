@@ -33,6 +33,7 @@ from emdiffuse.config.models import Augmentation, Model, Network, Patches, Train
 from emdiffuse.config.restorations import Calibration, Restoration, Sampler, Tiling
 from emdiffuse.config.settings import Section, parse
 from emdiffuse.config.sheet import expand
+from emdiffuse.config.shipped import SHIPPED, model_folder
 from emdiffuse.config.sources import parse_source
 from emdiffuse.config.tasks import TASKS
 from emdiffuse.runtime.errors import ConfigError
@@ -314,16 +315,21 @@ def validate(values: Any, where: str = "config") -> Config:
                 "check the path"
             )
     for name, model in config.models.items():
-        if model.weights is not None and not Path(model.weights).exists():
+        if model.weights is not None and not model_folder(model.weights).exists():
             raise ConfigError(
-                f"{where}: models.{name}.weights: there is no '{model.weights}'; give a published checkpoint "
-                "(.pth), or the folder of a model"
+                f"{where}: models.{name}.weights: there is no '{model.weights}'; give a shipped model "
+                f"({', '.join(SHIPPED)}), the folder of a model, or a published checkpoint (.pth)"
             )
         begun = model.training.init_from
-        if begun is not None and begun not in config.models and not (Path(begun) / "model.json").exists():
+        if (
+            begun is not None
+            and begun not in config.models
+            and not (model_folder(begun) / "model.json").exists()
+        ):
             raise ConfigError(
                 f"{where}: models.{name}.training.init_from: '{begun}' is neither a model of this "
-                "configuration nor the folder of one; check the name"
+                f"configuration, nor a shipped one ({', '.join(SHIPPED)}), nor the folder of one; check the "
+                "name"
             )
     if config.evaluation.lpips is not None:
         require_lpips(Path(config.evaluation.lpips), f"{where}: evaluation.lpips")

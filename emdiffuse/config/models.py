@@ -153,8 +153,8 @@ class Training(Section):
     )
     init_from: str | None = Field(
         None,
-        description="Another model of the configuration, or the folder of a trained or imported one, whose "
-        "weights are begun from (transfer); its network must be the same.",
+        description="Another model of the configuration, a shipped one, or the folder of a trained or "
+        "imported one, whose weights are begun from (transfer); its network must be the same.",
     )
     seed: int = Field(0, ge=0, description="Seed of the weights, the order of the data and the noise.")
 
@@ -168,8 +168,9 @@ class Model(Section):
     datasets: tuple[Name, ...] = Field((), description="Datasets that it is trained on.")
     weights: str | None = Field(
         None,
-        description="Instead of all but `task`: a published checkpoint (.pth), or the folder of a model that "
-        "is there (model.json, model.safetensors); it is used as it is.",
+        description="Instead of all but `task`: a shipped model (emdiffuse-n, emdiffuse-r, vemdiffuse), the "
+        "folder of a model that is there (model.json, model.safetensors), or a published checkpoint (.pth); "
+        "it is used as it is.",
     )
     factor: Factor | tuple[Factor, ...] | None = Field(
         None,

@@ -19,6 +19,7 @@ from torch import nn
 
 from emdiffuse import __version__
 from emdiffuse.config import Model
+from emdiffuse.config.shipped import model_folder
 from emdiffuse.config.tasks import TASKS
 from emdiffuse.models.card import write_card
 from emdiffuse.models.description import (
@@ -72,6 +73,7 @@ class State:
     """
 
     process: Process
+    spec: NetworkSpec
     network: nn.Module
     average: nn.Module
     optimizer: torch.optim.Optimizer
@@ -90,14 +92,12 @@ def new_state(model: Model, patches: PatchStore, device: torch.device) -> State:
     training = model.training
     torch.manual_seed(training.seed)
     scale = patches.facts["residual_scale"]
-    if training.init_from is not None:
-        # the network answers in units of this; keeping it keeps the meaning of the weights
-        begun = read_description(training.init_from).network
-        scale = begun.residual_scale if isinstance(begun, NativeSpec) else scale
-    spec = network_spec(model, scale)
+    begun_from = training.init_from and model_folder(training.init_from)
+    begun = read_description(begun_from).network if begun_from else None
+    spec = network_spec(model, scale, begun)
     network, average = (build_network(spec, model.network.checkpointing) for _ in range(2))
-    if training.init_from is not None:
-        load_weights(training.init_from, network)
+    if begun_from:
+        load_weights(begun_from, network)
     network, average = network.to(device), average.to(device)
     average.load_state_dict(network.state_dict())
     average.eval().requires_grad_(False)
@@ -105,18 +105,27 @@ def new_state(model: Model, patches: PatchStore, device: torch.device) -> State:
         network.parameters(), training.learning_rate, weight_decay=training.weight_decay
     )
     process = new_process(network, training)
-    return State(process, network, average, optimizer, *autocast_for(device, training.precision))
+    return State(process, spec, network, average, optimizer, *autocast_for(device, training.precision))
 
 
-def network_spec(model: Model, residual_scale: float) -> NetworkSpec:
-    """Return the network that a model's settings ask for."""
+def network_spec(model: Model, residual_scale: float, begun: NetworkSpec | None = None) -> NetworkSpec:
+    """Return the network that a model's settings ask for.
+
+    One that is begun from another keeps the scale of its residual, in whose units it answers, and knows the
+    factors and thicknesses of both.
+    """
     settings, volumetric = model.network, TASKS[model.task].volumetric
     levels = {} if settings.multipliers is None else {"multipliers": settings.multipliers}
     if settings.architecture == "native":
+        factors: list[float] = [*model.factors]
+        thickness: list[float] = [*model.thicknesses]
+        if isinstance(begun, NativeSpec):
+            residual_scale = begun.residual_scale
+            factors, thickness = [*factors, *begun.factors], [*thickness, *begun.thickness]
         return NativeSpec(
             **({} if volumetric else {"conditions": 1}),
-            factors=(min(model.factors), max(model.factors)),
-            thickness=model.thicknesses,
+            factors=(min(factors), max(factors)),
+            thickness=(min(thickness), max(thickness)),
             channels=settings.channels,
             blocks=settings.blocks,
             residual_scale=residual_scale,
@@ -136,7 +145,7 @@ def network_spec(model: Model, residual_scale: float) -> NetworkSpec:
 def _learned_before(model: Model) -> tuple[SourceFile, ...]:
     """Return the sources of the model that one is begun from."""
     begun_from = model.training.init_from
-    return read_description(begun_from).sources if begun_from else ()
+    return read_description(model_folder(begun_from)).sources if begun_from else ()
 
 
 def save(run: Path, identity: str, state: State) -> None:
@@ -175,7 +184,7 @@ def finish(
             name=name,
             task=model.task,
             factors=model.factors,
-            network=network_spec(model, getattr(state.network, "residual_scale", 1.0)),
+            network=state.spec,
             objective=Objective(prediction="flow" if native else "epsilon"),
             noise=Noise(correlation=model.training.noise_correlation),
             sampler=NATIVE_SAMPLER if native else PUBLISHED_SAMPLER,

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from emdiffuse import __version__
 from emdiffuse.config import Model, Training
 from emdiffuse.config.settings import settings_hash
+from emdiffuse.config.shipped import model_folder
 from emdiffuse.models.description import weights_hash
 from emdiffuse.models.networks.weights import require_place
 from emdiffuse.models.processes import Batch, Draws
@@ -111,7 +112,7 @@ def train(
 def identity_of(model: Model, patches: str) -> str:
     """Return the hash of all that a training's result follows from; `patches` is that of the patch store."""
     begun_from = model.training.init_from
-    return settings_hash(model, patches, __version__, begun_from and weights_hash(begun_from))
+    return settings_hash(model, patches, __version__, begun_from and weights_hash(model_folder(begun_from)))
 
 
 def _loop(

@@ -16,6 +16,7 @@ if (SOURCE / "pyproject.toml").is_file():
 
 from emdiffuse import __version__
 from emdiffuse.config import validate
+from emdiffuse.config.shipped import model_folder
 from emdiffuse.project.workflow import only_one_run
 from emdiffuse.runtime.errors import EmdiffuseError
 

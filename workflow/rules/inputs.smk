@@ -45,7 +45,7 @@ def begun_from(wildcards):
 
 def given_weights(wildcards):
     """The files of a model that is not trained here."""
-    source = Path(CONFIG.models[wildcards.model].weights)
+    source = model_folder(CONFIG.models[wildcards.model].weights)
     files = ("model.json", "model.safetensors")
     return [source / name for name in files] if source.is_dir() else source
 
