@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from emdiffuse.acquisition.checksums import checksums, is_current
@@ -29,6 +31,7 @@ from emdiffuse.config.sources import parse_source
 from emdiffuse.readers import open_source
 from emdiffuse.runtime.atomic import replaced
 from emdiffuse.runtime.errors import DataError
+from emdiffuse.stores.intensity import cast_to
 from emdiffuse.stores.volume import Box, create_image_array, open_volume, write_image
 
 logger = logging.getLogger(__name__)
@@ -45,6 +48,7 @@ def acquire(
     invert: bool = False,
     reading: Reading | None = None,
     override: bool = False,
+    thickness: float = 0.0,
     workers: int | None = None,
 ) -> None:
     """Convert raw files to an OME-Zarr image, with intensity statistics and a checksum of every file.
@@ -71,6 +75,8 @@ def acquire(
         Which part of the source is meant: series, channel, level, crop, ...
     override : bool
         Whether `voxel_size` counts more than what the source tells.
+    thickness : float
+        Share of the distance of a volume's slices that one integrates over.
     workers : int, optional
         Number of threads.
 
@@ -96,7 +102,9 @@ def acquire(
             f"{source}: there is only one slice; a volume needs two or more; for separate "
             "images say `images: true`"
         )
-    settings = settings_hash(source, slices.metadata.hex(), list(size), images, repair, invert, reading)
+    settings = settings_hash(
+        source, slices.metadata.hex(), list(size), images, repair, invert, reading, thickness
+    )
     if is_current(out, settings, [str(path) for path in slices.files] or [source]):
         return
     threads = workers or default_workers()
@@ -115,6 +123,7 @@ def acquire(
             for z in statistics.doubtful()["blank"]:
                 logger.warning("%s: there is next to nothing in this image", slices.where(z))
         else:
+            facts["thickness"] = thickness
             facts["missing"] = find_untrusted(slices, statistics, repair)
             fill_untrusted(array, facts["missing"])
         missing = facts.get("missing", [])
@@ -126,8 +135,18 @@ def acquire(
         write_image(partial, name, size, facts)
 
 
-def keep_every(volume: Path, factor: int, out: Path, name: str, workers: int | None = None) -> None:
-    """Make an anisotropic volume by keeping the slices 0, factor, 2 * factor, ... of an acquired one.
+def keep_every(
+    volume: Path,
+    factor: int,
+    out: Path,
+    name: str,
+    thickness: float = 0.0,
+    workers: int | None = None,
+) -> None:
+    """Make an anisotropic volume of an acquired one: of every factor-th slice, or of the means of some.
+
+    A slice of thickness t is the mean of ``max(t * factor, 1)`` slices, beginning with slice 0, factor, 2 *
+    factor, ...; the last of them counts by the fraction that is left.
 
     Parameters
     ----------
@@ -139,6 +158,8 @@ def keep_every(volume: Path, factor: int, out: Path, name: str, workers: int | N
         The OME-Zarr group to write.
     name : str
         Name of the new dataset.
+    thickness : float
+        Share of the distance of kept slices that each integrates over, 0 to 1.
     workers : int, optional
         Number of threads.
 
@@ -153,7 +174,9 @@ def keep_every(volume: Path, factor: int, out: Path, name: str, workers: int | N
         raise ValueError(f"factor {factor} leaves nothing out")
     origin = open_volume(volume)
     depth, height, width = origin.array.shape
-    kept = -(-depth // factor)
+    window = max(thickness * factor, 1.0)
+    kept = (depth - ceil(window)) // factor + 1
+    weights = np.minimum(window - np.arange(ceil(window)), 1) / window
     if kept < 2:
         raise DataError(
             f"{volume}: of {depth} slices only one is kept by a factor of {factor}; choose a smaller one"
@@ -164,10 +187,19 @@ def keep_every(volume: Path, factor: int, out: Path, name: str, workers: int | N
 
         def read(box: Box) -> NDArray[Any]:
             z, *sides = box
-            return origin.array[(slice(z.start * factor, (z.stop - 1) * factor + 1, factor), *sides)]
+            firsts = (z.start * factor, (z.stop - 1) * factor + 1)
+            parts = (
+                origin.array[(slice(firsts[0] + i, firsts[1] + i, factor), *sides)]
+                for i in range(len(weights))
+            )
+            if len(weights) == 1:
+                return next(parts)
+            mean = sum(weight * part for weight, part in zip(weights, parts, strict=True))
+            return cast_to(np.asarray(mean), origin.array.dtype)
 
         statistics = stream(array, read, f"keep-every {name}", workers or default_workers())
-        missing = [z // factor for z in origin.facts.get("missing", []) if z % factor == 0]
+        lost = [divmod(z, factor) for z in origin.facts.get("missing", [])]
+        missing = sorted({z for z, rest in lost if rest < len(weights) and z < kept})
         # measured on what was kept: what was left out is the truth, and must not tell
         intensity = statistics.intensity(str(volume), missing=missing, invert=origin.intensity.invert)
         facts = {
@@ -176,6 +208,7 @@ def keep_every(volume: Path, factor: int, out: Path, name: str, workers: int | N
             "dataset": name,
             "derived_from": origin.facts.get("dataset", volume.name),
             "factor": factor,
+            "thickness": thickness if len(weights) > 1 else 0.0,
             "sources": [{**source, "kept_every": factor} for source in origin.facts.get("sources", [])],
             "missing": missing,
             "intensity": intensity.as_facts(),

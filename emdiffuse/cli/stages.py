@@ -69,15 +69,24 @@ def acquire(name: str, out: Store, settings: Settings) -> None:
             invert=dataset.invert,
             reading=dataset.reading,
             override=dataset.voxel_size is not None and dataset.voxel_size.override,
+            thickness=dataset.slice_thickness,
         )
 
 
 @app.command()
-def keep_every(volume: Store, factor: int, name: str, out: Store) -> None:
+def keep_every(
+    volume: Store,
+    factor: int,
+    name: str,
+    out: Store,
+    thickness: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the distance of slices that one integrates over.")
+    ] = 0.0,
+) -> None:
     """Make an anisotropic volume from an isotropic one by keeping every n-th slice."""
     from emdiffuse.acquisition.acquire import keep_every as run
 
-    run(volume, factor, out, name)
+    run(volume, factor, out, name, thickness)
 
 
 @app.command()

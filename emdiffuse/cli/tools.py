@@ -30,6 +30,14 @@ Factor = Annotated[
 VoxelSize = Annotated[
     str | None, typer.Option(help="Voxel size in nanometers, where the file does not say.", metavar="Z,Y,X")
 ]
+Thickness = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Share of the distance of a volume's slices that each integrates over; 1: serial sections.",
+    ),
+]
 Override = Annotated[
     bool, typer.Option("--override", help="Believe `--voxel-size` or `--factor`, whatever the file says.")
 ]
@@ -81,6 +89,7 @@ def enhance(
     model: Model = Path("emdiffuse-n"),
     factor: Factor = None,
     voxel_size: VoxelSize = None,
+    thickness: Thickness = 0.0,
     steps: Steps = None,
     samples: Samples = 1,
     seed: Seed = 0,
@@ -105,7 +114,7 @@ def enhance(
 
     keep_freed_memory()
     reading = _reading(series, channel, timepoint, level, axes, crop, raw, data_bar)
-    how = _enhancement(model, factor, voxel_size, override, reading, steps, samples, seed, device)
+    how = _enhancement(model, factor, voxel_size, thickness, override, reading, steps, samples, seed, device)
     run(source, output, how, uncertainty, overwrite=overwrite)
 
 
@@ -116,6 +125,7 @@ def watch(
     out: Annotated[Path, typer.Option(help="Folder for the restored TIFFs.")],
     factor: Factor = None,
     voxel_size: VoxelSize = None,
+    thickness: Thickness = 0.0,
     steps: Steps = None,
     samples: Samples = 1,
     seed: Seed = 0,
@@ -143,7 +153,7 @@ def watch(
 
     keep_freed_memory()
     reading = _reading(series, channel, timepoint, level, axes, crop, raw, data_bar)
-    how = _enhancement(model, factor, voxel_size, override, reading, steps, samples, seed, device)
+    how = _enhancement(model, factor, voxel_size, thickness, override, reading, steps, samples, seed, device)
     run(folder, out, how, once, settle, patience)
 
 
@@ -151,6 +161,7 @@ def _enhancement(
     model: Path,
     factor: str | None,
     voxel_size: str | None,
+    thickness: float,
     override: bool,
     reading: Reading,
     steps: int | None,
@@ -181,7 +192,7 @@ def _enhancement(
         if min(z, y, x) <= 0:
             raise ConfigError(f"--voxel-size: {voxel_size} must be above zero")
         size = (z, y, x)
-    return Enhancement(model, sampler, ratio, size, override, reading, device)
+    return Enhancement(model, sampler, ratio, size, override, thickness, reading, device)
 
 
 def _reading(

@@ -54,10 +54,15 @@ class VoxelSize(Section):
 
 
 class KeepEvery(Section):
-    """An anisotropic volume made from an isotropic one, whose left-out slices are the truth."""
+    """An anisotropic volume made from an isotropic one, which is the truth."""
 
     dataset: Name = Field(description="The dataset that is thinned out.")
     factor: int = Field(ge=2, le=12, description="Every factor-th slice is kept, from the first.")
+    thickness: Thickness = Field(
+        0.0,
+        description="Share of the distance of kept slices that each integrates over: 0 keeps single slices, "
+        "1 averages all.",
+    )
 
 
 Amount = Annotated[float, Field(ge=0)]
@@ -192,6 +197,11 @@ class Dataset(Reading):
         description="Slices of a volume that are missing, repeated, blank or saturated are marked as missing "
         "and restored, instead of refused.",
     )
+    slice_thickness: Thickness = Field(
+        0.0,
+        description="Of an anisotropic volume: share of the distance of its slices that each integrates "
+        "over, such as 1 for serial sections; 0 where a slice is as thin as a pixel is wide.",
+    )
     keep_every: KeepEvery | None = Field(
         None, description="Instead of `source`: keep every n-th slice of another dataset."
     )
@@ -215,6 +225,8 @@ class Dataset(Reading):
             raise ValueError(f"`{keys[0]}` says how a `source` is read; remove it")
         if self.images and self.source is None and self.degrade is None:
             raise ValueError("`images` says what a `source` holds; remove it")
+        if self.slice_thickness and (self.source is None or self.images):
+            raise ValueError("`slice_thickness` is of the slices of a `source` that is a volume; remove it")
         if self.repair and (self.source is None or self.images):
             raise ValueError("`repair` is for the slices of a volume; remove it")
         name = "keep_every" if self.keep_every else "degrade"

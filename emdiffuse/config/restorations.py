@@ -27,6 +27,11 @@ class Sampler(Section):
         "mean", description="What the restored volume is: the mean of the samples, or the first of them."
     )
     seed: int = Field(0, ge=0, description="Seed of the noise.")
+    consistent: bool | None = Field(
+        None,
+        description="Of thick slices: change what is restored by as little as makes it, integrated again, "
+        "the slices that were measured. By default it is done wherever slices are thick.",
+    )
 
 
 class Tiling(Section):

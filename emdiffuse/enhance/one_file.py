@@ -57,6 +57,8 @@ class Enhancement:
         Voxel size (z, y, x); None to take it from the file.
     override : bool
         Whether that, or the factor, counts more than what the file says.
+    thickness : float
+        Of a volume: share of the distance of its slices that each integrates over.
     reading : Reading
         Which part of the file is meant.
     device : str
@@ -68,6 +70,7 @@ class Enhancement:
     factor: Fraction | None = None
     voxel_size: tuple[float, float, float] | None = None
     override: bool = False
+    thickness: float = 0.0
     reading: Reading = field(default_factory=Reading)
     device: str = "auto"
 
@@ -126,6 +129,7 @@ def enhance(
             images=images,
             reading=how.reading,
             override=True,  # what the file tells is in `size` already
+            thickness=how.thickness,
         )
         model_name = plain_name(how.model.resolve().name, "model")
         settings = Restoration(dataset=name, model=model_name, sampler=how.sampler)

@@ -176,7 +176,7 @@ def _identity(how: Enhancement) -> str:
         ]
     except FileNotFoundError as error:
         raise StoreError(f"{error.filename}: there is no model here; check `--model`") from None
-    size = (str(how.factor), how.voxel_size, how.override)
+    size = (str(how.factor), how.voxel_size, how.override, how.thickness)
     return settings_hash(how.sampler, size, how.reading, digests)
 
 

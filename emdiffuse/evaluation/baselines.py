@@ -2,9 +2,12 @@
 
 Conventions
 -----------
-* Axes are (z, y, x). Output slices are those of `geometry.SliceGrid`: slice z is at z / factor of the real.
-* Every kind passes through the real slices, and each output slice depends on four real slices at most, so
-  that a part of a volume needs only the few slices around it. Behind the ends the outermost is repeated.
+* Axes are (z, y, x). Output slices lie among the real ones as `geometry.SliceGrid` says: thin slices are some
+  of them, thick ones lie at the centre of what they integrate.
+* Every kind passes through the real slices, and each output slice depends on four real slices at most (of the
+  spline on `2 * REACH`), so that a part of a volume needs only the few slices around it. Beyond the ends the
+  outermost is repeated.
+* ``spline``, for thick slices, is of all slices that average to the real ones those of least curvature.
 * ``flow`` moves the two slices of a gap along the optical flow between them, and blends them.
 * Of images, ``input`` is the noisy image as it is, ``gaussian`` the same after a Gaussian of `SIGMA` pixels,
   ``nlm`` after non-local means, and ``bm3d`` after BM3D, where that library is installed (its licence is for
@@ -18,6 +21,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Protocol
 
 import cv2
@@ -29,6 +33,8 @@ from emdiffuse.stores.intensity import cast_to
 from emdiffuse.stores.resampling import enlarge
 
 DENOISERS = ("gaussian", "nlm", "bm3d")
+REACH = 6
+"""Real slices on each side of a gap that the spline depends on: further ones weigh less than 1/1000."""
 SIGMA = 1.0
 MARGIN = 32
 _EVERYTHING = (slice(None), slice(None))
@@ -128,7 +134,7 @@ def interpolate(
     z_range : range
         Output slices to make: within ``range(grid.length)``, with step 1.
     kind : str
-        nearest (or input: the same), linear, cubic or flow.
+        nearest (or input: the same), linear, cubic, flow or spline.
     window : sequence of slice
         The part of y and x to make.
 
@@ -156,15 +162,53 @@ def weights_of(grid: SliceGrid, z_range: range, kind: str) -> tuple[int, NDArray
     z_range : range
         Output slices, with step 1.
     kind : str
-        nearest, linear or cubic.
+        nearest, linear, cubic or spline.
     """
+    if kind == "spline":
+        return _spline_weights(grid, z_range)
     gaps = [grid.gap_of(z) for z in z_range]
     first, stop = grid.around(gaps[0])[0], grid.around(gaps[-1])[-1] + 1
     weights = np.zeros((len(z_range), stop - first))
     for row, (z, gap) in enumerate(zip(z_range, gaps, strict=True)):
-        for index, weight in zip(grid.around(gap), kernel(kind, float(grid.position(gap, z))), strict=True):
+        t = min(max(float(grid.position(gap, z)), 0.0), 1.0)
+        for index, weight in zip(grid.around(gap), kernel(kind, t), strict=True):
             weights[row, index - first] += weight
     return first, weights
+
+
+def _spline_weights(grid: SliceGrid, z_range: range) -> tuple[int, NDArray[np.float64]]:
+    """Return the weights of the average-preserving spline; see `weights_of`."""
+    gaps = [grid.gap_of(z) for z in z_range]
+    splines = {gap: _spline(grid, gap) for gap in gaps}
+    first = min(real[0] for real, _ in splines.values())
+    stop = max(real[-1] for real, _ in splines.values()) + 1
+    weights = np.zeros((len(z_range), stop - first))
+    for row, (z, gap) in enumerate(zip(z_range, gaps, strict=True)):
+        real, own = splines[gap]
+        weights[row, np.array(real) - first] = own[z - grid.first(gap)]
+    return first, weights
+
+
+@lru_cache(maxsize=256)
+def _spline(grid: SliceGrid, gap: int) -> tuple[tuple[int, ...], NDArray[np.float64]]:
+    """Return the real slices around a gap, and their weights in each of its output slices.
+
+    The slices f of least curvature, the sum of the squared second differences, with the averages v: the
+    solution of ``[[D'D, M'], [M, 0]] [f, multipliers] = [0, v]``, M being what real slices integrate over. It
+    is the discrete form of a spline through the cumulative sums.
+    """
+    near = grid.good[max(gap + 1 - REACH, 0) : gap + 1 + REACH]
+    windows = [grid.integrated(real) for real in near]
+    begin, end = windows[0][0], windows[-1][0] + len(windows[-1][1])
+    count = end - begin
+    averages = np.zeros((len(near), count))
+    for row, (start, weights) in enumerate(windows):
+        averages[row, start - begin : start - begin + len(weights)] = weights
+    curvature = np.diff(np.eye(count), 2, axis=0)
+    none = np.zeros((len(near), len(near)))
+    system = np.block([[curvature.T @ curvature, averages.T], [averages, none]])
+    solution = np.linalg.solve(system, np.eye(len(system))[:, count:])[:count]
+    return tuple(near), solution[grid.first(gap) - begin : grid.first(gap + 1) - begin]
 
 
 def _along_flow(slices: Slices, grid: SliceGrid, z_range: range, window: Sequence[slice]) -> NDArray[Any]:
@@ -179,7 +223,7 @@ def _along_flow(slices: Slices, grid: SliceGrid, z_range: range, window: Sequenc
     for gap, members in itertools.groupby(z_range, grid.gap_of):
         before, after = (slices[(slice(z, z + 1), *outer)][0] for z in grid.around(gap)[1:3])
         between = Between(before.astype(np.float32), after.astype(np.float32))
-        planes += [between.at(float(grid.position(gap, z)))[inner] for z in members]
+        planes += [between.at(min(max(float(grid.position(gap, z)), 0.0), 1.0))[inner] for z in members]
     return cast_to(np.stack(planes), slices.dtype)
 
 

@@ -208,7 +208,7 @@ def _baselines(ground: Ground, lpips: Path | None) -> Baselines:
     def source(name: str, box: Box) -> NDArray[Any]:
         return make(name, ground.input.array, ground.grid, box, TASKS[ground.task].scale)
 
-    sources = {name: partial(source, name) for name in baselines_of(ground.task)}
+    sources = {name: partial(source, name) for name in baselines_of(ground.task, ground.grid.thick)}
     return Baselines(_identity(ground, lpips), measure(ground, sources, lpips))
 
 
@@ -217,5 +217,5 @@ def _identity(ground: Ground, lpips: Path | None) -> str:
     layout = Layout(ground.grid, ground.shape)
     return settings_hash(
         [ground.input.facts, ground.truth.facts, ground.shape, ground.data_range],
-        [*baselines_of(ground.task), layout.statement, *MEASURES, lpips is not None],
+        [*baselines_of(ground.task, ground.grid.thick), layout.statement, *MEASURES, lpips is not None],
     )

@@ -36,6 +36,8 @@ class Method:
         Those whose reference it is.
     linear_in_slices : bool
         Whether its slices are weighted sums of real ones, so that a browser can make them.
+    thick : bool
+        Whether it is for thick slices alone, which integrate over what is restored.
     library : str, optional
         A library that it needs, and that is not always there.
     """
@@ -46,6 +48,7 @@ class Method:
     baseline_of: tuple[str, ...] = ()
     reference_of: tuple[str, ...] = ()
     linear_in_slices: bool = False
+    thick: bool = False
     library: str | None = None
 
 
@@ -66,6 +69,7 @@ METHODS = {
             (SCALE,),
             linear_in_slices=True,
         ),
+        Method("spline", "Average-preserving spline", "the average-preserving spline", GAPS, thick=True),
         Method("flow", "Along the optical flow", "interpolation along the optical flow", GAPS),
         Method("regression", "Regression (mean in one call)", "regression (the mean in one call)"),
         Method("restored", "Restored", "the restoration"),
@@ -80,12 +84,17 @@ WITHOUT_BM3D = (
 _BESIDE = "restored by "
 
 
-def baselines_of(task: str) -> tuple[str, ...]:
-    """Return the names of a task's baselines that can be made here, the plain input first."""
+def baselines_of(task: str, thick: bool = False) -> tuple[str, ...]:
+    """Return the names of a task's baselines that can be made here, the plain input first.
+
+    Those that are for thick slices alone come only where these are `thick`.
+    """
     return tuple(
         method.name
         for method in METHODS.values()
-        if task in method.baseline_of and (method.library is None or find_spec(method.library))
+        if task in method.baseline_of
+        and (thick or not method.thick)
+        and (method.library is None or find_spec(method.library))
     )
 
 

@@ -4,8 +4,18 @@ Conventions
 -----------
 * Axes are (z, y, x); boxes are half open. *Real* slices are those of the input, *output* slices those of the
   restored volume, whose voxels are cubes of the input's lateral size. Output slice 0 is real slice 0.
-* A *gap* is the space between two neighbouring real slices that can be trusted: one of missing slices is
-  wider than the others.
+* A real slice may be *thick*: it integrates over more than one output slice, from the one that it begins
+  with, and lies at the centre of what it integrates. Between thick slices, and beyond the centres of the
+  outermost two as far as these reach, all output slices are generated; a slice as thin as an output slice is
+  one itself, and passed on::
+
+      output slices            0   1   2   3   4   5   6   7   8   9  10  11      (factor 6)
+      thickness 0 (thin)       *                       *
+      thickness 1/2            [---*---]               [---*---]
+      thickness 1              [---------*---------]   [---------*---------]
+
+* A *gap* is the space between the centres of two neighbouring real slices that can be trusted: one of missing
+  slices is wider than the others.
 * The tile grid is global: it depends on the volume and the tile size alone, never on blocks or workers. Along
   z a tile is one gap; along y and x tiles overlap, and their windows add up to one everywhere::
 
@@ -57,11 +67,28 @@ class SliceGrid:
     missing : tuple of int
         Real slices that are not to be trusted, in order. Those before the first or behind the last good one
         have no neighbour on one side: they count as good.
+    thickness: Fraction
+        Share of the distance of real slices that one integrates over, 0 to 1; below 1 / `factor` it is thin.
     """
 
     slices: int
     factor: Fraction
     missing: tuple[int, ...] = ()
+    thickness: Fraction = Fraction(0)
+
+    @property
+    def window(self) -> Fraction:
+        """How many output slices a real slice integrates over, at least one."""
+        return max(self.thickness * self.factor, Fraction(1))
+
+    @property
+    def thick(self) -> bool:
+        """Whether real slices integrate over more than an output slice."""
+        return self.window > 1
+
+    def centre(self, real: int) -> Fraction:
+        """Return the place of a real slice among the output slices: the middle of what it integrates."""
+        return real * self.factor + (self.window - 1) / 2
 
     @cached_property
     def good(self) -> Sequence[int]:
@@ -81,28 +108,40 @@ class SliceGrid:
 
     @property
     def length(self) -> int:
-        """Number of output slices; the last real slice is the last one, or lies just behind it."""
-        return floor((self.slices - 1) * self.factor) + 1
+        """Number of output slices; the last real slice ends with the last one, or just behind it."""
+        return floor((self.slices - 1) * self.factor + self.window)
 
     def first(self, gap: int) -> int:
-        """Return the first output slice at or behind the slice before a gap: where the gap's range begins."""
-        return ceil(self.good[gap] * self.factor)
+        """Return the output slice that a gap's range begins with; that behind the last gap ends the last."""
+        if self.thick and gap == 0:
+            return 0
+        if self.thick and gap == self.gaps:
+            return self.length
+        return ceil(self.centre(self.good[gap]))
 
     def generated(self, gap: int) -> range:
-        """Return the output slices strictly inside a gap."""
-        return range(floor(self.good[gap] * self.factor) + 1, min(self.first(gap + 1), self.length))
+        """Return the output slices of a gap that are no real ones."""
+        begin = self.first(gap) if self.thick else floor(self.centre(self.good[gap])) + 1
+        return range(begin, min(self.first(gap + 1), self.length))
 
     def width(self, gap: int) -> Fraction:
         """Return the distance of the slices around a gap, in output voxels."""
         return self.factor * (self.good[gap + 1] - self.good[gap])
 
+    def thickness_of(self, gap: int) -> Fraction:
+        """Return the share of a gap's width that a real slice integrates over; 0 where it is thin."""
+        return self.window / self.width(gap) if self.thick else Fraction(0)
+
     def positions(self, gap: int) -> NDArray[np.float32]:
-        """Return the positions of a gap's slices: 0 at the real slice before it, 1 at the one after it."""
+        """Return the positions of a gap's slices: 0 at the real slice before it, 1 at the one after it.
+
+        At the ends of a volume of thick slices they reach from -1/2 to 3/2.
+        """
         return np.array([float(self.position(gap, z)) for z in self.generated(gap)], np.float32)
 
     def position(self, gap: int, z: int) -> Fraction:
         """Return the position of an output slice in a gap."""
-        return (z - self.good[gap] * self.factor) / self.width(gap)
+        return (z - self.centre(self.good[gap])) / self.width(gap)
 
     def around(self, gap: int) -> list[int]:
         """Return the real slices at `tasks.CONDITION_OFFSETS` of a gap; behind the ends the outermost."""
@@ -110,12 +149,27 @@ class SliceGrid:
         return [self.good[min(max(gap + offset, 0), last)] for offset in CONDITION_OFFSETS]
 
     def gap_of(self, z: int) -> int:
-        """Return the gap that holds an output slice; the last gap ends with the last slice."""
-        return min(bisect_right(self.good, z / self.factor), self.gaps) - 1
+        """Return the gap that holds an output slice; the outermost ones reach to the ends."""
+        behind: int = bisect_right(self.good, self._index(z))
+        return min(max(behind, 1), self.gaps) - 1
+
+    def _index(self, z: int) -> Fraction:
+        """Return where an output slice lies among the real ones, counted from 0."""
+        return (z - (self.window - 1) / 2) / self.factor
+
+    def integrated(self, real: int) -> tuple[int, NDArray[np.float64]]:
+        """Return what a real slice integrates over: the first output slice, and the weights from it on."""
+        begin = real * self.factor  # in units that have output slice z between z and z + 1
+        end = begin + self.window
+        zs = range(floor(begin), min(ceil(end), self.length))
+        weights = [min(z + 1.0, float(end)) - max(float(z), float(begin)) for z in zs]
+        return zs.start, np.array(weights) / sum(weights)
 
     def real(self, z: int) -> int | None:
         """Return the real slice at output slice z, or None when z is generated."""
-        index = z / self.factor
+        if self.thick:
+            return None
+        index = self._index(z)
         before = self.good[bisect_right(self.good, index) - 1]
         return before if before == index else None
 
@@ -132,6 +186,7 @@ class ImageStack:
 
     slices: int
     factor: Fraction = Fraction(1)
+    thick = False
 
     @property
     def gaps(self) -> int:
@@ -158,6 +213,10 @@ class ImageStack:
     def width(self, gap: int) -> Fraction:
         """Return 1: there is nothing between images."""
         return self.factor
+
+    def thickness_of(self, gap: int) -> Fraction:
+        """Return 0: an image stands for itself."""
+        return Fraction(0)
 
     def positions(self, gap: int) -> NDArray[np.float32]:
         """Return the position of an image, which is 1/2 by convention (`emdiffuse.models.processes`)."""
@@ -298,7 +357,8 @@ class BlockGrid:
         counts = self.counts
         regular = isinstance(self.z, ImageStack) or not self.z.missing
         period = min(counts[0], self.z.factor.denominator + 1) if regular else counts[0]
-        depth = max(self._span_z(i)[1] - self._span_z(i)[0] for i in range(period))
+        spans = (self._span_z(i) for i in {*range(period), counts[0] - 1})
+        depth = max(end - begin for begin, end in spans)
         height = max(e - b for b, e in (self._span(self.y, i, 1) for i in range(counts[1])))
         width = max(e - b for b, e in (self._span(self.x, i, 2) for i in range(counts[2])))
         return (depth, height, width)
@@ -374,4 +434,5 @@ def slice_grid(volume: Volume) -> SliceGrid:
     """
     missing = tuple(volume.facts.get("missing", ()))
     factor = anisotropy_factor(volume.voxel_size, str(volume.path), isotropic=bool(missing))
-    return SliceGrid(volume.array.shape[0], factor, missing)
+    thickness = Fraction(volume.facts.get("thickness", 0)).limit_denominator(1000)
+    return SliceGrid(volume.array.shape[0], factor, missing, thickness)

@@ -60,8 +60,8 @@ class Plan:
         The volume that is restored and the folder of the model.
     weights : str
         SHA-256 of the model's weights.
-    factor : Fraction
-        Anisotropy factor; 1 for images.
+    factor, thickness : Fraction
+        Anisotropy factor, 1 for images; share of the distance of slices that one integrates over.
     images : bool
         Whether each slice is restored by itself, rather than gaps between slices.
     scale : int
@@ -91,6 +91,7 @@ class Plan:
     model: Path
     weights: str
     factor: Fraction
+    thickness: Fraction
     images: bool
     scale: int
     slices: int
@@ -129,7 +130,9 @@ class Plan:
         """The blocks."""
         t = self.tiling
         y, x = (TileAxis(length, t.tile, t.halo, t.blend) for length in self.shape[1:])
-        z = ImageStack(self.slices) if self.images else SliceGrid(self.slices, self.factor, self.missing)
+        z: SliceGrid | ImageStack = ImageStack(self.slices)
+        if not self.images:
+            z = SliceGrid(self.slices, self.factor, self.missing, self.thickness)
         return BlockGrid(z, y, x, t.block)
 
     def forget(self, stage: str) -> None:
@@ -175,6 +178,7 @@ def make_plan(
         grid = slice_grid(volume)
         _check_gaps(grid, dataset, model, description)
     sampler = description.resolve(settings.sampler)
+    sampler = sampler.model_copy(update={"consistent": _consistent(sampler, grid, dataset)})
     if not description.samples_differ(sampler):
         sampler = sampler.model_copy(update={"samples": 1})
     require_numbers(model / WEIGHTS_FILE)
@@ -195,6 +199,7 @@ def make_plan(
         "model": str(model),
         "weights": weights,
         "factor": str(grid.factor),
+        "thickness": str(grid.thickness) if isinstance(grid, SliceGrid) else "0",
         "images": not task.volumetric,
         "scale": task.scale,
         "slices": slices,
@@ -218,7 +223,10 @@ def make_plan(
             "sources": volume.facts.get("sources", []),
             "training_sources": [source.model_dump(exclude_none=True) for source in description.sources]
             + volume.facts.get("training_sources", []),
-            "intensity": volume.intensity.stretched(float(grid.factor)).as_facts(),
+            "intensity": volume.intensity.stretched(
+                float(grid.factor), float(grid.centre(0)) if isinstance(grid, SliceGrid) else 0.0
+            ).as_facts(),
+            "thickness": 0.0 if task.volumetric else volume.facts.get("thickness", 0.0),
             "missing": [] if task.volumetric else volume.facts.get("missing", []),
             "real_slices": restored,
             "hash": identity,
@@ -240,7 +248,7 @@ def make_plan(
 
 def input_hash(volume: Volume) -> str:
     """Return what identifies an input: its raw files, and what was made of them."""
-    facts = [volume.facts.get(key) for key in ("sources", "intensity", "missing", "hash")]
+    facts = [volume.facts.get(key) for key in ("sources", "intensity", "missing", "thickness", "hash")]
     return settings_hash(facts, list(volume.array.shape), list(volume.voxel_size))
 
 
@@ -269,6 +277,16 @@ def _restored_before(volume: Volume, settings: Restoration) -> dict[str, Any] | 
             f"`real_slices` says {settings.real_slices or 'none'}; give the volume that belongs to it"
         )
     return {key: facts[key] for key in ("model", "estimator", "weights", "hash")} if facts else None
+
+
+def _consistent(sampler: Sampler, grid: SliceGrid | ImageStack, dataset: Path) -> bool:
+    """Tell whether restored slices are made consistent with the real ones that integrate over them."""
+    if sampler.consistent and not grid.thick:
+        raise DataError(
+            f"{dataset}: `sampler.consistent` is for thick slices, but none is known to be; say "
+            "`slice_thickness`"
+        )
+    return grid.thick if sampler.consistent is None else sampler.consistent
 
 
 def _check_gaps(grid: SliceGrid, dataset: Path, model: Path, description: Description) -> None:
@@ -366,6 +384,7 @@ def _parse_plan(content: dict[str, Any], folder: Path) -> Plan:
         model=Path(content["model"]),
         weights=content["weights"],
         factor=Fraction(content["factor"]),
+        thickness=Fraction(content["thickness"]),
         images=content["images"],
         scale=content["scale"],
         slices=content["slices"],

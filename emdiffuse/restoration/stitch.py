@@ -5,7 +5,9 @@ Conventions
 * A stitch worker owns whole shards of the output and writes each once; the sums of the blocks that meet a
   shard are added in the order of the blocks' numbers. The windows of all tiles add up to one, so that no
   division is needed.
-* Real slices are copied from the input, unchanged. Generated slices are mapped from [-1, 1] to the input's
+* Real slices are copied from the input, unchanged. Of thick ones (`geometry`) all that they integrate over is
+  generated: with `sampler.consistent` it is changed by as little as makes its average the slice that was
+  measured, after blending, so that tiles do not show. Generated slices are mapped from [-1, 1] to the input's
   intensities, rounded and clipped to its type. The uncertainty is in the input's intensities, float32; in
   real slices it is the input's own, where a model restored these, else 0. There the interval of a calibrated
   restoration is the slice itself.
@@ -22,12 +24,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.restoration.geometry import owned
+from emdiffuse.restoration.geometry import SliceGrid, owned
 from emdiffuse.restoration.intervals import floors, interval
 from emdiffuse.restoration.plan import BOUNDS, Plan, open_array_of, open_input, read_plan
 from emdiffuse.runtime.errors import DamagedError, StoreError
 from emdiffuse.runtime.progress import logger, progress
-from emdiffuse.stores.intensity import Scaling, cast_to, from_unit, read_intensity
+from emdiffuse.stores.intensity import Scaling, cast_to, from_unit, read_intensity, shown
 from emdiffuse.stores.pyramid import build_pyramid
 from emdiffuse.stores.volume import Array, Box, Volume, multiscale, open_volume, write_group
 
@@ -88,7 +90,10 @@ def stitch_box(plan: Plan, volume: Volume, tiles: Array, name: str, box: Box) ->
         floor = floors(_scaling(plan, box))
         bounds = interval(restored, uncertainty, plan.calibration["scale"], floor)
         return _with_real(plan, volume, bounds[BOUNDS.index(name)], box)
-    sums = _sums(plan, tiles, plan.quantities.index(name), box)
+    if plan.sampler.consistent and name != "uncertainty":
+        sums = _consistent(plan, volume, tiles, name, box)
+    else:
+        sums = _sums(plan, tiles, plan.quantities.index(name), box)
     scaling = _scaling(plan, box)
     if name == "uncertainty":
         sums *= (scaling.span / 2).astype(np.float32)
@@ -123,6 +128,36 @@ def _sums(plan: Plan, tiles: Array, quantity: int, box: Box) -> NDArray[np.float
         here = tuple(slice(lo - b, hi - b) for lo, hi, b in zip(low, high, begin, strict=True))
         sums[here] += tiles[(slice(quantity, quantity + 1), *there)][0]
     return sums
+
+
+def _consistent(plan: Plan, volume: Volume, tiles: Array, name: str, box: Box) -> NDArray[np.float32]:
+    """Return one box of a quantity, in units of [-1, 1], that averages to the real slices.
+
+    What a slice lacks is added to the output slices that it integrates over, in proportion to its weights
+    there: the smallest change in the sense of least squares. Missing slices ask for nothing.
+    """
+    zs = plan.grid.z
+    assert isinstance(zs, SliceGrid)
+    quantity = plan.quantities.index(name)
+    near = range(max(int(box[0].start / zs.factor) - 1, 0), min(int(box[0].stop / zs.factor) + 1, zs.slices))
+    wanted = [z for z in near if z not in zs.missing and _meets(zs.integrated(z), box[0])]
+    if not wanted:
+        return _sums(plan, tiles, quantity, box)
+    windows = [zs.integrated(z) for z in wanted]
+    begin = min(box[0].start, windows[0][0])
+    end = max(box[0].stop, windows[-1][0] + len(windows[-1][1]))
+    values = _sums(plan, tiles, quantity, (slice(begin, end), *box[1:]))
+    lacking = np.zeros_like(values)
+    for z, (first, weights) in zip(wanted, windows, strict=True):
+        there = slice(first - begin, first - begin + len(weights))
+        real = shown(volume.array[(slice(z, z + 1), *box[1:])], volume.intensity.at([z]))[0]
+        residual = real - np.tensordot(weights.astype(np.float32), values[there], 1)
+        lacking[there] += (weights / (weights @ weights)).astype(np.float32)[:, None, None] * residual
+    return (values + lacking)[box[0].start - begin : box[0].stop - begin]
+
+
+def _meets(window: tuple[int, NDArray[np.float64]], zs: slice) -> bool:
+    return window[0] < zs.stop and zs.start < window[0] + len(window[1])
 
 
 def _with_real(plan: Plan, volume: Volume, values: NDArray[np.generic], box: Box) -> NDArray[np.generic]:

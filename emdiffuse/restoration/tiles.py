@@ -284,7 +284,7 @@ def _blend(
 def _read_batch(plan: Plan, grid: BlockGrid, tiles: Iterable[Tile], volume: Volume) -> Batch:
     """Read what tiles are conditioned on."""
     shape = (grid.y.tile, grid.x.tile)
-    conditions, positions, factors = [], [], []
+    conditions, positions, factors, thicknesses = [], [], [], []
     for gap, row, column in tiles:
         origin = (grid.y.starts[row], grid.x.starts[column])
         if isinstance(grid.z, ImageStack):
@@ -292,10 +292,11 @@ def _read_batch(plan: Plan, grid: BlockGrid, tiles: Iterable[Tile], volume: Volu
         else:
             conditions.append(read_condition(volume, grid.z.around(gap), origin, shape))
         positions.append(grid.z.positions(gap))
-        factors.append(float(grid.z.width(gap)))
+        width = grid.z.width(gap)
+        factors.append(float(width))
+        thicknesses.append(float(grid.z.thickness_of(gap)))
     known, places = (torch.from_numpy(np.stack(parts)) for parts in (conditions, positions))
-    widths = torch.tensor(factors)
-    return Batch(*map(pinned, (known, places, widths, torch.zeros_like(widths))))
+    return Batch(*map(pinned, (known, places, torch.tensor(factors), torch.tensor(thicknesses))))
 
 
 def _noise(

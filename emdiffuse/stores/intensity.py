@@ -45,6 +45,9 @@ class Intensity(BaseModel):
         The range of each slice; empty where all have that of the typical one.
     distance : float
         How many slices of the store lie from one of these entries to the next: 1, but in restored volumes.
+    start : float
+        The slice of the store that the first of these entries belongs to: 0, but in volumes restored from
+        thick slices, which lie at the centre of what they integrate.
     invert : bool
         Whether networks see the contrast inverted.
     """
@@ -58,6 +61,7 @@ class Intensity(BaseModel):
     lows: tuple[float, ...] = ()
     highs: tuple[float, ...] = ()
     distance: float = 1.0
+    start: float = 0.0
     invert: bool = False
 
     @model_validator(mode="after")
@@ -90,7 +94,7 @@ class Intensity(BaseModel):
         if slices is None:
             return Scaling(np.array(self.low), np.array(self.high), sign)
         wanted = slices if np.isscalar(slices) else list(slices)  # type: ignore[arg-type]
-        places = np.asarray(wanted, np.float64) / self.distance
+        places = (np.asarray(wanted, np.float64) - self.start) / self.distance
         low, high = (np.interp(places, np.arange(len(ends)), ends) for ends in self.ranges)
         shape = (-1, 1, 1) if places.ndim else ()
         return Scaling(np.reshape(low, shape), np.reshape(high, shape), sign)
@@ -100,9 +104,11 @@ class Intensity(BaseModel):
         low, high = self.ranges[:, min(entry, self.ranges.shape[1] - 1)].tolist()
         return Intensity(low=low, high=high, invert=self.invert)
 
-    def stretched(self, factor: float) -> Intensity:
-        """Return the facts of a volume with `factor` slices from each of these to the next."""
-        return self.model_copy(update={"distance": self.distance * factor})
+    def stretched(self, factor: float, start: float = 0.0) -> Intensity:
+        """Return the facts of a volume with `factor` slices from each of these to the next, after `start`."""
+        return self.model_copy(
+            update={"distance": self.distance * factor, "start": self.start * factor + start}
+        )
 
     def as_facts(self) -> dict[str, Any]:
         """Return JSON data, without what is as usual."""

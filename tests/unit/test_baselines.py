@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from emdiffuse.evaluation.baselines import Between, denoised, interpolate, kernel, noise_of, slice_flow
+from emdiffuse.evaluation.baselines import (
+    Between,
+    denoised,
+    interpolate,
+    kernel,
+    noise_of,
+    slice_flow,
+    weights_of,
+)
 from emdiffuse.evaluation.methods import baselines_of
 from emdiffuse.restoration.geometry import SliceGrid
 
@@ -60,6 +68,44 @@ def test_exact_at_real_slices(kind, factor, dtype):
     assert len(at) >= 2
     for z, index in at.items():
         np.testing.assert_array_equal(result[z], real[index])
+
+
+THICK = [(Fraction(6), 1), (Fraction(5), Fraction(3, 5)), (Fraction(45, 8), Fraction(1, 2))]
+
+
+@pytest.mark.parametrize("factor, thickness", THICK)
+def test_the_spline_averages_to_the_thick_slices(factor, thickness):
+    grid = SliceGrid(9, factor, thickness=Fraction(thickness))
+    assert {*baselines_of("vemdiffuse-i", grid.thick)} == {*KINDS, "spline"}
+    real = np.random.default_rng(0).random((9, 3, 4)).astype(np.float32)
+    result = interpolate(real, grid, range(grid.length), "spline")
+    for z, image in enumerate(real):
+        first, weights = grid.integrated(z)
+        average = np.tensordot(weights, result[first : first + len(weights)], 1)
+        np.testing.assert_allclose(average, image, atol=2e-3)  # the spline of each gap sees 12 slices
+
+
+@pytest.mark.parametrize("factor, thickness", THICK)
+def test_thick_slices_of_a_ramp_are_undone(factor, thickness):
+    """What grows evenly along z is what it was: by the spline to the very ends, by all between centres."""
+    grid = SliceGrid(9, factor, thickness=Fraction(thickness))
+    real = column(*(float(grid.centre(z)) for z in range(9)))
+    z = np.arange(grid.length)
+    spline = interpolate(real, grid, range(grid.length), "spline").ravel()
+    np.testing.assert_allclose(spline, z, atol=1e-3)
+    inner = (z >= real[0, 0, 0]) & (z <= real[-1, 0, 0])
+    for kind in ("linear", "flow"):
+        values = interpolate(real, grid, range(grid.length), kind).ravel()
+        np.testing.assert_allclose(values[inner], z[inner], atol=1e-3)
+        assert set(values[~inner]) <= {real[0, 0, 0], real[-1, 0, 0]}
+
+
+def test_the_spline_of_a_part_is_that_of_the_whole():
+    grid = SliceGrid(30, Fraction(4), thickness=Fraction(1))
+    first, weights = weights_of(grid, range(50, 62), "spline")
+    whole_first, all_weights = weights_of(grid, range(grid.length), "spline")
+    assert whole_first == 0 and weights.shape[1] < 16
+    np.testing.assert_array_equal(weights, all_weights[50:62, first : first + weights.shape[1]])
 
 
 @pytest.mark.parametrize("kind", KINDS)

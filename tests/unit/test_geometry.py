@@ -17,6 +17,9 @@ factors = st.one_of(
 )
 
 
+thicknesses = st.sampled_from([Fraction(0), Fraction(1, 2), Fraction(7, 10), Fraction(1)])
+
+
 @st.composite
 def tile_axes(draw):
     halo = draw(st.integers(0, 24))
@@ -28,7 +31,7 @@ def tile_axes(draw):
 
 @st.composite
 def block_grids(draw):
-    z = SliceGrid(draw(st.integers(2, 12)), draw(factors))
+    z = SliceGrid(draw(st.integers(2, 12)), draw(factors), thickness=draw(thicknesses))
     return BlockGrid(
         z, draw(tile_axes()), draw(tile_axes()), tuple(draw(st.integers(1, 5)) for _ in range(3))
     )
@@ -50,9 +53,46 @@ def test_slices_of_a_fractional_factor():
     np.testing.assert_allclose(grid.positions(0), [0.4, 0.8])
 
 
-@given(st.integers(2, 30), factors)
-def test_every_output_slice_is_real_or_generated_once(slices, factor):
-    grid = SliceGrid(slices, factor)
+def test_thick_slices_lie_at_the_centre_of_what_they_integrate():
+    grid = SliceGrid(3, Fraction(4), thickness=Fraction(1))  # centres at 1.5, 5.5 and 9.5
+    assert grid.length == 12 and grid.thick and grid.real(0) is None
+    assert [list(grid.generated(gap)) for gap in range(2)] == [list(range(6)), list(range(6, 12))]
+    np.testing.assert_allclose(grid.positions(0), (np.arange(6) - 1.5) / 4)
+    np.testing.assert_allclose(grid.positions(1), (np.arange(6, 12) - 5.5) / 4)
+    first, weights = grid.integrated(1)
+    assert first == 4 and weights.tolist() == [0.25] * 4
+
+    half = SliceGrid(3, Fraction(6), thickness=Fraction(1, 2))  # 0 to 2, 6 to 8, 12 to 14
+    assert half.length == 15 and half.thickness_of(0) == Fraction(1, 2)
+    assert [list(half.generated(gap)) for gap in range(2)] == [list(range(7)), list(range(7, 15))]
+    assert half.positions(0)[[0, 1, 4]] == pytest.approx([-1 / 6, 0, 0.5])
+
+    uneven = SliceGrid(4, Fraction(9, 4), thickness=Fraction(1))
+    assert uneven.length == 9 and uneven.integrated(1)[0] == 2
+    np.testing.assert_allclose(uneven.integrated(1)[1], np.array([0.75, 1, 0.5]) / 2.25)
+
+
+def test_a_slice_no_thicker_than_an_output_slice_is_one():
+    grid, thin = SliceGrid(3, Fraction(4), thickness=Fraction(1, 4)), SliceGrid(3, Fraction(4))
+    assert not grid.thick and grid.length == thin.length and grid.thickness_of(0) == 0
+    assert [grid.generated(gap) for gap in range(2)] == [thin.generated(gap) for gap in range(2)]
+
+
+@settings(deadline=None)
+@given(st.integers(2, 30), factors, thicknesses)
+def test_every_output_slice_is_real_or_generated_once(slices, factor, thickness):
+    grid = SliceGrid(slices, factor, thickness=thickness)
+    for gap in range(grid.gaps):
+        assert all(grid.gap_of(z) == gap for z in grid.generated(gap))
+        assert all(-0.5 < t < 1.5 for t in grid.positions(gap))
+    if grid.thick:
+        whole = np.zeros(grid.length)
+        for real in range(slices):
+            first, weights = grid.integrated(real)
+            assert weights.sum() == pytest.approx(1) and first + len(weights) <= grid.length
+            whole[first : first + len(weights)] += weights * float(grid.window)
+        whole = whole[: grid.integrated(slices - 1)[0]]  # the last may be cut off, and counts for all of it
+        assert whole.max() < 1 + 1e-9 and (thickness < 1 or whole[:-1].min(initial=1) > 1 - 1e-9)
     made = [z for gap in range(grid.gaps) for z in grid.generated(gap)]
     real = [z for z in range(grid.length) if grid.real(z) is not None]
     assert sorted(made + real) == list(range(grid.length))

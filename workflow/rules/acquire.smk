@@ -45,9 +45,10 @@ rule keep_every:
         runtime=240,
     params:
         factor=kept_factor,
+        thickness=kept_thickness,
     shell:
         "emdiffuse --log {log} --threads {threads} keep-every {input} {params.factor}"
-        " {wildcards.dataset} {output}"
+        " {wildcards.dataset} {output} --thickness {params.thickness}"
 
 
 # Pairs (degraded and clean), or degraded images, from the slices of a clean volume.

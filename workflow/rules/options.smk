@@ -6,14 +6,17 @@ from emdiffuse.config.reading import Reading
 
 def acquisition_settings(wildcards):
     """What acquisition depends on; alignment is a later stage's."""
-    keys = {"source", "voxel_size", "pairs", "images", "invert", "repair"} | set(
-        Reading.model_fields
-    )
+    keys = {"source", "voxel_size", "slice_thickness", "pairs", "images", "invert"}
+    keys |= {"repair", *Reading.model_fields}
     return CONFIG.datasets[wildcards.dataset].model_dump_json(include=keys)
 
 
 def kept_factor(wildcards):
     return CONFIG.datasets[wildcards.dataset].keep_every.factor
+
+
+def kept_thickness(wildcards):
+    return CONFIG.datasets[wildcards.dataset].keep_every.thickness
 
 
 def degradation_settings(wildcards):
