@@ -89,14 +89,15 @@ def test_the_spline_averages_to_the_thick_slices(factor, thickness):
 def test_thick_slices_of_a_ramp_are_undone(factor, thickness):
     """What grows evenly along z is what it was: by the spline to the very ends, by all between centres."""
     grid = SliceGrid(9, factor, thickness=Fraction(thickness))
-    real = column(*(float(grid.centre(z)) for z in range(9)))
     z = np.arange(grid.length)
+    windows = [grid.integrated(i) for i in range(9)]
+    real = column(*(weights @ z[first : first + len(weights)] for first, weights in windows))
     spline = interpolate(real, grid, range(grid.length), "spline").ravel()
     np.testing.assert_allclose(spline, z, atol=1e-3)
     inner = (z >= real[0, 0, 0]) & (z <= real[-1, 0, 0])
     for kind in ("linear", "flow"):
         values = interpolate(real, grid, range(grid.length), kind).ravel()
-        np.testing.assert_allclose(values[inner], z[inner], atol=1e-3)
+        np.testing.assert_allclose(values[inner], z[inner], atol=0.1)  # voxels are whole: 1/8 a slice
         assert set(values[~inner]) <= {real[0, 0, 0], real[-1, 0, 0]}
 
 
