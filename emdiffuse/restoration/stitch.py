@@ -29,7 +29,7 @@ from emdiffuse.restoration.intervals import floors, interval
 from emdiffuse.restoration.plan import BOUNDS, Plan, open_array_of, open_input, read_plan
 from emdiffuse.runtime.errors import DamagedError, StoreError
 from emdiffuse.runtime.progress import logger, progress
-from emdiffuse.stores.intensity import Scaling, cast_to, from_unit, read_intensity, shown
+from emdiffuse.stores.intensity import Scaling, cast_to, from_unit, read_intensity
 from emdiffuse.stores.pyramid import build_pyramid
 from emdiffuse.stores.volume import Array, Box, Volume, multiscale, open_volume, write_group
 
@@ -91,9 +91,9 @@ def stitch_box(plan: Plan, volume: Volume, tiles: Array, name: str, box: Box) ->
         bounds = interval(restored, uncertainty, plan.calibration["scale"], floor)
         return _with_real(plan, volume, bounds[BOUNDS.index(name)], box)
     if plan.sampler.consistent and name != "uncertainty":
-        sums = _consistent(plan, volume, tiles, name, box)
-    else:
-        sums = _sums(plan, tiles, plan.quantities.index(name), box)
+        values = cast_to(_consistent(plan, volume, tiles, name, box), volume.array.dtype)
+        return _with_real(plan, volume, values, box)
+    sums = _sums(plan, tiles, plan.quantities.index(name), box)
     scaling = _scaling(plan, box)
     if name == "uncertainty":
         sums *= (scaling.span / 2).astype(np.float32)
@@ -131,7 +131,7 @@ def _sums(plan: Plan, tiles: Array, quantity: int, box: Box) -> NDArray[np.float
 
 
 def _consistent(plan: Plan, volume: Volume, tiles: Array, name: str, box: Box) -> NDArray[np.float32]:
-    """Return one box of a quantity, in units of [-1, 1], that averages to the real slices.
+    """Return one box of a quantity, float32 in the input's intensities, that averages to the real slices.
 
     What a slice lacks is added to the output slices that it integrates over, in proportion to its weights
     there: the smallest change in the sense of least squares. Missing slices ask for nothing.
@@ -141,16 +141,17 @@ def _consistent(plan: Plan, volume: Volume, tiles: Array, name: str, box: Box) -
     quantity = plan.quantities.index(name)
     near = range(max(int(box[0].start / zs.factor) - 1, 0), min(int(box[0].stop / zs.factor) + 1, zs.slices))
     wanted = [z for z in near if z not in zs.missing and _meets(zs.integrated(z), box[0])]
-    if not wanted:
-        return _sums(plan, tiles, quantity, box)
     windows = [zs.integrated(z) for z in wanted]
-    begin = min(box[0].start, windows[0][0])
-    end = max(box[0].stop, windows[-1][0] + len(windows[-1][1]))
-    values = _sums(plan, tiles, quantity, (slice(begin, end), *box[1:]))
+    begin = min([box[0].start, *(first for first, _ in windows)])
+    end = max([box[0].stop, *(first + len(weights) for first, weights in windows)])
+    whole = (slice(begin, end), *box[1:])
+    values, scaling = _sums(plan, tiles, quantity, whole), _scaling(plan, whole)
+    for z, image in enumerate(values):
+        values[z] = from_unit(image, scaling[z])
     lacking = np.zeros_like(values)
     for z, (first, weights) in zip(wanted, windows, strict=True):
         there = slice(first - begin, first - begin + len(weights))
-        real = shown(volume.array[(slice(z, z + 1), *box[1:])], volume.intensity.at([z]))[0]
+        real = volume.array[slice(z, z + 1), box[1], box[2]][0].astype(np.float32)
         residual = real - np.tensordot(weights.astype(np.float32), values[there], 1)
         lacking[there] += (weights / (weights @ weights)).astype(np.float32)[:, None, None] * residual
     return (values + lacking)[box[0].start - begin : box[0].stop - begin]
