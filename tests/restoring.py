@@ -13,7 +13,7 @@ from emdiffuse.restoration.stitch import pyramid, stitch
 from emdiffuse.restoration.tiles import restore
 from emdiffuse.stores.volume import Array
 
-SAMPLER = {"name": "dpm++", "steps": 2, "samples": 2, "seed": 3}
+SAMPLER = {"name": "dpm++", "steps": 2, "samples": 2, "texture": 0.5, "seed": 3}
 
 
 def settings(block=(2, 2, 1), tile=64, by="m", real_slices=None, **sampler):

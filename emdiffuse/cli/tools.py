@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from enum import StrEnum
 from fractions import Fraction
@@ -14,6 +15,7 @@ from emdiffuse.cli.app import Device, Overwrite, app, model_named
 from emdiffuse.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
+    from emdiffuse.config import Sampler
     from emdiffuse.config.reading import Reading
     from emdiffuse.enhance.one_file import Enhancement
 
@@ -65,11 +67,20 @@ Raw = Annotated[
 DataBar = Annotated[
     str, typer.Option(help="Rows of the microscope's data bar at the bottom; 0: none; auto: found.")
 ]
-Steps = Annotated[
-    int | None,
-    typer.Option(help="Network calls a sample; 1 is the mean in one call. The model's own by default."),
+Steps = Annotated[int | None, typer.Option(help="Network calls a sample; the model's own by default.")]
+Samples = Annotated[
+    int,
+    typer.Option(
+        help="Samples, whose spread is the uncertainty, which 2 or more write. Restored is the mean."
+    ),
 ]
-Samples = Annotated[int, typer.Option(help="Samples, whose mean is written.")]
+Texture = Annotated[
+    float | None,
+    typer.Option(help="From 0 to 1: how much of a sample's texture is added to the mean.", metavar="T"),
+]
+Ensemble = Annotated[
+    int, typer.Option(help="8: average the mean over flips and turns, at 8 times the calls.", metavar="1|8")
+]
 Seed = Annotated[int, typer.Option(help="Seed of the noise.")]
 
 
@@ -92,9 +103,12 @@ def enhance(
     thickness: Thickness = 0.0,
     steps: Steps = None,
     samples: Samples = 1,
+    texture: Texture = None,
+    ensemble: Ensemble = 1,
     seed: Seed = 0,
     uncertainty: Annotated[
-        Path | None, typer.Option(help="TIFF for the standard deviation over the samples.")
+        Path | None,
+        typer.Option(help="TIFF for the standard deviation over the samples; beside the output by default."),
     ] = None,
     override: Override = False,
     series: Series = None,
@@ -114,7 +128,8 @@ def enhance(
 
     keep_freed_memory()
     reading = _reading(series, channel, timepoint, level, axes, crop, raw, data_bar)
-    how = _enhancement(model, factor, voxel_size, thickness, override, reading, steps, samples, seed, device)
+    sampler = _sampler(steps, samples, texture, ensemble, seed)
+    how = _enhancement(model, factor, voxel_size, thickness, override, reading, sampler, device)
     run(source, output, how, uncertainty, overwrite=overwrite)
 
 
@@ -128,6 +143,8 @@ def watch(
     thickness: Thickness = 0.0,
     steps: Steps = None,
     samples: Samples = 1,
+    texture: Texture = None,
+    ensemble: Ensemble = 1,
     seed: Seed = 0,
     settle: Annotated[
         float, typer.Option(help="Seconds without a change after which a file is complete.")
@@ -153,8 +170,17 @@ def watch(
 
     keep_freed_memory()
     reading = _reading(series, channel, timepoint, level, axes, crop, raw, data_bar)
-    how = _enhancement(model, factor, voxel_size, thickness, override, reading, steps, samples, seed, device)
+    sampler = _sampler(steps, samples, texture, ensemble, seed)
+    how = _enhancement(model, factor, voxel_size, thickness, override, reading, sampler, device)
     run(folder, out, how, once, settle, patience)
+
+
+def _sampler(steps: int | None, samples: int, texture: float | None, ensemble: int, seed: int) -> Sampler:
+    from emdiffuse.config import Sampler
+    from emdiffuse.config.settings import parse
+
+    options = {"steps": steps, "samples": samples, "texture": texture, "ensemble": ensemble, "seed": seed}
+    return parse(Sampler, options, "options")
 
 
 def _enhancement(
@@ -164,21 +190,20 @@ def _enhancement(
     thickness: float,
     override: bool,
     reading: Reading,
-    steps: int | None,
-    samples: int,
-    seed: int,
+    sampler: Sampler,
     device: str,
 ) -> Enhancement:
     """Check what was said, and put it together."""
-    from emdiffuse.config import Sampler
-    from emdiffuse.config.settings import parse
     from emdiffuse.enhance.one_file import Enhancement
 
-    sampler = parse(Sampler, {"steps": steps, "samples": samples, "seed": seed}, "options")
     ratio = None
     if factor is not None:
         try:
+            if len(factor) > 40:  # or a number of a billion digits would be worked out
+                raise ValueError
             ratio = Fraction(factor)
+            if not 0 < ratio < 10**6:
+                raise ValueError
         except (ValueError, ZeroDivisionError):
             raise ConfigError(f"--factor: '{factor}' is not a number such as 6, 5.5 or 45/8") from None
     size = None
@@ -189,8 +214,8 @@ def _enhancement(
             raise ConfigError(
                 f"--voxel-size: '{voxel_size}' is not of the form Z,Y,X, such as 60,10,10"
             ) from None
-        if min(z, y, x) <= 0:
-            raise ConfigError(f"--voxel-size: {voxel_size} must be above zero")
+        if not all(0 < side < math.inf for side in (z, y, x)):
+            raise ConfigError(f"--voxel-size: {voxel_size} must be three numbers above zero")
         size = (z, y, x)
     return Enhancement(model, sampler, ratio, size, override, thickness, reading, device)
 

@@ -19,19 +19,42 @@ class Sampler(Section):
     steps: int | None = Field(
         None,
         ge=1,
+        le=100_000,
         description="Levels that a sample is walked through, one network call each (Heun: two); by default "
-        "the model's own number. With a native model 1 is the posterior mean in one call.",
+        "the model's own number. Of a native model no samples are drawn unless `samples`, `texture` or "
+        "`steps` of 2 or more asks for them: 1 is the posterior mean in one call.",
     )
-    samples: int = Field(1, ge=1, description="Samples; their standard deviation is the uncertainty.")
-    estimate: Literal["mean", "sample"] = Field(
-        "mean", description="What the restored volume is: the mean of the samples, or the first of them."
+    samples: int = Field(
+        1,
+        ge=1,
+        le=100_000,
+        description="Samples; with 2 or more their standard deviation is written as the uncertainty.",
     )
-    seed: int = Field(0, ge=0, description="Seed of the noise.")
+    texture: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="How much of a sample's texture the restored volume has: t gives mean + t * (sample - "
+        "mean), at about (1 + t^2) times the squared error of the mean. By default 0, or 1 where `steps` "
+        "asks for a single sample.",
+    )
+    ensemble: Literal[1, 8] = Field(
+        1,
+        description="8: average the posterior mean in one call over the flips and turns of the plane, at 8 "
+        "times the calls; native models.",
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the noise.")
     consistent: bool | None = Field(
         None,
         description="Of thick slices: change what is restored by as little as makes it, integrated again, "
         "the slices that were measured. By default it is done wherever slices are thick.",
     )
+
+    @model_validator(mode="after")
+    def _drawn(self) -> Sampler:
+        if self.steps == 1 and self.name is None and self.texture:
+            raise ValueError("`texture` needs a sample: leave `steps` out, or ask for 2 or more")
+        return self
 
 
 class Tiling(Section):
@@ -94,11 +117,6 @@ class Restoration(Section):
     calibration: Calibration | None = Field(
         None, description="Also write an interval for every voxel, calibrated on other data."
     )
-    regression: bool = Field(
-        False,
-        description="Also restore by the posterior mean in one call, as a regression network of this "
-        "size would, to compare with; native models.",
-    )
     reliable: float = Field(
         0.12,
         gt=0,
@@ -110,8 +128,8 @@ class Restoration(Section):
     def _samples(self) -> Restoration:
         if self.calibration is not None and self.sampler.samples < 2:
             raise ValueError("`calibration` needs `sampler.samples` of 2 or more")
-        if self.calibration is not None and self.sampler.estimate == "sample":
-            raise ValueError("`calibration` sets intervals around the mean; remove it or `sampler.estimate`")
+        if self.calibration is not None and self.sampler.texture:
+            raise ValueError("`calibration` sets intervals around the mean; remove it or `sampler.texture`")
         if self.calibration is not None and self.real_slices is not None:
             raise ValueError(
                 "`calibration` knows no interval of slices that `real_slices` restores; remove one of the two"

@@ -96,7 +96,8 @@ def enhance(
     how : Enhancement
         Model and settings.
     uncertainty : Path, optional
-        TIFF to write the standard deviation over the samples to, float32 in the source's intensities.
+        TIFF to write the standard deviation over the samples to, float32 in the source's intensities; of a
+        TIFF with more than one sample ``OUTPUT.uncertainty.tif`` by default.
     model : RestorationModel, optional
         The model of `how`, where it is loaded already.
     overwrite : bool
@@ -111,6 +112,8 @@ def enhance(
     DataError
         If the source cannot be used.
     """
+    if uncertainty is None and how.sampler.samples > 1 and output.suffix != ZARR:
+        uncertainty = output.with_name(f"{output.stem}.uncertainty{output.suffix}")
     task = TASKS[read_description(how.model).task]
     place_of(how.device)  # before the work begins
     images = not task.volumetric
@@ -137,8 +140,8 @@ def enhance(
         plan = make_plan(work / "input.ome.zarr", how.model, settings, path)
         if uncertainty is not None and "uncertainty" not in plan.quantities:
             raise ConfigError(
-                f"--uncertainty: {how.model} answers with the {plan.facts['estimator']}, whose samples do "
-                "not differ; ask for `--steps` of 2 or more and `--samples` of 2 or more"
+                "--steps: samples of one call do not differ; leave it out, or ask for 2 or more beside "
+                "`--samples`"
             )
         restore(path, 1, 1, how.device, model)
         stitch(path, 1, 1)

@@ -52,6 +52,8 @@ from emdiffuse.runtime.outputs import is_own_file, require_free
 from emdiffuse.runtime.progress import clock, logger
 
 SETTINGS = ".emdiffuse-watch"
+UNCERTAINTY = "uncertainty"
+"""Folder in the output for the spread of the samples, where there are several."""
 PAUSE = 30
 """Seconds until a machine that was in trouble is asked again."""
 OF_THE_MACHINE = (*FULL, errno.EMFILE, errno.ENFILE, errno.EIO, errno.EROFS, errno.ESTALE)
@@ -295,7 +297,13 @@ def _take(
         require_free(restored, [folder / name], overwrite=None)
         with scratch(restored) as work:
             made = work / f"made{restored.suffix}"
-            enhance(folder / name, made, how, model=model)
+            spread = work / f"spread{restored.suffix}" if how.sampler.samples > 1 else None
+            enhance(folder / name, made, how, spread, model)
+            if spread is not None:
+                place = out / UNCERTAINTY / restored.name
+                require_free(place, [folder / name], overwrite=None)
+                place.parent.mkdir(exist_ok=True)
+                spread.replace(place)
             os.utime(made, ns=(seen.modified, seen.modified))
             made.replace(restored)
     except AccessError:

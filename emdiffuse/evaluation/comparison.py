@@ -72,7 +72,7 @@ class Comparison(Ground):
     restored : Volume
         Opened.
     extras : dict
-        What else was restored: uncertainty, interval bounds, the regression.
+        What else was restored: uncertainty, interval bounds.
     """
 
     restored: Volume
@@ -130,7 +130,7 @@ def compare(restored: Path, dataset: Path, truth: Path) -> Comparison:
     _check(ours, ground)
     extras = {
         name: open_volume(restored / name)
-        for name in ("uncertainty", "lower", "upper", "regression")
+        for name in ("uncertainty", "lower", "upper")
         if (restored / name / "zarr.json").exists()
     }
     return Comparison(ground.input, ground.truth, ground.task, ground.grid, ground.data_range, ours, extras)

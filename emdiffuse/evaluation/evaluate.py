@@ -177,8 +177,7 @@ def evaluate(
     found = compare(restored, dataset, truth)
     identity = _identity(found, lpips)
     known = Baselines.read(baselines, identity) if baselines else _baselines(found, lpips)
-    own = {name: found.extras[name] for name in ("regression",) if name in found.extras}
-    sources = {name: partial(read, volume) for name, volume in (own | {"restored": found.restored}).items()}
+    sources = {"restored": partial(read, found.restored)}
     scores = known.scores | measure(found, sources, lpips)
     layout = Layout(found.grid, found.shape)
     result = {

@@ -71,7 +71,6 @@ METHODS = {
         ),
         Method("spline", "Average-preserving spline", "the average-preserving spline", GAPS, thick=True),
         Method("flow", "Along the optical flow", "interpolation along the optical flow", GAPS),
-        Method("regression", "Regression (mean in one call)", "regression (the mean in one call)"),
         Method("restored", "Restored", "the restoration"),
         Method("truth", "Ground truth", "the ground truth"),
         Method("uncertainty", "Standard deviation of the samples", "the standard deviation of the samples"),

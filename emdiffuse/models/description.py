@@ -167,14 +167,24 @@ class Description(Record):
         return self.network.architecture == "native"
 
     def resolve(self, sampler: Sampler) -> Sampler:
-        """Fill in what a sampler's settings leave to the model: its own sampler, and number of steps."""
+        """Fill in what a sampler's settings leave open: whether samples are drawn, and how.
+
+        A native model's volume is the posterior mean in one call, unless samples are asked for.
+        """
         name = sampler.name or self.sampler.name
         own = TASKS[self.task].published_steps if name == "ddpm" else self.sampler.steps
-        return sampler.model_copy(update={"name": name, "steps": sampler.steps or own})
+        drawn = not self.native or sampler.samples > 1 or bool(sampler.texture)
+        steps = sampler.steps or (own if drawn else 1)
+        one = self.native and steps > 1 and sampler.samples == 1
+        texture = sampler.texture if sampler.texture is not None else float(one)
+        settled = {"name": name, "steps": steps, "texture": texture}
+        if self.native and steps == 1:  # samples would not differ
+            settled |= {"samples": 1, "texture": 0.0}
+        return sampler.model_copy(update=settled)
 
     def samples_differ(self, sampler: Sampler) -> bool:
-        """Tell whether samples differ: not where a native network gives the posterior mean."""
-        return not self.native or sampler.steps != 1
+        """Tell whether samples are drawn, and differ: not where a native network gives the posterior mean."""
+        return not self.native or self.resolve(sampler).steps != 1
 
     def draws(self, sampler: Sampler) -> list[tuple[int, int]]:
         """Return the (sample, step) of all noise that a restoration asks for, in that order."""
@@ -184,13 +194,35 @@ class Description(Record):
         steps = sampler.steps if sampler.name == "ddpm" else 1
         return [(sample, step) for sample in range(sampler.samples) for step in range(steps or 1)]
 
+    def calls(self, sampler: Sampler) -> int:
+        """Return how many calls of the network a tile takes."""
+        sampler = self.resolve(sampler)
+        of_samples = (sampler.steps or 1) * sampler.samples if self.samples_differ(sampler) else 0
+        return of_samples + (sampler.ensemble if self.gives_mean(sampler) else 0)
+
+    def gives_mean(self, sampler: Sampler) -> bool:
+        """Tell whether the posterior mean in one call is a part of the restored volume."""
+        return self.native and self.resolve(sampler).texture != 1
+
     def estimator(self, sampler: Sampler) -> str:
         """Say in words what a restored volume is."""
-        if not self.samples_differ(sampler):
-            return "posterior mean in one call"
-        many = "mean" if sampler.estimate == "mean" else "first"
-        what = f"{many} of {sampler.samples} samples" if sampler.samples > 1 else "one sample"
-        return f"{what} of {sampler.steps} calls ({sampler.name})"
+        sampler = self.resolve(sampler)
+        each = f"{sampler.steps} calls ({sampler.name})"
+        several = f"{sampler.samples} samples" if sampler.samples > 1 else "one sample"
+        if not self.native:
+            texture = f", and {sampler.texture:g} of the first's texture" if sampler.texture else ""
+            mean = f"mean of {several}" if sampler.samples > 1 else several
+            return f"{mean} of {each}{texture}"
+        if sampler.texture == 1:
+            return f"first of {several} of {each}" if sampler.samples > 1 else f"one sample of {each}"
+        said = "posterior mean in one call"
+        if sampler.ensemble > 1:
+            said += f", averaged over {sampler.ensemble} flips and turns"
+        if sampler.texture:
+            said += f", and {sampler.texture:g} of the texture of a sample of {each}"
+        if sampler.samples > 1:
+            said += f"; its uncertainty by {several} of {each}"
+        return said
 
     def trained_for(self, factor: Fraction) -> bool:
         """Tell whether the model was trained for an anisotropy factor, or for factors around it."""

@@ -3,8 +3,10 @@
 Conventions
 -----------
 * Images are scaled to [-1, 1]; see `emdiffuse.models.processes` for what a batch and a sample are.
+* What is restored is the posterior mean, in one call of a native network; samples are drawn for their spread
+  (the uncertainty) and for texture.
 * Mean and standard deviation over samples are streamed: no more than one sample is held, and the first where
-  that is asked for.
+  its texture is asked for.
 """
 
 from __future__ import annotations
@@ -89,8 +91,9 @@ class RestorationModel:
         Returns
         -------
         tuple of Tensor
-            The mean of the samples (or the first, if the sampler's estimate is that) and their standard
-            deviation, (N, D, H, W), float32 in units of [-1, 1]; the deviation of one sample is 0.
+            The restored slices, and the standard deviation of the samples, (N, D, H, W), float32 in units of
+            [-1, 1]. Restored is mean + texture * (first sample - mean), where the mean is that of one call of
+            a native network, and that of the samples of a published one. The deviation of one sample is 0.
 
         Raises
         ------
@@ -99,24 +102,50 @@ class RestorationModel:
         """
         sampler = self.description.resolve(sampler)
         batch = batch.to(self.device)
+        autocast, _ = autocast_for(self.device, self.precision)
+        with autocast:
+            restored = self._mean(batch, sampler) if self.description.gives_mean(sampler) else None
         first: Tensor | None = None
         mean = torch.zeros(batch.shape, device=self.device)
         squares = torch.zeros_like(mean)
-        autocast, _ = autocast_for(self.device, self.precision)
-        samples = sampler.samples if self.description.samples_differ(sampler) else 1
+        samples = sampler.samples if self.description.samples_differ(sampler) else 0
         for sample in range(samples):
             noise = partial(white, sample)
             with autocast:
                 values = self.process.sample(self.network, batch, sampler, noise).float()
-            if sampler.estimate == "sample" and first is None:
+            if sampler.texture and first is None:
                 first = values
             delta = values - mean
             mean = mean + delta / (sample + 1)
             squares = squares + delta * (values - mean)
-        if not squares.isfinite().all():  # nor is, where one sample is not, the mean
+        if restored is None:
+            restored = mean
+        if first is not None:
+            restored = torch.lerp(restored, first, sampler.texture or 0.0)
+        if not (restored.isfinite().all() and squares.isfinite().all()):
             raise ModelError(
                 f"{self.directory}: the network answers with NaN or infinity; its weights are damaged, or "
                 "its training diverged: take another copy, or train again at a lower learning rate",
                 self.directory,
             )
-        return mean if first is None else first, (squares / max(samples - 1, 1)).sqrt()
+        return restored, (squares / max(samples - 1, 1)).sqrt()
+
+    def _mean(self, batch: Batch, sampler: Sampler) -> Tensor:
+        """Return the posterior mean in one call, over as many flips and turns as the sampler's ensemble says.
+
+        Every turn of a tile covers the tile's own pixels, so that the mean depends on tiles as little as one
+        call does: a network's grid of strides lies alike in all of them.
+        """
+        once = sampler.model_copy(update={"steps": 1})
+        total = torch.zeros(batch.shape, device=self.device)
+        turns = [(turn, flip) for flip in (False, True) for turn in range(4)][: sampler.ensemble]
+        for turn, flip in turns:
+            condition = torch.rot90(batch.condition, turn, (-2, -1))
+            turned = batch._replace(condition=condition.flip(-1) if flip else condition)
+            values = self.process.sample(self.network, turned, once, _no_noise).float()
+            total += torch.rot90(values.flip(-1) if flip else values, -turn, (-2, -1))
+        return total / len(turns)
+
+
+def _no_noise(step: int) -> Tensor:
+    raise AssertionError("the posterior mean in one call draws no noise")

@@ -6,9 +6,9 @@ Conventions
   what another plan left; workers only open what the plan's stores are, and refuse stores of another hash.
 * The *tile store* is one array (quantity, z, y, x), float32, one chunk a block, in the place of the block in
   the grid of blocks: the weighted partial sums of the block's tiles over its support (`geometry.Block`).
-  Quantity 0 is the mean over the samples, in [-1, 1]; others are, with more than one sample, their standard
-  deviation and, where it is asked for, the posterior mean in one call (`regression`). Real slices are left at
-  0: stitching takes them from the input. A block without a slice to restore has no chunk.
+  Quantity 0 is what is restored, in [-1, 1]; with more than one sample there is their standard deviation
+  too. Real slices are left at 0: stitching takes them from the input. A block without a slice to restore has
+  no chunk.
 * The *input* is a registered volume, or its slices restored by another model (`Restoration.real_slices`).
 * Of a calibrated restoration the *outputs* hold the bounds of the interval of every voxel too.
 * A worker that has done its share leaves a *mark* (`MARKS`) beside the plan. Where a later stage finds
@@ -35,7 +35,7 @@ from emdiffuse.restoration.footprint import memory_mb
 from emdiffuse.restoration.geometry import BlockGrid, ImageStack, SliceGrid, TileAxis, slice_grid
 from emdiffuse.restoration.intervals import read_calibration
 from emdiffuse.runtime.atomic import write_atomically
-from emdiffuse.runtime.errors import DataError, StoreError
+from emdiffuse.runtime.errors import ConfigError, DataError, StoreError
 from emdiffuse.runtime.outputs import emptied, require_apart
 from emdiffuse.runtime.progress import logger
 from emdiffuse.stores.volume import Array, Volume, create_array, create_image_array, open_volume
@@ -74,8 +74,6 @@ class Plan:
         Shape (z, y, x) of the restored volume.
     sampler, tiling
         Settings.
-    regression : bool
-        Whether the posterior mean in one call is restored too.
     calibration : dict or None
         What `calibration.calibrate` wrote.
     reliable : float
@@ -99,7 +97,6 @@ class Plan:
     shape: tuple[int, int, int]
     sampler: Sampler
     tiling: Tiling
-    regression: bool
     calibration: dict[str, Any] | None
     reliable: float
     facts: dict[str, Any]
@@ -117,7 +114,7 @@ class Plan:
     @property
     def quantities(self) -> tuple[str, ...]:
         """What is restored for every voxel, in the order of the tile store."""
-        wanted = {"restored": True, "uncertainty": self.sampler.samples > 1, "regression": self.regression}
+        wanted = {"restored": True, "uncertainty": self.sampler.samples > 1}
         return tuple(name for name, there in wanted.items() if there)
 
     @property
@@ -178,19 +175,20 @@ def make_plan(
         grid = slice_grid(volume)
         _check_gaps(grid, dataset, model, description)
     sampler = description.resolve(settings.sampler)
+    if sampler.ensemble > 1 and not description.native:
+        raise ConfigError(
+            f"sampler.ensemble: {model} is a published network, which has no mean in one call; leave it out"
+        )
     sampler = sampler.model_copy(update={"consistent": _consistent(sampler, grid, dataset)})
-    if not description.samples_differ(sampler):
-        sampler = sampler.model_copy(update={"samples": 1})
     require_numbers(model / WEIGHTS_FILE)
     weights = weights_hash(model)
     asked = sampler.model_dump(mode="json")
     calibrated = None
     if calibration is not None:
         calibrated = read_calibration(calibration, weights, asked, volume.facts.get("sources"))
-    regression = settings.regression and sampler.steps != 1 and description.native
     identity = settings_hash(
         sampler, settings.tiling, input_hash(volume), weights, description.model_dump(mode="json"),
-        regression, calibrated and calibrated["scale"],
+        calibrated and calibrated["scale"],
     )  # fmt: skip
     content = {
         "hash": identity,
@@ -206,7 +204,6 @@ def make_plan(
         "missing": list(volume.facts.get("missing", [])) if task.volumetric else [],
         "shape": [grid.length, height * task.scale, width * task.scale],
         "sampler": asked,
-        "regression": regression,
         "calibration": calibrated,
         "reliable": settings.reliable,
         "tiling": settings.tiling.model_dump(mode="json"),
@@ -240,7 +237,7 @@ def make_plan(
     logger.info(
         "%s voxels in %d blocks of at most %s voxels; %d calls a tile",
         " x ".join(map(str, plan.shape)), len(blocks), " x ".join(map(str, blocks.chunk)),
-        (sampler.steps or 1) * sampler.samples,
+        description.calls(sampler),
     )  # fmt: skip
     write_atomically(out, json.dumps(content, indent=2))
     return plan
@@ -392,7 +389,6 @@ def _parse_plan(content: dict[str, Any], folder: Path) -> Plan:
         shape=(z, y, x),
         sampler=Sampler.model_validate(content["sampler"]),
         tiling=Tiling.model_validate(content["tiling"]),
-        regression=content["regression"],
         calibration=content["calibration"],
         reliable=content["reliable"],
         facts=content["facts"],

@@ -247,9 +247,6 @@ def _restore_batch(
     """Return the plan's quantities of a batch of tiles, (N, D, tile, tile) each, in units of [-1, 1]."""
     restored, deviation = model.restore(batch, plan.sampler, white)
     made = {"restored": restored, "uncertainty": deviation}
-    if plan.regression:
-        once = plan.sampler.model_copy(update={"steps": 1, "samples": 1})
-        made["regression"] = model.restore(batch, once, white)[0]
     return [made[name].cpu().numpy() for name in plan.quantities]
 
 

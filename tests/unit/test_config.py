@@ -239,7 +239,7 @@ def test_a_restoration_knows_what_it_is_calibrated_on():
         ({"first": {"calibration": {"dataset": "medulla_test_60nm"}}}, "is what is restored; calibrate on other data"),
         ({"second": {"sampler": {"steps": 2, "samples": 4}}}, "'thin' is restored with another `sampler`; use the same"),
         ({"first": {"sampler": {"steps": 4}}}, "`calibration` needs `sampler.samples` of 2 or more"),
-        ({"first": {"sampler": {"samples": 4, "estimate": "sample"}}}, "`calibration` sets intervals around the mean"),
+        ({"first": {"sampler": {"samples": 4, "texture": 0.5}}}, "`calibration` sets intervals around the mean"),
         ({"second": {"real_slices": "denoise"}}, "'thin' is restored with `real_slices`; remove that there"),
         ({"first": {"calibration": {"dataset": "thin", "alpha": 1}}}, "calibration.alpha: .*less than 1"),
     ],

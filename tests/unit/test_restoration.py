@@ -1,5 +1,6 @@
 """The invariants of restoring: the same volume however the work is split, killed, damaged or repeated."""
 
+import itertools
 import json
 import random
 import shutil
@@ -11,10 +12,12 @@ import torch
 from helpers import INTENSITY, write_volume
 from restoring import chunks, content, image_model, run, settings, volumes
 
+from emdiffuse.config import Sampler
 from emdiffuse.models.description import Description, UnetSpec
 from emdiffuse.models.inference import RestorationModel
 from emdiffuse.models.networks.build import UNet
 from emdiffuse.models.networks.weights import save_model
+from emdiffuse.models.processes import Batch
 from emdiffuse.restoration.intervals import floors, interval
 from emdiffuse.restoration.plan import make_plan, read_plan
 from emdiffuse.restoration.stitch import pyramid, stitch
@@ -64,18 +67,53 @@ def test_the_seed_decides(dataset, small_model, reference, tmp_path):
 
 def test_one_of_several_samples_can_be_what_is_restored(dataset, small_model, reference, tmp_path):
     """The first sample is the one that there is alone; the uncertainty is that of all of them."""
-    plan = run(dataset, small_model, tmp_path / "first", estimate="sample")
-    alone = run(dataset, small_model, tmp_path / "alone", samples=1)
+    plan = run(dataset, small_model, tmp_path / "first", texture=1)
+    alone = run(dataset, small_model, tmp_path / "alone", samples=1, texture=None)
     assert plan.facts["estimator"] == "first of 2 samples of 2 calls (dpm++)"
+    assert alone.facts["estimator"] == "one sample of 2 calls (dpm++)"
     np.testing.assert_array_equal(volumes(plan)[0], volumes(alone)[0])
     np.testing.assert_array_equal(volumes(plan)[1], volumes(reference)[1])
     assert (volumes(plan)[0] != volumes(reference)[0]).mean() > 0.1
 
 
+def test_the_restored_volume_is_the_mean_and_a_share_of_a_sample(dataset, small_model, reference, tmp_path):
+    """Whatever is drawn beside it; the uncertainty is the same."""
+    mean, spread = volumes(run(dataset, small_model, tmp_path / "mean", texture=None))
+    once = volumes(run(dataset, small_model, tmp_path / "once", steps=None, samples=1, texture=None))
+    sample = volumes(run(dataset, small_model, tmp_path / "sample", samples=1, texture=1))[0]
+    np.testing.assert_array_equal(mean, once[0])
+    np.testing.assert_array_equal(spread, volumes(reference)[1])
+    between = (mean.astype(float) + sample) / 2
+    inside = (between > 1) & (between < 254)  # where neither was clipped
+    assert np.abs(volumes(reference)[0] - between)[inside].max() <= 1
+    assert (
+        "0.5 of the texture of a sample of 2 calls (dpm++); its uncertainty by 2"
+        in reference.facts["estimator"]
+    )
+
+
+def test_an_ensemble_is_the_mean_of_all_flips_and_turns(tmp_path):
+    """So that it turns with its input, which one call does not."""
+    model = RestorationModel.load(image_model(tmp_path / "m"))
+    image = torch.rand((1, 1, 16, 16), generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+    def restored(turn, flip, ensemble):
+        turned = image.rot90(turn, (-2, -1))
+        batch = Batch.of_images(turned.flip(-1) if flip else turned)
+        values = model.restore(batch, Sampler(ensemble=ensemble), None)[0]
+        return (values.flip(-1) if flip else values).rot90(-turn, (-2, -1))
+
+    turns = list(itertools.product(range(4), (False, True)))
+    single = [restored(*turn, 1) for turn in turns]
+    assert (single[1] - single[0]).abs().max() > 1e-3
+    for turn in turns:
+        torch.testing.assert_close(restored(*turn, 8), torch.stack(single).mean(0), atol=1e-5, rtol=0)
+
+
 def test_one_call_needs_no_noise_and_has_no_uncertainty(dataset, small_model, tmp_path):
-    plan = run(dataset, small_model, tmp_path / "a", steps=1, samples=1, seed=1)
+    plan = run(dataset, small_model, tmp_path / "a", steps=1, samples=1, texture=None, seed=1)
     assert plan.quantities == ("restored",) and plan.facts["estimator"] == "posterior mean in one call"
-    other = run(dataset, small_model, tmp_path / "b", steps=1, samples=1, seed=2)
+    other = run(dataset, small_model, tmp_path / "b", steps=1, samples=1, texture=None, seed=2)
     np.testing.assert_array_equal(volumes(plan)[0], volumes(other)[0])
 
 
@@ -208,25 +246,23 @@ def calibration_for(plan, folder, scale=2.0):
     return path
 
 
-def test_a_calibrated_restoration_holds_intervals_and_a_regression(dataset, small_model, reference, tmp_path):
-    """Bounds lie about the restored value, at real slices on it; the regression is that of one call."""
-    path = calibration_for(reference, tmp_path)
-    wanted = settings().model_copy(update={"regression": True})
-    plan = make_plan(dataset, small_model, wanted, tmp_path / "plan.json", path)
+def test_a_calibrated_restoration_holds_intervals(dataset, small_model, tmp_path):
+    """Bounds lie about the restored value, at real slices on it."""
+    mean = run(dataset, small_model, tmp_path / "mean", texture=None)
+    path = calibration_for(mean, tmp_path)
+    plan = make_plan(dataset, small_model, settings(texture=None), tmp_path / "plan.json", path)
     for stage in (restore, stitch):
         stage(tmp_path / "plan.json", 1, 1)
     pyramid(tmp_path / "plan.json")
-    assert plan.outputs == ("restored", "uncertainty", "regression", "lower", "upper")
+    assert plan.outputs == ("restored", "uncertainty", "lower", "upper")
     made = {name: open_volume(plan.restored / name).array[:, :, :] for name in plan.outputs}
-    restored, uncertainty = volumes(reference)
+    restored, uncertainty = volumes(mean)
     np.testing.assert_array_equal(made["restored"], restored)
     floor = floors(Intensity.model_validate(plan.facts["intensity"]).at())
     bounds = interval(restored, uncertainty, 2.0, floor)
     for name, bound in zip(("lower", "upper"), bounds, strict=True):
         np.testing.assert_array_equal(made[name][1:6], bound[1:6])
         np.testing.assert_array_equal(made[name][::6], restored[::6])
-    once = run(dataset, small_model, tmp_path / "once", steps=1, samples=1)
-    np.testing.assert_array_equal(made["regression"], volumes(once)[0])
     with pytest.raises(StoreError, match="another sampler"):
         make_plan(dataset, small_model, settings(steps=3), tmp_path / "plan.json", path)
 

@@ -47,7 +47,7 @@ def test_a_scan_is_denoised(tmp_path, medulla):
     }  # fmt: skip
     item = {**project.config["restorations"][0], "dataset": "scan", "model": "denoise", "truth": "scan_truth"}
     held = {**item, "dataset": "held", "truth": "held_truth"}
-    item |= {"calibration": {"dataset": "held", "block": 32}, "regression": True}
+    item |= {"calibration": {"dataset": "held", "block": 32}}
     project.config["restorations"] = [item, held]
     project.run()
 
@@ -57,7 +57,7 @@ def test_a_scan_is_denoised(tmp_path, medulla):
     restored = open_volume(project.folder / "results/restored/scan/denoise/restored.ome.zarr")
     assert restored.array.shape == (1, *medulla.shape[1:]) and restored.voxel_size == (50, 4, 4)
     found = json.loads((project.folder / "results/evaluation/scan/denoise.json").read_text())
-    assert list(found["methods"]) == [*baselines_of("emdiffuse-n"), "regression", "restored"]
+    assert list(found["methods"]) == [*baselines_of("emdiffuse-n"), "restored"]
     assert found["beats"]["psnr"] and found["gain"]["psnr"]["mean"] > 1
     calibration = json.loads((project.folder / "results/calibration/scan/denoise.json").read_text())
     assert (calibration["dataset"], calibration["units"]) == ("held", 36)
