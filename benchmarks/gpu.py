@@ -1,0 +1,472 @@
+"""Everything that runs on a GPU, proven against the CPU and timed, in one command of at most four minutes.
+
+    python benchmarks/gpu.py --out DIR [--device cuda] [--minutes 4] [--toy]
+
+Each row of the table is a check: what was measured, the bound or goal beside it, and whether it holds. Rows are
+written to DIR/gpu.json as they come, so that a run that is cut off leaves what it had; the table comes last.
+`--toy` takes small sizes, which a CPU can do; there the timings say nothing, and what only a GPU has (CUDA
+graphs, running out of its memory) is listed as left out.
+
+Correct: noise bit by bit; a call of each network, and a restoration by each process, in float32 within 1e-4 of
+the CPU; lower precisions in dB of the restored image; compiled networks; batches of 1 and as large as memory
+allows; a real lack of memory; an interrupted training; a volume restored by the GPU and by the CPU.
+
+Fast, each beside its floor: operations over the rate of matrix products that this device was measured to reach,
+bytes over the bandwidth of its memory. A restoration counts from opened stores to written tiles.
+
+A machine without network gets what it lacks as wheels: `benchmarks/gpu_pack.sh` fills an ignored folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "unit")]
+import gpu_parts as parts  # noqa: E402
+from plain_unet import PlainUNet, random_weights  # noqa: E402
+
+from emdiffuse.config import Model, Sampler  # noqa: E402
+from emdiffuse.models.inference import RestorationModel  # noqa: E402
+from emdiffuse.models.networks.build import NativeNetwork, UNet, channels_last  # noqa: E402
+from emdiffuse.models.networks.precision import autocast_for  # noqa: E402
+from emdiffuse.patches.cut import PatchStore, cut_patches  # noqa: E402
+from emdiffuse.restoration.device_noise import device_noise  # noqa: E402
+from emdiffuse.restoration.noise import noise_field  # noqa: E402
+from emdiffuse.runtime.interruption import Interrupted, Stop  # noqa: E402
+from emdiffuse.training import feed  # noqa: E402
+from emdiffuse.training import train as training  # noqa: E402
+from emdiffuse.training.parallel import Ranks  # noqa: E402
+from emdiffuse.training.state import new_state  # noqa: E402
+
+PRECISIONS = {"tf32": 60.0, "bfloat16": 40.0, "float16": 55.0}
+"""Least PSNR (dB, range 2) of what is restored in a precision against float32 on the CPU."""
+HOURS = {1: 2.0, 8: 12.0}
+"""GPU-hours for 10^12 voxels of output, by network evaluations: the goals."""
+
+
+@dataclass
+class Row:
+    """A line of the table: what was measured, and the bound that it is held against."""
+
+    name: str
+    value: float | str
+    unit: str = ""
+    bound: str = ""
+    holds: bool | None = None
+
+
+class Table:
+    """The rows so far, written to a file as they come."""
+
+    def __init__(self, path: Path, device: torch.device, seconds: float) -> None:
+        self.path, self.rows = path, []
+        self.end = time.monotonic() + seconds
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"
+        self.facts = {"device": name, "torch": torch.__version__, "python": platform.python_version()}
+
+    def add(
+        self, name: str, value: float | str, unit: str = "", bound: str = "", holds: object = None
+    ) -> None:
+        """Note a row, and write all."""
+        row = Row(name, value, unit, bound, None if holds is None else bool(holds))
+        self.rows.append(row)
+        self.path.write_text(json.dumps({**self.facts, "rows": [asdict(r) for r in self.rows]}, indent=1))
+        print(_line(row), flush=True)
+
+    def at_most(self, name: str, value: float, limit: float, unit: str = "") -> None:
+        """Note a value that must not pass a limit; NaN does."""
+        self.add(name, value, unit, f"<= {limit:g}", value <= limit)
+
+    def at_least(self, name: str, value: float, limit: float, unit: str = "") -> None:
+        """Note a value that must reach a limit."""
+        self.add(name, value, unit, f">= {limit:g}", value >= limit)
+
+    def print(self) -> None:
+        """Print the table, and what did not hold."""
+        print(f"\n{self.facts['device']}, torch {self.facts['torch']}\n\n| what | value | bound | holds |")
+        print("| --- | --- | --- | --- |")
+        for row in self.rows:
+            print(_line(row))
+        failed = [row.name for row in self.rows if row.holds is False]
+        print(
+            f"\n{len(self.rows)} rows, {len(failed)} do not hold{': ' if failed else ''}{'; '.join(failed)}"
+        )
+
+
+def _line(row: Row) -> str:
+    value = row.value if isinstance(row.value, str) else f"{row.value:.4g}"
+    holds = {None: "", True: "yes", False: "NO"}[row.holds]
+    return f"| {row.name} | {value} {row.unit} | {row.bound} | {holds} |"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the checks share: where they run, how large, and what they write to."""
+
+    device: torch.device
+    toy: bool
+    table: Table
+    folder: Path
+
+    @property
+    def cuda(self) -> bool:
+        """Whether there is a GPU."""
+        return self.device.type == "cuda"
+
+    def size(self, toy: int, real: int) -> int:
+        """Return one of two sizes."""
+        return toy if self.toy else real
+
+    def seconds(self, work: Callable[[], object], repeats: int = 7) -> float:
+        """Return the median time of some work, warmed up, on the device's own clock."""
+        for _ in range(2):
+            work()
+        times = []
+        for _ in range(2 if self.toy else repeats):
+            if self.cuda:
+                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                begin.record()
+                work()
+                end.record()
+                torch.cuda.synchronize()
+                times.append(begin.elapsed_time(end) / 1000)
+            else:
+                start = time.perf_counter()
+                work()
+                times.append(time.perf_counter() - start)
+        return statistics.median(times)
+
+
+# ------------------------------------------------------------------------------------------------- correct
+
+
+def noise_bits(bench: Bench) -> None:
+    """The noise field, bit by bit, far from the origin too."""
+    origins, shape, wrong = [(0, -40, 7), (2**20, 2**22 + 5, 63)], (3, 200, 150), 0
+    for seed in (0, 2**70 + 9):
+        drawn = device_noise(seed, 2, 5, origins, shape, bench.device).cpu().numpy()
+        expected = np.stack([noise_field(seed, 2, 5, origin, shape) for origin in origins])
+        wrong += int((drawn.view(np.uint32) != expected.view(np.uint32)).sum())
+    bench.table.at_most("noise: values that differ from the CPU's", wrong, 0)
+
+
+def filled(network: nn.Module) -> nn.Module:
+    """Give a network random weights, none of them zero."""
+    shapes = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
+    network.load_state_dict(random_weights(shapes, seed=0))
+    return network.eval()
+
+
+def network_inputs(network: nn.Module, count: int, side: int) -> tuple[Tensor, ...]:
+    """Return the arguments of a call for so many tiles, on the CPU."""
+    generator = torch.Generator().manual_seed(1)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(count, *shape, side, side, generator=generator)
+
+    gamma = torch.full((count,), 0.5)
+    if isinstance(network, UNet):
+        seen = network.input_blocks[0][0].in_channels
+        return (random(seen), gamma) if seen == 2 else (random(seen), gamma, torch.full((count,), 2))
+    gap = network.entry.in_channels > 4
+    depth, conditions = (5, 4) if gap else (1, 1)
+    positions = torch.arange(1, depth + 1).expand(count, -1) / (depth + 1)
+    return (
+        random(depth), gamma, random(conditions), positions,
+        torch.full((count,), depth + 1.0 if gap else 1.0), torch.zeros(count),
+    )  # fmt: skip
+
+
+def networks(toy: bool) -> dict[str, nn.Module]:
+    """Return the published networks and the native ones, with random weights."""
+    small = {"base_channels": 32, "multipliers": (1, 2)} if toy else {}
+    return {
+        "published 2-D": filled(UNet(in_channels=2, **small)),
+        "published vEM": filled(UNet(in_channels=3, slice_index=True, **small)),
+        "native image": filled(NativeNetwork(conditions=1)),
+        "native gap": filled(NativeNetwork()),
+    }
+
+
+@torch.inference_mode()
+def network_calls(bench: Bench) -> None:
+    """A call of each network in float32, against the CPU."""
+    for name, network in networks(bench.toy).items():
+        inputs = network_inputs(network, 2, bench.size(32, 128))
+        expected = network(*inputs)
+        with autocast_for(bench.device, "float32")[0]:
+            found = channels_last(network.to(bench.device))(*(v.to(bench.device) for v in inputs)).cpu()
+        error = float((found - expected).abs().max() / expected.abs().max())
+        bench.table.at_most(f"call, {name}: float32 against the CPU, of the largest value", error, 1e-4)
+
+
+PROCESSES = {
+    "native, mean": ("native", {"steps": 1}),
+    "native, unipc 8": ("native", {"name": "unipc", "steps": 8}),
+    "native, heun 4": ("native", {"name": "heun", "steps": 4}),
+    "native image, mean": ("image", {"steps": 1}),
+    "published, ddim 8": ("published", {"name": "ddim", "steps": 8}),
+    "published, dpm++ 8": ("published", {"name": "dpm++", "steps": 8}),
+    "published, ddpm 20": ("published", {"name": "ddpm", "steps": 20}),
+}
+
+
+def restored(model: RestorationModel, sampler: dict[str, object], side: int) -> Tensor:
+    """Return what a model restores of two fixed tiles, on the CPU."""
+    batch = parts.batch_for(model, 2, side)
+    generator = torch.Generator().manual_seed(3)
+    drawn = {step: torch.randn(batch.shape, generator=generator) for step in range(20)}
+    settings = Sampler.model_validate(sampler)
+    return model.restore(batch, settings, lambda _, step: drawn[step].to(model.device))[0].cpu()
+
+
+def processes(bench: Bench) -> None:
+    """A restoration by each process in float32, and by lower precisions, against the CPU."""
+    side = bench.size(32, 128)
+    for name, (kind, sampler) in PROCESSES.items():
+        folder = parts.model_folder(bench.folder, kind, bench.toy)
+        expected = restored(RestorationModel.load(folder), sampler, side)
+        load = partial(RestorationModel.load, folder, str(bench.device))
+        error = float((restored(load(precision="float32"), sampler, side) - expected).abs().max())
+        bench.table.at_most(f"restored, {name}: float32 against the CPU (range 2)", error, 1e-4)
+        for precision, least in PRECISIONS.items() if bench.cuda else ():
+            rough = restored(load(precision=precision), sampler, side)
+            psnr = float(10 * torch.log10(4 / (rough - expected).square().mean()))
+            bench.table.at_least(f"restored, {name}: {precision} against float32", psnr, least, "dB")
+
+
+def compiled(bench: Bench) -> None:
+    """Compiled networks, and CUDA graphs, against eager ones."""
+    if not bench.cuda:
+        bench.table.add("compiled networks and CUDA graphs", "left out", bound="a GPU's")
+        return
+    for kind in ("native", "published"):
+        folder, sampler = parts.model_folder(bench.folder, kind, bench.toy), {"steps": 8}
+        model = RestorationModel.load(folder, str(bench.device), "float32")
+        expected = restored(model, sampler, 128)
+        for mode in ("default", "reduce-overhead"):
+            error = float((restored(model.compiled(mode), sampler, 128) - expected).abs().max())
+            bench.table.at_most(f"compiled, {kind}, {mode}: against eager (range 2)", error, 1e-4)
+
+
+def volumes(bench: Bench) -> None:
+    """A small volume restored by the CPU and by the device, in one batch and in many, and short of memory."""
+    run = partial(parts.restore_volume, bench.folder, toy=bench.toy)
+    expected = run("cpu", device="cpu", batch=1, precision="float32")
+    one = run("one", device=str(bench.device), batch=1, precision="float32")
+    auto = run("auto", device=str(bench.device), batch=None, precision="float32")
+    bench.table.at_most("volume, device against the CPU, float32", parts.grey(one, expected), 0.1, "of 255")
+    bench.table.at_most("volume, batches of 1 against auto, float32", parts.grey(auto, one), 0.1, "of 255")
+    if not bench.cuda:
+        bench.table.add("out of memory: the batch is halved", "left out", bound="a GPU's")
+        return
+    total, torch_floor = torch.cuda.get_device_properties(bench.device).total_memory, 2**30
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(torch_floor / total)
+    try:
+        short = run("short", device=str(bench.device), batch=1024, precision="float32", large=True)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    whole = run("roomy", device=str(bench.device), batch=1, precision="float32", large=True)
+    batches = parts.batches_seen()
+    bench.table.add(
+        "out of memory: batches tried", " > ".join(map(str, batches)), "", "halved", batches[-1] < batches[0]
+    )
+    bench.table.at_most("out of memory: against roomy, float32", parts.grey(short, whole), 0.1, "of 255")
+
+
+def interrupted(bench: Bench) -> None:
+    """A training that is stopped and started again, against one that is not."""
+    store, model = patches(bench), settings(bench, steps=12, batch=4)
+
+    class After(Stop):
+        """Stops a training after some looks at it."""
+
+        looks = 0
+
+        @property
+        def number(self) -> int:  # type: ignore[override]
+            self.looks += 1
+            return 15 if self.looks > 5 else 0
+
+    whole, parted = (bench.folder / name for name in ("whole", "parted"))
+    training.train(store, model, "m", whole, str(bench.device))
+    try:
+        training.train(store, model, "m", parted, str(bench.device), After())
+        stopped = False
+    except Interrupted:
+        stopped = True
+    training.train(store, model, "m", parted, str(bench.device))
+    first, second = (RestorationModel.load(f / "best").network.state_dict() for f in (whole, parted))
+    error = max(float((first[name] - second[name]).abs().max()) for name in first)
+    bench.table.add("training: a signal stops it, its state saved", str(stopped), "", "True", stopped)
+    # kernels of the backward pass add in any order
+    bench.table.at_most("training: resumed against uninterrupted, weights", error, 1e-3 if bench.cuda else 0)
+
+
+# ---------------------------------------------------------------------------------------------------- fast
+
+
+def floors(bench: Bench) -> dict[str, float]:
+    """Measure the rate of matrix products by precision (FLOP/s), and the memory's bandwidth (B/s)."""
+    side, found = bench.size(256, 8192), {}
+    for precision in ("float32", *PRECISIONS) if bench.cuda else ("float32",):
+        autocast, _ = autocast_for(bench.device, precision)
+        dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision, torch.float32)
+        a = torch.randn(side, side, device=bench.device, dtype=dtype)
+        with autocast:
+            found[precision] = 2 * side**3 / bench.seconds(lambda a=a: a @ a)
+        bench.table.add(f"floor: matrix products in {precision}", found[precision] / 1e12, "TFLOP/s")
+    block = torch.empty(bench.size(2**22, 2**30), device=bench.device, dtype=torch.uint8)
+    found["bytes"] = 2 * block.numel() / bench.seconds(lambda: block.clone())
+    bench.table.add("floor: bandwidth of the memory", found["bytes"] / 1e9, "GB/s")
+    return found
+
+
+@torch.inference_mode()
+def call_times(bench: Bench) -> None:
+    """A call of the published network, plain against ours, and of the native one."""
+    rates, side = floors(bench), bench.size(32, 256)
+    for name, network in networks(bench.toy).items():
+        if name not in ("published 2-D", "native gap"):
+            continue
+        count = bench.size(1, 8 if name.startswith("published") else 32)
+        inputs = tuple(v.to(bench.device) for v in network_inputs(network, count, side))
+        autocast_for(bench.device, "tf32")
+        flops = parts.flops(network.to(bench.device), inputs)
+        plain = None
+        if name.startswith("published") and not bench.toy:
+            textbook = PlainUNet({k: v.to(bench.device) for k, v in network.state_dict().items()})
+            plain = bench.seconds(lambda t=textbook, i=inputs: t(*i))
+            bench.table.add(f"call, {name}: plain (eager, NCHW, tf32)", 1000 * plain / count, "ms a tile")
+        fast = channels_last(network)
+        moved = parts.moved(fast, inputs)
+        for precision in ("tf32", "bfloat16") if bench.cuda else ("float32",):
+            bytes_ = moved / (2 if precision == "bfloat16" else 1)
+            floor = max(flops / rates[precision], bytes_ / rates["bytes"])
+            for mode in (None, "default", "reduce-overhead") if bench.cuda else (None,):
+                took = parts.call_seconds(bench, fast, inputs, precision, mode)
+                what = f"call, {name}: {precision}, {mode or 'eager'}"
+                bench.table.add(what, 1000 * took / count, "ms a tile", f"floor {1000 * floor / count:.3g}")
+                if plain and precision == "bfloat16" and mode is None:
+                    bench.table.at_least(f"call, {name}: plain over ours", plain / took, 2.0, "x")
+
+
+def restoration_speed(bench: Bench) -> None:
+    """Voxels a second from opened stores to written tiles, and the share that is not the network."""
+    for steps, goal in HOURS.items():
+        found = parts.speed(bench, steps)
+        hours = 1e12 / found.rate / 3600
+        name = f"restore, {steps} evaluation{'s' if steps > 1 else ''}"
+        bench.table.add(f"{name}: output", found.rate / 1e6, "Mvoxel/s")
+        bench.table.add(f"{name}: network alone", found.network / 1e6, "Mvoxel/s")
+        share = 1 - found.rate / found.network
+        bench.table.at_most(f"{name}: time that is not the network's", 100 * share, 10, "%")
+        bench.table.at_most(f"{name}: hours for 1 TB of output", hours, goal, "h")
+        if bench.cuda:
+            bench.table.add(
+                f"{name}: peak of the GPU's memory", found.peak / 2**30, "GiB", f"batch {found.batch}"
+            )
+
+
+def training_speed(bench: Bench) -> None:
+    """Patches a second by each feed, against the pure step."""
+    store = PatchStore(patches(bench))
+    model = settings(bench, steps=1000, batch=bench.size(4, 256))
+    ranks = Ranks(bench.device)
+    own, count = ranks.part(model.training.batch), bench.size(2, 30)
+    state = new_state(model, store, bench.device)
+
+    def rate(examples: Callable[[], tuple]) -> float:
+        def steps() -> None:
+            for _ in range(count):
+                training._backward(state, state.network, model.training, examples(), own, ranks)
+                training._update(state, model.training, 0.5)
+
+        return count * model.training.batch / bench.seconds(steps, repeats=3)
+
+    one = feed.draw_batch(store, model, 0, own)
+    one = (one[0].to(bench.device), one[1].to(bench.device))
+    pure = rate(lambda: one)
+    bench.table.add("training: the pure step", pure, "patches/s")
+    for kind in ("device", "workers"):
+        examples = feed.batches(
+            store, settings(bench, 1000, model.training.batch, feed=kind), own, 0, bench.device
+        )
+        fed = rate(lambda e=examples: next(e))
+        goal = {"bound": ">= 90 %", "holds": fed >= 0.9 * pure} if kind == "device" else {}
+        bench.table.add(f"training: fed by {kind}", fed, f"patches/s, {100 * fed / pure:.0f} %", **goal)
+
+
+def settings(bench: Bench, steps: int, batch: int, **others: object) -> Model:
+    """Return the settings of a small training of gaps."""
+    network = {"channels": 8, "multipliers": [1, 2], "blocks": 1} if bench.toy else {"channels": 32}
+    return Model.model_validate({
+        "task": "vemdiffuse-i", "datasets": ["a"], "factor": [3, 6] if not bench.toy else 3,
+        "patches": {"size": bench.size(32, 64), "overlap": 0.5, "validation": 0.25},
+        "network": network, "augmentation": {"gain": 0.2, "noise": 0.05},
+        "training": {"steps": steps, "batch": batch, "validate_every": 1000, **others},
+    })  # fmt: skip
+
+
+def patches(bench: Bench) -> Path:
+    """Cut training patches from the demo's volume, once."""
+    store = bench.folder / "patches.zarr"
+    if not store.exists():
+        volume = parts.isotropic_volume(bench.folder, bench.size(64, 160))
+        cut_patches([volume], settings(bench, 1, 4), store)
+    return store
+
+
+CHECKS = (
+    *(noise_bits, network_calls, processes, volumes, interrupted),
+    *(call_times, restoration_speed, training_speed, compiled),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--minutes", type=float, default=4.0)
+    parser.add_argument("--toy", action="store_true")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    device = torch.device(options.device)
+    table = Table(options.out / "gpu.json", device, 60 * options.minutes)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(device, options.toy, table, Path(folder))
+        for check in CHECKS:
+            what = (check.__doc__ or "").splitlines()[0]
+            if time.monotonic() > table.end:
+                table.add(what, "left out", bound="no time left")
+                continue
+            try:
+                check(bench)
+            except Exception as error:  # a check that breaks must not cost the rows of the others
+                table.add(what, f"{type(error).__name__}: {error}", "", "no error", False)
+            print(f"{table.end - time.monotonic():.0f} s left", file=sys.stderr, flush=True)
+    table.print()
+    sys.exit(any(row.holds is False for row in table.rows))
+
+
+Values = NDArray[np.float32]
+
+if __name__ == "__main__":
+    main()
