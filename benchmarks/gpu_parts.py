@@ -1,4 +1,4 @@
-"""What `gpu.py` measures with: models, volumes, a restoration whose batches are noted, floors of a network."""
+"""What `gpu.py` measures with: models, volumes, restorations whose batches are noted, floors of a network."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _batches: list[int] = []
 
 
 def model_folder(folder: Path, kind: str, toy: bool) -> Path:
-    """Write a model with random weights, small enough that its answers are of order one; return its folder."""
+    """Write a model with random weights, whose answers are of order one; return its folder."""
     path = folder / f"model-{kind}"
     if path.exists():
         return path

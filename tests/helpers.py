@@ -2,12 +2,15 @@
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pytest
 
 from emdiffuse.stores.pairs import finish_pairs
 from emdiffuse.stores.volume import create_image_array, write_image
+
+if TYPE_CHECKING:  # benchmarks use this file where there is no pytest
+    import pytest
 
 ROOT = Path(__file__).parents[1]
 INTENSITY = {"minimum": 0.0, "maximum": 255.0, "low": 20.0, "high": 230.0}
@@ -44,6 +47,6 @@ def write_pairs(path: Path, pairs: list[tuple[np.ndarray, np.ndarray]], scale: i
     return path
 
 
-def without_bm3d(patch: pytest.MonkeyPatch) -> None:
+def without_bm3d(patch: "pytest.MonkeyPatch") -> None:
     """Let BM3D's library, which takes seconds an image, not be there."""
     patch.setattr("emdiffuse.evaluation.methods.find_spec", lambda name: None)
