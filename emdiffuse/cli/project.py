@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from emdiffuse.cli.app import app
+from emdiffuse.cli.app import Device, app
 
 if TYPE_CHECKING:
     from emdiffuse.project.proposal import GivenModel
@@ -57,6 +57,43 @@ def init(
     print(f"  cd {folder}")
     print("  snakemake --profile profiles/local --dry-run   # what would run")
     print("  snakemake --profile profiles/local")
+
+
+@app.command()
+def doctor(
+    folder: Annotated[Path, typer.Option(help="Where results are to lie: its disk is timed.")] = Path(),
+) -> None:
+    """Say what this machine can do, and what to change."""
+    from emdiffuse.project.doctor import examine, text
+
+    checks = list(examine(folder))
+    print(text(checks))
+    if any(check.wrong for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command()
+def estimate(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The configuration, such as config.yaml.")],
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Workers that share a restoration here; all cores by default.")
+    ] = None,
+    card: Annotated[
+        list[str] | None, typer.Option(help="A graphics card to tell the time of; may be repeated.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Say what a configuration will cost: voxels, network evaluations, time, disk, files and memory."""
+    from emdiffuse.config import read_config
+    from emdiffuse.project import costs
+    from emdiffuse.project.estimate import estimate as count
+    from emdiffuse.project.speed import measure
+    from emdiffuse.runtime import machine
+
+    cards = costs.checked_cards(card)
+    counted = count(read_config(config))
+    shared = workers or machine.cores()
+    print(costs.text(counted, lambda model, slices: measure(model, slices, device), shared, cards))
 
 
 def _ask(question: str, default: str) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import Field, field_validator, model_validator
 
 from emdiffuse.config.datasets import (
@@ -64,6 +65,7 @@ __all__ = [
     "VoxelSize",
     "anisotropy_factor",
     "json_schema",
+    "read_config",
     "validate",
 ]
 
@@ -334,6 +336,23 @@ def validate(values: Any, where: str = "config") -> Config:
     if config.evaluation.lpips is not None:
         require_lpips(Path(config.evaluation.lpips), f"{where}: evaluation.lpips")
     return config
+
+
+def read_config(path: Path) -> Config:
+    """Read a configuration file; paths in it count from the folder that the process is in.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read, or is wrong; one sentence.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    return validate(values, str(path))
 
 
 def json_schema() -> dict[str, Any]:
