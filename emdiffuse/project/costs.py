@@ -57,8 +57,8 @@ def text(estimate: Estimate, measure: Measure, workers: int, cards: tuple[str, .
         [
             *lines,
             f"in all: {_times(totals)}; {_size(estimate.peak_bytes)} on disk, nothing removed",
-            f"Here: measured, for {here}. {', '.join(cards)}: one card, assumed to reach {SHARE:.0%} of the peak "
-            "in its data sheet; not measured. Reading, blending and the evaluation come on top.",
+            f"Here: measured, for {here}. {', '.join(cards)}: one card, assumed to reach {SHARE:.0%} of the "
+            "peak in its data sheet; not measured. Reading, blending and the evaluation come on top.",
         ]
     )
 

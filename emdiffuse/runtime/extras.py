@@ -10,7 +10,7 @@ from emdiffuse.runtime.errors import ConfigError
 EXTRAS: dict[str, tuple[str, ...]] = {
     "workflow": ("snakemake", "tensorboard"),
     "cluster": ("snakemake_executor_plugin_slurm", "submitit"),
-    "formats": ("h5py", "mrcfile"),
+    "formats": ("h5py", "hdf5plugin", "mrcfile", "pylibCZIrw", "nrrd", "rsciio"),
     "napari": ("napari",),
     "bioimageio": ("bioimageio.spec",),
     "lpips": ("torchmetrics",),
