@@ -232,7 +232,7 @@ def estimate(config: Config) -> Estimate:
             item,
             descriptions[item.model],
             extents[item.dataset],
-            _grid(item, descriptions[item.model], extents[item.dataset]),
+            grid_of(item, descriptions[item.model], extents[item.dataset]),
         )
         for item in config.restorations
     )
@@ -275,7 +275,7 @@ def _extent(config: Config, name: str) -> Extent:
     return Extent((z, y, x), np.dtype(source.dtype).itemsize, size)
 
 
-def _grid(item: Restoration, description: Description, extent: Extent) -> BlockGrid:
+def grid_of(item: Restoration, description: Description, extent: Extent) -> BlockGrid:
     """Return the blocks of a restoration, as `restoration.plan` will make them."""
     slices, height, width = extent.shape
     task, tiling = TASKS[description.task], item.tiling

@@ -9,10 +9,10 @@ Conventions
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from emdiffuse.config import Sampler
 from emdiffuse.config.tasks import CONDITION_OFFSETS, TASKS
@@ -44,24 +44,24 @@ class Speed:
 
     Attributes
     ----------
-    operations : float
-        Floating-point operations a pixel of a tile, all slices of a gap together.
     seconds : float
         Measured seconds a pixel, with one thread on a CPU, or on the GPU.
     device : str
         Where: "cpu" or "cuda".
+    operations : float
+        Floating-point operations a pixel of a tile, all slices of a gap together; 0 where not counted.
     """
 
-    operations: float
     seconds: float
     device: str
+    operations: float = 0.0
 
     def on(self, card: str) -> float:
         """Return the assumed seconds a pixel on a card of `CARDS`."""
         return self.operations / (CARDS[card] * 1e12 * SHARE)
 
 
-def measure(description: Description, slices: int, device: str = "auto") -> Speed:
+def measure(description: Description, slices: int, device: str = "auto", count: bool = True) -> Speed:
     """Time one network evaluation, with random weights: they do not change how long it takes.
 
     Parameters
@@ -72,12 +72,15 @@ def measure(description: Description, slices: int, device: str = "auto") -> Spee
         Slices that are restored in a gap; 1 of images.
     device : str
         "auto", "cpu" or a CUDA device. A GPU gets 8 tiles at once.
+    count : bool
+        Whether operations are counted. PyTorch's counter loads Triton, whose LLVM crashes a process that
+        draws by Mesa's: a viewer does not ask for it.
     """
     place = torch.device(place_of(device))
     network = build_network(description.network).to(place).eval()
     model = RestorationModel(network, process_of(description), description, place)
-    count = 8 if place.type == "cuda" else 1
-    batch = _batch(description, slices, count)
+    tiles = 8 if place.type == "cuda" else 1
+    batch = _batch(description, slices, tiles)
     sampler = Sampler(name="ddim", steps=1)
     noise = torch.zeros(batch.shape, device=place)
 
@@ -91,13 +94,22 @@ def measure(description: Description, slices: int, device: str = "auto") -> Spee
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as a worker of the workflow has
     try:
-        with FlopCounterMode(display=False) as counter:
-            evaluate()
+        evaluate()  # the first call finds out how to compute
+        operations = _operations(evaluate) if count else 0.0
         seconds = min(evaluate() for _ in range(2))
     finally:
         torch.set_num_threads(threads)
-    pixels = count * SIDE * SIDE
-    return Speed(counter.get_total_flops() / pixels, seconds / pixels, place.type)
+    pixels = tiles * SIDE * SIDE
+    return Speed(seconds / pixels, place.type, operations / pixels)
+
+
+def _operations(work: Callable[[], object]) -> float:
+    """Return the floating-point operations of some work."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops())
 
 
 def _batch(description: Description, slices: int, count: int) -> Batch:
@@ -106,4 +118,4 @@ def _batch(description: Description, slices: int, count: int) -> Batch:
         return Batch.of_images(torch.zeros(count, 1, SIDE, SIDE))
     positions = torch.arange(1, slices + 1) / (slices + 1)
     condition = torch.zeros(count, len(CONDITION_OFFSETS), SIDE, SIDE)
-    return Batch(condition, positions.repeat(count, 1), torch.full((count,), slices + 1.0))
+    return Batch.of_gaps(condition, positions, slices + 1.0)

@@ -121,7 +121,7 @@ def test_a_network_is_timed_and_its_operations_are_counted(small_model):
 
 
 def test_the_estimate_in_words_adds_up(config):
-    speed = Speed(1e5, 1e-6, "cpu")
+    speed = Speed(1e-6, "cpu", 1e5)
     counted = estimate(read_config(config))
     text = costs.text(counted, lambda description, slices: speed, 2, ("A100",))
     pixels = sum(cost.pixels for cost in (*counted.restorations, *counted.trainings))

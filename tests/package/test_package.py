@@ -105,6 +105,12 @@ def test_the_wheel_carries_the_workflow_and_the_weights(built):
     ).stdout.splitlines()
     assert tracked and {f"emdiffuse/{name}" for name in tracked} <= names
     assert any(name.endswith(".safetensors") for name in names)
+    assert "emdiffuse/napari/napari.yaml" in names
+    points = next(name for name in names if name.endswith("entry_points.txt"))
+    assert (
+        "[napari.manifest]\nemdiffuse = emdiffuse.napari:napari.yaml"
+        in zipfile.ZipFile(wheel).read(points).decode()
+    )
 
 
 def test_a_laptop_installs_no_workflow_engine():

@@ -33,9 +33,10 @@ def arrows():
 
 
 def test_imports_between_folders_run_one_way():
+    found = arrows()
     # a sorter raises CycleError, which lists the folders of the circle
-    order = list(graphlib.TopologicalSorter(arrows()).static_order())
-    assert order[-1] == "cli"
+    order = list(graphlib.TopologicalSorter(found).static_order())
+    assert not {"cli", "napari"} & set().union(*found.values()), "nothing imports what a person sees"
     assert {"config", "stores", "runtime"} <= set(order[:6]), "the foundations import nothing above them"
 
 
