@@ -40,6 +40,8 @@ from emdiffuse.runtime.errors import EmdiffuseError
 
 NANOMETERS = {"nanometer": 1.0, "micrometer": 1e3, "angstrom": 0.1, "millimeter": 1e6, "picometer": 1e-3}
 OTHER = "Another model …"
+WIDTH = 420
+"""Widest that the widget becomes, in pixels of the screen: names of models are long."""
 
 
 class RestoreWidget(QWidget):
@@ -79,6 +81,8 @@ class RestoreWidget(QWidget):
         self.told.setWordWrap(True)
         self.state.setWordWrap(True)
         self.cancel.setEnabled(False)
+        self.setMaximumWidth(WIDTH)
+        self.models.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         form = QFormLayout()
         rows = {
             "Layer": self.layers,

@@ -116,7 +116,7 @@ class Job:
                 what += f", though the model learned {min(known)} to {max(known)}"
         seconds = self.cost.pixels * speed.seconds
         return (
-            f"{what}. Result: {shape} voxels, the {self.description.estimator(self.sampler)}; "
+            f"{what}. Result: {shape} voxels, the {self.description.estimator(self.description.resolve(self.sampler))}; "
             f"{self.cost.evaluations} network evaluations, about {_duration(seconds)} on {_device(speed)}."
         )
 
