@@ -115,8 +115,9 @@ class Job:
                 known = self.description.factors
                 what += f", though the model learned {min(known)} to {max(known)}"
         seconds = self.cost.pixels * speed.seconds
+        estimator = self.description.estimator(self.description.resolve(self.sampler))
         return (
-            f"{what}. Result: {shape} voxels, the {self.description.estimator(self.description.resolve(self.sampler))}; "
+            f"{what}. Result: {shape} voxels, the {estimator}; "
             f"{self.cost.evaluations} network evaluations, about {_duration(seconds)} on {_device(speed)}."
         )
 
