@@ -1,0 +1,141 @@
+"""What is missing is not zero: absent chunks are counted and named, NaN is masked where that is asked for."""
+
+import gzip
+import json
+import shutil
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import tensorstore as ts
+import zarr
+from microscope_files import n5
+
+from emdiffuse.config.reading import Reading
+from emdiffuse.readers import open_source
+from emdiffuse.runtime.errors import DataError
+
+VOLUME = np.random.default_rng(0).integers(1, 255, (8, 16, 16)).astype(np.uint8)
+
+
+def zarr3(folder):
+    zarr.create_array(folder / "a.zarr", data=VOLUME, chunks=(8, 8, 8))
+    return folder / "a.zarr", folder / "a.zarr/c/0/1/0"
+
+
+def zarr2(folder):
+    zarr.create_array(folder / "a.zarr", data=VOLUME, chunks=(8, 8, 8), zarr_format=2)
+    return folder / "a.zarr", folder / "a.zarr/0.1.0"
+
+
+def n5_store(folder):
+    place = n5(folder, VOLUME)
+    return place, place / "0/1/0"
+
+
+def precomputed(folder):
+    spec = {
+        "driver": "neuroglancer_precomputed",
+        "kvstore": {"driver": "file", "path": f"{folder}/seen/"},
+        "multiscale_metadata": {"type": "image", "data_type": "uint8", "num_channels": 1},
+        "scale_metadata": {
+            "size": VOLUME.shape[::-1], "resolution": [8, 8, 40], "chunk_size": [8, 8, 8], "encoding": "raw",
+            "voxel_offset": [3, 0, 100],
+        },
+    }  # fmt: skip
+    ts.open(spec, create=True).result()[..., 0] = VOLUME.T
+    return folder / "seen", folder / "seen/8_8_40/3-11_8-16_100-108"
+
+
+def precomputed_gz(folder):
+    place, chunk = precomputed(folder)
+    for file in chunk.parent.iterdir():
+        file.with_name(f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
+        file.unlink()
+    return place, chunk.with_name(f"{chunk.name}.gz")
+
+
+def partly_gz(folder):
+    place, chunk = precomputed_gz(folder)
+    plain = next(file for file in chunk.parent.iterdir() if file != chunk)
+    plain.with_suffix("").write_bytes(gzip.decompress(plain.read_bytes()))
+    plain.unlink()
+    return place, chunk
+
+
+def codecs_of_python(folder):
+    """Write chunks by a codec that tensorstore lacks."""
+    from zarr.codecs.numcodecs import LZMA
+
+    zarr.create_array(folder / "a.zarr", data=VOLUME, chunks=(8, 8, 8), compressors=[LZMA()])
+    return folder / "a.zarr", folder / "a.zarr/c/0/1/0"
+
+
+@pytest.mark.parametrize(
+    "write", [zarr3, zarr2, n5_store, precomputed, precomputed_gz, partly_gz, codecs_of_python]
+)
+def test_a_chunk_that_is_absent_is_counted_and_named(tmp_path, write):
+    place, chunk = write(tmp_path)
+    np.testing.assert_array_equal(open_source(str(place)).read(0, 8), VOLUME)
+    chunk.unlink()
+    with pytest.raises(DataError, match=r"1 of 4 chunks are missing .*; copy .* `missing_chunks: fill`"):
+        open_source(str(place))
+    source = open_source(str(place), reading=Reading(missing_chunks="fill"))
+    filled = VOLUME.copy()
+    filled[:, 8:, :8] = 0
+    np.testing.assert_array_equal(source.read(0, 8), filled)
+    if write is not codecs_of_python:
+        assert source.absent == ((slice(0, 8), slice(8, 16), slice(0, 8)),)
+
+
+def test_of_many_absent_chunks_some_are_named(tmp_path):
+    place, _ = zarr3(tmp_path)
+    shutil.rmtree(place / "c")
+    with pytest.raises(DataError, match=r"4 of 4 chunks are missing \(z 0-8, y 0-8, x 0-8; .* and 1 more\)"):
+        open_source(str(place))
+
+
+@pytest.mark.parametrize("write", [zarr3, zarr2, n5_store, precomputed])
+def test_at_an_address_an_absent_chunk_is_found_when_it_is_read(tmp_path, write):
+    place, chunk = write(tmp_path)
+    chunk.unlink()
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    handler.log_message = lambda *_: None
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/{place.relative_to(tmp_path)}"
+    try:
+        source = open_source(address)
+        np.testing.assert_array_equal(source.read(0, 8, slice(0, 8)), VOLUME[:, :8])
+        with pytest.raises(DataError, match="a part of it is missing .* `missing_chunks: fill`"):
+            source.read(0, 8)
+        filled = open_source(address, reading=Reading(missing_chunks="fill")).read(0, 8)
+        assert (filled[:, 8:, :8] == 0).all() and (filled[:, :8] == VOLUME[:, :8]).all()
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_nan_is_refused_or_masked(tmp_path):
+    values = VOLUME.astype(np.float32)
+    values[2, 3, 4] = np.nan
+    zarr.save_array(tmp_path / "a.zarr", values)
+    with pytest.raises(DataError, match="slice 2 .*: there are NaN or infinite values; .* or say `nan: mask`"):
+        open_source(str(tmp_path / "a.zarr")).read(0, 8)
+    masked = open_source(str(tmp_path / "a.zarr"), reading=Reading(nan="mask"))
+    np.testing.assert_array_equal(masked.read(0, 8), values)
+    values[2, 3, 4] = np.inf
+    zarr.save_array(tmp_path / "b.zarr", values)
+    with pytest.raises(DataError, match="there are infinite values"):
+        open_source(str(tmp_path / "b.zarr"), reading=Reading(nan="mask")).read(0, 8)
+
+
+def test_metadata_that_speak_of_a_chunk_grid_that_is_not_there(tmp_path):
+    place, _ = precomputed(tmp_path)
+    info = json.loads((place / "info").read_text())
+    info["scales"][0]["size"] = [16, 16, 24]
+    (place / "info").write_text(json.dumps(info))
+    with pytest.raises(DataError, match="8 of 12 chunks are missing"):
+        open_source(str(place))
