@@ -22,7 +22,7 @@ from emdiffuse.config.reading import Reading
 from emdiffuse.readers.axes import lay_out
 from emdiffuse.readers.base import named
 from emdiffuse.readers.flat import FlatFile, require_bytes
-from emdiffuse.readers.reasons import content_of
+from emdiffuse.readers.reasons import not_of
 from emdiffuse.readers.sizes import Size, told, unit_of
 from emdiffuse.runtime.errors import DataError
 
@@ -49,9 +49,7 @@ def open_amira(file: Path, reading: Reading) -> FlatFile:
         content = opened.read(LONGEST_HEADER)
     first = content.split(b"\n", 1)[0].decode(errors="replace")
     if not re.match(r"#\s*(AmiraMesh|Avizo|HyperMesh)", first):
-        raise DataError(
-            f"{name}: this is {content_of(file) or 'no Amira file by its first bytes'}; export it again"
-        )
+        raise DataError(f"{name}: {not_of(file, 'an Amira file')}")
     if "BINARY" not in first.upper():
         raise DataError(f"{name}: the pixels are written as text; export it as binary")
     # the bytes of the data begin behind a line "@1" of its own, which the header names

@@ -20,7 +20,7 @@ from emdiffuse.readers.tiff_sizes import jeol_properties, tescan_properties
 
 LEAST_ROWS = 12
 LARGEST_SHARE = 0.25
-"""A bar is no larger share of the height."""
+"""A bar that is known by its look is no larger share of the height."""
 FLAT = 0.55
 """Share of a bar's pixels that one grey has, at least."""
 TWO_TONES = 0.75
@@ -45,7 +45,7 @@ def bar_of_tiff(tif: Any, file: Path, height: int) -> int:
 
 
 def _sensible(rows: int, height: int) -> int:
-    return rows if 0 < rows <= LARGEST_SHARE * height else 0
+    return rows if 0 < rows < height / 2 else 0
 
 
 def bar_by_look(plane: NDArray[Any]) -> int:

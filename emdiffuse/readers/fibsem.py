@@ -17,7 +17,7 @@ import numpy as np
 from emdiffuse.config.reading import Reading
 from emdiffuse.readers.axes import lay_out
 from emdiffuse.readers.flat import FlatFile, head, open_raw, opened, require_bytes
-from emdiffuse.readers.reasons import content_of
+from emdiffuse.readers.reasons import not_of
 from emdiffuse.readers.sizes import believed
 from emdiffuse.runtime.errors import DataError
 
@@ -39,10 +39,9 @@ def open_fibsem(file: Path, reading: Reading) -> FlatFile:
     if header[:4] != MAGIC and reading.raw is not None:
         return open_raw(file, reading)
     if header[:4] != MAGIC or len(header) < HEADER:
-        content = content_of(file)
-        what = "the file is empty" if content == "" else content or "no FIB-SEM .dat file by its first bytes"
         raise DataError(
-            f"{name}: this is {what}; for bare pixels state `raw: {{shape: [z, y, x], dtype: uint8}}`"
+            f"{name}: {not_of(file, 'a FIB-SEM .dat file')} (for bare pixels state `raw: {{shape: [z, y, x], "
+            "dtype: uint8}`)"
         )
     (version,) = struct.unpack_from(">H", header, 4)
     channels, eight_bit = struct.unpack_from(">2B", header, 32)

@@ -64,7 +64,7 @@ class Hdf5Array(Source):
 def _named_filter(name: str, error: OSError) -> Exception:
     """Return a sentence about a filter that is not there, or the error as it is."""
     text = str(error).lower()
-    if "filter" in text and ("registered" in text or "plugin" in text or "not available" in text):
+    if "plugin" in text or ("filter" in text and ("registered" in text or "not available" in text)):
         return DataError(
             f"{name}: its pixels are compressed by a filter that is not installed here; install hdf5plugin "
             "(`pip install 'emdiffuse[formats]'`), or repack the file with gzip (h5repack)"

@@ -103,8 +103,19 @@ def content_of(file: Path) -> str | None:
     for sign, name in KNOWN:
         if first.startswith(sign):
             return name
-    try:
-        text = first.decode("utf-8", errors="strict" if len(first) < 512 else "ignore")
-    except UnicodeDecodeError:
-        return None
-    return "a text file" if all(c.isprintable() or c in "\r\n\t" for c in text) else None
+    for end in range(len(first), max(len(first) - 4, 0), -1):  # a letter may be cut
+        try:
+            text = first[:end].decode("utf-8")
+        except UnicodeDecodeError:
+            continue
+        return "a text file" if all(c.isprintable() or c in "\r\n\t" for c in text) else None
+    return None
+
+
+def not_of(file: Path, what: str) -> str:
+    """Say what a file is that has not the first bytes of its format."""
+    content = content_of(file)
+    if content == "":
+        return "the file is empty; copy or export it again"
+    found = content or f"not {what}, by its first bytes"
+    return f"this is {found}; give it the ending of its format, or export it again"

@@ -30,6 +30,7 @@ from emdiffuse.readers.axes import Layout, lay_out
 from emdiffuse.readers.base import CONVERSIONS, DTYPES, Source, named
 from emdiffuse.readers.data_bar import bar_of_tiff
 from emdiffuse.readers.flat import FlatFile
+from emdiffuse.readers.tiff_checks import breaks_off, check_pages, contiguous
 from emdiffuse.readers.tiff_sizes import channel_names, voxel_size
 from emdiffuse.runtime.errors import DataError
 
@@ -209,7 +210,7 @@ def open_tiff(file: Path, reading: Reading, content: bytes | None = None) -> Tif
         planes = int(np.prod(series.shape[: len(series.shape) - keyframe.ndim]))
         opened: TiffStack | OneDirectory
         if len(series.pages) == 1 and planes > 1:
-            offset = _contiguous(file, series)
+            offset = contiguous(file, series)
             opened = OneDirectory(
                 str(file), file, layout, series.dtype.newbyteorder(tif.byteorder), offset, None
             )
@@ -224,7 +225,7 @@ def open_tiff(file: Path, reading: Reading, content: bytes | None = None) -> Tif
                     "plain slices"
                 )
             if content is None:
-                _check_pages(file, tif, series, planes)
+                check_pages(file, tif, series, planes)
                 if shown.inverted:
                     logger.warning("%s: it says that 0 is white; read inverted, as viewers show it", file)
             opened = TiffStack(str(file), file, content, (number, reading.level), layout, shown, dtype)
@@ -359,56 +360,17 @@ def _grey_palette(file: Path, page: Any) -> NDArray[Any]:
     return (values if values.max() < 256 else np.round(values / 257)).astype(np.uint8)
 
 
-def _contiguous(file: Path, series: Any) -> int:
-    """Return where the pixels of a stack with one directory begin."""
-    if series.dataoffset is None or series.dataoffset + series.nbytes > file.stat().st_size:
-        raise DataError(f"{file}: the file is truncated; copy or export it again")
-    return int(series.dataoffset)
-
-
-def _check_pages(file: Path, tif: tifffile.TiffFile, series: Any, planes: int) -> None:
-    """Check all pages of a series, without decoding one."""
-    if len(series.pages) < planes or any(page is None for page in series.pages):
-        raise DataError(
-            f"{file}: its metadata name {planes} planes, but some are not in the file"
-            + ("s beside it" if series.is_multifile else "")
-            + "; export it again"
-        )
-    size = file.stat().st_size
-    for index, found in enumerate(series.pages):
-        if series.is_multifile and found.parent is not tif:
-            size = Path(found.parent.filehandle.path).stat().st_size
-        page = found.aspage()
-        where = f"{file}: page {index} (counted from 0)" if len(series.pages) > 1 else str(file)
-        if page.imagedepth != 1 or page.imagelength * page.imagewidth == 0:
-            raise DataError(
-                f"{where}: the image has no height or width, or has a depth; export it as plain slices"
-            )
-        ends = [
-            o + n if o and n else size + 1 for o, n in zip(page.dataoffsets, page.databytecounts, strict=True)
-        ]
-        if not ends or max(ends) > size:
-            raise DataError(
-                f"{where}: pixels are missing at its end: the file is truncated; copy or export it again"
-            )
-    if not _chain_ends(tif):
-        raise DataError(
-            f"{file}: the list of pages breaks off: the file is truncated; copy or export it again"
-        )
-
-
-def _chain_ends(tif: tifffile.TiffFile) -> bool:
-    """Tell whether the last page says that it is the last: the offset of a next page is zero."""
-    len(tif.pages)  # walks to the last one
-    tif.filehandle.seek(tif.pages.next_page_offset or 0)
-    offset = tif.filehandle.read(tif.tiff.offsetsize)
-    return len(offset) == tif.tiff.offsetsize and not any(offset)
-
-
 @contextmanager
 def _opened(file: Path, content: bytes | None) -> Iterator[tifffile.TiffFile]:
     with named(str(file), "TIFF"):
         if content is None and file.stat().st_size == 0:
             raise DataError(f"{file}: the file is empty; copy or export it again")
-        with tifffile.TiffFile(file if content is None else io.BytesIO(content)) as tif:
-            yield tif
+        try:
+            with tifffile.TiffFile(file if content is None else io.BytesIO(content)) as tif:
+                yield tif
+        except tifffile.TiffFileError:
+            if content is None and breaks_off(file):
+                raise DataError(
+                    f"{file}: the list of pages breaks off: the file is truncated; copy or export it again"
+                ) from None
+            raise

@@ -109,7 +109,7 @@ def test_at_an_address_an_absent_chunk_is_found_when_it_is_read(tmp_path, write)
     try:
         source = open_source(address)
         np.testing.assert_array_equal(source.read(0, 8, slice(0, 8)), VOLUME[:, :8])
-        with pytest.raises(DataError, match="a part of it is missing .* `missing_chunks: fill`"):
+        with pytest.raises(DataError, match=r"a part of it is missing .* `missing_chunks: fill`"):
             source.read(0, 8)
         filled = open_source(address, reading=Reading(missing_chunks="fill")).read(0, 8)
         assert (filled[:, 8:, :8] == 0).all() and (filled[:, :8] == VOLUME[:, :8]).all()
@@ -122,7 +122,9 @@ def test_nan_is_refused_or_masked(tmp_path):
     values = VOLUME.astype(np.float32)
     values[2, 3, 4] = np.nan
     zarr.save_array(tmp_path / "a.zarr", values)
-    with pytest.raises(DataError, match="slice 2 .*: there are NaN or infinite values; .* or say `nan: mask`"):
+    with pytest.raises(
+        DataError, match=r"slice 2 .*: there are NaN or infinite values; .* or say `nan: mask`"
+    ):
         open_source(str(tmp_path / "a.zarr")).read(0, 8)
     masked = open_source(str(tmp_path / "a.zarr"), reading=Reading(nan="mask"))
     np.testing.assert_array_equal(masked.read(0, 8), values)
