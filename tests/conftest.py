@@ -48,7 +48,6 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "factors": [6],
                 "network": {"architecture": "native", **settings},
                 "objective": {"prediction": "flow"},
-                "noise": {"correlation": 0.3},
                 "sampler": {"name": "dpm++", "steps": 4},
                 "sources": [],
             }

@@ -40,7 +40,10 @@ def image_model(folder, task="emdiffuse-n"):
     }
     network = NativeNetwork(**spec)
     torch.nn.init.normal_(network.head.exit.weight, std=0.05)
-    description = {"task": task, "network": {"architecture": "native", **spec}, "noise": {"correlation": 0.0}}
+    description = {
+        "task": task,
+        "network": {"architecture": "native", **spec},
+    }
     save_model(folder, network, Description.model_validate(description))
     return folder
 

@@ -136,11 +136,6 @@ class Training(Section):
         le=1,
         description="Share of a batch at pure noise, where a native network learns the posterior mean.",
     )
-    noise_correlation: float = Field(
-        0.0,
-        ge=0,
-        description="Correlation length of a native model's noise along z, in gaps; 0: white.",
-    )
     validate_every: int = Field(500, ge=1, description="Steps between validations.")
     feed: Literal["auto", "device", "workers"] = Field(
         "auto",

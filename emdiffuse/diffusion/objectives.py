@@ -6,13 +6,11 @@ Conventions
   predicts:
 
   - ``epsilon``: the noise (arXiv 2006.11239); tells nothing of x0 at gamma = 0.
-  - ``velocity``: ``alpha * eps - sigma * x0`` (arXiv 2202.00512).
   - ``flow``: ``eps - x0``, the velocity of the straight path ``(1 - t) * x0 + t * eps`` (rectified flow,
     arXiv 2209.03003). That path is the variance-preserving one in another scale:
     ``t = sigma / (alpha + sigma)`` and ``x_flow = x / (alpha + sigma)``.
 
-* At gamma = 0 a velocity or flow network that is trained with the squared error gives the posterior mean in
-  one call.
+* At gamma = 0 a flow network that is trained with the squared error gives the posterior mean in one call.
 * Images are (N, C, ...), levels are tensors of shape (N,); losses are scalars in float32.
 """
 
@@ -27,7 +25,7 @@ from torch import Tensor
 
 from emdiffuse.diffusion.schedules import alpha_sigma
 
-Prediction = Literal["epsilon", "velocity", "flow"]
+Prediction = Literal["epsilon", "flow"]
 NetworkFunction = Callable[[Tensor, Tensor], Tensor]
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
@@ -45,7 +43,7 @@ def as_denoiser(
     network : callable
         ``network(x, gamma)`` with `x` (N, C, ...) and `gamma` (N,) in the dtype of `x`; the condition is
         bound in it.
-    prediction : {"epsilon", "velocity", "flow"}
+    prediction : {"epsilon", "flow"}
         What the network returns.
     clip : (float, float), optional
         Range to which x0 is clipped; (-1, 1) is the published behaviour.
@@ -69,8 +67,6 @@ def as_denoiser(
         alpha, sigma = alpha_sigma(gamma, x)
         if prediction == "epsilon":
             x0 = (x - sigma * output) / alpha
-        elif prediction == "velocity":
-            x0 = alpha * x - sigma * output
         else:
             x0 = (x - sigma * output) / (alpha + sigma)
         return x0 if clip is None else x0.clamp(*clip)
@@ -78,16 +74,14 @@ def as_denoiser(
     return denoise
 
 
-def training_target(prediction: Prediction, x0: Tensor, eps: Tensor, gamma: Tensor) -> Tensor:
+def training_target(prediction: Prediction, x0: Tensor, eps: Tensor) -> Tensor:
     """Return what a network of this prediction should say of ``q_sample(x0, gamma, eps)``.
 
     Parameters
     ----------
-    prediction : {"epsilon", "velocity", "flow"}
+    prediction : {"epsilon", "flow"}
     x0, eps : Tensor, shape (N, C, ...)
         Clean images and standard normal noise.
-    gamma : Tensor, shape (N,)
-        Levels.
 
     Returns
     -------
@@ -96,10 +90,7 @@ def training_target(prediction: Prediction, x0: Tensor, eps: Tensor, gamma: Tens
     _known(prediction)
     if prediction == "epsilon":
         return eps
-    if prediction == "flow":
-        return eps - x0
-    alpha, sigma = alpha_sigma(gamma, x0)
-    return alpha * eps - sigma * x0
+    return eps - x0
 
 
 def mse(target: Tensor, output: Tensor) -> Tensor:
@@ -148,5 +139,5 @@ def difficulty_aware(target: Tensor, output: Tensor) -> Tensor:
 
 
 def _known(prediction: str) -> None:
-    if prediction not in ("epsilon", "velocity", "flow"):
-        raise ValueError(f"a network predicts 'epsilon', 'velocity' or 'flow', not {prediction!r}")
+    if prediction not in ("epsilon", "flow"):
+        raise ValueError(f"a network predicts 'epsilon' or 'flow', not {prediction!r}")

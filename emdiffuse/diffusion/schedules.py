@@ -48,12 +48,6 @@ def linear_gammas(beta_start: float, beta_end: float, steps: int) -> Levels:
 PUBLISHED_TRAIN = linear_gammas(1e-6, 1e-2, 2000)
 """Levels that the published EMDiffuse networks are trained at (doi 10.1038/s41467-024-49125-z)."""
 
-PUBLISHED_TEST = linear_gammas(1e-4, 9e-2, 1000)
-"""Levels at which the published denoising and super-resolution networks are sampled: 1000 calls an image."""
-
-PUBLISHED_TEST_VEM = linear_gammas(1e-4, 9e-2, 200)
-"""Levels at which the published volume networks are sampled: 200 calls a slice."""
-
 
 def log_snr(gamma: ArrayLike) -> Levels:
     """Log of the ratio of signal to noise variance; minus infinity at 0, infinity at 1."""
@@ -134,27 +128,6 @@ def q_sample(x0: Tensor, gamma: Level, eps: Tensor) -> Tensor:
     """
     alpha, sigma = alpha_sigma(gamma, x0)
     return alpha * x0 + sigma * eps
-
-
-def q_step(x_prev: Tensor, gamma_prev: Level, gamma: Level, eps: Tensor) -> Tensor:
-    """Draw from q(x_t | x_{t-1}), one step of the forward process; steps chained are `q_sample`.
-
-    Parameters
-    ----------
-    x_prev : Tensor, shape (N, ...)
-        Images x_{t-1}.
-    gamma_prev, gamma : float or Tensor of shape (N,)
-        Levels of x_{t-1} and of x_t, ``gamma <= gamma_prev``; their ratio is ``1 - beta_t``.
-    eps : Tensor, shape (N, ...)
-        Standard normal noise.
-
-    Returns
-    -------
-    Tensor, shape (N, ...)
-        ``sqrt(1 - beta_t) * x_prev + sqrt(beta_t) * eps``.
-    """
-    kept = per_image(gamma, x_prev) / per_image(gamma_prev, x_prev)
-    return kept.sqrt().to(x_prev.dtype) * x_prev + (1 - kept).sqrt().to(x_prev.dtype) * eps
 
 
 def posterior(x: Tensor, x0: Tensor, gamma: Level, gamma_prev: Level) -> tuple[Tensor, Tensor]:

@@ -106,12 +106,6 @@ class Objective(Record):
     clip: tuple[float, float] | None = None
 
 
-class Noise(Record):
-    """Correlation length along z, in gaps, of the noise that a native network is trained with."""
-
-    correlation: float = Field(0.0, ge=0)
-
-
 class OwnSampler(Record):
     """How a model is sampled unless the settings say otherwise."""
 
@@ -146,12 +140,19 @@ class Description(Record):
     factors: tuple[Annotated[int, Field(ge=1, le=MAXIMUM_FACTOR)], ...] = ()
     network: NetworkSpec
     objective: Objective | None = None
-    noise: Noise = Noise()
     sampler: OwnSampler = PUBLISHED_SAMPLER
     training: dict[str, JsonValue] | None = None
     augmentation: dict[str, JsonValue] | None = None
     sources: tuple[SourceFile, ...] = ()
     emdiffuse: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _white_noise(cls, values: Any) -> Any:
+        """Drop a key of earlier releases, whose noise could be correlated along z."""
+        if isinstance(values, dict) and values.get("noise") == {"correlation": 0.0}:
+            return {key: value for key, value in values.items() if key != "noise"}
+        return values
 
     @model_validator(mode="after")
     def _network_of_the_task(self) -> Description:

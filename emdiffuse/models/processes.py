@@ -12,8 +12,6 @@ Conventions
   nothing.
 * ``process.sample(network, batch, sampler, white)`` draws one image of each slice, (N, D, H, W) in [-1, 1];
   ``white(step)`` is standard normal noise of that shape.
-* Noise is white in the plane. Along z the native process correlates it as exp(-|dt| / correlation), dt the
-  difference of positions, in training and in sampling alike; a correlation of 0 is white noise.
 """
 
 from __future__ import annotations
@@ -144,14 +142,11 @@ class NativeProcess:
     ----------
     scale : float
         Standard deviation of the residual.
-    correlation : float
-        Correlation length of the noise along z, in gaps.
     mean_share : float
         Share of a training batch at pure noise, where the network learns the posterior mean.
     """
 
     scale: float
-    correlation: float = 0.0
     mean_share: float = 0.5
 
     def example(self, batch: Batch, target: Tensor, draws: Draws) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -174,11 +169,11 @@ class NativeProcess:
         means = draws.first(self.mean_share).to(x0.device)
         time = torch.sigmoid(draws.normal()).to(x0.device)
         time[means] = 1.0
-        eps = correlate(draws.normal(*x0.shape[1:]).to(x0.device), batch.positions, self.correlation)
+        eps = draws.normal(*x0.shape[1:]).to(x0.device)
         eps[means] = 0.0
         gamma = (1 - time) ** 2 / ((1 - time) ** 2 + time**2)
         x = q_sample(x0.nan_to_num(0.0), gamma, eps)
-        return (x, gamma, *batch), training_target("flow", x0, eps, gamma)
+        return (x, gamma, *batch), training_target("flow", x0, eps)
 
     def loss(self, output: Tensor, wanted: Tensor) -> Tensor:
         """Squared error, the mean over the present slices of each gap, then over the batch.
@@ -200,12 +195,8 @@ class NativeProcess:
         if sampler.steps == 1:
             residual = denoise(torch.zeros_like(base), torch.zeros(len(base), device=base.device))
             return base + self.scale * residual
-
-        def noise(step: int) -> Tensor:
-            return correlate(white(step), batch.positions, self.correlation)
-
         levels = log_snr_levels(calls(sampler), 0.0, GAMMA_LAST)
-        return base + self.scale * _walk(sampler, denoise, levels, noise)
+        return base + self.scale * _walk(sampler, denoise, levels, white)
 
     @staticmethod
     def denoiser(network: nn.Module, batch: Batch) -> Denoiser:
@@ -341,43 +332,15 @@ def process_of(description: Description) -> Process:
     """Return the process of a model from its description."""
     network = description.network
     if isinstance(network, NativeSpec):
-        return NativeProcess(network.residual_scale, description.noise.correlation)
+        return NativeProcess(network.residual_scale)
     return PublishedProcess(network.out_channels == 2)
 
 
 def new_process(network: nn.Module, training: Training) -> Process:
     """Return the process by which a new network is trained."""
     if isinstance(network, NativeNetwork):
-        return NativeProcess(network.residual_scale, training.noise_correlation, training.mean_share)
+        return NativeProcess(network.residual_scale, training.mean_share)
     return PublishedProcess(training.loss == "difficulty")
-
-
-def correlate(white: Tensor, positions: Tensor, correlation: float) -> Tensor:
-    """Correlate white noise along the slices of gaps.
-
-    Parameters
-    ----------
-    white : Tensor
-        (N, D, H, W), standard normal.
-    positions : Tensor
-        (N, D), positions in the gap; NaN where a slice is absent.
-    correlation : float
-        Length of the correlation, in gaps.
-
-    Returns
-    -------
-    Tensor
-        (N, D, H, W); every voxel is standard normal.
-    """
-    if correlation == 0:
-        return white
-    wide = widest_float(positions.device)
-    absent = 1e6 * torch.arange(1, positions.shape[1] + 1, dtype=wide, device=positions.device)
-    t = torch.where(positions.isnan(), absent, positions.to(wide))
-    distance = (t[:, :, None] - t[:, None, :]).abs() / correlation
-    jitter = (1e-9 if wide is torch.float64 else 1e-6) * torch.eye(t.shape[1], dtype=wide, device=t.device)
-    factor = torch.linalg.cholesky(torch.exp(-distance) + jitter)
-    return torch.einsum("nde,nehw->ndhw", factor.to(white.dtype), white)
 
 
 def _walk(sampler: Sampler, denoise: Denoiser, levels: Levels | np.ndarray[Any, Any], noise: White) -> Tensor:

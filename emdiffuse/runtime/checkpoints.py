@@ -5,7 +5,7 @@ Conventions
 * A checkpoint is a dictionary of tensors and plain values, read with ``weights_only=True``: nothing in it is
   executed.
 * Its ``identity`` is the hash of the settings and data that it belongs to.
-* The one before the last is kept too (``state.previous.pt`` beside ``state.pt``), for when the last is torn.
+* It has reached the disk before it takes its name, so that a kill or a power cut leaves the one before it.
 """
 
 from __future__ import annotations
@@ -23,39 +23,13 @@ from emdiffuse.runtime.atomic import replaced_file
 from emdiffuse.runtime.progress import logger
 
 
-def write(path: Path, content: dict[str, Any], previous: Path | None = None) -> None:
-    """Write a checkpoint beside its place, and rename it; what was there becomes `previous`, if given."""
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint beside its place, and rename it."""
     with replaced_file(path) as temporary:
         with temporary.open("wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())  # what is renamed has arrived, also where power fails
-        if previous is not None and path.exists():
-            path.replace(previous)
-
-
-def write_and_keep(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint, and keep the one before it."""
-    write(path, content, _previous(path))
-
-
-def last(path: Path, identity: str) -> tuple[dict[str, Any] | None, list[Path]]:
-    """Return the last checkpoint of a training that can be used, if any, and those before it that cannot.
-
-    Parameters
-    ----------
-    path : Path
-        The file; it may be missing, torn, or of another training, and so may the previous one.
-    identity : str
-        What it must belong to.
-    """
-    refused: list[Path] = []
-    for candidate in (path, _previous(path)):
-        saved = read(candidate, identity)
-        if saved is not None:
-            return saved, refused
-        refused.append(candidate)
-    return None, refused
 
 
 def read(path: Path, identity: str) -> dict[str, Any] | None:
@@ -72,10 +46,6 @@ def read(path: Path, identity: str) -> dict[str, Any] | None:
         logger.warning("%s was made with other settings or data and is not used", path)
         return None
     return saved
-
-
-def _previous(path: Path) -> Path:
-    return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 @contextmanager

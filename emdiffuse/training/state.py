@@ -2,8 +2,8 @@
 
 Conventions
 -----------
-* `run/state.pt` holds weights, their moving average, the optimizer and the step; `run/state.previous.pt` the
-  state saved before it, for when that is torn. A state of other settings or other data is not resumed into.
+* `run/state.pt` holds weights, their moving average, the optimizer and the step. A state of other settings or
+  other data is not resumed into.
 * `run/best.pt` is the moving average of the weights at the validation with the highest PSNR.
 """
 
@@ -27,7 +27,6 @@ from emdiffuse.models.description import (
     Description,
     NativeSpec,
     NetworkSpec,
-    Noise,
     Objective,
     OwnSampler,
     UnetSpec,
@@ -152,20 +151,19 @@ def save(run: Path, identity: str, state: State) -> None:
     """Save all that a resume needs."""
     content = {name: getattr(state, name) for name in PLAIN}
     parts = {name: getattr(state, name).state_dict() for name in STATEFUL}
-    checkpoints.write_and_keep(run / "state.pt", {"identity": identity, **content, **parts})
+    checkpoints.write(run / "state.pt", {"identity": identity, **content, **parts})
 
 
-def resume(run: Path, identity: str, state: State) -> list[Path]:
-    """Take up the last saved state of the same settings and data, if any; return the files that are none."""
-    saved, refused = checkpoints.last(run / "state.pt", identity)
+def resume(run: Path, identity: str, state: State) -> None:
+    """Take up the saved state of the same settings and data, if there is one."""
+    saved = checkpoints.read(run / "state.pt", identity)
     if saved is None:
-        return refused
+        return
     for name in STATEFUL:
         getattr(state, name).load_state_dict(saved[name])
     for name in PLAIN:
         setattr(state, name, saved[name])
-    logger.info("the training goes on from step %d", state.step)
-    return refused
+    logger.info("the training resumes from step %d", state.step)
 
 
 def finish(
@@ -186,7 +184,6 @@ def finish(
             factors=model.factors,
             network=state.spec,
             objective=Objective(prediction="flow" if native else "epsilon"),
-            noise=Noise(correlation=model.training.noise_correlation),
             sampler=NATIVE_SAMPLER if native else PUBLISHED_SAMPLER,
             training=model.training.model_dump(mode="json"),
             augmentation=model.augmentation.model_dump(mode="json"),

@@ -88,12 +88,9 @@ def train(
         ranks.require_divides(model.training.batch)
         identity = identity_of(model, patches.facts["hash"])
         state = new_state(model, patches, ranks.device)
-        refused = resume(run, identity, state)
+        resume(run, identity, state)
         if len({step for (step,) in ranks.gather(state.step)}) > 1:
             raise StoreError(f"{run}: the processes find different states; all nodes must share this folder")
-        if ranks.first:
-            for path in refused:  # or it would pass for the state before the next one
-                path.unlink(missing_ok=True)
         logger.info(
             "training %s on %s, process %d of %d: %d weights, %d training patches, %d validation patches",
             name, ranks.device, ranks.rank + 1, ranks.size,

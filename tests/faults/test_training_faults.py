@@ -45,26 +45,23 @@ def test_a_training_that_is_killed_again_and_again_ends_in_the_same_weights(stor
     assert [{**entry, "seconds": 0} for entry in found[0]] == [{**entry, "seconds": 0} for entry in found[1]]
 
 
-def test_a_torn_or_foreign_state_is_named_and_the_previous_one_used(store, tmp_path, caplog):
+@pytest.mark.parametrize("damage", ["cut", "zeros", "foreign"])
+def test_a_state_that_cannot_be_used_is_named_and_the_training_begins_again(store, tmp_path, caplog, damage):
     caplog.set_level("INFO", "emdiffuse")
-    run, model = tmp_path / "a" / "run", model_settings(checkpoint_minutes=1e-6)
-    train(store, model, "m", tmp_path / "a", "cpu")
-    state = run / "state.pt"
-    content = bytearray(state.read_bytes())
-    for torn in (content[:1000], content[: len(content) // 2] + bytes(len(content) - len(content) // 2)):
-        state.write_bytes(torn)
-        caplog.clear()
-        train(store, model, "m", tmp_path / "a", "cpu")
-        assert f"{state} is damaged" in caplog.text and "goes on from step 6" in caplog.text
-    (run / "state.previous.pt").write_bytes(b"")
-    torch.save({"identity": "another"}, state)
+    state, model = tmp_path / "run/state.pt", model_settings(checkpoint_minutes=1e-6)
+    train(store, model, "m", tmp_path, "cpu")
+    whole, content = weights(tmp_path), state.read_bytes()
+    half = len(content) // 2
+    if damage == "foreign":
+        torch.save({"identity": "another"}, state)
+    else:
+        state.write_bytes(content[:half] + (bytes(half) if damage == "zeros" else b""))
     caplog.clear()
-    train(store, model, "m", tmp_path / "a", "cpu")
-    assert f"{state} was made with other settings or data" in caplog.text
-    assert f"{run / 'state.previous.pt'} is damaged" in caplog.text and "goes on" not in caplog.text
-    train(store, model, "m", tmp_path / "fresh", "cpu")
-    resumed, fresh = weights(tmp_path / "a"), weights(tmp_path / "fresh")
-    assert all(torch.equal(resumed[name], fresh[name]) for name in fresh)
+    train(store, model, "m", tmp_path, "cpu")
+    reason = "was made with other settings or data" if damage == "foreign" else "is damaged"
+    assert f"{state} {reason}" in caplog.text and "resumes" not in caplog.text
+    again = weights(tmp_path)
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
 
 
 def test_a_loss_that_is_not_a_number_stops(store, tmp_path, monkeypatch):

@@ -151,10 +151,9 @@ def test_sampling_needs_no_wide_numbers_where_there_are_none(monkeypatch, sample
 
     for module in (samplers, schedules, processes):
         monkeypatch.setattr(module, "widest_float", narrow)
-    positions = torch.tensor([[0.25, 0.5, 0.75]])
     levels = np.linspace(1e-3, 0.999, 4)
     with NoWideNumbers():
-        white = processes.correlate(torch.ones(1, 3, 4, 4), positions, 1.0)
+        white = torch.ones(1, 3, 4, 4)
         noise = [lambda step: white] if sampler == "ddpm" else []
         out = SAMPLERS[sampler](
             lambda x, gamma: x * gamma.to(x.dtype).view(-1, 1, 1, 1), white, levels, *noise

@@ -7,7 +7,7 @@ import torch
 
 from emdiffuse.config import Sampler
 from emdiffuse.diffusion.schedules import PUBLISHED_TRAIN, linear_gammas
-from emdiffuse.models.networks.native import NativeNetwork, plain_estimate
+from emdiffuse.models.networks.native import NativeNetwork
 from emdiffuse.models.processes import Batch, Draws, NativeProcess, PublishedProcess, published_levels
 from emdiffuse.runtime.errors import DataError
 
@@ -41,21 +41,6 @@ def test_an_absent_slice_adds_nothing_to_the_native_loss():
         losses.append(process.loss(network(*arguments), wanted))
     assert losses[0] > 0
     torch.testing.assert_close(losses[0], losses[1])
-
-
-def test_correlated_noise_is_unit_noise_also_where_slices_are_absent():
-    batch, target = gaps(count=2, size=128, positions=(0.25, 0.5, 0.75, NAN, NAN))
-    target[:, 3:] = NAN
-    (x, gamma, *_), wanted = NativeProcess(1.0, correlation=0.5, mean_share=0.5).example(
-        batch, target, draws(batch)
-    )
-    level = gamma[1].double()
-    residual = (target - plain_estimate(*batch[:2]))[1].nan_to_num(0)
-    noise = (x[1] - level.sqrt() * residual) / (1 - level).sqrt()
-    assert noise[:3].std().item() == pytest.approx(1, abs=0.02)
-    assert (noise[0] * noise[1]).mean().item() == pytest.approx(math.exp(-0.5), abs=0.03)
-    assert (noise[0] * noise[3]).mean().item() == pytest.approx(0, abs=0.03)
-    assert wanted[1, :3].isfinite().all() and wanted[1, 3:].isnan().all()
 
 
 def test_the_published_example_is_of_one_slice_between_two_levels_of_training():

@@ -12,8 +12,6 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from emdiffuse.diffusion.objectives import as_denoiser
 from emdiffuse.diffusion.samplers import SAMPLERS, ddim, ddpm, dpm_solver_pp_2m, heun, unipc
 from emdiffuse.diffusion.schedules import (
-    PUBLISHED_TEST,
-    PUBLISHED_TEST_VEM,
     PUBLISHED_TRAIN,
     linear_gammas,
     log_snr_levels,
@@ -162,6 +160,8 @@ def test_the_mean_of_the_data_is_kept():
         result = sampler(denoise, torch.zeros(1, 2, dtype=torch.float64), log_snr_levels(20, 0.0, 0.9999))
         torch.testing.assert_close(result[0], mean, rtol=0.02, atol=0, msg=name)
 
+
+PUBLISHED_TEST, PUBLISHED_TEST_VEM = (linear_gammas(1e-4, 9e-2, calls) for calls in (1000, 200))
 
 # spectra of what is left to draw once the condition is known: from nearly certain to broad
 SPECTRA = {

@@ -39,7 +39,6 @@ def make_model(folder, task, factors=(4, 6)):
         "factors": list(factors) if task == "vemdiffuse-i" else [1],
         "network": SPECS[task],
         "objective": {"prediction": "flow"},
-        "noise": {"correlation": 0.0},
         "sampler": {"name": "dpm++", "steps": 8},
         "sources": [{"path": "raw/a.tif", "sha256": "0123456789abcdef" * 4}],
     }

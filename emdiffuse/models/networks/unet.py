@@ -50,10 +50,8 @@ class UNet(nn.Module):
         Channels of each level, times `base_channels`; a level has half the pixels a side of the one before.
     blocks : int
         Residual blocks a level on the way down; one more on the way up.
-    attention_levels : sequence of int
-        Levels, counted from 0, whose blocks are followed by attention. The middle block always has it.
     head_channels : int
-        Channels of an attention head.
+        Channels of an attention head; attention acts in the middle block alone.
     dropout : float
         Probability of dropout in the residual blocks.
     slice_index : bool
@@ -72,7 +70,6 @@ class UNet(nn.Module):
         base_channels: int = 32,
         multipliers: Sequence[int] = (1, 2, 4, 8),
         blocks: int = 2,
-        attention_levels: Sequence[int] = (),
         head_channels: int = 32,
         dropout: float = 0.0,
         slice_index: bool = False,
@@ -109,8 +106,6 @@ class UNet(nn.Module):
             for _ in range(blocks):
                 stage = nn.ModuleList([residual(channels, base_channels * multiplier)])
                 channels = base_channels * multiplier
-                if level in attention_levels:
-                    stage.append(attention(channels))
                 self.input_blocks.append(stage)
                 skips.append(channels)
             if level < len(multipliers) - 1:
@@ -126,8 +121,6 @@ class UNet(nn.Module):
             for block in range(blocks + 1):
                 stage = nn.ModuleList([residual(channels + skips.pop(), base_channels * multiplier)])
                 channels = base_channels * multiplier
-                if level in attention_levels:
-                    stage.append(attention(channels))
                 if level and block == blocks:
                     stage.append(residual(channels, channels, "up"))
                 self.output_blocks.append(stage)
