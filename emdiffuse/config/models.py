@@ -40,8 +40,10 @@ class Patches(Section):
 class Network(Section):
     """The network."""
 
-    architecture: Literal["native", "unet"] = Field(
-        "native", description="The native network, or the U-Net of the published work."
+    architecture: Literal["native", "unet", "unet3d"] = Field(
+        "native",
+        description="The native network; the U-Net of the published work; or that in 3-D, which restores all "
+        "slices of a gap together (unet3d: volumes, one factor).",
     )
     channels: int = Field(
         32,
@@ -52,10 +54,10 @@ class Network(Section):
     multipliers: tuple[int, ...] | None = Field(
         None,
         min_length=1,
-        description="Channels a level, times `channels`; by default [1, 2, 4], and [1, 2, 4, 8] for unet.",
+        description="Channels a level, times `channels`; by default [1, 2, 4], of U-Nets [1, 2, 4, 8].",
     )
     blocks: int = Field(2, ge=1, description="Residual blocks a level.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in the residual blocks (unet).")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in the residual blocks (of the U-Nets).")
     checkpointing: bool = Field(
         False,
         description="Compute activations again in the backward pass: less memory, more time.",
@@ -64,9 +66,9 @@ class Network(Section):
     @model_validator(mode="after")
     def _of_its_architecture(self) -> Network:
         if self.architecture == "native" and self.dropout:
-            raise ValueError("`dropout` is for the architecture unet; remove it")
-        if self.architecture == "unet" and self.channels % 16:
-            raise ValueError("`channels` of the architecture unet must be a multiple of 16")
+            raise ValueError("`dropout` is for the architectures unet and unet3d; remove it")
+        if self.architecture != "native" and self.channels % 16:
+            raise ValueError(f"`channels` of the architecture {self.architecture} must be a multiple of 16")
         return self
 
 
@@ -128,7 +130,7 @@ class Training(Section):
     ema: float = Field(0.999, ge=0, lt=1, description="Decay of the moving average of the weights.")
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     loss: Literal["mse", "difficulty"] = Field(
-        "mse", description="Squared error, or the published difficulty-aware loss (architecture unet)."
+        "mse", description="Squared error, or the published difficulty-aware loss (of the U-Nets)."
     )
     mean_share: float = Field(
         0.5,
@@ -220,6 +222,10 @@ class Model(Section):
             )
         if self.patches.axes != Patches().axes and self.task != "vemdiffuse-i":
             raise ValueError("`patches.axes` is for vemdiffuse-i; remove it")
-        if self.training.loss == "difficulty" and self.network.architecture != "unet":
-            raise ValueError("`training.loss: difficulty` is for the architecture unet")
+        if self.training.loss == "difficulty" and self.network.architecture == "native":
+            raise ValueError("`training.loss: difficulty` is for the architectures unet and unet3d")
+        if self.network.architecture == "unet3d" and not TASKS[self.task].volumetric:
+            raise ValueError(f"`network.architecture: unet3d` is for volumes; {self.task} takes unet")
+        if self.network.architecture == "unet3d" and len(self.factors) > 1:
+            raise ValueError("`network.architecture: unet3d` is trained for one `factor`; name one")
         return self

@@ -82,7 +82,28 @@ class UnetSpec(Record):
         return self.slice_index == volumetric and self.in_channels == (3 if volumetric else 2)
 
 
-NetworkSpec = Annotated[NativeSpec | UnetSpec, Field(discriminator="architecture")]
+class Unet3dSpec(Record):
+    """The joint 3-D U-Net: `networks.unet.UNet` with three dimensions.
+
+    Its channels are the real slices after and before the gap, each slice's position, and the noisy slices.
+    """
+
+    architecture: Literal["unet3d"] = "unet3d"
+    in_channels: Literal[4] = 4
+    out_channels: Literal[1, 2] = 1
+    base_channels: Channels = 32
+    multipliers: Multipliers = (1, 2, 4, 8)
+    blocks: Blocks = 2
+    head_channels: Channels = 32
+    dropout: float = Field(0.0, ge=0, lt=1)
+    dims: Literal[3] = 3
+
+    def fits(self, volumetric: bool) -> bool:
+        """Tell whether the network takes the images of a task."""
+        return volumetric
+
+
+NetworkSpec = Annotated[NativeSpec | UnetSpec | Unet3dSpec, Field(discriminator="architecture")]
 
 
 class Schedule(Record):
@@ -145,14 +166,6 @@ class Description(Record):
     augmentation: dict[str, JsonValue] | None = None
     sources: tuple[SourceFile, ...] = ()
     emdiffuse: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _white_noise(cls, values: Any) -> Any:
-        """Drop a key of earlier releases, whose noise could be correlated along z."""
-        if isinstance(values, dict) and values.get("noise") == {"correlation": 0.0}:
-            return {key: value for key, value in values.items() if key != "noise"}
-        return values
 
     @model_validator(mode="after")
     def _network_of_the_task(self) -> Description:
@@ -243,12 +256,14 @@ def read_description(directory: Path | str) -> Description:
         text = path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}", path) from error
-    _require_format(path, text)
-    return parse_record(Description, text, path, ModelError)
+    content = _content(path, text)
+    if content.get("noise") == {"correlation": 0.0}:  # of earlier releases, whose noise could be correlated
+        del content["noise"]
+    return parse_record(Description, content, path, ModelError)
 
 
-def _require_format(path: Path, text: bytes) -> None:
-    """Refuse what is no description, or one of another version, by what it is instead of by its keys."""
+def _content(path: Path, text: bytes) -> dict[str, Any]:
+    """Return a description's keys; refuse another file or version by what it is instead of by its keys."""
     try:
         content: Any = json.loads(text)
     except (ValueError, RecursionError):
@@ -260,6 +275,7 @@ def _require_format(path: Path, text: bytes) -> None:
         raise ModelError(f"{path}: native models of version 1 cannot be run any more; train again", path)
     if version not in (1, VERSION):  # of the published network, nothing has changed since version 1
         raise ModelError(f"{path} has version {version}; this release reads {VERSION}", path)
+    return content
 
 
 def weights_hash(directory: Path | str) -> str:

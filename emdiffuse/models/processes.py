@@ -1,4 +1,4 @@
-"""How a network is trained and sampled: the native process, and the published one.
+"""How a network is trained and sampled: the native process, the published one, and that of whole gaps.
 
 Conventions
 -----------
@@ -34,8 +34,9 @@ from emdiffuse.diffusion.objectives import (
 )
 from emdiffuse.diffusion.samplers import SAMPLERS, ddpm
 from emdiffuse.diffusion.schedules import PUBLISHED_TRAIN, Levels, linear_gammas, log_snr_levels, q_sample
-from emdiffuse.models.description import PUBLISHED_GAMMAS, Description, NativeSpec
+from emdiffuse.models.description import PUBLISHED_GAMMAS, Description, NativeSpec, Unet3dSpec
 from emdiffuse.models.networks.native import NativeNetwork, plain_estimate
+from emdiffuse.models.networks.unet import UNet
 from emdiffuse.runtime.devices import widest_float
 from emdiffuse.runtime.errors import DataError
 
@@ -238,11 +239,7 @@ class PublishedProcess:
         share = draws.uniform().to(target.device)
         index = (share * present.sum(1)).long()
         x0 = target[torch.arange(count, device=target.device), index][:, None]
-        number = draws.integers(1, len(PUBLISHED_TRAIN))
-        between = draws.uniform(dtype=torch.float64)
-        levels = torch.from_numpy(PUBLISHED_TRAIN).to(number.device)
-        gamma = levels[number - 1] + between * (levels[number] - levels[number - 1])
-        gamma = gamma.to(target.device, widest_float(target.device))
+        gamma = _trained_levels(draws, target.device)
         eps = draws.normal(*x0.shape[1:]).to(target.device)
         x = torch.cat([_published_condition(batch.condition), q_sample(x0, gamma, eps)], 1)
         level = gamma.to(x.dtype)
@@ -314,6 +311,60 @@ class PublishedProcess:
         return split_difficulty(output)[1].reshape(restored.shape)
 
 
+@dataclass(frozen=True)
+class JointProcess(PublishedProcess):
+    """The published process, but for all slices of a gap at once: a 3-D network that sees them together.
+
+    It is conditioned on the real slices on both sides of the gap and on each slice's position, as channels
+    (N, 3, D, H, W), so that a slice agrees with its neighbours and not only with the real slices.
+    """
+
+    def example(self, batch: Batch, target: Tensor, draws: Draws) -> tuple[tuple[Tensor, ...], Tensor]:
+        """See `Process`; the wanted answer is the noise of every slice, (N, 1, D, H, W), NaN where absent."""
+        gamma = _trained_levels(draws, target.device)
+        eps = draws.normal(*target.shape[1:]).to(target.device)
+        noisy = q_sample(target.nan_to_num(0.0), gamma, eps)[:, None]
+        x = torch.cat([_joint_condition(batch), noisy], 1)
+        return (x, gamma.to(x.dtype)), torch.where(target.isnan(), target, eps)[:, None]
+
+    def loss(self, output: Tensor, wanted: Tensor) -> Tensor:
+        """As `PublishedProcess`, over the slices that are present."""
+        present = ~wanted[:, 0, :, 0, 0].isnan()
+        return super().loss(output.movedim(2, 1)[present], wanted.movedim(2, 1)[present])
+
+    def sample(self, network: nn.Module, batch: Batch, sampler: Sampler, white: White) -> Tensor:
+        """See `Process`; the levels are those of `PublishedProcess`."""
+        call = _joint_call(network, batch)
+
+        def noise_of(x: Tensor, gamma: Tensor) -> Tensor:
+            return split_difficulty(call(x, gamma))[0] if self.difficulty_map else call(x, gamma)
+
+        def noise(step: int) -> Tensor:
+            return white(step)[:, None]
+
+        denoise = as_denoiser(noise_of, "epsilon", clip=(-1.0, 1.0))
+        return _walk(sampler, denoise, published_levels(sampler), noise)[:, 0]
+
+    def difficulty(
+        self, network: nn.Module, batch: Batch, restored: Tensor, gamma: float, eps: Tensor
+    ) -> Tensor:
+        """See `PublishedProcess.difficulty`."""
+        if not self.difficulty_map:
+            raise DataError("this network has no difficulty map: train with `training.loss: difficulty`")
+        levels = torch.full((len(restored),), gamma, device=restored.device)
+        output = _joint_call(network, batch)(q_sample(restored, levels, eps)[:, None], levels)
+        return split_difficulty(output)[1][:, 0]
+
+
+def _trained_levels(draws: Draws, device: torch.device) -> Tensor:
+    """Draw levels (N,) between neighbouring ones of the published training schedule."""
+    number = draws.integers(1, len(PUBLISHED_TRAIN))
+    between = draws.uniform(dtype=torch.float64)
+    levels = torch.from_numpy(PUBLISHED_TRAIN).to(number.device)
+    gamma = levels[number - 1] + between * (levels[number] - levels[number - 1])
+    return gamma.to(device, widest_float(device))
+
+
 def published_levels(sampler: Sampler) -> Levels:
     """Levels at which a published network is called: its own test schedule for ddpm, log-SNR steps else."""
     if sampler.name == "ddpm":
@@ -333,14 +384,16 @@ def process_of(description: Description) -> Process:
     network = description.network
     if isinstance(network, NativeSpec):
         return NativeProcess(network.residual_scale)
-    return PublishedProcess(network.out_channels == 2)
+    kind = JointProcess if isinstance(network, Unet3dSpec) else PublishedProcess
+    return kind(network.out_channels == 2)
 
 
 def new_process(network: nn.Module, training: Training) -> Process:
     """Return the process by which a new network is trained."""
     if isinstance(network, NativeNetwork):
         return NativeProcess(network.residual_scale, training.mean_share)
-    return PublishedProcess(training.loss == "difficulty")
+    kind = JointProcess if isinstance(network, UNet) and network.dims == 3 else PublishedProcess
+    return kind(training.loss == "difficulty")
 
 
 def _walk(sampler: Sampler, denoise: Denoiser, levels: Levels | np.ndarray[Any, Any], noise: White) -> Tensor:
@@ -367,3 +420,23 @@ def _published_call(network: nn.Module, batch: Batch) -> Callable[[Tensor, Tenso
 def _published_condition(condition: Tensor) -> Tensor:
     """Return a published network's condition: the image; or the slice after a gap, then that before."""
     return condition if condition.shape[1] == 1 else condition[:, [2, 1]]
+
+
+def _joint_call(network: nn.Module, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
+    """Bind a 3-D network to its condition; it then takes the slices of gaps (N, 1, D, H, W)."""
+    condition = _joint_condition(batch)
+
+    def call(x: Tensor, gamma: Tensor) -> Tensor:
+        out: Tensor = network(torch.cat([condition, x], 1), gamma)
+        return out
+
+    return call
+
+
+def _joint_condition(batch: Batch) -> Tensor:
+    """Return the slices after and before each gap, and the positions in it from -1 to 1, (N, 3, D, H, W)."""
+    count, depth, height, width = batch.shape
+    slices = _published_condition(batch.condition)[:, :, None].expand(-1, -1, depth, -1, -1)
+    places = 2 * batch.positions.nan_to_num(0.5) - 1
+    positions = places[:, None, :, None, None].expand(count, 1, depth, height, width)
+    return torch.cat([slices, positions.to(slices.dtype)], 1)

@@ -25,11 +25,10 @@ from emdiffuse.runtime.progress import logger
 
 def write(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint beside its place, and rename it."""
-    with replaced_file(path) as temporary:
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())  # what is renamed has arrived, also where power fails
+    with replaced_file(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())  # what is renamed has arrived, also where power fails
 
 
 def read(path: Path, identity: str) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -29,6 +30,7 @@ from emdiffuse.models.description import (
     NetworkSpec,
     Objective,
     OwnSampler,
+    Unet3dSpec,
     UnetSpec,
     read_description,
 )
@@ -114,7 +116,7 @@ def network_spec(model: Model, residual_scale: float, begun: NetworkSpec | None 
     factors and thicknesses of both.
     """
     settings, volumetric = model.network, TASKS[model.task].volumetric
-    levels = {} if settings.multipliers is None else {"multipliers": settings.multipliers}
+    levels: dict[str, Any] = {} if settings.multipliers is None else {"multipliers": settings.multipliers}
     if settings.architecture == "native":
         factors: list[float] = [*model.factors]
         thickness: list[float] = [*model.thicknesses]
@@ -130,15 +132,16 @@ def network_spec(model: Model, residual_scale: float, begun: NetworkSpec | None 
             residual_scale=residual_scale,
             **levels,
         )
-    return UnetSpec(
-        in_channels=TASKS[model.task].published_channels,
-        out_channels=2 if model.training.loss == "difficulty" else 1,
-        base_channels=settings.channels,
-        blocks=settings.blocks,
-        dropout=settings.dropout,
-        slice_index=volumetric,
-        **levels,
-    )
+    outputs: Literal[1, 2] = 2 if model.training.loss == "difficulty" else 1
+    sizes: dict[str, Any] = {
+        "base_channels": settings.channels,
+        "blocks": settings.blocks,
+        "dropout": settings.dropout,
+    }
+    if settings.architecture == "unet3d":
+        return Unet3dSpec(out_channels=outputs, **sizes, **levels)
+    channels = TASKS[model.task].published_channels
+    return UnetSpec(in_channels=channels, out_channels=outputs, slice_index=volumetric, **sizes, **levels)
 
 
 def _learned_before(model: Model) -> tuple[SourceFile, ...]:

@@ -95,7 +95,7 @@ def test_a_job_that_is_requeued_goes_on_from_its_state(store, tmp_path):
     launcher.said("step 50 ")
     run("scontrol", "requeue", launcher.job)
     assert launcher.ended() == (0, [])
-    assert re.search(r"the training goes on from step [1-9]", launcher.log.read_text())
+    assert re.search(r"the training resumes from step [1-9]", launcher.log.read_text())
 
 
 def test_a_job_out_of_requeues_saves_its_state_and_fails(store, tmp_path):
@@ -194,7 +194,7 @@ def test_a_job_that_runs_out_of_time_requeues_itself_and_goes_on(out_of_time):
     text = out_of_time.log.read_text()
     assert "SIGUSR2 came; the state after step" in text and "to run for time 2" in text
     saved = re.search(r"after step (\d+) is saved", text)[1]
-    assert f"the training goes on from step {saved}" in text
+    assert f"the training resumes from step {saved}" in text
 
 
 def test_a_lost_node_is_noticed(cluster, store, tmp_path):

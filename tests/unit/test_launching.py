@@ -101,7 +101,7 @@ def test_two_processes_train_as_one_does_and_go_on_after_one_was_killed(store, t
     assert process.returncode == 1 and "Traceback" not in text
     assert re.search(r"error: .*process 2 of 2 ended with SIGKILL; start again", text)
     again = run(store, tmp_path / "killed", "--processes", "2")
-    assert re.search(r"goes on from step [1-9]", again)
+    assert re.search(r"resumes from step [1-9]", again)
     assert weights(tmp_path / "killed") == weights(tmp_path / "two")
 
 
