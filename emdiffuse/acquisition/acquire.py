@@ -197,7 +197,7 @@ def keep_every(
             mean = sum(weight * part for weight, part in zip(weights, parts, strict=True))
             return cast_to(np.asarray(mean), origin.array.dtype)
 
-        statistics = stream(array, read, f"keep-every {name}", workers or default_workers())
+        statistics = stream(array, read, f"keep-every {name}", workers or default_workers(), origin.valid)
         lost = [divmod(z, factor) for z in origin.facts.get("missing", [])]
         missing = sorted({z for z, rest in lost if rest < len(weights) and z < kept})
         # measured on what was kept: what was left out is the truth, and must not tell
@@ -212,6 +212,7 @@ def keep_every(
             "sources": [{**source, "kept_every": factor} for source in origin.facts.get("sources", [])],
             "missing": missing,
             "intensity": intensity.as_facts(),
+            **({"valid": origin.facts["valid"]} if "valid" in origin.facts else {}),
         }
         z, y, x = origin.voxel_size
         write_image(partial, name, (z * factor, y, x), facts)

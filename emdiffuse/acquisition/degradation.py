@@ -145,7 +145,10 @@ def _write_images(
         return np.stack(images)
 
     name = facts["dataset"]
-    statistics = stream(array, read, f"degrade {name}", default_workers())
+    rows, columns = (slice(0, side.stop // settings.bin) for side in origin.valid)
+    if "valid" in origin.facts:
+        facts = {**facts, "valid": [0, rows.stop, 0, columns.stop]}
+    statistics = stream(array, read, f"degrade {name}", default_workers(), (rows, columns))
     intensity = statistics.intensity(name, images=True, invert=origin.intensity.invert).as_facts()
     z, y, x = origin.voxel_size
     size = (z, y * settings.bin, x * settings.bin)
@@ -162,7 +165,8 @@ def _write_pairs(
     statistics = {role: Statistics(origin.array.dtype) for role in sizes}
     fields: list[dict[str, str]] = []
     for z in progress(slices, len(slices), f"degrade {name}", "slice"):
-        clean = _read(origin, z, n)
+        clean = _read(origin, z, n)[origin.valid]
+        clean = clean[: len(clean) // n * n]
         pair = {"moving": degraded(clean, settings, origin.intensity.at(z), z), "fixed": clean}
         group = f"{len(fields):04d}"
         for role, image in pair.items():

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from math import floor
 from pathlib import Path
 from typing import Any
 
@@ -195,15 +196,19 @@ def _fits(moving: tuple[int, ...], fixed: tuple[int, ...], scale: int) -> bool:
 
 def _read(pair: Pair, scale: int, dtype: np.dtype[Any]) -> dict[str, NDArray[Any]]:
     """Read the images (y, x) of a pair, and refuse what cannot be one."""
-    images = {}
+    images, bars = {}, []
     for role in ("moving", "fixed"):
         path = getattr(pair, role)
         slices = open_source(str(path))
         if slices.shape[0] != 1:
             raise DataError(f"{path}: it holds {slices.shape[0]} images; an image of a pair is one")
+        slices.look_for_data_bar()
+        bars.append(slices.bar / slices.shape[1])
         images[role] = slices.read(0, 1)[0]
         if images[role].min() == images[role].max():
             raise DataError(f"{path}: every pixel is {images[role].flat[0]}; there is no image")
+    if any(bars):  # what one has, the other has too, and nothing is learned from it
+        images = {role: image[: floor(len(image) * (1 - max(bars)))] for role, image in images.items()}
     moving, fixed = images["moving"], images["fixed"]
     if moving.dtype != fixed.dtype:
         raise DataError(

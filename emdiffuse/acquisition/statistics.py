@@ -4,8 +4,8 @@ Conventions
 -----------
 * A slice may be measured in parts (boxes), in any number; parts are added in a fixed order. What is kept of a
   slice are its pixels on a regular grid, about `SAMPLES` of them at most, all of a small one.
-* What shows no specimen is left out: values that are not finite, and *fill*, pixels of a run of `RUN` equal
-  ones along y or x (padding, the black of a data bar, saturated regions).
+* What shows no specimen is left out: values that are not finite, fill (`stores.fill`), and what lies outside
+  the rectangle of the image (a data bar).
 * The range of a slice lies between the 0.5 and 99.5 percentiles of the rest. These depend on which
   structures are there rather than on how much of each, and a spike does not move them.
 * Separate images have each its own range. Slices of a volume show nearly the same tissue as their neighbours:
@@ -28,12 +28,12 @@ from numpy.typing import NDArray
 
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.runtime.progress import logger
+from emdiffuse.stores.fill import fill
 from emdiffuse.stores.intensity import Intensity
 from emdiffuse.stores.volume import Box
 
 LOW, HIGH = 0.5, 99.5
 SAMPLES = 2**16
-RUN = 16
 LEAST = 0.01
 """A slice less of which shows something than this share is not measured."""
 BLANK = 0.05
@@ -127,16 +127,37 @@ class Part:
     planes: list[Plane]
 
 
-def measure(values: NDArray[Any], box: Box, shape: tuple[int, ...]) -> Part:
-    """Measure the values (z, y, x) of a box of a volume, or stack of images, of a shape (z, y, x)."""
+def measure(
+    values: NDArray[Any], box: Box, shape: tuple[int, ...], valid: tuple[slice, slice] | None = None
+) -> Part:
+    """Measure the values (z, y, x) of a box.
+
+    Parameters
+    ----------
+    values : ndarray
+        Of the box.
+    box : tuple of slice
+        Where it lies in the volume, or stack of images.
+    shape : tuple of int
+        Shape (z, y, x) of the whole.
+    valid : tuple of slice, optional
+        Rows and columns of the whole that are image; all by default.
+    """
     step = ceil(sqrt(shape[1] * shape[2] / SAMPLES))
     corner = (box[1].start, box[2].start)
-    return Part(box[0].start, [_measure_plane(plane, corner, step) for plane in values])
+    inside = tuple(
+        slice(0, max((side.stop or start + length) - start, 0))  # what is not image lies behind what is
+        for side, start, length in zip(valid or box[1:], corner, values.shape[1:], strict=True)
+    )
+    return Part(box[0].start, [_measure_plane(plane, corner, step, inside) for plane in values])
 
 
-def _measure_plane(plane: NDArray[Any], corner: tuple[int, int], step: int) -> Plane:
+def _measure_plane(
+    plane: NDArray[Any], corner: tuple[int, int], step: int, inside: tuple[slice, ...]
+) -> Plane:
     digest = hashlib.blake2b(repr(list(corner)).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(plane).data)
+    plane = plane[inside]
     grid = tuple(slice(-start % step, None, step) for start in corner)
     values, filled, finite = plane[grid].ravel(), fill(plane)[grid].ravel(), plane
     if plane.dtype.kind == "f":
@@ -144,25 +165,6 @@ def _measure_plane(plane: NDArray[Any], corner: tuple[int, int], step: int) -> P
         values, filled, finite = values[known], filled[known], plane[np.isfinite(plane)]
     ends = (float(finite.min()), float(finite.max())) if finite.size else (np.inf, -np.inf)
     return Plane([values], [filled], *ends, int.from_bytes(digest.digest(), "big"))
-
-
-def fill(plane: NDArray[Any]) -> NDArray[np.bool_]:
-    """Tell which pixels (y, x) lie in a run of `RUN` equal ones, along y or x."""
-    found = np.zeros(plane.shape, np.bool_)
-    for values, mark in ((plane, found), (plane.T, found.T)):
-        if len(values) < RUN:
-            continue
-        runs = values[1:] == values[:-1]  # runs[i]: that those from i on are equal; first 2, then 3, 5, 9
-        for shift in (1, 2, 4):
-            runs = runs[shift:] & runs[:-shift]
-        runs = runs[7:] & runs[:-7]  # 16
-        if runs.any():
-            spread = np.zeros(values.shape, np.bool_)
-            spread[: len(runs)] = runs
-            for shift in (1, 2, 4, 8):
-                spread[shift:] |= spread[:-shift].copy()
-            mark |= spread
-    return found
 
 
 @dataclass

@@ -33,6 +33,7 @@ SLAB_MEMORY = 2**28
 """Bytes of a slab that is kept in memory."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Valid = tuple[slice, slice]
 
 
 def default_workers() -> int:
@@ -60,7 +61,9 @@ def stream_source(source: Source, array: Array, what: str, workers: int) -> Stat
         Of all voxels.
     """
     if all(b <= c for b, c in zip(source.block[1:], array.chunk[1:], strict=True)):
-        return stream(array, lambda box: source.read(box[0].start, box[0].stop, *box[1:]), what, workers)
+        return stream(
+            array, lambda box: source.read(box[0].start, box[0].stop, *box[1:]), what, workers, source.valid
+        )
 
     def parts(pool: ThreadPoolExecutor) -> Iterator[Part]:
         for start in range(0, array.shape[0], array.chunk[0]):
@@ -77,23 +80,33 @@ def stream_source(source: Source, array: Array, what: str, workers: int) -> Stat
                     return np.array(opened()[:, box[1], box[2]])
 
                 boxes = [box for box in _boxes(array) if box[0].start == start]
-                yield from _in_order(pool, _copy(array, read), boxes, workers)
+                yield from _in_order(pool, _copy(array, read, source.valid), boxes, workers)
 
     return _gather(array, parts, what, workers)
 
 
-def stream(array: Array, read: Callable[[Box], NDArray[Any]], what: str, workers: int) -> Statistics:
-    """Fill an array with what `read` returns for the box of each shard; see `stream_source`."""
-    return _gather(
-        array, lambda pool: _in_order(pool, _copy(array, read), _boxes(array), workers), what, workers
-    )
+def stream(
+    array: Array,
+    read: Callable[[Box], NDArray[Any]],
+    what: str,
+    workers: int,
+    valid: Valid | None = None,
+) -> Statistics:
+    """Fill an array with what `read` returns for the box of each shard, and measure what is image of it.
+
+    See `stream_source`; `valid` are the rows and columns that are image, all by default.
+    """
+    copy = _copy(array, read, valid)
+    return _gather(array, lambda pool: _in_order(pool, copy, _boxes(array), workers), what, workers)
 
 
-def _copy(array: Array, read: Callable[[Box], NDArray[Any]]) -> Callable[[Box], Part]:
+def _copy(
+    array: Array, read: Callable[[Box], NDArray[Any]], valid: Valid | None = None
+) -> Callable[[Box], Part]:
     def one(box: Box) -> Part:
         values = read(box)
         array[box] = values
-        return measure(values, box, array.shape)
+        return measure(values, box, array.shape, valid)
 
     return one
 

@@ -118,7 +118,8 @@ class GapSource:
         return round(1000 * thickness), int(end)
 
     def _grid(self, number: int, factor: int, split: int) -> Iterator[Origin]:
-        settings, shape = self.model.patches, self.volume.array.shape
+        settings = self.model.patches
+        shape = (self.volume.array.shape[0], *(side.stop for side in self.volume.valid))
         lateral = self.stretch > 1
         cut = 1 if lateral else 0
         least, largest = (self.length(f(self.model.factors)) for f in (min, max))

@@ -5,12 +5,12 @@ Conventions
 * A stitch worker owns whole shards of the output and writes each once; the sums of the blocks that meet a
   shard are added in the order of the blocks' numbers. The windows of all tiles add up to one, so that no
   division is needed.
-* Real slices are copied from the input, unchanged. Of thick ones (`geometry`) all that they integrate over is
-  generated: with `sampler.consistent` it is changed by as little as makes its average the slice that was
-  measured, after blending, so that tiles do not show. Generated slices are mapped from [-1, 1] to the input's
-  intensities, rounded and clipped to its type. The uncertainty is in the input's intensities, float32; in
-  real slices it is the input's own, where a model restored these, else 0. There the interval of a calibrated
-  restoration is the slice itself.
+* Real slices and fill are copied from the input, unchanged (`kept`). Of thick slices (`geometry`) all that
+  they integrate over is generated: with `sampler.consistent` it is changed by as little as makes its average
+  the slice that was measured, after blending, so that tiles do not show. The rest is mapped from [-1, 1] to
+  the input's intensities, rounded and clipped to its type. The uncertainty is in the input's intensities,
+  float32; in real slices it is the input's own, where a model restored these, else 0. There the interval of a
+  calibrated restoration is the slice itself.
 * Where a chunk is missing, cut short, or fails its checksum, the marks of those that make such chunks are
   removed: starting again makes it anew.
 * The volume's ``zarr.json`` is written last, by the pyramid: without it the volume is not finished.
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from emdiffuse.restoration.geometry import SliceGrid, owned
 from emdiffuse.restoration.intervals import floors, interval
+from emdiffuse.restoration.kept import with_kept, without_uncertainty
 from emdiffuse.restoration.plan import BOUNDS, Plan, open_array_of, open_input, read_plan
 from emdiffuse.runtime.errors import DamagedError, StoreError
 from emdiffuse.runtime.progress import logger, progress
@@ -89,20 +90,19 @@ def stitch_box(plan: Plan, volume: Volume, tiles: Array, name: str, box: Box) ->
         restored, uncertainty = (stitch_box(plan, volume, tiles, part, box) for part in plan.quantities[:2])
         floor = floors(_scaling(plan, box))
         bounds = interval(restored, uncertainty, plan.calibration["scale"], floor)
-        return _with_real(plan, volume, bounds[BOUNDS.index(name)], box)
+        return with_kept(plan, volume, bounds[BOUNDS.index(name)], box)
     if plan.sampler.consistent and name != "uncertainty":
         values = cast_to(_consistent(plan, volume, tiles, name, box), volume.array.dtype)
-        return _with_real(plan, volume, values, box)
+        return with_kept(plan, volume, values, box)
     sums = _sums(plan, tiles, plan.quantities.index(name), box)
     scaling = _scaling(plan, box)
     if name == "uncertainty":
         sums *= (scaling.span / 2).astype(np.float32)
-        known = plan.input / "uncertainty"
-        return _with_real(plan, open_volume(known), sums, box) if known.exists() else sums
+        return _real_uncertainty(plan, without_uncertainty(plan, volume, sums, box), box)
     # slice by slice, so that no more floats than the sums are held
     images = (from_unit(image, scaling[z]) for z, image in enumerate(sums))
     values = np.stack([cast_to(image, volume.array.dtype) for image in images])
-    return _with_real(plan, volume, values, box)
+    return with_kept(plan, volume, values, box)
 
 
 def _scaling(plan: Plan, box: Box) -> Scaling:
@@ -161,12 +161,16 @@ def _meets(window: tuple[int, NDArray[np.float64]], zs: slice) -> bool:
     return window[0] < zs.stop and zs.start < window[0] + len(window[1])
 
 
-def _with_real(plan: Plan, volume: Volume, values: NDArray[np.generic], box: Box) -> NDArray[np.generic]:
-    """Put the real slices of the input into a box."""
+def _real_uncertainty(plan: Plan, values: NDArray[np.float32], box: Box) -> NDArray[np.float32]:
+    """Put the uncertainty of the real slices into a box, where a model restored these."""
+    known = plan.input / "uncertainty"
+    if not known.exists():
+        return values
+    uncertainty = open_volume(known).array
     for z in range(box[0].start, box[0].stop):
         real = plan.grid.z.real(z)
         if real is not None:
-            values[z - box[0].start] = volume.array[slice(real, real + 1), box[1], box[2]][0]
+            values[z - box[0].start] = uncertainty[slice(real, real + 1), box[1], box[2]][0]
     return values
 
 

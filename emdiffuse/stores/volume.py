@@ -364,6 +364,13 @@ class Volume:
         """How its slices are scaled."""
         return read_intensity(self.facts, self.path)
 
+    @property
+    def valid(self) -> tuple[slice, slice]:
+        """Rows and columns that are image, and no data bar of a microscope."""
+        _, height, width = self.array.shape
+        top, bottom, left, right = self.facts.get("valid") or (0, height, 0, width)
+        return slice(top, bottom), slice(left, right)
+
 
 def open_volume(path: Path) -> Volume:
     """Open an OME-Zarr 0.5 image of three axes (z, y, x).

@@ -5,15 +5,23 @@ import logging
 import numpy as np
 import pytest
 import tifffile
+from helpers import write_volume
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from pydantic import ValidationError
+from restoring import image_model, run, volumes
 
 from emdiffuse.acquisition.acquire import acquire, keep_every
-from emdiffuse.acquisition.statistics import RUN, Statistics, fill, measure, smoothed
+from emdiffuse.acquisition.degradation import degrade
+from emdiffuse.acquisition.statistics import Statistics, measure, smoothed
+from emdiffuse.config import Degrade, Model
+from emdiffuse.config.reading import Reading
+from emdiffuse.patches.gaps import GapSource
 from emdiffuse.runtime.errors import DataError
+from emdiffuse.stores.fill import RUN, fill
 from emdiffuse.stores.intensity import BEARABLE, Intensity, from_unit, shown, to_unit
+from emdiffuse.stores.pairs import open_pairs
 from emdiffuse.stores.volume import open_volume
 
 SIZE = (10.0, 10.0, 10.0)
@@ -271,3 +279,59 @@ def test_many_slices_are_measured_in_little_memory():
             statistics.add(measure(values[:, :, x : x + 32], box, (400, 64, 64)))
         assert len(statistics._open) <= 2
     assert len(statistics.slices) == 400
+
+
+def bordered(medulla, depth, value, dtype):
+    """Tissue with padding above, and beside it from a shard on to the next."""
+    values = np.tile(medulla[:depth], (1, 1, 4))[:, :80, :560].astype(dtype)
+    values[:, :30] = value
+    values[:, :, 500:] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(0, np.uint8), (255, np.uint8), (-30000, np.int16), (np.nan, np.float32)]
+)
+@pytest.mark.parametrize("kind", ["gaps", "images"])
+def test_what_shows_nothing_comes_back_as_it_was(medulla, small_model, tmp_path, kind, value, dtype):
+    """Whatever lies in padding, its neighbour the tissue is restored as if there was another padding."""
+    images = kind == "images"
+    model = image_model(tmp_path / "m") if images else small_model
+    values = bordered(medulla, 2, value, dtype)
+    tifffile.imwrite(tmp_path / "raw.tif", values, photometric="minisblack")
+    voxel = (10, 10, 10) if images else (40, 10, 10)
+    reading = Reading(nan="mask") if dtype == np.float32 else None
+    acquire(str(tmp_path / "raw.tif"), voxel, tmp_path / "a.ome.zarr", "a", images=images, reading=reading)
+    plan = run(tmp_path / "a.ome.zarr", model, tmp_path, tile=128)
+    restored, uncertainty = volumes(plan)
+    nothing = np.zeros(values.shape[1:], bool)
+    nothing[:30], nothing[:, 500:] = True, True
+    assert len(restored) == (2 if images else 5)
+    for plane, spread in zip(restored, uncertainty, strict=True):
+        np.testing.assert_array_equal(plane[nothing], np.full(nothing.sum(), value, dtype))
+        assert (spread[nothing] == 0).all() and np.isfinite(plane[~nothing]).all()
+    generated = restored if images else restored[1:4]
+    assert not any(np.array_equal(plane[~nothing], values[0][~nothing]) for plane in generated)
+
+
+def test_a_data_bar_is_neither_measured_nor_learned_from_and_stays(medulla, small_model, tmp_path):
+    values = medulla[:25, :100, :84].copy()
+    values[:, 80:] = np.random.default_rng(0).choice([0, 255], (1, 20, 84))  # letters
+    path = write_volume(tmp_path / "a.ome.zarr", values, SIZE, kind="volume", valid=[0, 80, 0, 84])
+    keep_every(path, 6, tmp_path / "thin.ome.zarr", "thin")
+    thin = open_volume(tmp_path / "thin.ome.zarr")
+    expected = measured(values[::6, :80])
+    assert thin.intensity == expected and thin.valid == (slice(0, 80), slice(0, 84))
+    restored = volumes(run(thin.path, small_model, tmp_path))[0]
+    np.testing.assert_array_equal(restored[:, 80:], np.broadcast_to(values[0, 80:], (25, 20, 84)))
+    settings = Degrade.model_validate({"dataset": "a", "bin": 2, "every": 12})
+    degrade(path, settings, tmp_path / "pairs.ome.zarr", "p", images=False)
+    pairs = open_pairs(tmp_path / "pairs.ome.zarr")
+    assert pairs.image(pairs.fields[0], "fixed").array.shape == (1, 80, 84)
+    degrade(path, settings, tmp_path / "images.ome.zarr", "i", images=True)
+    images = open_volume(tmp_path / "images.ome.zarr")
+    assert images.array.shape == (3, 50, 42) and images.valid == (slice(0, 40), slice(0, 42))
+    patches = {"size": 16, "axes": ["z", "y"], "validation": 0.2}
+    model = {"task": "vemdiffuse-i", "datasets": ["a"], "factor": 2, "patches": patches}
+    source = GapSource(path, Model.model_validate(model))
+    assert 60 < max(origin.y + source.extent(origin)[1] for origin in source.origins(0)) <= 80

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -219,9 +220,56 @@ def test_a_damaged_block_is_made_again_when_the_workflow_is_started_again(projec
     flip(Array(project.output / "tiles.zarr").chunk_path((0, 1, 0, 0)))
     wanted = str((restored / "zarr.json").relative_to(project.folder))
     done = project.run(wanted, check=False)
-    assert done.returncode != 0 and "start again, and those alone are made anew" in done.stdout + done.stderr
+    assert done.returncode != 0 and "start again, and those alone are recomputed" in done.stdout + done.stderr
     project.run(wanted)
     assert content(restored) == before
+
+
+def verify(project, path, *options):
+    command = [sys.executable, "-m", "emdiffuse.cli", "verify", path, *options]
+    return subprocess.run(
+        command, cwd=project.folder, env=project.environment(), capture_output=True, text=True
+    )
+
+
+def test_what_of_a_restoration_is_lost_is_found_and_repaired_by_the_next_run(project):
+    restored, plan = project.output / "restored.ome.zarr", "results/restored/thin/gap3/plan.json"
+    before = content(restored)
+    assert verify(project, plan).returncode == 0
+    shard = restored / "restored/0/c/0/0/0"
+    flip(shard)
+    shutil.rmtree(restored / "uncertainty/1")
+    found = verify(project, plan)
+    assert found.returncode == 1 and project.pending() == set()
+    for lost in ("restored/0/c/0/0/0: damaged", "uncertainty/1/zarr.json: missing"):
+        assert lost in found.stderr
+    assert verify(project, plan, "--repair").returncode == 0
+    assert project.pending() == {"stitch thin gap3", "pyramid thin gap3", "evaluate thin gap3", "report"}
+    project.run()
+    assert content(restored) == before and verify(project, plan).returncode == 0
+    assert project.pending() == set()
+
+
+def test_a_damaged_store_is_made_again_by_the_next_run_once_verify_repaired_it(project):
+    """The chunk is one file with that of the acquired volume: both are made again."""
+    store = "results/registered/isotropic.ome.zarr"
+    values = open_volume(project.folder / store).array[:, :, :]
+    flip(project.folder / store / "0/c/0/0/0")
+    shutil.rmtree(project.folder / "results/patches")
+    failed = project.run(check=False)
+    assert f"emdiffuse verify {store} --repair" in failed.stdout + failed.stderr
+    assert verify(project, store).returncode == 1
+    assert verify(project, store, "--repair").returncode == 0
+    assert {"acquire isotropic", "register isotropic"} <= project.pending()
+    project.run()
+    assert verify(project, store).returncode == 0
+    np.testing.assert_array_equal(open_volume(project.folder / store).array[:, :, :], values)
+    assert project.pending() == set()
+
+
+def test_a_restoration_that_was_deleted_is_made_again(project):
+    shutil.rmtree(project.folder / "results/restored")
+    assert RESTORATION - {"report"} <= project.pending()
 
 
 def test_two_runs_in_one_folder_are_refused(project):
