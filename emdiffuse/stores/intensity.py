@@ -8,8 +8,7 @@ Conventions
   every tile and every worker scales alike.
 * Between two slices the range is interpolated linearly: what is generated there goes back to intensities by
   it. Beyond the ends it is that of the outermost slice.
-* Nothing is clipped, but what a network could not bear: a voxel that is not finite, or lies further than
-  `BEARABLE` from the middle (a spike, padding far below the tissue), is not shown to it.
+* Nothing is clipped, but a network is not shown what it could not make sense of: a spike, padding.
 """
 
 from __future__ import annotations
@@ -17,14 +16,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import ceil
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from scipy.ndimage import maximum_filter
 
 from emdiffuse.runtime.errors import StoreError
+from emdiffuse.stores.fill import fill
 
 BEARABLE = 5.0
 """Largest distance from the middle of the range, in units of half of it, that a network is shown."""
@@ -203,10 +203,11 @@ def from_unit(values: ArrayLike, scaling: Scaling) -> NDArray[np.float32]:
 
 
 def shown(values: ArrayLike, scaling: Scaling) -> NDArray[np.float32]:
-    """Map intensities to what a network is shown: `to_unit`, but for what it could not bear.
+    """Map intensities to what a network is shown: `to_unit`, but for what it could not make sense of.
 
-    A voxel that is not finite, or further than `BEARABLE` from the middle, becomes the median of the others
-    within `NEAR` pixels in its slice; where there is none, it is clipped, and the middle if not a number.
+    That is a voxel that is not finite, or further than `BEARABLE` from the middle, or fill outside the range
+    (padding: its edge is no structure). Within `NEAR` pixels of others in its slice it becomes their median;
+    elsewhere it is clipped, and the middle if not a number.
 
     Parameters
     ----------
@@ -222,17 +223,18 @@ def shown(values: ArrayLike, scaling: Scaling) -> NDArray[np.float32]:
     """
     with np.errstate(over="ignore", invalid="ignore"):
         unit = to_unit(values, scaling)
-    strange = ~(np.abs(unit) <= BEARABLE)
+    strange = np.stack([fill(plane) for plane in np.asarray(values)]) & (np.abs(unit) > 1)
+    strange |= ~(np.abs(unit) <= BEARABLE)
     if not strange.any():
         return unit
     sides = ((0, 0), (NEAR, NEAR), (NEAR, NEAR))
     known = np.pad(np.where(strange, np.nan, unit), sides, constant_values=np.nan)
     unit = np.clip(np.nan_to_num(unit, nan=0.0), -BEARABLE, BEARABLE)
     offsets = np.arange(2 * NEAR + 1)
-    places = np.argwhere(strange)
-    for part in np.array_split(places, ceil(len(places) / 2**16)):
+    near_others = maximum_filter(~strange, (1, len(offsets), len(offsets)), mode="constant")
+    places = np.argwhere(strange & near_others)
+    for start in range(0, len(places), 2**16):
+        part = places[start : start + 2**16]
         z, y, x = part.T[:, :, None, None]
-        near = known[z, y + offsets[:, None], x + offsets]
-        found = ~np.isnan(near).all((1, 2))
-        unit[tuple(part[found].T)] = np.nanmedian(near[found], (1, 2))
+        unit[tuple(part.T)] = np.nanmedian(known[z, y + offsets[:, None], x + offsets], (1, 2))
     return unit

@@ -188,6 +188,17 @@ def test_fill_are_the_runs_of_equal_pixels(values, y, x, height, width):
     np.testing.assert_array_equal(fill(values), expected)
 
 
+@pytest.mark.parametrize("value", [0, 255])
+def test_the_edge_of_padding_is_not_shown_as_structure(medulla, value):
+    """Of padding a network sees what goes on from the tissue, as far as it is near."""
+    values = np.pad(medulla[:1], ((0, 0), (40, 40), (40, 40)), constant_values=value)
+    unit = seen(values)[0]
+    steps = np.abs(np.diff(unit[:, 60:160], axis=0)).mean(1)
+    assert steps[39] < 1.5 * steps[41:220].mean()
+    nothing = np.full((1, 40, 40), value, np.uint8)
+    assert np.isfinite(shown(nothing, Intensity(low=60, high=200).at([0]))).all()
+
+
 def test_unlike_images_look_alike(medulla):
     """The same image at three settings of the detector is the same to a network."""
     image = medulla[0].astype(np.float64)

@@ -255,8 +255,7 @@ def test_a_damaged_store_is_made_again_by_the_next_run_once_verify_repaired_it(p
     store = "results/registered/isotropic.ome.zarr"
     values = open_volume(project.folder / store).array[:, :, :]
     flip(project.folder / store / "0/c/0/0/0")
-    shutil.rmtree(project.folder / "results/patches")
-    failed = project.run(check=False)
+    failed = project.run("--forcerun", "patches", check=False)
     assert f"emdiffuse verify {store} --repair" in failed.stdout + failed.stderr
     assert verify(project, store).returncode == 1
     assert verify(project, store, "--repair").returncode == 0
