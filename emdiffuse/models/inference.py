@@ -54,7 +54,7 @@ class RestorationModel:
     process: Process
     description: Description
     device: torch.device
-    directory: Path
+    directory: Path = Path()
     precision: str = "auto"
 
     @classmethod

@@ -94,7 +94,7 @@ class RestorationCost:
         sampler = self.description.resolve(self.item.sampler)
         calls = (sampler.steps or 1) * (2 if sampler.name == "heun" else 1)
         samples = sampler.samples if self.description.samples_differ(self.item.sampler) else 1
-        return self.tiles * (calls * samples + (1 if self.item.regression else 0))
+        return self.tiles * calls * samples
 
     @property
     def pixels(self) -> int:
@@ -109,7 +109,7 @@ class RestorationCost:
     @cached_property
     def quantities(self) -> int:
         """What is kept of each voxel while it is restored."""
-        return 1 + (self.item.sampler.samples > 1) + self.item.regression
+        return 1 + (self.item.sampler.samples > 1)
 
     @property
     def scratch_bytes(self) -> int:
@@ -119,7 +119,7 @@ class RestorationCost:
     @property
     def result_bytes(self) -> int:
         """Bytes of the restored volume, with its uncertainty and intervals, in all levels."""
-        voxel = self.extent.itemsize * (1 + self.item.regression + 2 * (self.item.calibration is not None))
+        voxel = self.extent.itemsize * (1 + 2 * (self.item.calibration is not None))
         voxel += 4 * (self.item.sampler.samples > 1)
         return ceil(self.voxels * voxel * PYRAMID)
 
