@@ -8,7 +8,7 @@ Conventions
 * Every address begins with a secret token, new at each start: other users and web pages do not know it. Only
   Neuroglancer's page may read the answers in a browser (CORS).
 * Byte ranges are answered, which sharded Zarr is read by.
-* An *image* is a group with OME-Zarr 0.5 ``multiscales``; its place is a path relative to the folder.
+* An *image* is a group with ``multiscales`` of OME-Zarr 0.4 or 0.5; its place is its path from the folder.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import json
 import re
 import secrets
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -28,7 +29,6 @@ import zarr
 
 from emdiffuse.runtime.errors import DataError, StoreError
 from emdiffuse.runtime.progress import logger
-from emdiffuse.stores.volume import read_metadata
 
 NEUROGLANCER = "https://neuroglancer-demo.appspot.com"
 LOOPBACK = "127.0.0.1"
@@ -47,7 +47,9 @@ class Image:
     levels : tuple of str
         Paths of the levels of resolution from the group, the finest first.
     scale : tuple of float
-        Voxel size (z, y, x) of the finest, in nanometers.
+        Size of a pixel of the finest, an axis each: of ours (z, y, x) in nanometers.
+    units : tuple of str
+        Units of these; "pixel" of axes that are no length.
     contrast : tuple of float, optional
         Intensities shown as black and white, where the store knows them.
     """
@@ -56,6 +58,7 @@ class Image:
     name: str
     levels: tuple[str, ...]
     scale: tuple[float, ...]
+    units: tuple[str, ...]
     contrast: tuple[float, float] | None
 
 
@@ -67,12 +70,12 @@ def find_images(store: Path) -> list[Image]:
     StoreError
         If there is none.
     """
-    own = read_metadata(store, "group").get("attributes", {}) if (store / "zarr.json").exists() else {}
+    own = _attributes(store)
     found = []
-    for path in sorted([*store.glob("*/zarr.json"), *store.glob("*/*/zarr.json")]):
-        attributes = json.loads(path.read_text()).get("attributes", {})
+    for group in sorted({path.parent for depth in ("*", "*/*") for path in _marks(store, depth)}):
+        attributes = _attributes(group)
         if "multiscales" in attributes.get("ome", {}):
-            found.append(_image(store, path.parent, own | attributes))
+            found.append(_image(store, group, own | attributes))
     if not found and "multiscales" in own.get("ome", {}):
         found.append(_image(store, store, own))
     if not found:
@@ -80,19 +83,39 @@ def find_images(store: Path) -> list[Image]:
     return sorted(found, key=lambda image: image.name != "restored")
 
 
+def _marks(store: Path, depth: str) -> Iterator[Path]:
+    """Yield the files that give groups away: of Zarr 3, and of Zarr 2, which OME-Zarr 0.4 is kept in."""
+    for name in ("zarr.json", ".zattrs"):
+        yield from store.glob(f"{depth}/{name}")
+
+
+def _attributes(group: Path) -> dict[str, Any]:
+    """Return the attributes of a group as OME-Zarr 0.5 has them: in 0.4 they lie one level higher."""
+    new, old = group / "zarr.json", group / ".zattrs"
+    try:
+        if new.exists():
+            node = json.loads(new.read_text())
+            return dict(node.get("attributes", {})) if node.get("node_type") == "group" else {}
+        attributes = json.loads(old.read_text()) if old.exists() else {}
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise StoreError(f"{group}: its metadata are not readable as JSON; copy the store again") from None
+    return {"ome": attributes} if "multiscales" in attributes else {}
+
+
 def _image(store: Path, group: Path, attributes: dict[str, Any]) -> Image:
     try:
         image = attributes["ome"]["multiscales"][0]
         levels = tuple(level["path"] for level in image["datasets"])
         scale = tuple(image["datasets"][0]["coordinateTransformations"][0]["scale"])
-    except (KeyError, IndexError, TypeError):
-        raise StoreError(f"{group}: its OME-Zarr metadata cannot be read; make it anew") from None
+        units = tuple(str(axis.get("unit", "pixel")) for axis in image["axes"])
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise StoreError(f"{group}: its OME-Zarr metadata cannot be read; write it again") from None
     place = group.relative_to(store).as_posix().removeprefix(".")
     intensity = attributes.get("emdiffuse", {}).get("intensity") or {}
     known = {"low", "high"} <= intensity.keys() and not place.endswith("uncertainty")
     contrast = (float(intensity["low"]), float(intensity["high"])) if known else None
-    name = store.name.removesuffix(".ome.zarr")
-    return Image(place, place or name, levels, scale, contrast)
+    name = store.name.removesuffix(".zarr").removesuffix(".ome")
+    return Image(place, place or name, levels, scale, units, contrast)
 
 
 def neuroglancer_link(address: str, images: list[Image]) -> str:
@@ -257,7 +280,7 @@ def napari_layers(store: Path) -> list[dict[str, Any]]:
                 "multiscale": True,
                 "name": image.name,
                 "scale": image.scale,
-                "units": ("nm",) * len(image.scale),
+                "units": image.units,
                 "contrast_limits": image.contrast,
                 "visible": number == 0,
             }

@@ -85,10 +85,11 @@ Seed = Annotated[int, typer.Option(help="Seed of the noise.")]
 
 
 class Format(StrEnum):
-    """What a model is exported as."""
+    """What a model, or a volume, is exported as."""
 
     bioimageio = "bioimageio"
     torch = "torch"
+    precomputed = "precomputed"
 
 
 @app.command()
@@ -334,14 +335,18 @@ def import_weights(
 
 @app.command()
 def export(
-    model: Annotated[
+    source: Annotated[
         Path,
         typer.Argument(
-            parser=model_named, help="A shipped model, or a folder such as experiments/gap6/best."
+            metavar="SOURCE",
+            parser=model_named,
+            help="A model: shipped, or its folder. Or an OME-Zarr volume.",
         ),
     ],
-    out: Annotated[Path, typer.Argument(help="A .zip (bioimageio) or .pt2 (torch) to write.")],
-    format: Annotated[Format, typer.Option(help="Package of the BioImage Model Zoo, or a graph.")],
+    out: Annotated[Path, typer.Argument(help="A .zip (bioimageio), .pt2 (torch) or folder (precomputed).")],
+    format: Annotated[
+        Format, typer.Option(help="Of a model: BioImage Model Zoo, or a graph. Of a volume: precomputed.")
+    ],
     factor: Annotated[
         int | None, typer.Option(help="Anisotropy factor, where a model knows several.")
     ] = None,
@@ -349,13 +354,16 @@ def export(
     side: Annotated[int, typer.Option(help="Height and width of the images that a graph takes.")] = 256,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a model's one-call mean for other programs."""
+    """Write a model's one-call mean, or a volume, for other programs."""
     from emdiffuse.models import sharing
+    from emdiffuse.precomputed import export_precomputed
 
-    if format is Format.bioimageio:
-        sharing.export_bioimageio(model, out, factor, license, overwrite)
+    if format is Format.precomputed:
+        export_precomputed(source, out)
+    elif format is Format.bioimageio:
+        sharing.export_bioimageio(source, out, factor, license, overwrite)
     else:
-        sharing.export_torch(model, out, factor, side, overwrite)
+        sharing.export_torch(source, out, factor, side, overwrite)
 
 
 @app.command()

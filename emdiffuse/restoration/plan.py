@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from emdiffuse import __version__
 from emdiffuse.config import Restoration, Sampler, Tiling
 from emdiffuse.config.settings import settings_hash
 from emdiffuse.config.tasks import TASKS
@@ -209,6 +210,7 @@ def make_plan(
         "tiling": settings.tiling.model_dump(mode="json"),
         "facts": {
             "stage": "restored",
+            "version": __version__,
             "dataset": settings.dataset,
             "model": settings.model,
             "task": description.task,

@@ -190,7 +190,7 @@ def pyramid(path: Path) -> None:
     plan = read_plan(path)
     z, y, x = open_volume(plan.input).voxel_size
     voxel_size = (z, y / plan.scale, x / plan.scale) if plan.images else (y, y, y)
-    images = []
+    images, words = [], {"metadata": {"description": _provenance(plan)}}
     for left in (*plan.restored.glob(".zarr.json.*"), *plan.restored.glob("*/.zarr.json.*")):
         left.unlink()  # of a pyramid that was killed while it wrote its metadata
     for name in plan.outputs:
@@ -205,16 +205,26 @@ def pyramid(path: Path) -> None:
                 f"{error.chunk}: this shard is {error.what}; start again, and it alone is recomputed"
             ) from None
         levels = [str(i) for i in range(len(scales))]
-        own = multiscale(name, voxel_size, levels, scales)
+        own = multiscale(name, voxel_size, levels, scales) | words
         write_group(
             plan.restored / name, {"ome": {"version": "0.5", "multiscales": [own]}, "emdiffuse": plan.facts}
         )
-        images.append(multiscale(name, voxel_size, [f"{name}/{level}" for level in levels], scales))
+        images.append(multiscale(name, voxel_size, [f"{name}/{level}" for level in levels], scales) | words)
         logger.info("%s: %d levels", plan.restored / name, len(scales))
     facts = dict(plan.facts)
     if "uncertainty" in plan.outputs:
         facts["reliability"] = reliability(plan)
     write_group(plan.restored, {"ome": {"version": "0.5", "multiscales": images}, "emdiffuse": facts})
+
+
+def _provenance(plan: Plan) -> str:
+    """Say in a sentence, for whoever opens the volume in another program, that it was not measured."""
+    facts = plan.facts
+    return (
+        f"restored from the dataset '{facts['dataset']}' by emdiffuse {facts['version']} with the model "
+        f"'{facts['model']}' ({facts['task']}, {facts['estimator']}, weights SHA-256 {facts['weights']}); "
+        "computed, not measured"
+    )
 
 
 def reliability(plan: Plan) -> dict[str, Any]:
