@@ -1,12 +1,15 @@
 """What several test files need, besides fixtures."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from emdiffuse.stores.facts import PairField, PairsFacts, RestoredFacts, VolumeFacts
 from emdiffuse.stores.pairs import finish_pairs
+from emdiffuse.stores.provenance import made_by
 from emdiffuse.stores.volume import create_image_array, write_image
 
 if TYPE_CHECKING:  # benchmarks use this file where there is no pytest
@@ -21,6 +24,19 @@ def raw_file(name: str) -> dict[str, str]:
     return {"path": f"{name}.tif", "sha256": hashlib.sha256(name.encode()).hexdigest()}
 
 
+RESTORED = {"model", "task", "estimator", "sampler", "weights", "calibration", "training_sources"}
+RESTORED |= {"real_slices", "reliability"}
+
+
+def volume_facts(values: np.ndarray, voxel_size: Sequence[float], **facts: object) -> VolumeFacts:
+    """What a volume says of itself; that it is restored, where a fact of those is given."""
+    content = hashlib.sha256(values.tobytes()).hexdigest()
+    made = made_by("test", "", {"content": content, "voxel_size": list(voxel_size), "facts": repr(facts)})
+    if RESTORED & facts.keys():
+        return RestoredFacts.model_validate({"made": made, **facts, "stage": "restored"})
+    return VolumeFacts.model_validate({"stage": "register", "made": made, **facts})
+
+
 def write_volume(
     path: Path, values: np.ndarray, voxel_size: tuple[float, float, float], **facts: object
 ) -> Path:
@@ -28,21 +44,22 @@ def write_volume(
     array = create_image_array(path / "0", values.shape, values.dtype)
     for index in np.ndindex(*array.grid):
         array[array.box(index)] = values[array.box(index)]
-    known = {"stage": "register", "dataset": path.name.split(".")[0], "intensity": INTENSITY, "sources": []}
-    write_image(path, path.name, voxel_size, {**known, **facts})
+    known = {"dataset": path.name.split(".")[0], "intensity": INTENSITY, **facts}
+    write_image(path, path.name, voxel_size, volume_facts(values, voxel_size, **known))
     return path
 
 
 def write_pairs(path: Path, pairs: list[tuple[np.ndarray, np.ndarray]], scale: int = 1) -> Path:
     """Write a store of registered image pairs (moving, fixed), each a field, as the chain would."""
     fields = []
+    made = made_by("test", "", {"content": hashlib.sha256(repr(pairs).encode()).hexdigest()})
     for number, pair in enumerate(pairs):
         group = f"{number:04d}"
         for name, image, side in zip(("moving", "fixed"), pair, (5.0 * scale, 5.0), strict=True):
             write_volume(path / group / name, image[None], (side, side, side))
-        fields.append({"group": group, "name": f"cell_1/noise_level_1/image{number}"})
-    facts = {"stage": "register", "kind": "pairs", "dataset": path.name.split(".")[0], "scale": scale}
-    facts |= {"sources": [], "fields": fields}
+        fields.append(PairField(group=group, name=f"cell_1/noise_level_1/image{number}"))
+    name = path.name.split(".")[0]
+    facts = PairsFacts(stage="register", dataset=name, made=made, scale=scale, fields=tuple(fields))
     finish_pairs(path, facts)
     return path
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from fractions import Fraction
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.acquisition.checksums import checksums, is_current
+from emdiffuse.acquisition.checksums import checksums
 from emdiffuse.acquisition.repair import fill_untrusted, find_untrusted
 from emdiffuse.acquisition.sizes import agreed_voxel_size
 from emdiffuse.acquisition.streaming import default_workers, stream, stream_source
 from emdiffuse.config.reading import Reading
-from emdiffuse.config.settings import settings_hash
 from emdiffuse.config.sources import parse_source
 from emdiffuse.readers import open_source
 from emdiffuse.runtime.atomic import replaced
 from emdiffuse.runtime.errors import DataError
+from emdiffuse.stores.facts import VolumeFacts
 from emdiffuse.stores.intensity import cast_to
+from emdiffuse.stores.provenance import made_by, raw, reuse
 from emdiffuse.stores.volume import Box, create_image_array, open_volume, write_image
 
 logger = logging.getLogger(__name__)
@@ -53,7 +55,7 @@ def acquire(
 ) -> None:
     """Convert raw files to an OME-Zarr image, with intensity statistics and a checksum of every file.
 
-    Where `out` was made of the same sources in the same way, nothing is done.
+    Where `out` was made of the same content in the same way, nothing is done.
 
     Parameters
     ----------
@@ -102,36 +104,45 @@ def acquire(
             f"{source}: there is only one slice; a volume needs two or more; for separate "
             "images say `images: true`"
         )
-    settings = settings_hash(
-        source, slices.metadata.hex(), list(size), images, repair, invert, reading, thickness
-    )
-    if is_current(out, settings, [str(path) for path in slices.files] or [source]):
+    kind = "images" if images else "volume"
+    settings = {
+        # of the text of a source only what chooses within the files: these are known by their content
+        "within": source.replace(parse_source(source).place, ""),
+        "reading": reading.model_dump(mode="json"),
+        "voxel_size": list(size),
+        "thickness": thickness,
+        "kind": kind,
+        "repair": repair,
+        "invert": invert,
+    }
+    if reuse(out, lambda: made_by("acquire", name, settings, raw(checksums(slices, name)))):
         return
     threads = workers or default_workers()
     with replaced(out, [*slices.files, parse_source(source).place]) as partial:
         array = create_image_array(partial / "0", slices.shape, slices.dtype)
         statistics = stream_source(slices, array, f"acquire {name}", threads)
-        facts: dict[str, Any] = {
-            "stage": "acquire",
-            "kind": "images" if images else "volume",
-            "dataset": name,
-            "settings": settings,
-            "sources": checksums(slices, name),
-        }
+        sources = checksums(slices, name)
         statistics.extremes(source)
+        missing: list[int] = []
         if images:
             for z in statistics.doubtful()["blank"]:
                 logger.warning("%s: there is next to nothing in this image", slices.where(z))
         else:
-            facts["thickness"] = thickness
-            facts["missing"] = find_untrusted(slices, statistics, repair)
-            fill_untrusted(array, facts["missing"])
-        missing = facts.get("missing", [])
-        intensity = statistics.intensity(source, images=images, missing=missing, invert=invert)
-        facts["intensity"] = intensity.as_facts()
+            missing = find_untrusted(slices, statistics, repair)
+            fill_untrusted(array, missing)
         rows, columns = slices.valid
-        if slices.bar:  # what is image; below lies the microscope's data bar
-            facts["valid"] = [rows.start, rows.stop, columns.start, columns.stop]
+        facts = VolumeFacts(
+            stage="acquire",
+            kind="images" if images else "volume",
+            dataset=name,
+            made=made_by("acquire", name, settings, raw(sources)),
+            sources=sources,
+            thickness=0.0 if images else thickness,
+            missing=tuple(missing),
+            intensity=statistics.intensity(source, images=images, missing=missing, invert=invert),
+            # what is image; below lies the microscope's data bar
+            valid=(rows.start, rows.stop, columns.start, columns.stop) if slices.bar else None,
+        )
         write_image(partial, name, size, facts)
 
 
@@ -173,6 +184,9 @@ def keep_every(
     if factor < 2:
         raise ValueError(f"factor {factor} leaves nothing out")
     origin = open_volume(volume)
+    made = made_by("keep-every", name, {"factor": factor, "thickness": thickness}, origin.made)
+    if reuse(out, lambda: made):
+        return
     depth, height, width = origin.array.shape
     window = max(thickness * factor, 1.0)
     kept = (depth - ceil(window)) // factor + 1
@@ -198,21 +212,22 @@ def keep_every(
             return cast_to(np.asarray(mean), origin.array.dtype)
 
         statistics = stream(array, read, f"keep-every {name}", workers or default_workers(), origin.valid)
-        lost = [divmod(z, factor) for z in origin.facts.get("missing", [])]
+        lost = [divmod(z, factor) for z in origin.facts.missing]
         missing = sorted({z for z, rest in lost if rest < len(weights) and z < kept})
         # measured on what was kept: what was left out is the truth, and must not tell
         intensity = statistics.intensity(str(volume), missing=missing, invert=origin.intensity.invert)
-        facts = {
-            "stage": "acquire",
-            "kind": "volume",
-            "dataset": name,
-            "derived_from": origin.facts.get("dataset", volume.name),
-            "factor": factor,
-            "thickness": thickness if len(weights) > 1 else 0.0,
-            "sources": [{**source, "kept_every": factor} for source in origin.facts.get("sources", [])],
-            "missing": missing,
-            "intensity": intensity.as_facts(),
-            **({"valid": origin.facts["valid"]} if "valid" in origin.facts else {}),
-        }
+        kept_of = {"kept_every": factor}
+        facts = VolumeFacts(
+            stage="acquire",
+            dataset=name,
+            made=made,
+            derived_from=origin.facts.dataset or volume.name,
+            factor=Fraction(factor),
+            thickness=thickness if len(weights) > 1 else 0.0,
+            sources=tuple(source.model_copy(update=kept_of) for source in origin.facts.sources),
+            missing=tuple(missing),
+            intensity=intensity,
+            valid=origin.facts.valid,
+        )
         z, y, x = origin.voxel_size
         write_image(partial, name, (z * factor, y, x), facts)

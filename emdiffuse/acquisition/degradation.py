@@ -13,7 +13,7 @@ Conventions
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,10 @@ from emdiffuse.config.datasets import Noise, Range, ends
 from emdiffuse.runtime.atomic import replaced
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.runtime.progress import progress
+from emdiffuse.stores.facts import PairField, PairsFacts, VolumeFacts
 from emdiffuse.stores.intensity import Scaling
 from emdiffuse.stores.pairs import finish_pairs
+from emdiffuse.stores.provenance import Link, made_by, reuse
 from emdiffuse.stores.volume import Box, Volume, create_image_array, open_volume, write_image
 
 
@@ -57,20 +59,16 @@ def degrade(volume: Path, settings: Degrade, out: Path, name: str, images: bool)
         If `volume` cannot be read or `out` cannot be written.
     """
     origin = open_volume(volume)
-    missing = origin.facts.get("missing", [])
+    kind: Literal["images", "pairs"] = "images" if images else "pairs"
+    how = {"kind": kind, **settings.model_dump(mode="json", exclude={"dataset"})}
+    made = made_by("degrade", name, how, origin.made)
+    if reuse(out, lambda: made):
+        return
+    missing = origin.facts.missing
     slices = [z for z in range(0, origin.array.shape[0], settings.every) if images or z not in missing]
-    facts = {
-        "stage": "acquire",
-        "dataset": name,
-        "derived_from": origin.facts.get("dataset", volume.name),
-        "degraded": settings.model_dump(mode="json"),
-        "sources": origin.facts.get("sources", []),
-    }
     with replaced(out, [volume]) as partial:
-        if images:
-            _write_images(origin, slices, settings, partial, facts)
-        else:
-            _write_pairs(origin, slices, settings, partial, facts)
+        write = _write_images if images else _write_pairs
+        write(origin, slices, settings, partial, name, made)
 
 
 def degraded(image: NDArray[Any], settings: Degrade, scaling: Scaling, number: int) -> NDArray[Any]:
@@ -131,7 +129,7 @@ def _drawn(value: Range, random: np.random.Generator) -> float:
 
 
 def _write_images(
-    origin: Volume, slices: list[int], settings: Degrade, out: Path, facts: dict[str, Any]
+    origin: Volume, slices: list[int], settings: Degrade, out: Path, name: str, made: Link
 ) -> None:
     """Write the degraded slices as separate images, in one stack."""
     depth, height, width = len(slices), *(side // settings.bin for side in origin.array.shape[1:])
@@ -144,26 +142,33 @@ def _write_images(
             images.append(degraded(clean, settings, origin.intensity.at(z), z)[box[1:]])
         return np.stack(images)
 
-    name = facts["dataset"]
     rows, columns = (slice(0, side.stop // settings.bin) for side in origin.valid)
-    if "valid" in origin.facts:
-        facts = {**facts, "valid": [0, rows.stop, 0, columns.stop]}
     statistics = stream(array, read, f"degrade {name}", default_workers(), (rows, columns))
-    intensity = statistics.intensity(name, images=True, invert=origin.intensity.invert).as_facts()
+    facts = VolumeFacts(
+        stage="acquire",
+        kind="images",
+        dataset=name,
+        made=made,
+        derived_from=origin.facts.dataset or origin.path.name,
+        degraded=settings.model_dump(mode="json"),
+        sources=origin.facts.sources,
+        intensity=statistics.intensity(name, images=True, invert=origin.intensity.invert),
+        valid=None if origin.facts.valid is None else (0, rows.stop, 0, columns.stop),
+    )
     z, y, x = origin.voxel_size
     size = (z, y * settings.bin, x * settings.bin)
-    write_image(out, name, size, {**facts, "kind": "images", "intensity": intensity})
+    write_image(out, name, size, facts)
 
 
 def _write_pairs(
-    origin: Volume, slices: list[int], settings: Degrade, out: Path, facts: dict[str, Any]
+    origin: Volume, slices: list[int], settings: Degrade, out: Path, name: str, made: Link
 ) -> None:
     """Write each slice as a field of pairs: see `emdiffuse.stores.pairs`."""
-    name, n = facts["dataset"], settings.bin
+    n = settings.bin
     z_size, y, x = origin.voxel_size
     sizes = {"moving": (z_size, y * n, x * n), "fixed": (z_size, y, x)}
     statistics = {role: Statistics(origin.array.dtype) for role in sizes}
-    fields: list[dict[str, str]] = []
+    fields: list[PairField] = []
     for z in progress(slices, len(slices), f"degrade {name}", "slice"):
         clean = _read(origin, z, n)[origin.valid]
         clean = clean[: len(clean) // n * n]
@@ -174,9 +179,19 @@ def _write_pairs(
             for index in np.ndindex(*array.grid):
                 array[array.box(index)] = image[None][array.box(index)]
             statistics[role].add_image(image)
-        fields.append({"group": group, "name": f"slice {z}", "specimen": "", "level": ""})
+        fields.append(PairField(group=group, name=f"slice {z}"))
     write_fields(out, fields, sizes, name, statistics, origin.intensity.invert)
-    finish_pairs(out, {**facts, "kind": "pairs", "scale": n, "skipped": {}, "fields": fields})
+    facts = PairsFacts(
+        stage="acquire",
+        dataset=name,
+        made=made,
+        derived_from=origin.facts.dataset or origin.path.name,
+        degraded=settings.model_dump(mode="json"),
+        scale=n,
+        sources=origin.facts.sources,
+        fields=tuple(fields),
+    )
+    finish_pairs(out, facts)
 
 
 def _read(volume: Volume, z: int, multiple: int) -> NDArray[Any]:

@@ -17,20 +17,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import floor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.acquisition.checksums import file_checksums, is_current
+from emdiffuse.acquisition.checksums import file_checksums
 from emdiffuse.acquisition.layouts import Pair, find_pairs
 from emdiffuse.acquisition.statistics import Statistics
-from emdiffuse.config.settings import settings_hash
 from emdiffuse.readers import open_source
 from emdiffuse.runtime.atomic import replaced
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.runtime.progress import progress
+from emdiffuse.stores.facts import PairField, PairsFacts, VolumeFacts
 from emdiffuse.stores.pairs import SCALES, finish_pairs
+from emdiffuse.stores.provenance import made_by, raw, reuse
 from emdiffuse.stores.volume import create_image_array, write_image
 
 SHOWN = 20
@@ -79,8 +80,16 @@ def acquire_pairs(
     """
     found = find_pairs(Path(folder), pattern, scale)
     logger.info("%s: %s", folder, found.summary())
-    settings = settings_hash(folder, pattern, list(voxel_size), keep_going, scale, invert)
-    if is_current(out, settings, found.files()):
+    settings = {
+        "kind": "pairs",
+        "pattern": pattern,
+        "voxel_size": list(voxel_size),
+        "scale": scale,
+        "keep_going": keep_going,
+        "invert": invert,
+    }
+    files = [Path(path) for path in found.files()]
+    if reuse(out, lambda: made_by("acquire", name, settings, raw(file_checksums(files, name)))):
         return
     skipped = {}
     if found.alone:
@@ -92,8 +101,8 @@ def acquire_pairs(
         logger.warning("%s; they are left out", message)
         skipped = dict.fromkeys(found.alone, "no partner")
     scale, dtype = _usual(found.pairs, scale)
-    fields: list[dict[str, Any]] = []
-    used: list[Pair] = []
+    fields: list[PairField] = []
+    used: set[Path] = set()
     statistics = {role: Statistics(dtype) for role in ("moving", "fixed")}
     with replaced(out, [folder, *found.files()]) as partial:
         for pair in progress(found.pairs, len(found.pairs), f"acquire {name}", "pair"):
@@ -112,30 +121,30 @@ def acquire_pairs(
                     box = array.box(index)
                     array[box] = image[None][box]
                 statistics[role].add_image(image)
-            fields.append({"group": group, "name": pair.name, "specimen": pair.specimen, "level": pair.level})
-            used.append(pair)
+            fields.append(PairField(group=group, name=pair.name, specimen=pair.specimen, level=pair.level))
+            used |= {pair.moving, pair.fixed}
         if not fields:
             raise DataError(f"{folder}: none of the {len(found.pairs)} pairs can be used; see the warnings")
         logger.info("%s: %d of %d pairs can be used", name, len(fields), len(found.pairs))
-        files = sorted({path for pair in used for path in (pair.moving, pair.fixed)})
-        facts = {
-            "stage": "acquire",
-            "kind": "pairs",
-            "dataset": name,
-            "settings": settings,
-            "scale": scale,
-            "sources": file_checksums(files, name),
-            "skipped": skipped,
-        }
+        sources = file_checksums(files, name)
         z, y, x = voxel_size
         sizes = {"moving": (z, y * scale, x * scale), "fixed": (z, y, x)}
         write_fields(partial, fields, sizes, name, statistics, invert)
-        finish_pairs(partial, {**facts, "fields": fields})
+        facts = PairsFacts(
+            stage="acquire",
+            dataset=name,
+            made=made_by("acquire", name, settings, raw(sources)),
+            scale=scale,
+            sources=tuple(source for source in sources if Path(source.path) in used),
+            skipped=skipped,
+            fields=tuple(fields),
+        )
+        finish_pairs(partial, facts)
 
 
 def write_fields(
     out: Path,
-    fields: Sequence[Mapping[str, Any]],
+    fields: Sequence[PairField],
     sizes: Mapping[str, Sequence[float]],
     name: str,
     statistics: Mapping[str, Statistics],
@@ -147,8 +156,8 @@ def write_fields(
     ----------
     out : Path
         The store.
-    fields : sequence of mapping
-        Group and name of each, in the order in which they were measured.
+    fields : sequence of PairField
+        In the order in which they were measured.
     sizes, statistics : mapping
         Voxel size (z, y, x) in nanometers, and what was measured, of the moving and of the fixed images.
     name : str
@@ -159,13 +168,15 @@ def write_fields(
     for role, own in statistics.items():
         intensity = own.intensity(f"{name}, {role} images", images=True, invert=invert)
         for number, field in enumerate(fields):
-            facts = {"stage": "acquire", "dataset": name, "intensity": intensity.only(number).as_facts()}
-            write_image(out / field["group"] / role, field["name"], sizes[role], facts)
+            facts = VolumeFacts(
+                stage="acquire", kind="images", dataset=name, intensity=intensity.only(number)
+            )
+            write_image(out / field.group / role, field.name, sizes[role], facts)
 
 
-def _usual(pairs: Sequence[Pair], scale: int | None) -> tuple[int, np.dtype[Any]]:
+def _usual(pairs: Sequence[Pair], scale: int | None) -> tuple[Literal[1, 2], np.dtype[Any]]:
     """Return the scale (unless it is given) and the type that most pairs have."""
-    counts: Counter[tuple[int, str]] = Counter()
+    counts: Counter[tuple[Literal[1, 2], str]] = Counter()
     unread: DataError | None = None
     for pair in pairs[:50]:
         try:

@@ -367,6 +367,16 @@ def export(
 
 
 @app.command()
+def provenance(
+    path: Annotated[Path, typer.Argument(help="A store, the folder of a model, or a JSON file of a result.")],
+) -> None:
+    """Print how a store, model or result was made: stages, their settings, and checksums of raw files."""
+    from emdiffuse.stores.provenance import read_link
+
+    print(read_link(path).told())
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON schema of the configuration, as YAML, for editors that complete and check keys."""
     import yaml

@@ -11,7 +11,6 @@ Conventions
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, TypeVar
@@ -167,9 +166,3 @@ def _resolve(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
     if "$ref" in node:
         node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
     return node
-
-
-def settings_hash(*parts: Any) -> str:
-    """Return 16 hexadecimal digits that identify settings: sections, or plain JSON values."""
-    plain = [part.model_dump(mode="json") if isinstance(part, Section) else part for part in parts]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]

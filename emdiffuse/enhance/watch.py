@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import os
 import signal
 import time
@@ -32,9 +31,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from emdiffuse.config.settings import settings_hash
 from emdiffuse.enhance.one_file import Enhancement, enhance
-from emdiffuse.models.description import DESCRIPTION_FILE, WEIGHTS_FILE
+from emdiffuse.models.description import model_link
 from emdiffuse.models.inference import RestorationModel
 from emdiffuse.readers import READABLE, SUFFIXES, open_source
 from emdiffuse.runtime.atomic import remove_leftovers, scratch, short, write_atomically
@@ -50,6 +48,7 @@ from emdiffuse.runtime.errors import (
 )
 from emdiffuse.runtime.outputs import is_own_file, require_free
 from emdiffuse.runtime.progress import clock, logger
+from emdiffuse.stores.provenance import made_by
 
 SETTINGS = ".emdiffuse-watch"
 UNCERTAINTY = "uncertainty"
@@ -171,15 +170,15 @@ def _wait(error: Exception, once: bool) -> None:
 
 def _identity(how: Enhancement) -> str:
     """Return the hash of all that decides what is made of an image."""
-    try:
-        digests = [
-            hashlib.sha256((how.model / name).read_bytes()).hexdigest()
-            for name in (WEIGHTS_FILE, DESCRIPTION_FILE)
-        ]
-    except FileNotFoundError as error:
-        raise StoreError(f"{error.filename}: there is no model here; check `--model`") from None
-    size = (str(how.factor), how.voxel_size, how.override, how.thickness)
-    return settings_hash(how.sampler, size, how.reading, digests)
+    settings = {
+        "sampler": how.sampler.model_dump(mode="json"),
+        "factor": str(how.factor),
+        "voxel_size": how.voxel_size,
+        "override": how.override,
+        "thickness": how.thickness,
+        "reading": how.reading.model_dump(mode="json"),
+    }
+    return made_by("enhance", "", settings, model_link(how.model)).hash
 
 
 @contextlib.contextmanager

@@ -33,6 +33,8 @@ from emdiffuse.restoration.intervals import FLOOR, floors
 from emdiffuse.runtime.atomic import write_atomically
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.runtime.progress import logger, progress
+from emdiffuse.stores.facts import CalibrationFacts, Coverage
+from emdiffuse.stores.provenance import made_by
 from emdiffuse.stores.volume import Box
 
 SCALES = np.geomspace(0.01, 1000, 2001)
@@ -96,7 +98,9 @@ def losses_of(ratios: NDArray[Any]) -> NDArray[np.float64]:
     return 1 - inside / ratios.size
 
 
-def calibrate(restored: Path, dataset: Path, truth: Path, out: Path, settings: Calibration) -> dict[str, Any]:
+def calibrate(
+    restored: Path, dataset: Path, truth: Path, out: Path, settings: Calibration
+) -> CalibrationFacts:
     """Find the scale of the intervals of a model and sampler, on held-out data.
 
     Parameters
@@ -120,7 +124,13 @@ def calibrate(restored: Path, dataset: Path, truth: Path, out: Path, settings: C
         raise DataError(
             f"{restored}: it has no uncertainty to calibrate; restore with `samples` of 2 or more"
         )
-    facts = found.restored.facts
+    facts = found.restored.restoration
+    if facts.sampler is None or facts.weights is None:
+        raise DataError(
+            f"{restored}: it does not say how it was restored; run the stage `plan` again", restored
+        )
+    inputs = [volume.made for volume in (found.restored, found.input, found.truth)]
+    made = made_by("calibrate", facts.dataset or "", settings.model_dump(exclude={"dataset"}), *inputs)
     needed = units_needed(settings.alpha, settings.delta)
     whole = found.images and found.shape[0] >= needed
     boxes = list(units_of(found, None if whole else settings.block))
@@ -137,21 +147,24 @@ def calibrate(restored: Path, dataset: Path, truth: Path, out: Path, settings: C
             f"{restored}: even intervals of {SCALES[-1]:g} times the uncertainty miss too much of the truth; "
             "are these the same fields?"
         )
-    result = {
+    result = CalibrationFacts(
         **found.names(),
-        "scale": scale,
-        "floor": FLOOR,
-        "alpha": settings.alpha,
-        "delta": settings.delta,
-        "unit": "image" if whole else f"block of {settings.block} x {settings.block} pixels",
-        "units": len(boxes),
-        "risk": float(losses.mean(axis=0)[np.searchsorted(SCALES, scale)]),
-        "levels": [{"alpha": alpha, "scale": scale_of(losses, alpha, settings.delta)} for alpha in LEVELS],
-        "sampler": facts.get("sampler"),
-        "weights": facts.get("weights"),
-        "sources": facts.get("sources", []),
-    }
-    write_atomically(out, json.dumps(result, indent=2))
+        made=made,
+        scale=scale,
+        floor=FLOOR,
+        alpha=settings.alpha,
+        delta=settings.delta,
+        unit="image" if whole else f"block of {settings.block} x {settings.block} pixels",
+        units=len(boxes),
+        risk=float(losses.mean(axis=0)[np.searchsorted(SCALES, scale)]),
+        levels=tuple(
+            Coverage(alpha=alpha, scale=scale_of(losses, alpha, settings.delta)) for alpha in LEVELS
+        ),
+        sampler=facts.sampler,
+        weights=facts.weights,
+        sources=facts.sources,
+    )
+    write_atomically(out, json.dumps(result.as_json(), indent=2))
     logger.info("%s: intervals of %.3g standard deviations, from %d units", out, scale, len(boxes))
     return result
 

@@ -20,7 +20,6 @@ from emdiffuse.config.tasks import TASKS
 from emdiffuse.evaluation.blocks import Grid
 from emdiffuse.restoration.geometry import ImageStack, slice_grid
 from emdiffuse.runtime.errors import DataError
-from emdiffuse.stores.provenance import digests
 from emdiffuse.stores.volume import Box, Volume, open_volume
 
 
@@ -80,10 +79,10 @@ class Comparison(Ground):
 
     def names(self) -> dict[str, str | None]:
         """Return the names of dataset, model and truth."""
-        facts = self.restored.facts
+        facts = self.restored.restoration
         return {
-            "dataset": facts.get("dataset") or name_of(self.input),
-            "model": facts.get("model"),
+            "dataset": facts.dataset or name_of(self.input),
+            "model": facts.model,
             "truth": name_of(self.truth),
         }
 
@@ -126,7 +125,7 @@ def compare(restored: Path, dataset: Path, truth: Path) -> Comparison:
         If the truth does not fit the restored volume or either was among the model's training data.
     """
     ours = open_volume(restored)
-    ground = lay_ground(dataset, truth, ours.facts.get("task", "vemdiffuse-i"))
+    ground = lay_ground(dataset, truth, ours.restoration.task or "vemdiffuse-i")
     _check(ours, ground)
     extras = {
         name: open_volume(restored / name)
@@ -163,10 +162,11 @@ def _check(restored: Volume, ground: Ground) -> None:
             f"{_by(restored.voxel_size)} nm; the truth must have the same voxel size"
         )
     # slices kept of a thinned volume may be learned from: those left out are what is measured
-    kept = [source for source in given.facts.get("sources", []) if "kept_every" in source]
-    trained = digests([s for s in restored.facts.get("training_sources", []) if s not in kept])
+    kept = {file.sha256: file.kept_every for file in given.facts.sources if file.kept_every}
+    learned = restored.restoration.training_sources
+    trained = {file.sha256 for file in learned if kept.get(file.sha256, 0) != file.kept_every}
     for volume in (truth, given):
-        if trained & digests(volume.facts.get("sources")):
+        if any(file.sha256 in trained for file in volume.facts.sources):
             raise DataError(f"{volume.path}: the model was trained on these files; take others")
 
 

@@ -31,11 +31,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from emdiffuse.config.settings import settings_hash
 from emdiffuse.config.tasks import TASKS
 from emdiffuse.evaluation.baselines import make
 from emdiffuse.evaluation.blocks import Layout
-from emdiffuse.evaluation.comparison import Ground, compare, lay_ground, name_of, read
+from emdiffuse.evaluation.comparison import Comparison, Ground, compare, lay_ground, name_of, read
 from emdiffuse.evaluation.measuring import measure, numbers, plain
 from emdiffuse.evaluation.methods import absent_baselines, baselines_of, reference_of
 from emdiffuse.evaluation.metrics import MEASURES, Scores
@@ -44,6 +43,7 @@ from emdiffuse.evaluation.trust import assess
 from emdiffuse.runtime.atomic import write_atomically
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.runtime.progress import logger
+from emdiffuse.stores.provenance import Link, made_by, put_back, raw_file, write_and_keep
 from emdiffuse.stores.volume import Box
 
 
@@ -175,15 +175,21 @@ def evaluate(
         If LPIPS is asked for, and its weights or library are missing.
     """
     found = compare(restored, dataset, truth)
-    identity = _identity(found, lpips)
-    known = Baselines.read(baselines, identity) if baselines else _baselines(found, lpips)
+    link = _ground_link(found, lpips)
+    made = _made(found, link)
+    if made and (kept := put_back(out, made)):
+        logger.info("%s: measured on the same data already; nothing to do", out)
+        write_atomically(out.with_suffix(".csv"), as_csv(kept))
+        return kept
+    known = Baselines.read(baselines, link.hash) if baselines else _baselines(found, lpips)
     sources = {"restored": partial(read, found.restored)}
     scores = known.scores | measure(found, sources, lpips)
     layout = Layout(found.grid, found.shape)
     result = {
+        **({"made": made.model_dump(mode="json")} if made else {}),
         **found.names(),
-        "ground": identity,
-        "estimator": found.restored.facts.get("estimator") or "not stated",
+        "ground": link.hash,
+        "estimator": found.restored.restoration.estimator or "not stated",
         "absent": absent_baselines(found.task),
         "voxels": layout.voxels,
         "sample": layout.statement,
@@ -195,7 +201,7 @@ def evaluate(
     trust = assess(found)
     if trust:
         result["trust"] = trust
-    write_atomically(out, json.dumps(result, indent=2, allow_nan=False))
+    write_and_keep(out, result)
     write_atomically(out.with_suffix(".csv"), as_csv(result))
     return result
 
@@ -208,13 +214,27 @@ def _baselines(ground: Ground, lpips: Path | None) -> Baselines:
         return make(name, ground.input.array, ground.grid, box, TASKS[ground.task].scale)
 
     sources = {name: partial(source, name) for name in baselines_of(ground.task, ground.grid.thick)}
-    return Baselines(_identity(ground, lpips), measure(ground, sources, lpips))
+    return Baselines(_ground_link(ground, lpips).hash, measure(ground, sources, lpips))
 
 
-def _identity(ground: Ground, lpips: Path | None) -> str:
-    """Return a hash of what methods are measured on, and how."""
+def _ground_link(ground: Ground, lpips: Path | None) -> Link:
+    """Return what methods are measured on, and how."""
     layout = Layout(ground.grid, ground.shape)
-    return settings_hash(
-        [ground.input.facts, ground.truth.facts, ground.shape, ground.data_range],
-        [*baselines_of(ground.task, ground.grid.thick), layout.statement, *MEASURES, lpips is not None],
-    )
+    settings = {
+        "task": ground.task,
+        "methods": list(baselines_of(ground.task, ground.grid.thick)),
+        "sample": layout.statement,
+        "measures": list(MEASURES),
+    }
+    links = [own.facts.made or made_by("unknown", str(own.path), {}) for own in (ground.input, ground.truth)]
+    weights = [] if lpips is None else [raw_file(lpips)]
+    return made_by("baselines", ground.input.facts.dataset or "", settings, *links, *weights)
+
+
+def _made(found: Comparison, ground: Link) -> Link | None:
+    """Return how the measures are made; None where a volume, of another program, does not say how it was."""
+    facts, volumes = found.restored.restoration, (found.restored, found.input, found.truth)
+    if found.restored.facts.made is None or any(own.facts.made is None for own in volumes):
+        return None
+    told = {**found.names(), "reliable": facts.reliability and facts.reliability.threshold}
+    return made_by("evaluate", facts.dataset or "", told, found.restored.facts.made, ground)

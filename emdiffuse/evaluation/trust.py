@@ -27,6 +27,7 @@ from emdiffuse.evaluation.calibration import LEVELS, units_of
 from emdiffuse.evaluation.comparison import Comparison, read
 from emdiffuse.restoration.intervals import floors, interval
 from emdiffuse.runtime.progress import progress
+from emdiffuse.stores.facts import CalibrationFacts
 
 VOXELS = 2_000_000
 GROUPS = 400
@@ -82,21 +83,21 @@ def assess(found: Comparison) -> dict[str, Any] | None:
     """
     if "uncertainty" not in found.extras:
         return None
-    facts = found.restored.facts
-    calibration, sample = facts.get("calibration"), draw(found)
+    facts = found.restored.restoration
+    calibration, sample = facts.calibration, draw(found)
     result: dict[str, Any] = {
         "voxels": len(sample.truth),
-        "reliability": facts.get("reliability"),
-        "calibration": calibration,
+        "reliability": facts.reliability and facts.reliability.model_dump(mode="json"),
+        "calibration": calibration and calibration.as_json(),
         "diagram": diagram(sample, calibration),
         **sparsification(sample.error, sample.uncertainty),
     }
     if calibration:
-        bounds = interval(sample.restored, sample.uncertainty, calibration["scale"], sample.floor)
+        bounds = interval(sample.restored, sample.uncertainty, calibration.scale, sample.floor)
         inside = (sample.truth >= bounds[0]) & (sample.truth <= bounds[1])
         result["width"] = float(np.mean(bounds[1].astype(np.float64) - bounds[0]))
         result["coverage"] = coverage(sample, inside)
-        promised = 1 - calibration["alpha"]
+        promised = 1 - calibration.alpha
         result["doubtful"] = [row["group"] for row in result["coverage"] if row["high"] < promised]
     return result
 
@@ -127,9 +128,9 @@ def draw(found: Comparison) -> Sample:
     return Sample(**joined, unit=np.concatenate(units))
 
 
-def diagram(sample: Sample, calibration: dict[str, Any] | None) -> list[dict[str, float]]:
+def diagram(sample: Sample, calibration: CalibrationFacts | None) -> list[dict[str, float]]:
     """Return nominal and observed coverage, of Gaussian and, where there are any, calibrated intervals."""
-    scales = {row["alpha"]: row["scale"] for row in calibration["levels"]} if calibration else {}
+    scales = {row.alpha: row.scale for row in calibration.levels} if calibration else {}
     rows = []
     for alpha in LEVELS:
         row = {"nominal": 1 - alpha}

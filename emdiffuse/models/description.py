@@ -11,7 +11,6 @@ Conventions
 
 from __future__ import annotations
 
-import hashlib
 import json
 from fractions import Fraction
 from pathlib import Path
@@ -24,7 +23,7 @@ from emdiffuse.config.datasets import Thickness
 from emdiffuse.config.settings import Record, parse_record
 from emdiffuse.config.tasks import CONDITION_OFFSETS, TASKS
 from emdiffuse.runtime.errors import ModelError
-from emdiffuse.stores.provenance import SourceFile
+from emdiffuse.stores.provenance import Link, SourceFile, file_sha256, made_by
 
 WEIGHTS_FILE, DESCRIPTION_FILE = "model.safetensors", "model.json"
 VERSION: Literal[2] = 2
@@ -139,6 +138,11 @@ PUBLISHED_SAMPLER = OwnSampler(name="ddim", steps=8)
 process by every measure (``benchmarks/README.md``)."""
 
 
+TOLD = {"format", "version", "name", "factors", "objective", "sampler", "training", "augmentation", "sources"}
+TOLD |= {"emdiffuse", "made"}
+"""Of a description, what changes no voxel: a restoration says itself which sampler it takes."""
+
+
 class Description(Record):
     """All that is needed to rebuild and run a model, and what it was made of.
 
@@ -152,6 +156,8 @@ class Description(Record):
         For the record: nothing here reads them.
     sources
         The raw files that it learned from, also by way of the model that its weights were begun from.
+    made
+        How it was trained or imported; None for models of earlier versions.
     """
 
     format: Literal["emdiffuse-model"] = "emdiffuse-model"
@@ -166,6 +172,7 @@ class Description(Record):
     augmentation: dict[str, JsonValue] | None = None
     sources: tuple[SourceFile, ...] = ()
     emdiffuse: str | None = None
+    made: Link | None = None
 
     @model_validator(mode="after")
     def _network_of_the_task(self) -> Description:
@@ -211,7 +218,8 @@ class Description(Record):
     def calls(self, sampler: Sampler) -> int:
         """Return how many calls of the network a tile takes."""
         sampler = self.resolve(sampler)
-        of_samples = (sampler.steps or 1) * sampler.samples if self.samples_differ(sampler) else 0
+        a_step = 2 if sampler.name == "heun" else 1
+        of_samples = a_step * (sampler.steps or 1) * sampler.samples if self.samples_differ(sampler) else 0
         return of_samples + (sampler.ensemble if self.gives_mean(sampler) else 0)
 
     def gives_mean(self, sampler: Sampler) -> bool:
@@ -288,9 +296,23 @@ def weights_hash(directory: Path | str) -> str:
     """
     path = Path(directory) / WEIGHTS_FILE
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError as error:
         raise ModelError(
             f"{path} cannot be read: {error.strerror}; train or import the model first", path
         ) from error
+
+
+def model_link(directory: Path | str) -> Link:
+    """Return the link of a model: its network and weights as they are, and how they came about.
+
+    Raises
+    ------
+    ModelError
+        If the folder holds no model.
+    """
+    description = read_description(directory)
+    settings = description.model_dump(mode="json", exclude=TOLD, exclude_none=True)
+    inputs = () if description.made is None else (description.made,)
+    name = description.name or description.task
+    return made_by("model", name, {**settings, "weights": weights_hash(directory)}, *inputs)

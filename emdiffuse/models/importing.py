@@ -16,6 +16,7 @@ from emdiffuse.models.networks.build import load_network
 from emdiffuse.models.networks.weights import import_published, require_place, save_model
 from emdiffuse.runtime.atomic import write_atomically
 from emdiffuse.runtime.errors import ModelError
+from emdiffuse.stores.provenance import made_by, raw
 
 
 def import_model(source: Path, task: str, out: Path, overwrite: bool = False) -> None:
@@ -40,9 +41,10 @@ def import_model(source: Path, task: str, out: Path, overwrite: bool = False) ->
         If the source cannot be read, or does not hold the weights of such a network.
     """
     if not source.is_dir():
-        imported = import_published(source, task)
+        published, description = import_published(source, task)
         require_place(out, [source], overwrite)
-        save_model(out, *imported)
+        made = made_by("import", description.name or task, {"task": task}, raw(description.sources))
+        save_model(out, published, description.model_copy(update={"made": made}))
         write_card(out)
         return
     description = read_description(source)

@@ -172,7 +172,7 @@ def run(job: Job) -> Iterator[tuple[int, int, Result | None]]:
         pyramid(path)
         images = {name: Array(plan.restored / name / "0")[:, :, :] for name in plan.outputs}
         restored = open_volume(plan.restored / "restored")
-        yield parts, parts, Result(images, restored.voxel_size, restored.facts)
+        yield parts, parts, Result(images, restored.voxel_size, restored.facts.as_json())
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

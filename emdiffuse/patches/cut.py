@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdiffuse.config import Model
-from emdiffuse.config.settings import settings_hash
 from emdiffuse.config.tasks import TASKS
 from emdiffuse.patches.gaps import GapSource
 from emdiffuse.patches.origins import ORIGIN_COLUMNS, TRAINING, VALIDATION, Origin, Source
@@ -30,7 +29,9 @@ from emdiffuse.patches.pairs import PairSource
 from emdiffuse.runtime.atomic import replaced
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.runtime.progress import logger, progress
-from emdiffuse.stores.volume import Array, create_array, read_metadata, write_group
+from emdiffuse.stores.facts import PatchFacts, parse_facts, require_made
+from emdiffuse.stores.provenance import Link, made_by, reuse
+from emdiffuse.stores.volume import Array, create_array, known_of, write_group
 
 __all__ = ["ORIGIN_COLUMNS", "TRAINING", "VALIDATION", "PatchStore", "cut_patches"]
 
@@ -57,10 +58,11 @@ def cut_patches(stores: list[Path], model: Model, out: Path) -> None:
         validation.
     """
     source: type[Source] = GapSource if TASKS[model.task].volumetric else PairSource
-    sources = [
-        source(path, model, name in (model.patches.validation_datasets or model.datasets))
-        for path, name in zip(stores, model.datasets, strict=True)
-    ]
+    validated = [name in (model.patches.validation_datasets or model.datasets) for name in model.datasets]
+    sources = [source(path, model, kept) for path, kept in zip(stores, validated, strict=True)]
+    made = _made(model, sources, validated)
+    if reuse(out, lambda: made):
+        return
     chosen, places = _draw(sources, model)
     size = model.patches.size
     logger.info("%d patches of %d x %d pixels are cut, of %d places", len(chosen), size, size, places)
@@ -88,20 +90,29 @@ def cut_patches(stores: list[Path], model: Model, out: Path) -> None:
         table: NDArray[Any]
         for name, table in (("origin", np.array(chosen, np.int64)), ("positions", positions)):
             create_array(partial / name, table.shape, table.dtype, chunk=table.shape)[:, :] = table
-        digests = [s.facts.get("sources", []) for s in sources]
-        facts = {
-            "stage": "patches",
-            "task": model.task,
-            "factors": sorted({o.factor for o in chosen}),
-            "datasets": list(model.datasets),
-            "columns": list(ORIGIN_COLUMNS),
-            "sources": [entry for entries in digests for entry in entries],
-            "residual_scale": _residual_scale(sources, chosen),
-            "hash": settings_hash(
-                model.patches, list(model.factors), list(model.thicknesses), model.task, digests
-            ),
-        }
-        write_group(partial, {"emdiffuse": facts})
+        facts = PatchFacts(
+            made=made,
+            task=model.task,
+            factors=tuple(sorted({o.factor for o in chosen})),
+            datasets=model.datasets,
+            columns=ORIGIN_COLUMNS,
+            sources=tuple(file for own in sources for file in own.facts.sources),
+            residual_scale=_residual_scale(sources, chosen),
+        )
+        write_group(partial, {"emdiffuse": facts.as_json()})
+
+
+def _made(model: Model, sources: list[Source], validated: list[bool]) -> Link:
+    """Return how the patches of a model are made: of datasets known by their content, not by their names."""
+    settings = {
+        "task": model.task,
+        "factors": list(model.factors),
+        "thicknesses": list(model.thicknesses),
+        "validated": validated,
+        **model.patches.model_dump(mode="json", exclude={"validation_datasets"}),
+    }
+    inputs = [require_made(source.facts, source.path) for source in sources]
+    return made_by("patches", " and ".join(model.datasets), settings, *inputs)
 
 
 def _draw(sources: list[Source], model: Model) -> tuple[list[Origin], int]:
@@ -183,13 +194,13 @@ class PatchStore:
         (N, 9), int64, with the columns `ORIGIN_COLUMNS`.
     training, validation : ndarray
         Row numbers of each split.
-    facts : dict
+    facts : PatchFacts
         What `cut_patches` noted.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.facts: dict[str, Any] = read_metadata(path, "group")["attributes"]["emdiffuse"]
+        self.facts = parse_facts(PatchFacts, known_of(path), path)
         self.condition, self.target = Array(path / "condition"), Array(path / "target")
         self.origins, self.positions = Array(path / "origin")[:, :], Array(path / "positions")[:, :]
         split, factor, permille = (

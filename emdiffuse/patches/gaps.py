@@ -25,7 +25,6 @@ import itertools
 from collections.abc import Iterator
 from math import ceil, floor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +32,7 @@ from numpy.typing import NDArray
 from emdiffuse.config import Model, anisotropy_factor
 from emdiffuse.patches.origins import TRAINING, VALIDATION, Cut, Origin, training_length
 from emdiffuse.runtime.errors import DataError
+from emdiffuse.stores.facts import VolumeFacts
 from emdiffuse.stores.intensity import shown
 from emdiffuse.stores.volume import open_volume
 
@@ -51,7 +51,7 @@ class GapSource:
         self.volume = open_volume(path)
         self.model = model
         depth = self.volume.array.shape[0]
-        missing = np.isin(np.arange(depth), self.facts.get("missing", []))
+        missing = np.isin(np.arange(depth), self.facts.missing)
         self._missing_before = np.concatenate([[0], np.cumsum(missing)])  # how many lie before a slice
         z, y, x = self.volume.voxel_size
         if model.task == "vemdiffuse-a":
@@ -65,7 +65,7 @@ class GapSource:
             self.stretch = 1.0
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> VolumeFacts:
         """What the volume says of itself."""
         return self.volume.facts
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emdiffuse.config import Model
+from emdiffuse.stores.facts import PairsFacts, VolumeFacts
 
 TRAINING, VALIDATION = 0, 1
 ORIGIN_COLUMNS = ("dataset", "axis", "z", "y", "x", "factor", "split", "permille", "end")
@@ -56,7 +57,7 @@ class Source(Protocol):
     def __init__(self, path: Path, model: Model, validated: bool = True) -> None: ...
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> VolumeFacts | PairsFacts:
         """What the dataset says of itself."""
 
     def origins(self, number: int) -> Iterator[Origin]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +26,7 @@ from emdiffuse.config.tasks import TASKS
 from emdiffuse.patches.origins import TRAINING, VALIDATION, Cut, Origin, training_length
 from emdiffuse.restoration.geometry import ceil_to
 from emdiffuse.runtime.errors import DataError
+from emdiffuse.stores.facts import PairsFacts
 from emdiffuse.stores.intensity import shown
 from emdiffuse.stores.pairs import holds_pairs, open_pairs
 from emdiffuse.stores.resampling import enlarge
@@ -53,12 +53,12 @@ class PairSource:
             raise DataError(
                 f"{path}: {model.task} learns from pairs of scale {wanted}, but these have scale {self.scale}"
             )
-        self.fields = [field for field in self.pairs.fields if not field.get("excluded")]
+        self.fields = [field for field in self.pairs.fields if not field.excluded]
         if not self.fields:
             raise DataError(f"{path}: every field was excluded by registration; look at its quality")
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> PairsFacts:
         """What the store says of itself."""
         return self.pairs.facts
 

@@ -91,10 +91,7 @@ class RestorationCost:
     @property
     def evaluations(self) -> int:
         """Network evaluations, of a tile each."""
-        sampler = self.description.resolve(self.item.sampler)
-        calls = (sampler.steps or 1) * (2 if sampler.name == "heun" else 1)
-        samples = sampler.samples if self.description.samples_differ(self.item.sampler) else 1
-        return self.tiles * calls * samples
+        return self.tiles * self.description.calls(self.item.sampler)
 
     @property
     def pixels(self) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -78,7 +79,7 @@ def measure(description: Description, slices: int, device: str = "auto", count: 
     """
     place = torch.device(place_of(device))
     network = build_network(description.network).to(place).eval()
-    model = RestorationModel(network, process_of(description), description, place)
+    model = RestorationModel(network, process_of(description), description, place, Path("fresh weights"))
     tiles = 8 if place.type == "cuda" else 1
     batch = _batch(description, slices, tiles)
     sampler = Sampler(name="ddim", steps=1)

@@ -10,7 +10,9 @@ import numpy as np
 from emdiffuse.registration.figures import draw_gallery, overlay
 from emdiffuse.runtime.atomic import replaced, write_atomically
 from emdiffuse.stores.intensity import to_unit
-from emdiffuse.stores.volume import link, open_volume, write_image
+from emdiffuse.stores.links import link
+from emdiffuse.stores.provenance import made_by
+from emdiffuse.stores.volume import open_volume, write_image
 
 SHOWN = 4
 
@@ -29,7 +31,7 @@ def pass_images(volume: Path, out: Path, quality: Path, figure: Path) -> None:
     """
     opened = open_volume(volume)
     count = opened.array.shape[0]
-    name = opened.facts.get("dataset", volume.name.split(".")[0])
+    name = opened.facts.dataset or volume.name.split(".")[0]
     conclusion = f"{count} separate image(s): there are no slices to align"
     write_atomically(quality, json.dumps({"dataset": name, "conclusion": conclusion}, indent=2))
     chosen = np.unique(np.linspace(0, count - 1, SHOWN).astype(int)).tolist()
@@ -41,7 +43,9 @@ def pass_images(volume: Path, out: Path, quality: Path, figure: Path) -> None:
     draw_gallery(pictures, figure)
     with replaced(out, [volume]) as partial:
         link(opened.array.path, partial / "0")
-        facts = {**opened.facts, "stage": "register", "alignment": {"conclusion": conclusion}}
+        made = made_by("register", name, {"kind": "images"}, opened.made)
+        told = {"stage": "register", "made": made, "alignment": {"conclusion": conclusion}}
+        facts = opened.facts.model_copy(update=told)
         write_image(partial, name, opened.voxel_size, facts)
 
 

@@ -26,6 +26,7 @@ from torchvision.models.optical_flow import Raft_Small_Weights, raft_large, raft
 
 from emdiffuse.registration.warping import normalised
 from emdiffuse.runtime.errors import DataError
+from emdiffuse.stores.provenance import Link, made_by, raw_file
 
 SHIPPED = Path(__file__).parent / "weights" / "raft_small_em.safetensors"
 SMALLEST = 128
@@ -92,6 +93,14 @@ def load(weights: str) -> torch.nn.Module:
         return _built(dict(known), weights)
     path = SHIPPED if weights == "shipped" else Path(weights)
     return _built(_read(path), str(path))
+
+
+def link_of_weights(weights: str) -> Link:
+    """Return the link of weights by the names of the module: their content."""
+    if weights == "torchvision":
+        return made_by("raw", "raft_small of torchvision", {})
+    path = SHIPPED if weights == "shipped" else Path(weights)
+    return raw_file(path)
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from emdiffuse.config import Alignment
-from emdiffuse.stores.volume import read_metadata
+from emdiffuse.stores.volume import kind_of
 
 
 def register(store: Path, alignment: Alignment, out: Path, quality: Path, figure: Path) -> None:
@@ -29,7 +29,7 @@ def register(store: Path, alignment: Alignment, out: Path, quality: Path, figure
     StoreError
         If it cannot be read.
     """
-    kind = read_metadata(store, "group")["attributes"].get("emdiffuse", {}).get("kind", "volume")
+    kind = kind_of(store)
     if kind == "pairs":  # each kind loads what it uses: OpenCV, SciPy's filters, torch
         from emdiffuse.registration.fields import register_pairs
 

@@ -34,6 +34,7 @@ from emdiffuse.runtime.atomic import scratch, write_atomically
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.runtime.progress import progress
 from emdiffuse.stores.intensity import cast_to
+from emdiffuse.stores.provenance import made_by
 from emdiffuse.stores.volume import Array, Volume, create_image_array, open_volume, write_image
 
 if TYPE_CHECKING:
@@ -75,19 +76,27 @@ def align_slices(volume: Path, alignment: Alignment, out: Path, quality: Path, f
     except NotAligned as problem:
         logger.info("%s: %s: they are aligned now", volume, problem.reason)
         before = problem.reason
-    from emdiffuse.registration.raft import Flow  # torch and torchvision: an aligned volume needs neither
+    # torch and torchvision: an aligned volume needs neither
+    from emdiffuse.registration.raft import Flow, link_of_weights
 
     opened = open_volume(volume)
+    made = made_by(
+        "register",
+        opened.facts.dataset or "",
+        {"method": "warp"},
+        opened.made,
+        link_of_weights(alignment.weights),
+    )
     with scratch(out) as folder:
         moves = corrections(opened, Flow(alignment.weights))
         largest = float(np.hypot(*moves.transpose(1, 0, 2, 3)).max())
         candidate = folder / volume.name
         array = create_image_array(candidate / "0", opened.array.shape, opened.array.dtype)
         _write(opened.array, moves, array)
-        facts = {**opened.facts, "slices_moved": {"reason": before, "largest": largest}}
-        write_image(candidate, volume.name, opened.voxel_size, facts)
+        told = {"slices_moved": {"reason": before, "largest": largest}}
+        write_image(candidate, volume.name, opened.voxel_size, opened.facts.model_copy(update=told))
         try:
-            check_alignment(candidate, alignment, out, quality, figure)
+            check_alignment(candidate, alignment, out, quality, figure, made)
         except NotAligned as problem:
             raise DataError(
                 f"{volume}: the slices cannot be aligned ({before}; afterwards {problem.reason}); align the "

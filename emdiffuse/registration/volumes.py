@@ -39,7 +39,9 @@ from emdiffuse.registration.phase import correlate, peak, spectra
 from emdiffuse.runtime.atomic import replaced, save_figure, write_atomically
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.runtime.progress import progress
-from emdiffuse.stores.volume import Volume, link, open_volume, write_image
+from emdiffuse.stores.links import link
+from emdiffuse.stores.provenance import Link, made_by
+from emdiffuse.stores.volume import Volume, open_volume, write_image
 
 FIELD = 1024
 """Height and width of the middle of the slices that is looked at, in pixels."""
@@ -86,7 +88,9 @@ class Measured:
     blank: list[int]
 
 
-def check_alignment(volume: Path, alignment: Alignment, out: Path, quality: Path, figure: Path) -> None:
+def check_alignment(
+    volume: Path, alignment: Alignment, out: Path, quality: Path, figure: Path, made: Link | None = None
+) -> None:
     """Check that the slices of a volume are aligned, and pass an aligned volume on without a copy.
 
     Parameters
@@ -99,6 +103,9 @@ def check_alignment(volume: Path, alignment: Alignment, out: Path, quality: Path
         The registered image: hard links to the same chunks, with its own metadata.
     quality, figure : Path
         JSON of what was measured, and a PNG; both are written whether the volume is aligned or not.
+    made : Link, optional
+        How the volume was made, where its slices were moved; by default it was passed on, and no setting of
+        the check changes a voxel.
 
     Raises
     ------
@@ -108,7 +115,7 @@ def check_alignment(volume: Path, alignment: Alignment, out: Path, quality: Path
         If the volume cannot be read.
     """
     opened = open_volume(volume)
-    name = opened.facts.get("dataset", volume.name.split(".")[0])
+    name = opened.facts.dataset or volume.name.split(".")[0]
     measured = measure(opened, alignment.slices)
     report = {"dataset": name, **judge(measured, opened.voxel_size, alignment.tolerance)}
     write_atomically(quality, json.dumps(report, indent=2))
@@ -127,7 +134,8 @@ def check_alignment(volume: Path, alignment: Alignment, out: Path, quality: Path
     }
     with replaced(out, [volume]) as partial:
         link(opened.array.path, partial / "0")
-        facts = {**opened.facts, "stage": "register", "alignment": summary}
+        told = {"stage": "register", "made": made or made_by("register", name, {}, opened.made)}
+        facts = opened.facts.model_copy(update={**told, "alignment": summary})
         write_image(partial, name, opened.voxel_size, facts)
 
 
@@ -143,7 +151,7 @@ def measure(volume: Volume, pairs: int) -> Measured:
     """
     depth, height, width = volume.array.shape
     middle = tuple(slice(max(0, (n - FIELD) // 2), min(n, (n + FIELD) // 2)) for n in (height, width))
-    blank = set(volume.facts.get("missing", []))
+    blank = set(volume.facts.missing)
 
     @lru_cache(maxsize=2)
     def look(z: int) -> tuple[NDArray[np.float32], NDArray[np.complex64]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from emdiffuse.report.text import plot
+from emdiffuse.stores.facts import Reliability
 
 LISTED = 12
 """Slices or images that are named as not reliable, at most."""
@@ -21,7 +22,7 @@ UNCALIBRATED = (
 
 
 def trust_section(
-    evaluation: dict[str, Any] | None, reliability: dict[str, Any] | None, unit: str
+    evaluation: dict[str, Any] | None, reliability: Reliability | None, unit: str
 ) -> dict[str, Any] | None:
     """Return what is said of a restoration's uncertainty; None when it has none.
 
@@ -29,8 +30,8 @@ def trust_section(
     ----------
     evaluation : dict or None
         What `evaluation.evaluate` wrote.
-    reliability : dict or None
-        The scores of the restored volume, see `stitching.reliability`.
+    reliability : Reliability or None
+        The scores of the restored volume.
     unit : str
         What is scored: "slice" or "image".
     """
@@ -53,14 +54,13 @@ def _percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def _scored(reliability: dict[str, Any], unit: str) -> str:
+def _scored(reliability: Reliability, unit: str) -> str:
     """Say how many slices or images are reliable, and which are not."""
-    scores, threshold = reliability["scores"], reliability["threshold"]
-    slices = reliability["slices"]
+    scores, threshold, slices = reliability.scores, reliability.threshold, reliability.slices
     first = 1 if unit == "image" else 0  # as the viewer counts them
     doubtful = [f"{unit} {z + first}" for z, score in zip(slices, scores, strict=True) if score > threshold]
     said = (
-        f"{reliability['reliable']} of {len(slices)} {unit}s count as reliable: "
+        f"{reliability.reliable} of {len(slices)} {unit}s count as reliable: "
         "their score, the 99th percentile of the standard deviation as a share of the intensity range, is at "
         f"most {threshold:g}. The largest score is {max(scores):.3f}."
     )

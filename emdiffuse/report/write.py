@@ -108,6 +108,7 @@ def write_report(config: Config, results: Path, experiments: Path, out: Path) ->
         "trainings": trained,
         "times": times,
         "parameters": _parameters(config),
+        "chains": [found["chain"] for found in restorations if found["chain"]],
         "versions": numbers["versions"],
         "references": _references(config, evaluations),
     }
@@ -159,17 +160,18 @@ def _restoration(
     voxel = view.volumes["restored"].voxel_size[2]
     return {
         "number": number,
+        "chain": _chain(item, view),
         "name": item.dataset,
         "model": item.model,
         "sentences": _sentences(config, item, truth, view),
-        "estimator": (evaluation or {}).get("estimator") or view.volumes["restored"].facts.get("estimator"),
+        "estimator": (evaluation or {}).get("estimator") or view.volumes["restored"].restoration.estimator,
         "verdict": verdict(evaluation) if evaluation else None,
         "surpassing": surpassing(evaluation) if evaluation else "",
         "table": short_table(evaluation) if evaluation else None,
         "measures": long_table(evaluation) if evaluation else None,
         "evaluation": evaluation,
         "trust": trust_section(
-            evaluation, view.volumes["restored"].facts.get("reliability"), "image" if images else "slice"
+            evaluation, view.volumes["restored"].restoration.reliability, "image" if images else "slice"
         ),
         "panels": rows,
         "contrast": [f"{value:.4g}" for value in view.contrast],
@@ -189,6 +191,14 @@ def _evaluation(results: Path, item: Restoration) -> dict[str, Any] | None:
     return _read_json(results / "evaluation" / item.dataset / f"{item.model}.json")
 
 
+def _chain(item: Restoration, view: View) -> dict[str, str] | None:
+    """Return how a restored volume was made, from the raw files on; None where it does not say."""
+    made = view.volumes["restored"].facts.made
+    if made is None:
+        return None
+    return {"name": f"{item.dataset} by {item.model}", "text": made.told()}
+
+
 def _sentences(config: Config, item: Restoration, truth: str | None, view: View) -> list[str]:
     """Say in a few sentences what was done."""
     model, (depth, _, lateral) = config.models[item.model], view.volumes["input"].voxel_size
@@ -205,9 +215,9 @@ def _sentences(config: Config, item: Restoration, truth: str | None, view: View)
         f"slices {lateral:.4g} nm apart by the model {item.model} (task {model.task}), {_learned(model)}."
     )
     sentences = [first]
-    if before := view.volumes["restored"].facts.get("real_slices"):
+    if before := view.volumes["restored"].restoration.real_slices:
         sentences.append(
-            f"Its real slices were restored first, by the model {before['model']} ({before['estimator']}); "
+            f"Its real slices were restored first, by the model {before.model} ({before.estimator}); "
             "the gaps are filled, and interpolated, between what that made of them."
         )
     if truth is None:

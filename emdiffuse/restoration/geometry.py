@@ -432,7 +432,7 @@ def slice_grid(volume: Volume) -> SliceGrid:
     ConfigError
         If the factor is not between 2 and 12, and there is nothing else to restore.
     """
-    missing = tuple(volume.facts.get("missing", ()))
+    missing = volume.facts.missing
     factor = anisotropy_factor(volume.voxel_size, str(volume.path), isotropic=bool(missing))
-    thickness = Fraction(volume.facts.get("thickness", 0)).limit_denominator(1000)
+    thickness = Fraction(volume.facts.thickness).limit_denominator(1000)
     return SliceGrid(volume.array.shape[0], factor, missing, thickness)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from emdiffuse.config import Sampler
+from emdiffuse.config.settings import parse_record
 from emdiffuse.runtime.errors import DataError, StoreError
+from emdiffuse.stores.facts import CalibrationFacts
 from emdiffuse.stores.intensity import Scaling
-from emdiffuse.stores.provenance import digests
+from emdiffuse.stores.provenance import SourceFile
 
 FLOOR = 1 / 255
 """The smallest uncertainty that counts, as a share of the range of a slice."""
@@ -45,7 +48,9 @@ def floors(scaling: Scaling) -> NDArray[np.float32]:
     return (scaling.span * FLOOR).astype(np.float32)
 
 
-def read_calibration(path: Path, weights: str, sampler: dict[str, Any], sources: Any) -> dict[str, Any]:
+def read_calibration(
+    path: Path, weights: str, sampler: Sampler, sources: Sequence[SourceFile]
+) -> CalibrationFacts:
     """Read a calibration, for a plan that restores with these weights and this sampler.
 
     Raises
@@ -56,18 +61,16 @@ def read_calibration(path: Path, weights: str, sampler: dict[str, Any], sources:
         If what is to be restored is what was calibrated on.
     """
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
-        own = {key: value for key, value in content["sampler"].items() if key != "seed"}
-        same = (content["weights"], own) == (weights, {k: v for k, v in sampler.items() if k != "seed"})
+        text = path.read_bytes()
     except FileNotFoundError:
-        raise StoreError(f"{path}: there is no calibration here; run the stage `calibrate`") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise StoreError(f"{path}: not a calibration; run the stage `calibrate` again") from None
-    if not same:
+        raise StoreError(f"{path}: there is no calibration here; run the stage `calibrate`", path) from None
+    found = parse_record(CalibrationFacts, text, path, StoreError, "run the stage `calibrate` again")
+    if (found.weights, found.sampler.model_copy(update={"seed": sampler.seed})) != (weights, sampler):
         raise StoreError(
             f"{path}: made with other weights or another sampler than this restoration; run the stage "
-            "`calibrate` again, with the same sampler"
+            "`calibrate` again, with the same sampler",
+            path,
         )
-    if digests(content["sources"]) & digests(sources):
-        raise DataError(f"{path}: made on these very data; calibrate on others")
-    return content
+    if {file.sha256 for file in found.sources} & {file.sha256 for file in sources}:
+        raise DataError(f"{path}: made on these very data; calibrate on others", path)
+    return found

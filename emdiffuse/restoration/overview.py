@@ -87,7 +87,7 @@ def _speed(voxels: int, rate: float) -> str:
 
 
 def _state(plan: Plan) -> State:
-    name = f"{plan.facts['dataset']} by {plan.facts['model']}"
+    name = f"{plan.facts.dataset} by {plan.facts.model}"
     if (plan.restored / "zarr.json").exists():
         return State(name, "finished", 0, 0)
     grid, now = plan.grid, time.time()

@@ -2,8 +2,9 @@
 
 Conventions
 -----------
-* The *plan* (``plan.json``) names input, model, tiling, sampler, and the hash of these. Making a plan wipes
-  what another plan left; workers only open what the plan's stores are, and refuse stores of another hash.
+* The *plan* (``plan.json``) names input, model, tiling and sampler, and how tiles and volume are made of
+  these (`stores.provenance.Link`). Making a plan wipes what was made in another way; workers only open what
+  the plan's stores are, and refuse stores of another hash. An edited plan is refused by its checksum.
 * The *tile store* is one array (quantity, z, y, x), float32, one chunk a block, in the place of the block in
   the grid of blocks: the weighted partial sums of the block's tiles over its support (`geometry.Block`).
   Quantity 0 is what is restored, in [-1, 1]; with more than one sample there is their standard deviation
@@ -19,18 +20,24 @@ Conventions
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from emdiffuse import __version__
 from emdiffuse.config import Restoration, Sampler, Tiling
-from emdiffuse.config.settings import settings_hash
+from emdiffuse.config.settings import Record, parse_record
 from emdiffuse.config.tasks import TASKS
-from emdiffuse.models.description import WEIGHTS_FILE, Description, read_description, weights_hash
+from emdiffuse.models.description import (
+    WEIGHTS_FILE,
+    Description,
+    model_link,
+    read_description,
+    weights_hash,
+)
 from emdiffuse.models.numbers import require_numbers
 from emdiffuse.restoration.footprint import memory_mb
 from emdiffuse.restoration.geometry import BlockGrid, ImageStack, SliceGrid, TileAxis, slice_grid
@@ -39,30 +46,24 @@ from emdiffuse.runtime.atomic import write_atomically
 from emdiffuse.runtime.errors import ConfigError, DataError, StoreError
 from emdiffuse.runtime.outputs import emptied, require_apart
 from emdiffuse.runtime.progress import logger
+from emdiffuse.stores.facts import CalibrationFacts, RealSlices, RestoredFacts, require_made
+from emdiffuse.stores.intensity import Intensity
+from emdiffuse.stores.provenance import Link, digest, made_by
 from emdiffuse.stores.volume import Array, Volume, create_array, create_image_array, open_volume
 
 BOUNDS = ("lower", "upper")
 MARKS = {"restore": "restored-*.done", "stitch": "stitched-*.done"}
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is to be done, read from ``plan.json``.
+class Plan(Record):
+    """What is to be done: ``plan.json``.
 
     Attributes
     ----------
-    folder : Path
-        Where the plan lies, with the tile store and the restored volume beside it.
-    hash : str
-        Identifies input, model and settings.
-    source : str
-        Identifies the input.
     input, model : Path
         The volume that is restored and the folder of the model.
-    weights : str
-        SHA-256 of the model's weights.
-    factor, thickness : Fraction
-        Anisotropy factor, 1 for images; share of the distance of slices that one integrates over.
+    thickness : Fraction
+        Share of the distance of slices that one integrates over.
     images : bool
         Whether each slice is restored by itself, rather than gaps between slices.
     scale : int
@@ -73,34 +74,86 @@ class Plan:
         Those of them that are not to be trusted.
     shape : tuple of int
         Shape (z, y, x) of the restored volume.
-    sampler, tiling
-        Settings.
-    calibration : dict or None
-        What `calibration.calibrate` wrote.
+    tiling : Tiling
+        How the work is cut.
     reliable : float
         Score up to which an image is called reliable.
-    facts : dict
-        What the restored volume says of itself.
+    restored_by : Link
+        How the tiles are made: by sampler and tiling, of the input and the model.
+    facts : RestoredFacts
+        What the restored volume says of itself; `made` of it is also of the calibration, where there is one.
+    blocks : int
+        Number of blocks.
+    memory_mb : dict
+        Memory that a worker of each stage needs, in MB.
+    checksum : str
+        Of all this; a plan that was read is compared with it.
+    folder : Path
+        Where the plan lies, with the tile store and the restored volume beside it; not written.
     """
 
-    folder: Path
-    hash: str
-    source: str
+    version: Literal[2] = 2
     input: Path
     model: Path
-    weights: str
-    factor: Fraction
     thickness: Fraction
     images: bool
-    scale: int
-    slices: int
+    scale: Literal[1, 2]
+    slices: int = Field(ge=1)
     missing: tuple[int, ...]
     shape: tuple[int, int, int]
-    sampler: Sampler
     tiling: Tiling
-    calibration: dict[str, Any] | None
     reliable: float
-    facts: dict[str, Any]
+    restored_by: Link
+    facts: RestoredFacts
+    blocks: int = 0
+    memory_mb: dict[str, int] = Field(default_factory=dict)
+    checksum: str = ""
+    folder: Path = Field(Path(), exclude=True)
+
+    @model_validator(mode="after")
+    def _own_checksum(self) -> Plan:
+        own = digest(self.model_dump(mode="json", exclude={"checksum"}))
+        if self.checksum not in ("", own):
+            raise ValueError("its checksum is not that of its content: it was edited")
+        object.__setattr__(self, "checksum", own)  # a record is frozen for all others
+        return self
+
+    @property
+    def made(self) -> Link:
+        """How the restored volume is made."""
+        return require_made(self.facts, self.folder / "plan.json")
+
+    @property
+    def hash(self) -> str:
+        """What identifies the restored volume."""
+        return self.made.hash
+
+    @property
+    def source(self) -> Link:
+        """How the input was made."""
+        return self.restored_by.inputs[0]
+
+    @property
+    def factor(self) -> Fraction:
+        """Anisotropy factor; 1 for images."""
+        return self.facts.factor or Fraction(1)
+
+    @property
+    def sampler(self) -> Sampler:
+        """The sampler, with nothing left open."""
+        assert self.facts.sampler is not None
+        return self.facts.sampler
+
+    @property
+    def intensity(self) -> Intensity:
+        """How the restored slices are scaled."""
+        assert self.facts.intensity is not None
+        return self.facts.intensity
+
+    @property
+    def calibration(self) -> CalibrationFacts | None:
+        """How intervals were calibrated."""
+        return self.facts.calibration
 
     @property
     def tiles(self) -> Path:
@@ -166,89 +219,89 @@ def make_plan(
         otherwise than `settings` says.
     """
     volume, description = open_volume(dataset), read_description(model)
-    restored = _restored_before(volume, settings)
     task = TASKS[description.task]
     slices, height, width = volume.array.shape
     grid: SliceGrid | ImageStack = ImageStack(slices)
     if task.volumetric:
         if slices < 2:
-            raise DataError(f"{dataset}: one slice has no gap to fill; at least two are needed")
+            raise DataError(f"{dataset}: one slice has no gap to fill; at least two are needed", dataset)
         grid = slice_grid(volume)
         _check_gaps(grid, dataset, model, description)
+    require_numbers(model / WEIGHTS_FILE)
+    facts, link = _facts(volume, model, description, settings, grid, calibration)
+    plan = Plan(
+        folder=out.parent,
+        input=dataset,
+        model=model,
+        images=not task.volumetric,
+        scale=task.scale,
+        slices=slices,
+        thickness=grid.thickness if isinstance(grid, SliceGrid) else Fraction(0),
+        missing=volume.facts.missing if task.volumetric else (),
+        shape=(grid.length, height * task.scale, width * task.scale),
+        tiling=settings.tiling,
+        reliable=settings.reliable,
+        restored_by=link,
+        facts=facts,
+    )
+    blocks = plan.grid
+    known = {"blocks": len(blocks), "memory_mb": memory_mb(blocks, len(plan.quantities), description)}
+    plan = Plan(**{**dict(plan), **known, "checksum": ""})
+    _make_stores(plan, volume)
+    logger.info(
+        "%s voxels in %d blocks of at most %s voxels; %d calls a tile",
+        " x ".join(map(str, plan.shape)), len(blocks), " x ".join(map(str, blocks.chunk)),
+        description.calls(plan.sampler),
+    )  # fmt: skip
+    write_atomically(out, json.dumps(plan.model_dump(mode="json", exclude_none=True), indent=2))
+    return plan
+
+
+def _facts(
+    volume: Volume,
+    model: Path,
+    description: Description,
+    settings: Restoration,
+    grid: SliceGrid | ImageStack,
+    calibration: Path | None,
+) -> tuple[RestoredFacts, Link]:
+    """Return what the restored volume says of itself, and how its tiles are made."""
     sampler = description.resolve(settings.sampler)
     if sampler.ensemble > 1 and not description.native:
         raise ConfigError(
             f"sampler.ensemble: {model} is a published network, which has no mean in one call; leave it out"
         )
-    sampler = sampler.model_copy(update={"consistent": _consistent(sampler, grid, dataset)})
-    require_numbers(model / WEIGHTS_FILE)
-    weights = weights_hash(model)
-    asked = sampler.model_dump(mode="json")
+    sampler = sampler.model_copy(update={"consistent": _consistent(sampler, grid, volume.path)})
+    weights, name = weights_hash(model), f"{settings.dataset} by {settings.model}"
+    how = {"sampler": sampler.model_dump(mode="json"), "tiling": settings.tiling.model_dump(mode="json")}
+    made = link = made_by("restore", name, how, volume.made, model_link(model))
     calibrated = None
     if calibration is not None:
-        calibrated = read_calibration(calibration, weights, asked, volume.facts.get("sources"))
-    identity = settings_hash(
-        sampler, settings.tiling, input_hash(volume), weights, description.model_dump(mode="json"),
-        calibrated and calibrated["scale"],
-    )  # fmt: skip
-    content = {
-        "hash": identity,
-        "source": input_hash(volume),
-        "input": str(dataset),
-        "model": str(model),
-        "weights": weights,
-        "factor": str(grid.factor),
-        "thickness": str(grid.thickness) if isinstance(grid, SliceGrid) else "0",
-        "images": not task.volumetric,
-        "scale": task.scale,
-        "slices": slices,
-        "missing": list(volume.facts.get("missing", [])) if task.volumetric else [],
-        "shape": [grid.length, height * task.scale, width * task.scale],
-        "sampler": asked,
-        "calibration": calibrated,
-        "reliable": settings.reliable,
-        "tiling": settings.tiling.model_dump(mode="json"),
-        "facts": {
-            "stage": "restored",
-            "version": __version__,
-            "dataset": settings.dataset,
-            "model": settings.model,
-            "task": description.task,
-            "factor": str(grid.factor),
-            "estimator": description.estimator(sampler),
-            "sampler": asked,
-            "weights": weights,
-            "calibration": calibrated,
-            "sources": volume.facts.get("sources", []),
-            "training_sources": [source.model_dump(exclude_none=True) for source in description.sources]
-            + volume.facts.get("training_sources", []),
-            "intensity": volume.intensity.stretched(
-                float(grid.factor), float(grid.centre(0)) if isinstance(grid, SliceGrid) else 0.0
-            ).as_facts(),
-            "thickness": 0.0 if task.volumetric else volume.facts.get("thickness", 0.0),
-            "missing": [] if task.volumetric else volume.facts.get("missing", []),
-            "real_slices": restored,
-            "hash": identity,
-        },
-    }
-    plan = _parse_plan(content, out.parent)
-    _make_stores(plan, volume)
-    blocks = plan.grid
-    content["blocks"] = len(blocks)
-    content["memory_mb"] = memory_mb(blocks, len(plan.quantities), description)
-    logger.info(
-        "%s voxels in %d blocks of at most %s voxels; %d calls a tile",
-        " x ".join(map(str, plan.shape)), len(blocks), " x ".join(map(str, blocks.chunk)),
-        description.calls(sampler),
-    )  # fmt: skip
-    write_atomically(out, json.dumps(content, indent=2))
-    return plan
-
-
-def input_hash(volume: Volume) -> str:
-    """Return what identifies an input: its raw files, and what was made of them."""
-    facts = [volume.facts.get(key) for key in ("sources", "intensity", "missing", "thickness", "hash")]
-    return settings_hash(facts, list(volume.array.shape), list(volume.voxel_size))
+        found = read_calibration(calibration, weights, sampler, volume.facts.sources)
+        made = made_by("intervals", name, {}, link, require_made(found, calibration))
+        calibrated = found.model_copy(update={"made": None})  # it is in `made`
+    facts = RestoredFacts(
+        dataset=settings.dataset,
+        made=made,
+        kind=volume.facts.kind,
+        intensity=volume.intensity.stretched(
+            float(grid.factor), float(grid.centre(0)) if isinstance(grid, SliceGrid) else 0.0
+        ),
+        thickness=0.0 if TASKS[description.task].volumetric else volume.facts.thickness,
+        sources=volume.facts.sources,
+        missing=() if TASKS[description.task].volumetric else volume.facts.missing,
+        factor=grid.factor,
+        version=__version__,
+        model=settings.model,
+        task=description.task,
+        estimator=description.estimator(sampler),
+        sampler=sampler,
+        weights=weights,
+        calibration=calibrated,
+        training_sources=(*description.sources, *volume.restoration.training_sources),
+        real_slices=_restored_before(volume, settings),
+    )
+    return facts, link
 
 
 def open_input(plan: Plan) -> Volume:
@@ -260,22 +313,31 @@ def open_input(plan: Plan) -> Volume:
         If it is missing, or not the one that the plan was made for.
     """
     volume = open_volume(plan.input)
-    if input_hash(volume) != plan.source:
+    if volume.made.hash != plan.source.hash:
         raise StoreError(
-            f"{plan.input}: changed since {plan.folder}/plan.json was made; run the stage `plan` again"
+            f"{plan.input}: changed since {plan.folder}/plan.json was made; run the stage `plan` again",
+            plan.input,
         )
     return volume
 
 
-def _restored_before(volume: Volume, settings: Restoration) -> dict[str, Any] | None:
+def _restored_before(volume: Volume, settings: Restoration) -> RealSlices | None:
     """Return by what the slices of an input were restored; None where they are as they were acquired."""
-    facts = volume.facts if volume.facts.get("stage") == "restored" else {}
-    if facts.get("model") != settings.real_slices:
+    facts = volume.restoration
+    if facts.model != settings.real_slices:
         raise DataError(
-            f"{volume.path}: its slices were restored by {facts.get('model') or 'no model'}, but "
-            f"`real_slices` says {settings.real_slices or 'none'}; give the volume that belongs to it"
+            f"{volume.path}: its slices were restored by {facts.model or 'no model'}, but "
+            f"`real_slices` says {settings.real_slices or 'none'}; give the volume that belongs to it",
+            volume.path,
         )
-    return {key: facts[key] for key in ("model", "estimator", "weights", "hash")} if facts else None
+    if facts.model is None:
+        return None
+    return RealSlices(
+        model=facts.model,
+        estimator=facts.estimator or "",
+        weights=facts.weights or "",
+        hash=volume.made.hash,
+    )
 
 
 def _consistent(sampler: Sampler, grid: SliceGrid | ImageStack, dataset: Path) -> bool:
@@ -323,7 +385,7 @@ def create_tiles(plan: Plan, path: Path) -> None:
     grid = plan.grid
     chunk = (len(plan.quantities), *grid.chunk)
     shape = (chunk[0], *(n * c for n, c in zip(grid.counts, grid.chunk, strict=True)))
-    create_array(path, shape, np.float32, chunk=chunk, attributes={"hash": plan.hash})
+    create_array(path, shape, np.float32, chunk=chunk, attributes={"hash": plan.restored_by.hash})
 
 
 def create_output(plan: Plan, name: str, path: Path, dtype: np.dtype[Any]) -> None:
@@ -332,9 +394,14 @@ def create_output(plan: Plan, name: str, path: Path, dtype: np.dtype[Any]) -> No
     create_image_array(path, plan.shape, own, {"hash": plan.hash})
 
 
+def _hash_of(plan: Plan, path: Path) -> str:
+    """Return the hash of an array of a plan: that of its tiles, or that of the restored volume."""
+    return (plan.restored_by if path == plan.tiles else plan.made).hash
+
+
 def _is_of(plan: Plan, path: Path) -> bool:
     try:
-        return bool(Array(path).attributes.get("hash") == plan.hash)
+        return bool(Array(path).attributes.get("hash") == _hash_of(plan, path))
     except StoreError:
         return False
 
@@ -348,9 +415,9 @@ def open_array_of(plan: Plan, path: Path) -> Array:
         If it is missing, or belongs to another plan.
     """
     array = Array(path)
-    if array.attributes.get("hash") != plan.hash:
+    if array.attributes.get("hash") != _hash_of(plan, path):
         raise StoreError(
-            f"{path}: made with other settings than {plan.folder}/plan.json; run the stage `plan` again"
+            f"{path}: made with other settings than {plan.folder}/plan.json; run the stage `plan` again", path
         )
     return array
 
@@ -361,37 +428,13 @@ def read_plan(path: Path) -> Plan:
     Raises
     ------
     StoreError
-        If there is none, or it cannot be read.
+        If there is none, it cannot be read, or it was edited.
     """
     try:
-        return _parse_plan(json.loads(path.read_text()), path.parent)
-    except FileNotFoundError:
-        raise StoreError(f"{path}: there is no plan here; run the stage `plan`") from None
-    except (ValueError, KeyError, TypeError):
-        raise StoreError(
-            f"{path}: not a plan that this version can read; run the stage `plan` again"
-        ) from None
-
-
-def _parse_plan(content: dict[str, Any], folder: Path) -> Plan:
-    z, y, x = content["shape"]
-    return Plan(
-        folder=folder,
-        hash=content["hash"],
-        source=content["source"],
-        input=Path(content["input"]),
-        model=Path(content["model"]),
-        weights=content["weights"],
-        factor=Fraction(content["factor"]),
-        thickness=Fraction(content["thickness"]),
-        images=content["images"],
-        scale=content["scale"],
-        slices=content["slices"],
-        missing=tuple(content["missing"]),
-        shape=(z, y, x),
-        sampler=Sampler.model_validate(content["sampler"]),
-        tiling=Tiling.model_validate(content["tiling"]),
-        calibration=content["calibration"],
-        reliable=content["reliable"],
-        facts=content["facts"],
-    )
+        text = path.read_bytes()
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        why = "there is no plan here" if missing else f"it cannot be read ({error.strerror})"
+        raise StoreError(f"{path}: {why}; run the stage `plan`", path) from None
+    plan = parse_record(Plan, text, path, StoreError, "run the stage `plan` again")
+    return plan.model_copy(update={"folder": path.parent})

@@ -19,7 +19,6 @@ Conventions
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +29,8 @@ from emdiffuse.restoration.kept import with_kept, without_uncertainty
 from emdiffuse.restoration.plan import BOUNDS, Plan, open_array_of, open_input, read_plan
 from emdiffuse.runtime.errors import DamagedError, StoreError
 from emdiffuse.runtime.progress import logger, progress
-from emdiffuse.stores.intensity import Scaling, cast_to, from_unit, read_intensity
+from emdiffuse.stores.facts import Reliability
+from emdiffuse.stores.intensity import Scaling, cast_to, from_unit
 from emdiffuse.stores.pyramid import build_pyramid
 from emdiffuse.stores.volume import Array, Box, Volume, multiscale, open_volume, write_group
 
@@ -89,7 +89,7 @@ def stitch_box(plan: Plan, volume: Volume, tiles: Array, name: str, box: Box) ->
     if name in BOUNDS and plan.calibration is not None:
         restored, uncertainty = (stitch_box(plan, volume, tiles, part, box) for part in plan.quantities[:2])
         floor = floors(_scaling(plan, box))
-        bounds = interval(restored, uncertainty, plan.calibration["scale"], floor)
+        bounds = interval(restored, uncertainty, plan.calibration.scale, floor)
         return with_kept(plan, volume, bounds[BOUNDS.index(name)], box)
     if plan.sampler.consistent and name != "uncertainty":
         values = cast_to(_consistent(plan, volume, tiles, name, box), volume.array.dtype)
@@ -107,7 +107,7 @@ def stitch_box(plan: Plan, volume: Volume, tiles: Array, name: str, box: Box) ->
 
 def _scaling(plan: Plan, box: Box) -> Scaling:
     """Return the scaling of the output slices of a box."""
-    return read_intensity(plan.facts, plan.folder).at(range(box[0].start, box[0].stop))
+    return plan.intensity.at(range(box[0].start, box[0].stop))
 
 
 def _sums(plan: Plan, tiles: Array, quantity: int, box: Box) -> NDArray[np.float32]:
@@ -198,7 +198,7 @@ def pyramid(path: Path) -> None:
         try:
             array.require_whole()
             array.tidy()
-            scales = build_pyramid(plan.restored / name, voxel_size)
+            scales = build_pyramid(plan.restored / name, voxel_size, plan.hash)
         except DamagedError as error:
             plan.forget("stitch")
             raise StoreError(
@@ -206,33 +206,33 @@ def pyramid(path: Path) -> None:
             ) from None
         levels = [str(i) for i in range(len(scales))]
         own = multiscale(name, voxel_size, levels, scales) | words
-        write_group(
-            plan.restored / name, {"ome": {"version": "0.5", "multiscales": [own]}, "emdiffuse": plan.facts}
-        )
+        ome = {"version": "0.5", "multiscales": [own]}
+        write_group(plan.restored / name, {"ome": ome, "emdiffuse": plan.facts.as_json()})
         images.append(multiscale(name, voxel_size, [f"{name}/{level}" for level in levels], scales) | words)
         logger.info("%s: %d levels", plan.restored / name, len(scales))
-    facts = dict(plan.facts)
+    facts = plan.facts
     if "uncertainty" in plan.outputs:
-        facts["reliability"] = reliability(plan)
-    write_group(plan.restored, {"ome": {"version": "0.5", "multiscales": images}, "emdiffuse": facts})
+        facts = facts.model_copy(update={"reliability": reliability(plan)})
+    ome = {"version": "0.5", "multiscales": images}
+    write_group(plan.restored, {"ome": ome, "emdiffuse": facts.as_json()})
 
 
 def _provenance(plan: Plan) -> str:
     """Say in a sentence, for whoever opens the volume in another program, that it was not measured."""
     facts = plan.facts
     return (
-        f"restored from the dataset '{facts['dataset']}' by emdiffuse {facts['version']} with the model "
-        f"'{facts['model']}' ({facts['task']}, {facts['estimator']}, weights SHA-256 {facts['weights']}); "
+        f"restored from the dataset '{facts.dataset}' by emdiffuse {facts.version} with the model "
+        f"'{facts.model}' ({facts.task}, {facts.estimator}, weights SHA-256 {facts.weights}); "
         "computed, not measured"
     )
 
 
-def reliability(plan: Plan) -> dict[str, Any]:
+def reliability(plan: Plan) -> Reliability:
     """Score every generated slice by its uncertainty, and say which are reliable.
 
     Returns
     -------
-    dict
+    Reliability
         ``scores``: of every generated slice (or image) the 99th percentile of the uncertainty, as a share of
         its range of intensities, to 1/1000; ``threshold``: the score up to which one is called reliable;
         ``slices``: which these are; ``reliable``: how many of them are.
@@ -249,4 +249,4 @@ def reliability(plan: Plan) -> dict[str, Any]:
     shares = counts.cumsum(axis=1) / counts.sum(axis=1, keepdims=True)
     scores = [float((shares[z] < SCORE_PERCENTILE / 100).sum() + 1) / 1000 for z in generated]
     good = sum(score <= plan.reliable for score in scores)
-    return {"slices": generated, "scores": scores, "threshold": plan.reliable, "reliable": good}
+    return Reliability(slices=tuple(generated), scores=tuple(scores), threshold=plan.reliable, reliable=good)

@@ -19,7 +19,6 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -29,7 +28,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from emdiffuse.models.description import weights_hash
+from emdiffuse.models.description import model_link
 from emdiffuse.models.inference import RestorationModel, WhiteNoise
 from emdiffuse.models.processes import Batch
 from emdiffuse.restoration.device_noise import device_noise
@@ -94,7 +93,7 @@ def restore(
     """
     plan = read_plan(path)
     volume, tiles, grid = open_input(plan), open_array_of(plan, plan.tiles), plan.grid
-    if weights_hash(plan.model) != plan.weights:
+    if model_link(plan.model).hash != plan.restored_by.inputs[1].hash:
         raise StoreError(f"{plan.model}: changed since {path} was made; run the stage `plan` again")
     mine = [number for number in owned(len(grid), worker, workers) if not grid.idle(grid[number])]
     todo = [number for number in mine if not tiles.intact((0, *grid[number].index))]
@@ -216,7 +215,8 @@ def _batch_for(plan: Plan, numbers: Sequence[int], volume: Volume, model: Restor
         return 1
     # more steps, or samples, take no more memory
     few = {"steps": min(sampler.steps or 1, 2), "samples": min(sampler.samples, 2)}
-    short = replace(plan, sampler=sampler.model_copy(update=few))
+    facts = plan.facts.model_copy(update={"sampler": sampler.model_copy(update=few)})
+    short = plan.model_copy(update={"facts": facts})
     gap = max(grid[numbers[0]].gaps, key=lambda gap: len(grid.z.generated(gap)))
     tiles = [Tile(gap, 0, 0)]
 

@@ -13,17 +13,16 @@ Conventions
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 from scipy.ndimage import maximum_filter
 
-from emdiffuse.runtime.errors import StoreError
 from emdiffuse.stores.fill import fill
 
 BEARABLE = 5.0
@@ -139,30 +138,6 @@ class Scaling:
     def __getitem__(self, z: int) -> Scaling:
         """Return the scaling of the z-th of several slices."""
         return Scaling(self.low[z], self.high[z], self.sign)
-
-
-def read_intensity(facts: Mapping[str, Any], where: object) -> Intensity:
-    """Read the intensity facts of a store.
-
-    Parameters
-    ----------
-    facts : mapping
-        What the store says of itself.
-    where : Any
-        Its path, for the error.
-
-    Raises
-    ------
-    StoreError
-        If it does not say them, or they are no ranges.
-    """
-    try:
-        return Intensity.model_validate(facts.get("intensity"))
-    except ValidationError:
-        raise StoreError(
-            f"{where}: its range of intensities is not known, or not one that this version reads; acquire it "
-            "again"
-        ) from None
 
 
 def cast_to(values: NDArray[np.floating[Any]], dtype: np.dtype[Any]) -> NDArray[Any]:

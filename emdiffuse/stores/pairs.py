@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from emdiffuse.runtime.errors import StoreError
-from emdiffuse.stores.volume import Volume, open_volume, read_metadata, write_group
+from emdiffuse.stores.facts import PairField, PairsFacts, parse_facts
+from emdiffuse.stores.volume import Volume, kind_of, known_of, open_volume, write_group
 
-SCALES = (1, 2)
+SCALES: tuple[Literal[1, 2], ...] = (1, 2)
 
 
 @dataclass(frozen=True)
@@ -29,38 +30,37 @@ class Pairs:
     ----------
     path : Path
         The folder.
-    facts : dict
-        What the store says of itself: dataset, scale, intensity of ``moving`` and ``fixed``, sources, fields.
+    facts : PairsFacts
+        What the store says of itself.
     """
 
     path: Path
-    facts: dict[str, Any]
+    facts: PairsFacts
 
     @property
     def scale(self) -> int:
         """Pixels of the fixed image that are one of the moving one."""
-        return int(self.facts["scale"])
+        return self.facts.scale
 
     @property
-    def fields(self) -> list[dict[str, Any]]:
-        """Group, name, specimen and level of each field, also of the excluded ones."""
-        fields: list[dict[str, Any]] = self.facts["fields"]
-        return fields
+    def fields(self) -> tuple[PairField, ...]:
+        """All fields, also the excluded ones."""
+        return self.facts.fields
 
-    def image(self, field: dict[str, Any], name: str) -> Volume:
+    def image(self, field: PairField, name: str) -> Volume:
         """Open an image of a field: "moving", "fixed" or "mask"."""
-        return open_volume(self.path / field["group"] / name)
+        return open_volume(self.path / field.group / name)
 
-    def has_mask(self, field: dict[str, Any]) -> bool:
+    def has_mask(self, field: PairField) -> bool:
         """Tell whether a field has a mask."""
-        return (self.path / field["group"] / "mask" / "zarr.json").exists()
+        return (self.path / field.group / "mask" / "zarr.json").exists()
 
 
-def finish_pairs(path: Path, facts: dict[str, Any]) -> None:
+def finish_pairs(path: Path, facts: PairsFacts) -> None:
     """Write the metadata of the groups of fields, and last that of the store, with its facts."""
-    for field in facts["fields"]:
-        write_group(path / field["group"], {"emdiffuse": {"name": field["name"]}})
-    write_group(path, {"emdiffuse": facts})
+    for field in facts.fields:
+        write_group(path / field.group, {"emdiffuse": {"name": field.name}})
+    write_group(path, {"emdiffuse": facts.as_json()})
 
 
 def open_pairs(path: Path) -> Pairs:
@@ -71,12 +71,11 @@ def open_pairs(path: Path) -> Pairs:
     StoreError
         If there is none, or it is a volume.
     """
-    facts = read_metadata(path, "group")["attributes"].get("emdiffuse", {})
-    if facts.get("kind") != "pairs":
-        raise StoreError(f"{path}: a store of image pairs is expected here, but this is a volume")
-    return Pairs(path, facts)
+    if not holds_pairs(path):
+        raise StoreError(f"{path}: a store of image pairs is expected here, but this is a volume", path)
+    return Pairs(path, parse_facts(PairsFacts, known_of(path), path))
 
 
 def holds_pairs(path: Path) -> bool:
     """Tell whether a store holds image pairs, rather than a volume."""
-    return bool(read_metadata(path, "group")["attributes"].get("emdiffuse", {}).get("kind") == "pairs")
+    return kind_of(path) == "pairs"

@@ -3,10 +3,12 @@
 Conventions
 -----------
 * See `volume`: the pixel at index i of level n averages the voxels from i to i + 1 of the level below.
+* A level that was begun for the same image is completed: a shard that exists is done.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Sequence
 from math import ceil
@@ -14,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
+from emdiffuse.runtime.errors import StoreError
 from emdiffuse.stores.intensity import cast_to
 from emdiffuse.stores.volume import CHUNK, Array, Box, create_image_array
 
@@ -23,7 +26,7 @@ SMALLEST_LEVEL = 64
 """A pyramid ends with the first level whose lateral sides are not above this."""
 
 
-def build_pyramid(image: Path, voxel_size: Sequence[float]) -> list[tuple[int, int, int]]:
+def build_pyramid(image: Path, voxel_size: Sequence[float], own: str = "") -> list[tuple[int, int, int]]:
     """Add the levels 1, 2, ... beside level ``0`` of an image: averages of 2 x 2 x 2 voxels.
 
     An axis is halved as long as its voxel is not larger than twice the smallest, so that anisotropic volumes
@@ -36,6 +39,8 @@ def build_pyramid(image: Path, voxel_size: Sequence[float]) -> list[tuple[int, i
         The group that holds array ``0``.
     voxel_size : sequence of float
         Voxel size (z, y, x) of level 0.
+    own : str
+        Hash of the image: of levels that have it already, only what is missing is made.
 
     Returns
     -------
@@ -50,17 +55,23 @@ def build_pyramid(image: Path, voxel_size: Sequence[float]) -> list[tuple[int, i
         step = tuple(
             2 if n > 1 and size < 2 * smallest else 1 for n, size in zip(source.shape, sizes, strict=True)
         )
-        target = create_image_array(
-            image / str(len(scales)),
-            [ceil(n / s) for n, s in zip(source.shape, step, strict=True)],
-            source.dtype,
-        )
-        for index in np.ndindex(*target.grid):
+        shape = [ceil(n / s) for n, s in zip(source.shape, step, strict=True)]
+        target = _level(image / str(len(scales)), shape, source.dtype, own)
+        for index in itertools.filterfalse(target.exists, np.ndindex(*target.grid)):
             box = target.box(index)
             target[box] = _average_box(source, box, step)
         scales.append(tuple(s * t for s, t in zip(scales[-1], step, strict=True)))  # type: ignore[arg-type]
         source = target
     return scales
+
+
+def _level(path: Path, shape: Sequence[int], dtype: DTypeLike, own: str) -> Array:
+    """Open a level that was begun for the same image, or create it."""
+    with contextlib.suppress(StoreError):
+        level = Array(path)
+        if own and level.attributes.get("hash") == own:
+            return level
+    return create_image_array(path, shape, dtype, {"hash": own} if own else None)
 
 
 def _average_box(source: Array, box: Box, step: tuple[int, ...]) -> NDArray[Any]:

@@ -24,6 +24,7 @@ import numpy as np
 from emdiffuse.runtime.errors import DamagedError, StoreError
 from emdiffuse.runtime.progress import logger, progress
 from emdiffuse.stores.damage import MISSING
+from emdiffuse.stores.provenance import forget
 from emdiffuse.stores.volume import Array
 
 METADATA = "zarr.json"
@@ -87,7 +88,7 @@ def verify_store(store: Path, repair: bool = False) -> None:
     tell(store, lost, total, repair)
     if repair and lost:
         for damaged in (store, *sharing(store, lost)):
-            (damaged / METADATA).unlink(missing_ok=True)
+            forget(damaged / METADATA)
             logger.info("%s: marked as unfinished: the next start of the workflow recomputes it", damaged)
 
 

@@ -19,14 +19,11 @@ Conventions
 
 from __future__ import annotations
 
-import errno
 import itertools
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -43,7 +40,9 @@ from emdiffuse.runtime.errors import AccessError, DamagedError, StoreError
 from emdiffuse.runtime.outputs import emptied
 from emdiffuse.runtime.progress import logger
 from emdiffuse.stores.damage import MISSING, damage_of, first_line, of_the_call, os_error
-from emdiffuse.stores.intensity import Intensity, read_intensity
+from emdiffuse.stores.facts import Facts, RestoredFacts, VolumeFacts, parse_volume_facts, require_made
+from emdiffuse.stores.intensity import Intensity
+from emdiffuse.stores.provenance import Link, write_and_keep
 
 CHUNK = (32, 64, 64)
 SHARD = (64, 512, 512)
@@ -292,10 +291,28 @@ def read_metadata(path: Path, kind: str) -> dict[str, Any]:
     return metadata
 
 
+def known_of(path: Path) -> dict[str, Any]:
+    """Return what a finished group says of itself, as JSON; nothing, of somebody else's."""
+    attributes = read_metadata(path, "group").get("attributes")
+    known = attributes.get("emdiffuse") if isinstance(attributes, dict) else None
+    return known if isinstance(known, dict) else {}
+
+
+def kind_of(path: Path) -> str:
+    """Return what a store holds: "volume", "images" or "pairs"."""
+    return str(known_of(path).get("kind", "volume"))
+
+
 def write_group(path: Path, attributes: dict[str, Any]) -> None:
-    """Write a group's ``zarr.json``, atomically: the last thing that the maker of a store does."""
+    """Write a group's ``zarr.json``, atomically: the last thing that the maker of a store does.
+
+    Where the group says what it was made of, a copy is kept, by which it is known when it is asked for again.
+    """
     metadata = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-    write_atomically(path / "zarr.json", json.dumps(metadata, indent=2))
+    if "made" in attributes.get("emdiffuse", {}):
+        write_and_keep(path / "zarr.json", metadata)
+    else:
+        write_atomically(path / "zarr.json", json.dumps(metadata, indent=2))
 
 
 def multiscale(
@@ -350,25 +367,37 @@ class Volume:
         Level 0, (z, y, x).
     voxel_size : tuple of float
         Voxel size (z, y, x) in nanometers.
-    facts : dict
-        What the project knows of it: the ``emdiffuse`` attributes.
+    facts : VolumeFacts
+        What it says of itself: `RestoredFacts`, of a restored one.
     """
 
     path: Path
     array: Array
     voxel_size: tuple[float, float, float]
-    facts: dict[str, Any]
+    facts: VolumeFacts
 
-    @cached_property
+    @property
     def intensity(self) -> Intensity:
         """How its slices are scaled."""
-        return read_intensity(self.facts, self.path)
+        if self.facts.intensity is None:
+            raise StoreError(f"{self.path}: its range of intensities is not known; acquire it again")
+        return self.facts.intensity
+
+    @property
+    def restoration(self) -> RestoredFacts:
+        """What is known of how it was restored: nothing, where this program did not do it."""
+        return self.facts if isinstance(self.facts, RestoredFacts) else RestoredFacts()
+
+    @property
+    def made(self) -> Link:
+        """How it was made."""
+        return require_made(self.facts, self.path)
 
     @property
     def valid(self) -> tuple[slice, slice]:
         """Rows and columns that are image, and no data bar of a microscope."""
         _, height, width = self.array.shape
-        top, bottom, left, right = self.facts.get("valid") or (0, height, 0, width)
+        top, bottom, left, right = self.facts.valid or (0, height, 0, width)
         return slice(top, bottom), slice(left, right)
 
 
@@ -390,33 +419,11 @@ def open_volume(path: Path) -> Volume:
         raise StoreError(f"{path}: this Zarr group is not an OME-Zarr 0.5 image") from None
     if axes != ["z", "y", "x"]:
         raise StoreError(f"{path}: the axes must be z, y, x, but are {', '.join(axes)}")
-    return Volume(path, Array(path / level["path"]), tuple(scale), attributes.get("emdiffuse", {}))
+    facts = parse_volume_facts(attributes.get("emdiffuse"), path)
+    return Volume(path, Array(path / level["path"]), tuple(scale), facts)
 
 
-def write_image(path: Path, name: str, voxel_size: Sequence[float], facts: dict[str, Any]) -> None:
+def write_image(path: Path, name: str, voxel_size: Sequence[float], facts: Facts) -> None:
     """Finish an image of one level, stored as array ``0``: write its group's metadata."""
     image = multiscale(name, voxel_size, ["0"], [(1, 1, 1)])
-    write_group(path, {"ome": {"version": "0.5", "multiscales": [image]}, "emdiffuse": facts})
-
-
-def link(source: Path, target: Path) -> None:
-    """Make an array at `target` of the chunks of another: hard links, or copies on another file system.
-
-    Raises
-    ------
-    DamagedError
-        If a chunk of the source is missing.
-    """
-    Array(source).require_whole()
-
-    def place(origin: str, copy: str) -> None:
-        if Path(origin).name != "zarr.json":
-            try:
-                os.link(origin, copy)
-                return
-            except OSError as error:
-                if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS):
-                    raise
-        shutil.copyfile(origin, copy)
-
-    shutil.copytree(source, target, copy_function=place)
+    write_group(path, {"ome": {"version": "0.5", "multiscales": [image]}, "emdiffuse": facts.as_json()})

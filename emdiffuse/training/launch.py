@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import shlex
 import signal
 import socket
@@ -25,6 +24,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,9 @@ from emdiffuse.runtime.errors import ConfigError, EmdiffuseError, LaunchError
 from emdiffuse.runtime.extras import require
 from emdiffuse.runtime.interruption import Interrupted, Stop, caught
 from emdiffuse.runtime.progress import logger, setup
-from emdiffuse.stores.volume import read_metadata
+from emdiffuse.stores.facts import PatchFacts, parse_facts, require_made
+from emdiffuse.stores.volume import known_of
+from emdiffuse.training.identity import training_link
 from emdiffuse.training.slurm import FAILED, JobState, Log, ask, cancel, failure, no_job_around, nodes_down
 
 if TYPE_CHECKING:  # submitit is installed for clusters alone
@@ -91,13 +93,11 @@ class TrainingJob:
     @property
     def identity(self) -> str:
         """Hash of the settings and data that a running job must have to be followed."""
-        from emdiffuse.training.train import identity_of
+        facts = parse_facts(PatchFacts, known_of(self.store), self.store)
+        return training_link(self.model, self.name, require_made(facts, self.store)).hash
 
-        facts = read_metadata(self.store, "group")["attributes"]["emdiffuse"]
-        return identity_of(self.model, facts["hash"])
-
-    def __call__(self) -> None:
-        """Train, as a task of a job."""
+    def __call__(self) -> EmdiffuseError | None:
+        """Train, as a task of a job; return the mistake that ended it, for who follows the job."""
         import submitit
 
         setup()
@@ -113,10 +113,10 @@ class TrainingJob:
                 sys.exit(interrupted.exit_code)  # without a result: SLURM knows whether it runs again
             restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
             if restarts >= self.requeues:
-                raise LaunchError(
+                return LaunchError(
                     f"{self.run}: the training was requeued {restarts} times, which is its limit; its state "
-                    "is saved, and it goes on from there when it is started again"
-                ) from None
+                    "is saved, and it resumes from there when it is started again"
+                )
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which SLURM ends a job that it requeues
             try:
                 assert callable(requeue)
@@ -127,6 +127,11 @@ class TrainingJob:
                 # SLURM, requeueing, ended scontrol before this process: both belong to the job
             while True:  # until SLURM ends this one: a process that exits would end the job
                 signal.pause()
+        except EmdiffuseError as mistake:
+            if environment.global_rank:  # of which no result is read
+                raise
+            return mistake
+        return None
 
     def checkpoint(self) -> Any:
         """Return what a requeued job runs: the same, which resumes from its state."""
@@ -153,19 +158,21 @@ def train_here(work: TrainingJob, processes: int = 1) -> None:
         If SIGINT or SIGTERM came; the state is saved.
     EmdiffuseError
         As `training.train`, or if one of several processes died; the others are ended.
+    ProcessRaisedException
+        If one of them failed by a defect, with its traceback.
     """
     if processes == 1:
         train(work, signal.SIGINT, signal.SIGTERM)
         return
-    from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes
+    from torch.multiprocessing import ProcessExitedException, get_context, start_processes
 
     cores = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
     os.environ["OMP_NUM_THREADS"] = str(max(cores // processes, 1))
     log = next((Path(h.baseFilename) for h in logger.handlers if isinstance(h, logging.FileHandler)), None)
+    mistakes = get_context("spawn").SimpleQueue()
     with caught(signal.SIGINT, signal.SIGTERM) as stop:
-        started = start_processes(
-            _train_as, (work, processes, free_port(), log), processes, join=False, start_method="spawn"
-        )
+        arguments = (work, processes, free_port(), log, mistakes)
+        started = start_processes(_train_as, arguments, processes, join=False, start_method="spawn")
         told = False
         try:
             while not started.join(0.5, grace_period=30):
@@ -173,9 +180,9 @@ def train_here(work: TrainingJob, processes: int = 1) -> None:
                     told = True
                     for process in started.processes:
                         os.kill(process.pid, stop.number)
-        except ProcessRaisedException as error:
-            raise EmdiffuseError(reason(str(error))) from None
         except ProcessExitedException as error:
+            if not mistakes.empty():
+                raise mistakes.get() from None
             if error.exit_code == 128 + stop.number:
                 message = f"{work.run}: the state is saved: start again to go on"
                 raise Interrupted(stop.number, message) from None
@@ -186,8 +193,15 @@ def train_here(work: TrainingJob, processes: int = 1) -> None:
             ) from None
 
 
-def _train_as(rank: int, work: TrainingJob, processes: int, port: int, log: Path | None) -> None:
-    """Train as one of several processes on this machine."""
+def _train_as(
+    rank: int,
+    work: TrainingJob,
+    processes: int,
+    port: int,
+    log: Path | None,
+    mistakes: SimpleQueue[Exception],
+) -> None:
+    """Train as one of several processes on this machine, and tell a mistake to the one that started them."""
     setup(log if rank == 0 else None)
     os.environ.update(
         WORLD_SIZE=str(processes),
@@ -201,6 +215,9 @@ def _train_as(rank: int, work: TrainingJob, processes: int, port: int, log: Path
     except Interrupted as interrupted:
         logger.info("%s", interrupted)
         sys.exit(interrupted.exit_code)
+    except (EmdiffuseError, OSError) as mistake:
+        mistakes.put(mistake)
+        sys.exit(1)
 
 
 def free_port() -> int:
@@ -394,7 +411,10 @@ def _follow(job: str, work: TrainingJob, log: Log, stop: Stop) -> None:
     outcome, value = pickle_load(result)
     if outcome == "error":
         cancel(job)  # other processes of it may still be there
-        raise LaunchError(f"{who}: {reason(value)}; its log is {log.path}")
+        raise RuntimeError(f"{who} failed by a defect; its log is {log.path}\n{value}")
+    if isinstance(value, EmdiffuseError):
+        cancel(job)
+        raise LaunchError(f"{who}: {value}; its log is {log.path}")
 
 
 def _end_if_lost(job: str, who: str, ran: JobState | None) -> None:
@@ -413,9 +433,3 @@ def _tell(who: str, last: JobState | None, state: JobState | None) -> None:
         logger.info("%s waits in the queue%s (%s)", who, again, state.reason)
     elif state.state == "RUNNING":
         logger.info("%s runs on %s", who, state.nodes)
-
-
-def reason(trace: str) -> str:
-    """Return the last line of a traceback, without the class of a user's mistake."""
-    line = trace.strip().splitlines()[-1]
-    return re.sub(r"^emdiffuse(\.\w+)+: ", "", line)

@@ -44,7 +44,7 @@ from emdiffuse.runtime import checkpoints
 from emdiffuse.runtime.atomic import write_atomically
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.runtime.progress import logger
-from emdiffuse.stores.provenance import SourceFile
+from emdiffuse.stores.provenance import Link, SourceFile
 
 NATIVE_SAMPLER = OwnSampler(name="unipc", steps=8)
 """What a native model is sampled with, unless the settings say otherwise: see ``benchmarks/README.md``."""
@@ -92,9 +92,11 @@ def new_state(model: Model, patches: PatchStore, device: torch.device) -> State:
     """Build the network, its average and the optimizer."""
     training = model.training
     torch.manual_seed(training.seed)
-    scale = patches.facts["residual_scale"]
+    scale = patches.facts.residual_scale
     begun_from = training.init_from and model_folder(training.init_from)
     begun = read_description(begun_from).network if begun_from else None
+    if scale == 0 and begun is None:
+        raise DataError(f"{patches.path}: every target is its plain estimate; there is nothing to learn")
     spec = network_spec(model, scale, begun)
     network, average = (build_network(spec, model.network.checkpointing) for _ in range(2))
     if begun_from:
@@ -170,7 +172,7 @@ def resume(run: Path, identity: str, state: State) -> None:
 
 
 def finish(
-    experiment: Path, name: str, model: Model, patches: PatchStore, state: State, device: torch.device
+    experiment: Path, made: Link, model: Model, patches: PatchStore, state: State, device: torch.device
 ) -> None:
     """Write the best weights, what they are, and how they came about."""
     weights = torch.load(experiment / "run" / "best.pt", map_location="cpu", weights_only=True)
@@ -182,7 +184,8 @@ def finish(
         best,
         state.average,
         Description(
-            name=name,
+            name=made.name,
+            made=made,
             task=model.task,
             factors=model.factors,
             network=state.spec,
@@ -190,7 +193,7 @@ def finish(
             sampler=NATIVE_SAMPLER if native else PUBLISHED_SAMPLER,
             training=model.training.model_dump(mode="json"),
             augmentation=model.augmentation.model_dump(mode="json"),
-            sources=(*map(SourceFile.model_validate, patches.facts["sources"]), *_learned_before(model)),
+            sources=(*patches.facts.sources, *_learned_before(model)),
             emdiffuse=__version__,
         ),
     )

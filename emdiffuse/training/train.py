@@ -25,11 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from emdiffuse import __version__
 from emdiffuse.config import Model, Training
-from emdiffuse.config.settings import settings_hash
-from emdiffuse.config.shipped import model_folder
-from emdiffuse.models.description import weights_hash
 from emdiffuse.models.networks.weights import require_place
 from emdiffuse.models.processes import Batch, Draws
 from emdiffuse.patches.cut import ORIGIN_COLUMNS, PatchStore
@@ -39,7 +35,9 @@ from emdiffuse.runtime.errors import EmdiffuseError, StoreError
 from emdiffuse.runtime.extras import require
 from emdiffuse.runtime.interruption import Interrupted, Stop
 from emdiffuse.runtime.progress import logger, progress
+from emdiffuse.stores.facts import require_made
 from emdiffuse.training.feed import DRAWING, DROPPING, batch_rows, batches, draw_batch, seed_of
+from emdiffuse.training.identity import training_link
 from emdiffuse.training.parallel import Ranks, joined
 from emdiffuse.training.state import State, finish, new_state, resume, save
 from emdiffuse.training.validation import batch_picture, validate
@@ -86,7 +84,8 @@ def train(
     run.mkdir(parents=True, exist_ok=True)
     with joined(device) as ranks, checkpoints.only_one(run / "lock") if ranks.first else nullcontext():
         ranks.require_divides(model.training.batch)
-        identity = identity_of(model, patches.facts["hash"])
+        made = training_link(model, name, require_made(patches.facts, store))
+        identity = made.hash
         state = new_state(model, patches, ranks.device)
         resume(run, identity, state)
         if len({step for (step,) in ranks.gather(state.step)}) > 1:
@@ -102,14 +101,8 @@ def train(
             examples = draw_batch(patches, model, 0, np.arange(model.training.batch))
             with replaced_file(experiment / "best" / "batch.png") as partial:
                 partial.write_bytes(imagecodecs.png_encode(batch_picture(*examples)))
-            finish(experiment, name, model, patches, state, ranks.device)
+            finish(experiment, made, model, patches, state, ranks.device)
         ranks.wait()
-
-
-def identity_of(model: Model, patches: str) -> str:
-    """Return the hash of all that a training's result follows from; `patches` is that of the patch store."""
-    begun_from = model.training.init_from
-    return settings_hash(model, patches, __version__, begun_from and weights_hash(model_folder(begun_from)))
 
 
 def _loop(
@@ -236,7 +229,7 @@ def _fail(
     if ranks.first:
         save(run, identity, state)
         rows = patches.origins[batch_rows(patches, model.training, state.step)]
-        names = [patches.facts["datasets"][row[0]] for row in rows.tolist()]
+        names = [patches.facts.datasets[row[0]] for row in rows.tolist()]
         origins = [
             {**dict(zip(ORIGIN_COLUMNS, row, strict=True)), "dataset": name}
             for row, name in zip(rows.tolist(), names, strict=True)

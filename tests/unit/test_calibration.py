@@ -10,7 +10,7 @@ import pytest
 from helpers import raw_file, write_volume
 from scipy.stats import binom, norm
 
-from emdiffuse.config import Calibration
+from emdiffuse.config import Calibration, Sampler
 from emdiffuse.evaluation.calibration import (
     SCALES,
     calibrate,
@@ -21,6 +21,7 @@ from emdiffuse.evaluation.calibration import (
 )
 from emdiffuse.restoration.intervals import interval, read_calibration
 from emdiffuse.runtime.errors import DataError, StoreError
+from emdiffuse.stores.provenance import SourceFile
 
 SETTINGS = Calibration(dataset="held_out", block=32)
 SAMPLER = {"name": "dpm++", "steps": 4, "samples": 4, "seed": 0}
@@ -106,19 +107,19 @@ def held_out(folder, count=3, side=128, **facts):
 
 def test_a_calibration_finds_the_scale_and_counts_blocks(tmp_path):
     found = calibrate(*held_out(tmp_path), tmp_path / "c.json", SETTINGS)
-    assert found == json.loads((tmp_path / "c.json").read_text())
-    assert (found["units"], found["unit"]) == (3 * 4 * 4, "block of 32 x 32 pixels")
+    assert found.as_json() == json.loads((tmp_path / "c.json").read_text())
+    assert (found.units, found.unit) == (3 * 4 * 4, "block of 32 x 32 pixels")
     exact = 3 * norm.ppf(0.95)
-    assert exact < found["scale"] < 1.5 * exact
-    assert found["risk"] < 0.1
-    scales = [row["scale"] for row in found["levels"]]
+    assert exact < found.scale < 1.5 * exact
+    assert found.risk < 0.1
+    scales = [row.scale for row in found.levels]
     assert scales == sorted(scales), "the fewer may lie outside, the wider"
-    assert found["levels"][4]["scale"] == found["scale"]
+    assert found.levels[4].scale == found.scale
 
 
 def test_where_there_are_images_enough_they_are_the_units(tmp_path):
     found = calibrate(*held_out(tmp_path, count=22, side=32), tmp_path / "c.json", SETTINGS)
-    assert (found["units"], found["unit"]) == (22, "image")
+    assert (found.units, found.unit) == (22, "image")
 
 
 @pytest.mark.parametrize(
@@ -148,16 +149,17 @@ def test_without_samples_there_is_nothing_to_calibrate(tmp_path):
 
 
 def test_a_calibration_is_of_one_model_sampler_and_other_data(tmp_path):
-    path = tmp_path / "c.json"
+    path, own = tmp_path / "c.json", Sampler.model_validate(SAMPLER)
+    same, other = (SourceFile.model_validate(raw_file(name)) for name in ("b", "c"))
     with pytest.raises(StoreError, match="run the stage `calibrate`"):
-        read_calibration(path, "w", SAMPLER, [])
+        read_calibration(path, "w", own, [])
     calibrate(*held_out(tmp_path, sources=[raw_file("b")]), path, SETTINGS)
-    assert read_calibration(path, "w", SAMPLER | {"seed": 5}, [raw_file("c")])["scale"] > 0
-    for weights, sampler in (("other", SAMPLER), ("w", SAMPLER | {"steps": 2})):
+    assert read_calibration(path, "w", own.model_copy(update={"seed": 5}), [other]).scale > 0
+    for weights, sampler in (("other", own), ("w", own.model_copy(update={"steps": 2}))):
         with pytest.raises(StoreError, match="other weights or another sampler"):
             read_calibration(path, weights, sampler, [])
     with pytest.raises(DataError, match="made on these very data"):
-        read_calibration(path, "w", SAMPLER, [raw_file("b")])
+        read_calibration(path, "w", own, [same])
     path.write_text("{}")
-    with pytest.raises(StoreError, match="not a calibration"):
-        read_calibration(path, "w", SAMPLER, [])
+    with pytest.raises(StoreError, match=r"c\.json: scale: this key is missing"):
+        read_calibration(path, "w", own, [])

@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from emdiffuse.config import Config, anisotropy_factor, json_schema, validate
-from emdiffuse.config.settings import parse, settings_hash
+from emdiffuse.config.settings import parse
 from emdiffuse.runtime.errors import ConfigError
+from emdiffuse.stores.provenance import digest
 
 ROOT = Path(__file__).parents[2]
 DEMO = yaml.safe_load((ROOT / "config/config.yaml").read_text())
@@ -142,9 +143,7 @@ def test_factors_are_exact():
 
 def test_hash_sees_every_value_and_no_order():
     demo, other = validate(DEMO), validate(changed(("models", "gap6", "training", "learning_rate"), 2e-3))
-    assert (
-        settings_hash(demo) == settings_hash(validate(dict(reversed(DEMO.items())))) != settings_hash(other)
-    )
+    assert digest(demo) == digest(validate(dict(reversed(DEMO.items())))) != digest(other)
 
 
 def test_every_key_is_explained():

@@ -67,7 +67,11 @@ def test_pairs_are_made_of_every_nth_slice(medulla, tmp_path):
     chosen = settings(every=3, bin=2, noise={"gaussian": 0.05})
     degrade(volume, chosen, tmp_path / "p.ome.zarr", "p", images=False)
     pairs = open_pairs(tmp_path / "p.ome.zarr")
-    assert pairs.scale == 2 and pairs.facts["sources"] == [raw_file("x")] and len(pairs.fields) == 3
+    assert (
+        pairs.scale == 2
+        and [source.path for source in pairs.facts.sources] == ["x.tif"]
+        and len(pairs.fields) == 3
+    )
     for field, z in zip(pairs.fields, (0, 3, 6), strict=True):
         moving, fixed = (pairs.image(field, role) for role in ("moving", "fixed"))
         assert moving.voxel_size == (10, 20, 20) and fixed.voxel_size == (10, 10, 10)
@@ -81,6 +85,6 @@ def test_images_to_restore_are_the_degraded_slices_alone(medulla, tmp_path):
     chosen = settings(bin=2, noise={"electrons": 30})
     degrade(volume, chosen, tmp_path / "i.ome.zarr", "i", images=True)
     images = open_volume(tmp_path / "i.ome.zarr")
-    assert images.facts["kind"] == "images" and images.voxel_size == (10, 20, 20)
+    assert images.facts.kind == "images" and images.voxel_size == (10, 20, 20)
     expected = np.stack([degraded(medulla[z, :64, :64], chosen, SCALING, z) for z in range(4)])
     np.testing.assert_array_equal(images.array[:, :, :], expected)

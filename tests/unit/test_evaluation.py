@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from helpers import raw_file, without_bm3d, write_volume
+from helpers import raw_file, volume_facts, without_bm3d, write_volume
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
@@ -68,7 +68,7 @@ class Case:
         }
         if name == "restored":
             own |= {"dataset": "thin", "model": "m", "estimator": "posterior mean in one call"}
-        write_image(path, name, voxel_size, own | facts)
+        write_image(path, name, voxel_size, volume_facts(values, voxel_size, **own | facts))
 
     def run(self):
         paths = (self.folder / f"{name}.ome.zarr" for name in ("restored", "thin", "truth"))

@@ -180,7 +180,7 @@ def test_a_coarse_image_is_warped_on_its_own_pixels(brain, tmp_path):
     (field,) = store.fields
     image, mask = (store.image(field, name).array[:, :, :][0] for name in ("moving", "mask"))
     assert image.shape == (160, 176) and mask.shape == (320, 352)
-    assert field["quality"]["displacement"]["median"] == pytest.approx(np.hypot(4.5, 3.5), abs=0.2)
+    assert field.quality["displacement"]["median"] == pytest.approx(np.hypot(4.5, 3.5), abs=0.2)
     target = clean.reshape(160, 2, 176, 2).mean((1, 3))
     inner = np.s_[12:-12, 12:-12]
     found = np.corrcoef(image[inner].ravel(), target[inner].ravel())[0, 1]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -19,11 +20,12 @@ from submitit.core.utils import DelayedSubmission
 from emdiffuse.config import Model
 from emdiffuse.config.settings import parse
 from emdiffuse.patches.cut import cut_patches
-from emdiffuse.runtime.errors import ConfigError
+from emdiffuse.registration.volumes import NotAligned
+from emdiffuse.runtime.errors import ConfigError, DataError
 from emdiffuse.runtime.interruption import Interrupted
 from emdiffuse.runtime.progress import setup
 from emdiffuse.training import launch
-from emdiffuse.training.launch import Resources, TrainingJob, reason, sbatch_options, signal_seconds
+from emdiffuse.training.launch import Resources, TrainingJob, sbatch_options, signal_seconds
 from emdiffuse.training.parallel import Ranks
 from emdiffuse.training.slurm import JobState, Log, failure, parse_job
 from emdiffuse.training.train import train
@@ -214,11 +216,16 @@ def test_a_requeue_that_ends_scontrol_is_waited_for(tmp_path, monkeypatch, scont
         setup()
 
 
-def test_a_mistake_in_a_job_is_its_sentence():
-    assert reason(
-        "Traceback\n  F x\nemdiffuse.runtime.errors.DataError: p.zarr is empty; cut it again\n"
-    ) == ("p.zarr is empty; cut it again")
-    assert reason("Traceback\nValueError: odd\n") == "ValueError: odd"
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        DataError("p.zarr is empty; cut it again", Path("p.zarr")),
+        NotAligned("a: odd", "slice 3 by 2"),
+    ],
+)
+def test_a_mistake_travels_between_processes_with_all_that_it_knows(mistake):
+    other = pickle.loads(pickle.dumps(mistake))
+    assert (type(other), str(other), vars(other)) == (type(mistake), str(mistake), vars(mistake))
 
 
 def test_a_job_is_told_early_enough_and_not_at_once():

@@ -10,6 +10,7 @@ import zarr
 from emdiffuse.acquisition.layouts import find_pairs
 from emdiffuse.acquisition.pairs import acquire_pairs
 from emdiffuse.runtime.errors import DataError, StoreError
+from emdiffuse.stores.facts import PairField
 from emdiffuse.stores.pairs import holds_pairs, open_pairs
 
 VOXEL = (50, 4, 4)
@@ -113,7 +114,7 @@ def test_every_kind_of_bad_pair_is_named_and_the_rest_goes_through(tmp_path, cap
     with caplog.at_level(logging.WARNING):
         acquire_pairs(str(folder), VOXEL, tmp_path / "a.ome.zarr", "a", keep_going=True)
     pairs = open_pairs(tmp_path / "a.ome.zarr")
-    assert [field["name"] for field in pairs.fields] == ["6", "7"]
+    assert [field.name for field in pairs.fields] == ["6", "7"]
     for sentence in (
         "there is no partner of img/0.tif; they are left out",
         f"img/1.tif: 31 x 24 pixels beside 20 x 24 of {folder}/gt/1.tif",
@@ -123,7 +124,7 @@ def test_every_kind_of_bad_pair_is_named_and_the_rest_goes_through(tmp_path, cap
         "gt/5.tif",
     ):
         assert sentence in caplog.text
-    assert set(pairs.facts["skipped"]) == {"img/0.tif", "1", "2", "3", "4", "5"}
+    assert set(pairs.facts.skipped) == {"img/0.tif", "1", "2", "3", "4", "5"}
 
 
 def test_what_no_pair_can_be_read_for_is_said(tmp_path):
@@ -155,9 +156,9 @@ def test_a_store_holds_the_images(tmp_path, scale, dtype):
     write(tmp_path / "raw", files[1:], (20 * scale, 24 * scale), dtype)
     acquire_pairs(str(tmp_path / "raw"), VOXEL, tmp_path / "a.ome.zarr", "a")
     pairs = open_pairs(tmp_path / "a.ome.zarr")
-    assert pairs.scale == scale and len(pairs.facts["sources"]) == 2
+    assert pairs.scale == scale and len(pairs.facts.sources) == 2
     (field,) = pairs.fields
-    assert field == {"group": "0000", "name": "cell_1/l_1/a", "specimen": "cell_1", "level": "l_1"}
+    assert field == PairField(group="0000", name="cell_1/l_1/a", specimen="cell_1", level="l_1")
     assert list(zarr.open_group(tmp_path / "a.ome.zarr", mode="r").groups())  # other programs find them, too
     for role, file in zip(("moving", "fixed"), files, strict=True):
         volume, raw = pairs.image(field, role), tifffile.imread(tmp_path / "raw" / file)
@@ -213,7 +214,7 @@ def test_a_bad_pair_is_named_and_left_out_if_wanted(tmp_path, how, message, capl
     assert not (tmp_path / "a.ome.zarr").exists()
     acquire_pairs(str(folder), VOXEL, tmp_path / "a.ome.zarr", "a", keep_going=True)
     pairs = open_pairs(tmp_path / "a.ome.zarr")
-    assert len(pairs.fields) == 7 and len(pairs.facts["skipped"]) == 1
+    assert len(pairs.fields) == 7 and len(pairs.facts.skipped) == 1
     assert message in caplog.text
 
 

@@ -8,8 +8,9 @@ from helpers import INTENSITY, write_pairs, write_volume
 from emdiffuse.config import Model
 from emdiffuse.patches.cut import ORIGIN_COLUMNS, TRAINING, PatchStore, cut_patches
 from emdiffuse.runtime.errors import DataError
+from emdiffuse.stores.pairs import finish_pairs, open_pairs
 from emdiffuse.stores.resampling import enlarge
-from emdiffuse.stores.volume import Array, write_group
+from emdiffuse.stores.volume import Array
 from emdiffuse.training.feed import read_batch
 
 PATCHES = {"size": 32, "overlap": 0.5, "validation": 0.25}
@@ -32,7 +33,7 @@ def test_one_store_holds_several_factors(medulla, tmp_path):
     volume = write_volume(tmp_path / "a.ome.zarr", medulla[:60, :64, :64], (10, 10, 10))
     cut_patches([volume], model("vemdiffuse-i", factor=[4, 2]), tmp_path / "p.zarr")
     patches = PatchStore(tmp_path / "p.zarr")
-    assert set(patches.factor) == {2, 4} and patches.facts["factors"] == [2, 4]
+    assert set(patches.factor) == {2, 4} and patches.facts.factors == (2, 4)
     for factor in (2, 4):
         row = int(np.flatnonzero(patches.factor == factor)[0])
         batch, target = read_batch(patches, np.array([row]))
@@ -183,8 +184,9 @@ def test_data_that_does_not_suit_the_task_is_refused(medulla, tmp_path):
         cut_patches([store], model("emdiffuse-r"), tmp_path / "p.zarr")
     with pytest.raises(DataError, match="learns from image pairs, but this is a volume"):
         cut_patches([volume], model("emdiffuse-n"), tmp_path / "p.zarr")
-    facts = {"kind": "pairs", "scale": 1, "fields": [{"group": "0000", "excluded": "blurred"}]}
-    write_group(store, {"emdiffuse": facts})
+    pairs = open_pairs(store)
+    excluded = (pairs.fields[0].model_copy(update={"excluded": "blurred"}),)
+    finish_pairs(store, pairs.facts.model_copy(update={"fields": excluded}))
     with pytest.raises(DataError, match="every field was excluded"):
         cut_patches([store], model("emdiffuse-n"), tmp_path / "p.zarr")
     assert not (tmp_path / "p.zarr").exists()

@@ -12,6 +12,7 @@ from emdiffuse.evaluation.evaluate import evaluate
 from emdiffuse.restoration.plan import make_plan
 from emdiffuse.restoration.tiles import restore
 from emdiffuse.runtime.errors import DataError, StoreError
+from emdiffuse.stores.facts import RealSlices
 from emdiffuse.stores.volume import open_volume
 
 
@@ -59,14 +60,14 @@ def test_without_an_uncertainty_of_their_own_it_is_zero(dataset, denoiser, small
 
 def test_the_volume_says_who_restored_its_real_slices(denoised, filled):
     facts = open_volume(filled.restored).facts
-    assert facts["real_slices"] == {
-        "model": "denoise",
-        "estimator": denoised.facts["estimator"],
-        "weights": denoised.weights,
-        "hash": denoised.hash,
-    }
-    assert open_volume(denoised.restored).facts["real_slices"] is None
-    assert facts["reliability"]["slices"] == [z for z in range(25) if z % 6]
+    assert facts.real_slices == RealSlices(
+        model="denoise",
+        estimator=denoised.facts.estimator,
+        weights=denoised.facts.weights,
+        hash=denoised.hash,
+    )
+    assert open_volume(denoised.restored).facts.real_slices is None
+    assert list(facts.reliability.slices) == [z for z in range(25) if z % 6]
 
 
 def test_bytes_do_not_depend_on_the_number_of_workers(denoised, small_model, filled, tmp_path):

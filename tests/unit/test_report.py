@@ -17,6 +17,7 @@ import imagecodecs
 import numpy as np
 import pytest
 from browsing import browsed, shot
+from helpers import volume_facts
 
 from emdiffuse.config import Config
 from emdiffuse.config.settings import parse
@@ -48,7 +49,7 @@ def write(
 ) -> None:
     array = create_image_array(path / "0", values.shape, values.dtype)
     array[:, :, :] = values
-    write_image(path, path.name, voxel_size, {"sources": [], **facts})
+    write_image(path, path.name, voxel_size, volume_facts(values, voxel_size, **facts))
 
 
 def run(folder: Path, restored: np.ndarray, truth: np.ndarray) -> None:
@@ -191,7 +192,7 @@ def test_gaps_between_denoised_slices_are_shown_with_these_as_their_input(tmp_pa
     facts = {
         "dataset": "thin",
         "model": "net",
-        "real_slices": {"model": "n", "estimator": "mean of 8 samples"},
+        "real_slices": {"model": "n", "estimator": "mean of 8 samples", "weights": "w", "hash": "h"},
     }
     write(tmp_path / "results/restored/thin/net/restored.ome.zarr", volume, **facts)
     write(tmp_path / "results/restored/thin/n/restored.ome.zarr", volume[::4] + 50, (40, 10, 10))

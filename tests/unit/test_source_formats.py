@@ -273,7 +273,7 @@ def test_a_data_bar_is_found_by_its_look(tmp_path):
         tifffile.imwrite(tmp_path / f"series/{z}.tif", np.roll(image, z, 1), metadata=None)
     acquire(str(tmp_path / "series"), (50, 8, 8), tmp_path / "a.zarr", "a")
     volume = open_volume(tmp_path / "a.zarr")
-    assert volume.facts["valid"] == [0, 126, 0, 160]
+    assert volume.facts.valid == (0, 126, 0, 160)
     assert volume.array.shape == (3, 150, 160), "it is kept"
 
 

@@ -33,7 +33,7 @@ def test_a_thick_slice_is_the_mean_of_what_it_integrates_over(thick, medulla, tm
     kept, facts = open_volume(thick).array[:, :, :], open_volume(thick).facts
     whole = medulla[:24, :70, :64].astype(float)
     np.testing.assert_array_equal(kept, np.rint(whole.reshape(6, 4, 70, 64).mean(1)))
-    assert facts["thickness"] == 1.0 and facts["missing"] == [5]  # slice 21 is part of the last
+    assert facts.thickness == 1.0 and facts.missing == (5,)  # slice 21 is part of the last
     volume = write_volume(tmp_path / "a.ome.zarr", medulla[:25, :70, :64], (10, 10, 10))
     keep_every(volume, 5, tmp_path / "part.ome.zarr", "part", thickness=0.5)
     part = open_volume(tmp_path / "part.ome.zarr").array[:, :, :]
@@ -41,7 +41,7 @@ def test_a_thick_slice_is_the_mean_of_what_it_integrates_over(thick, medulla, tm
     mean = np.tensordot([0.4, 0.4, 0.2], medulla[5:8, :70, :64].astype(float), 1)
     assert np.abs(part[1] - mean).max() <= 0.5 + 1e-6
     keep_every(volume, 5, tmp_path / "thin.ome.zarr", "thin", thickness=0.1)
-    assert open_volume(tmp_path / "thin.ome.zarr").facts["thickness"] == 0.0
+    assert open_volume(tmp_path / "thin.ome.zarr").facts.thickness == 0.0
 
 
 @pytest.fixture(scope="module")

@@ -51,9 +51,9 @@ def assessed(folder, calibration, right_half=1.0):
     deviation = np.where(np.arange(128) < 64, 3.0, 6.0) * np.ones_like(truth)
     error = rng.normal(size=truth.shape) * deviation * np.where(np.arange(128) < 64, 1, right_half)
     paths = [
-        write_volume(folder / name, values.astype(np.float32), (5, 5, 5), task="emdiffuse-n", **facts)
+        write_volume(folder / name, values.astype(np.float32), (5, 5, 5), **facts)
         for name, values, facts in (
-            ("restored", truth + error, {"calibration": calibration}),
+            ("restored", truth + error, {"task": "emdiffuse-n", "calibration": calibration}),
             ("input", truth, {}),
             ("truth", truth, {}),
         )
@@ -67,6 +67,7 @@ def assessed(folder, calibration, right_half=1.0):
 
 
 CALIBRATION = {"scale": 1.6449, "alpha": 0.1, "levels": [{"alpha": 0.5, "scale": 0.6745}]}
+CALIBRATION |= {"sampler": {"name": "dpm++", "steps": 2}, "weights": "w"}
 
 
 def test_gaussian_errors_are_covered_as_stated(tmp_path):

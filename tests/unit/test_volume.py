@@ -15,6 +15,7 @@ from ome_zarr_models.v05 import Image
 
 from emdiffuse.runtime.atomic import replaced, write_atomically
 from emdiffuse.runtime.errors import AccessError, StoreError
+from emdiffuse.stores.facts import VolumeFacts
 from emdiffuse.stores.intensity import cast_to
 from emdiffuse.stores.pyramid import build_pyramid
 from emdiffuse.stores.volume import (
@@ -39,7 +40,7 @@ def image(tmp_path):
     scales = build_pyramid(path, (40, 10, 10))
     levels = [str(i) for i in range(len(scales))]
     ome = {"version": "0.5", "multiscales": [multiscale("image", (40, 10, 10), levels, scales)]}
-    write_group(path, {"ome": ome, "emdiffuse": {"stage": "test"}})
+    write_group(path, {"ome": ome, "emdiffuse": {"dataset": "test"}})
     return path, values, scales
 
 
@@ -68,7 +69,7 @@ def test_metadata_is_ome_zarr_0_5(image):
     assert [axis["unit"] for axis in node.metadata["axes"]] == ["nanometer"] * 3
     assert zarr.open_array(path / "0", mode="r").shards is not None
     volume = open_volume(path)
-    assert volume.voxel_size == (40, 10, 10) and volume.facts == {"stage": "test"}
+    assert volume.voxel_size == (40, 10, 10) and volume.facts.dataset == "test"
 
 
 def test_pixels_of_a_coarse_level_stay_where_they_are(image):
@@ -239,5 +240,5 @@ def test_cast_rounds_and_clips():
 
 def test_write_image_has_one_level(tmp_path):
     create_image_array(tmp_path / "0", (4, 4, 4), np.uint16)
-    write_image(tmp_path, "a", (1, 2, 2), {})
+    write_image(tmp_path, "a", (1, 2, 2), VolumeFacts())
     assert open_volume(tmp_path).voxel_size == (1, 2, 2)

@@ -12,6 +12,7 @@ from helpers import ROOT, raw_file, write_volume
 from emdiffuse.config import Alignment
 from emdiffuse.registration.volumes import Measured, check_alignment, judge, measure
 from emdiffuse.runtime.errors import DataError
+from emdiffuse.stores.facts import VolumeFacts
 from emdiffuse.stores.volume import Volume, open_volume
 
 MARGIN = 8
@@ -32,7 +33,7 @@ def shifted(values, shifts):
 
 def looked_at(values, distance, pairs=64, tolerance=1.0):
     """Measure and judge an array, as a volume of 10 nm pixels."""
-    measured = measure(Volume("memory", values, (10.0 * distance, 10.0, 10.0), {}), pairs)
+    measured = measure(Volume("memory", values, (10.0 * distance, 10.0, 10.0), VolumeFacts()), pairs)
     return measured, judge(measured, (10.0 * distance, 10.0, 10.0), tolerance)
 
 
@@ -175,10 +176,10 @@ def test_an_aligned_volume_is_passed_on_without_a_copy(tmp_path, acquired, medul
     np.testing.assert_array_equal(volume.array[:, :, :], medulla[:12])
     assert volume.voxel_size == before.voxel_size
     for key in ("dataset", "sources", "intensity"):
-        assert volume.facts[key] == before.facts[key]
-    assert volume.facts["stage"] == "register"
-    assert volume.facts["alignment"]["aligned"] is True
-    assert "pairs" not in volume.facts["alignment"]
+        assert getattr(volume.facts, key) == getattr(before.facts, key)
+    assert volume.facts.stage == "register"
+    assert volume.facts.alignment["aligned"] is True
+    assert "pairs" not in volume.facts.alignment
     for one, other in zip(chunks(acquired), chunks(out), strict=True):
         assert one.samefile(other)
     assert not (acquired / "0/zarr.json").samefile(out / "0/zarr.json")
@@ -224,7 +225,7 @@ def test_a_volume_that_is_not_aligned_is_not_passed_on(tmp_path, medulla):
     assert json.loads(quality.read_text())["aligned"] is False
     assert figure.exists()
     check_alignment(volume, Alignment(tolerance=8), out, quality, figure)
-    assert open_volume(out).facts["alignment"]["tolerance"] == 8
+    assert open_volume(out).facts.alignment["tolerance"] == 8
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, acquired, monkeypatch):

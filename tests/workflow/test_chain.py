@@ -70,7 +70,7 @@ def test_other_sampler_steps_redo_the_restoration_alone(project):
     project.run()
     assert project.pending() == set()
     assert (
-        open_volume(project.output / "restored.ome.zarr").facts["estimator"] == "posterior mean in one call"
+        open_volume(project.output / "restored.ome.zarr").facts.estimator == "posterior mean in one call"
     )
 
 
@@ -136,7 +136,7 @@ def test_gaps_are_filled_between_slices_that_another_model_denoised(project):
     values, known = restored.array[:, :, :], denoised.array[:, :, :]
     np.testing.assert_array_equal(values[::3], known)
     assert (known != tifffile.imread(project.folder / "test.tif")[::3]).mean() > 0.1
-    assert restored.facts["real_slices"]["model"] == "denoise"
+    assert restored.facts.real_slices["model"] == "denoise"
     report = (project.folder / "results/report.html").read_text()
     assert "restored first, by the model denoise (mean of 2 samples of 2 calls (dpm++))" in report
     slices["sampler"] = {"name": "dpm++", "steps": 3, "samples": 2}

@@ -30,7 +30,7 @@ def test_a_published_checkpoint_is_a_row_beside_the_others(beside):
     beside.run()
     results = beside.folder / "results"
     store = results / "restored/thin/published/restored.ome.zarr"
-    assert open_volume(store).facts["estimator"] == "one sample of 2 calls (ddpm)"
+    assert open_volume(store).facts.estimator == "one sample of 2 calls (ddpm)"
     ours, theirs = (
         json.loads((results / f"evaluation/thin/{model}.json").read_text()) for model in ("gap3", "published")
     )

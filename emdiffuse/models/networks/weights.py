@@ -10,7 +10,6 @@ Conventions
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -36,7 +35,7 @@ from emdiffuse.models.numbers import not_numbers, require_numbers
 from emdiffuse.runtime.atomic import replaced_file
 from emdiffuse.runtime.errors import ModelError
 from emdiffuse.runtime.outputs import PROGRAM, is_own_file, require_free
-from emdiffuse.stores.provenance import SourceFile
+from emdiffuse.stores.provenance import SourceFile, file_sha256
 
 SCHEDULE_BUFFERS = (
     "gammas",
@@ -182,7 +181,7 @@ def import_published(path: Path | str, task: str) -> tuple[UNet, Description]:
         task=task,
         network=spec,
         objective=Objective(prediction="epsilon", schedule=PUBLISHED_SCHEDULE, clip=(-1.0, 1.0)),
-        sources=(SourceFile(path=path.name, sha256=hashlib.sha256(path.read_bytes()).hexdigest()),),
+        sources=(SourceFile(path=path.name, sha256=file_sha256(path)),),
     )
     return network.eval(), description
 
