@@ -88,11 +88,7 @@ class Augmentation(Section):
 
     flips: bool = Field(True, description="Flip along y and x, and gaps along z, each every second time.")
     transposition: bool = Field(True, description="Swap y and x every second time.")
-    quarter_turns: bool = Field(False, description="Turn by 0 to 3 quarters; flips and transposition do too.")
     blur: float = Field(0.0, ge=0, le=1, description="Share of examples whose condition is blurred.")
-    blur_radius: float = Field(
-        3.0, gt=0, description="Standard deviation of that Gaussian in pixels, as published."
-    )
     noise: float = Field(
         0.0,
         ge=0,

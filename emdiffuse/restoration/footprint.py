@@ -15,8 +15,9 @@ from emdiffuse.models.description import Description, NativeSpec
 from emdiffuse.restoration.geometry import BlockGrid
 from emdiffuse.stores.volume import SHARD
 
-LIBRARIES = 1000
-"""Imports: 580 to 890 MB were measured, by machine and build of torch, most of it pages of library files."""
+LIBRARIES = {"restore": 1000, "stitch": 150, "pyramid": 150}
+"""Imports: with torch 580 to 890 MB were measured, by machine and build, most of it pages of library files;
+without it 100 to 115 MB."""
 FIRST_CALLS = 200
 """What first calls load of the libraries beyond that, and allocators keep: 50 to 100 MB were measured."""
 NATIVE, PUBLISHED = 40, 110
@@ -50,4 +51,4 @@ def memory_mb(grid: BlockGrid, quantities: int, description: Description) -> dic
     chunk, shard = 4 * quantities * prod(grid.chunk), prod(SHARD)
     # of a chunk: the sums, what is written and what waits, and its encoding; of a shard sums and results
     needed = {"restore": tile + 4 * chunk, "stitch": 3 * chunk + 32 * shard, "pyramid": 30 * shard}
-    return {stage: LIBRARIES + FIRST_CALLS + int(size / 1e6) for stage, size in needed.items()}
+    return {stage: LIBRARIES[stage] + FIRST_CALLS + int(size / 1e6) for stage, size in needed.items()}

@@ -29,7 +29,6 @@ class Choice(IntEnum):
     FLIP_Y = auto()
     FLIP_X = auto()
     TRANSPOSE = auto()
-    TURN = auto()
     NO_FIRST = auto()
     NO_LAST = auto()
     BLUR = auto()
@@ -44,6 +43,8 @@ class Choice(IntEnum):
 
 
 CHOICES = len(Choice)
+BLUR = 3.0
+"""Standard deviation of the Gaussian that conditions are blurred by, in pixels: as published."""
 
 
 def augment(
@@ -101,21 +102,20 @@ def _reversed(
 
 @functools.cache
 def _symmetries(side: int, device: torch.device) -> Tensor:
-    """Return where each pixel comes from, (32, side * side), for every flip, transposition and turn."""
+    """Return where each pixel comes from, (8, side * side), for every flip and transposition."""
     tables = []
-    for code in range(32):
+    for code in range(8):
         image = torch.arange(side * side).view(side, side)
         axes = [axis for axis in (0, 1) if code >> axis & 1]
         image = image.flip(axes)
-        image = image.T if code >> 2 & 1 else image
-        tables.append(image.rot90(code >> 3).flatten())
+        tables.append((image.T if code >> 2 & 1 else image).flatten())
     return torch.stack(tables).to(device)
 
 
 def _turned(
     condition: Tensor, target: Tensor, settings: Augmentation, choices: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Flip along y and x, transpose, and turn by 0 to 3 quarters."""
+    """Flip along y and x, and transpose: together these are all turns by quarters, too."""
     code = torch.zeros(len(choices), dtype=torch.int64)
     for bit, choice, wanted in (
         (0, Choice.FLIP_Y, settings.flips),
@@ -123,8 +123,6 @@ def _turned(
         (2, Choice.TRANSPOSE, settings.transposition),
     ):
         code += ((choices[:, choice] < 0.5) & wanted).long() << bit
-    if settings.quarter_turns:
-        code += (4 * choices[:, Choice.TURN]).long() << 3
     if not code.any():
         return condition, target
     source = _symmetries(condition.shape[-1], condition.device)[code.to(condition.device)]
@@ -147,7 +145,7 @@ def _degraded(
     blurred = (choices[:, Choice.BLUR] < settings.blur).nonzero().flatten().to(condition.device)
     out = condition
     if len(blurred):
-        out = out.index_copy(0, blurred, gaussian_blur(out[blurred], settings.blur_radius))
+        out = out.index_copy(0, blurred, gaussian_blur(out[blurred], BLUR))
     if settings.contrast:
         slope, offset = (2 * column(choice) - 1 for choice in (Choice.SLOPE, Choice.OFFSET))
         out = out * (1 + settings.contrast * slope) + settings.contrast * offset

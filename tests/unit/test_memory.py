@@ -92,8 +92,12 @@ def test_peak_memory_does_not_grow_with_the_volume(peaks, stage):
 
 @pytest.mark.parametrize("stage", ["restore", "stitch", "pyramid"])
 def test_the_plan_says_how_much_memory_a_worker_needs(peaks, stage):
-    """What imports take differs between machines and builds of torch: the rest is judged by itself, too."""
+    """What imports take differs between machines and builds of torch: the rest is judged by itself.
+
+    `test_starting.py` holds how small stages without torch start; here all have loaded it.
+    """
     for size in ("small", "large"):
         told, needed = peaks[size, "said"][stage], peaks[size, stage]
-        assert needed["peak"] < told, peaks
-        assert needed["peak"] - needed["imported"] < told - LIBRARIES, peaks
+        assert needed["peak"] - needed["imported"] < told - LIBRARIES[stage], peaks
+        if stage == "restore":
+            assert needed["peak"] < told, peaks

@@ -1,0 +1,99 @@
+"""The shape of the package in numbers: names, arrows between folders, lines, keys, and what starting costs.
+
+    python benchmarks/structure.py [--start]
+
+An arrow is a folder that imports from another, however often. With ``--start`` each stage's modules are
+imported in a process of their own: CPU seconds and MiB until the stage could begin to work.
+"""
+
+import argparse
+import ast
+import graphlib
+import subprocess
+import sys
+from pathlib import Path
+
+from emdiffuse import config as configuration
+from emdiffuse.config import json_schema
+
+PACKAGE = Path(configuration.__file__).parents[1]
+ROOT = PACKAGE.parent
+STAGES = {
+    "acquire": "acquisition.acquire",
+    "register (check)": "registration.volumes",
+    "patches": "patches.cut",
+    "train": "training.train",
+    "plan": "restoration.plan",
+    "restore": "restoration.tiles",
+    "stitch, pyramid, verify": "restoration.stitch",
+    "progress": "restoration.overview",
+    "evaluate": "evaluation.evaluate",
+    "report": "report.write",
+}
+START = """
+import resource, sys
+import emdiffuse.cli, emdiffuse.config, emdiffuse.{module}
+from pathlib import Path
+used = resource.getrusage(resource.RUSAGE_SELF)
+peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+heavy = [name for name in "torch torchvision matplotlib skimage scipy cv2".split() if name in sys.modules]
+print(used.ru_utime + used.ru_stime, int(peak.split()[1]) / 1024, *heavy)
+"""
+
+
+def arrows() -> dict[str, set[str]]:
+    """Return which names at the top of the package each of them imports from."""
+    found: dict[str, set[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            modules += [name.name for name in node.names] if isinstance(node, ast.Import) else []
+            names = {name.split(".")[1] for name in modules if name.startswith("emdiffuse.")}
+            found.setdefault(own, set()).update(names - {own})
+    return found
+
+
+def floors(graph: dict[str, set[str]]) -> int:
+    """Return how many floors the folders stand on, each importing from lower ones alone."""
+    sorter = graphlib.TopologicalSorter(graph)
+    sorter.prepare()
+    count = 0
+    while sorter.is_active():
+        sorter.done(*sorter.get_ready())
+        count += 1
+    return count
+
+
+def lines(folder: Path, ending: str = "py") -> int:
+    """Return the lines of all files of a folder."""
+    return sum(len(path.read_text().splitlines()) for path in folder.rglob(f"*.{ending}"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--start", action="store_true", help="Measure what each stage costs to start.")
+    wanted = parser.parse_args()
+    graph, schema = arrows(), json_schema()
+    keys = sum(len(section.get("properties", {})) for section in (schema, *schema["$defs"].values()))
+    rules = ROOT / "workflow"
+    for name, value in {
+        "names at the top": len(graph) - ("__init__" in graph),
+        "arrows between them": sum(map(len, graph.values())),
+        "floors": floors(graph),
+        "lines of the package": lines(PACKAGE),
+        "lines of tests": lines(ROOT / "tests"),
+        "lines of the workflow": lines(rules, "smk") + len((rules / "Snakefile").read_text().splitlines()),
+        "keys of the configuration": keys,
+    }.items():
+        print(f"{value:6d}  {name}")
+    for stage, module in STAGES.items() if wanted.start else ():
+        command = [sys.executable, "-c", START.format(module=module)]
+        seconds, peak, *heavy = subprocess.run(
+            command, capture_output=True, text=True, check=True
+        ).stdout.split()
+        print(f"{float(seconds):6.2f} s  {float(peak):5.0f} MiB  {stage:24} {' '.join(heavy)}")
+
+
+if __name__ == "__main__":
+    main()
