@@ -69,7 +69,7 @@ MISTAKES = {
     "trained on the test": (("models", "gap6", "datasets"), ["medulla_test"], "cannot be evaluated on it"),
     "trained on the test file": (("datasets", "medulla_train", "source"), "resources/demo/medulla_test.tif", "cannot be evaluated on it"),
     "tile too small": (("restorations", 0, "tiling", "tile"), 32, "tiling: `tile` is too small"),
-    "unknown sampler": (("restorations", 0, "sampler", "name"), "euler", "sampler.name: .*'euler'"),
+    "unknown sampler": (("restorations", 0, "sampler"), {"name": "euler"}, "sampler.name: .*'euler'"),
     "odd name": (("models",), {"a b": DEMO["models"]["gap6"]}, "models.a b"),
     "not a mapping": (("datasets",), [1], "datasets: "),
     "weights and training": (("models", "gap6", "weights"), "resources", "models.gap6: `datasets` is for training, but `weights` are given"),
