@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -73,8 +75,15 @@ def common(
             os.environ[variable] = str(threads)
 
 
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    """End as after Ctrl-C, so that what was begun beside its place is removed; a second request waits."""
+    signal.signal(number, signal.SIG_IGN)
+    raise SystemExit(128 + number)
+
+
 def main() -> None:
     """Run the command line."""
+    signal.signal(signal.SIGTERM, _end)
     try:
         app()
     except EmdiffuseError as error:

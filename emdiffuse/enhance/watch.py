@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import signal
 import time
@@ -46,6 +45,7 @@ from emdiffuse.runtime.errors import (
     StoreError,
     printable,
 )
+from emdiffuse.runtime.locks import lock
 from emdiffuse.runtime.outputs import is_own_file, require_free
 from emdiffuse.runtime.progress import clock, logger
 from emdiffuse.stores.provenance import made_by
@@ -187,7 +187,7 @@ def _alone(out: Path, identity: str) -> Iterator[None]:
     path = out / SETTINGS
     with path.open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file, "watching")
         except BlockingIOError:
             raise ConfigError(
                 f"{out}: another watch writes here; stop it, or choose another folder"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 from pathlib import Path
 from typing import IO
 
 from emdiffuse.runtime.errors import ConfigError
+from emdiffuse.runtime.locks import lock
 
 PACKAGE = Path(__file__).parents[1]
 LOCK = Path(".snakemake/emdiffuse.lock")
@@ -37,7 +37,7 @@ def only_one_run() -> None:
     LOCK.parent.mkdir(exist_ok=True)
     held = LOCK.open("w")
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(held, "the workflow")
     except BlockingIOError:
         held.close()
         raise ConfigError("another run is under way in this folder; wait for it, or stop it") from None

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -26,11 +25,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from emdiffuse.runtime.locks import lock
 from emdiffuse.runtime.outputs import PROGRAM, mark, require_own_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+BREATH = 0.5
+"""Seconds that what is under way has to end, when the process is asked to."""
 STALE_SECONDS = 60
 """Age after which a file that nobody holds counts as left by a killed process."""
 LONGEST_NAME = 200
@@ -60,7 +62,7 @@ def replaced_file(path: Path) -> Iterator[Path]:
     temporary = _beside(path)
     handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)  # less the user's umask
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        lock(handle, "writing", wait=True)
         mode = stat.S_IMODE(os.fstat(handle).st_mode)
         yield temporary
         temporary.chmod(mode)  # a library may have put a file of its own there
@@ -92,7 +94,9 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
     for left in folder.iterdir():
         if not pattern.fullmatch(left.name) or left.is_symlink():
             continue
-        with contextlib.suppress(OSError), _locked(left):
+        with contextlib.suppress(OSError), _locked(left) as held:
+            if not held:  # whose it is cannot be told
+                continue
             if left.is_dir():
                 shutil.rmtree(left)
             elif time.time() - left.stat().st_mtime > STALE_SECONDS:
@@ -118,6 +122,11 @@ def scratch(path: Path) -> Iterator[Path]:
                 partial = new if new.exists() else None
         try:
             yield partial
+        except (KeyboardInterrupt, SystemExit):
+            time.sleep(
+                BREATH
+            )  # a thread of a library may be in the middle of a file, and would write it anew
+            raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -195,12 +204,14 @@ def _exchange(one: Path, other: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock, which ends with the process; raise BlockingIOError when another holds it."""
+def _locked(folder: Path) -> Iterator[bool]:
+    """Hold a folder's lock, which ends with the process; raise BlockingIOError when another holds it.
+
+    Yields whether it is held: some file systems have no locks.
+    """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        yield lock(handle, "writing")
     finally:
         os.close(handle)
 

@@ -10,7 +10,6 @@ Conventions
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 
 from emdiffuse.runtime.atomic import replaced_file
+from emdiffuse.runtime.locks import lock
 from emdiffuse.runtime.progress import logger
 
 
@@ -48,12 +48,12 @@ def read(path: Path, identity: str) -> dict[str, Any] | None:
 
 
 @contextmanager
-def only_one(lock: Path) -> Iterator[None]:
+def only_one(path: Path) -> Iterator[None]:
     """Hold a lock while training: a second process waits, and then finds the work done."""
-    with lock.open("w") as file:
+    with path.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file, "training")
         except BlockingIOError:
-            logger.warning("another process trains here (%s); waiting for it", lock)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            logger.warning("another process trains here (%s); waiting for it", path)
+            lock(file, "training", wait=True)
         yield
