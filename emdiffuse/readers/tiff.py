@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,7 @@ class TiffStack(Source):
             index = layout.region(z, z + 1, slice(None), slice(None))
             place = [i.start if isinstance(i, slice) else i for i in index[: len(loops)]]
             page = series.pages[int(np.ravel_multi_index(place, loops)) if loops else 0]
+        self._require_whole(z, page)
         values = page.asarray(lock=self._lock, maxworkers=1)
         inner = Layout(
             layout.letters[len(loops) :],
@@ -162,6 +164,16 @@ class TiffStack(Source):
         fixed = tuple(inner.fixed.get(i, slice(None)) for i in range(len(inner.letters)))
         plane: NDArray[Any] = inner.arranged(self._where(z), values.reshape(inner.lengths)[fixed])[0]
         return plane
+
+    def _require_whole(self, z: int, page: Any) -> None:
+        """Refuse a page that lacks strips or tiles: tifffile reads them as zeros."""
+        wanted = prod(page.keyframe.chunked)
+        there = sum(count > 0 for _, count in zip(page.dataoffsets, page.databytecounts, strict=False))
+        if there < wanted:
+            raise DataError(
+                f"{self._where(z)}: of {wanted} strips (or tiles) of its pixels only {there} are there; it "
+                "was not written to its end: copy or export it again"
+            )
 
     @cached_property
     def _file(self) -> tifffile.TiffFile:

@@ -10,6 +10,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import tensorstore as ts
+import tifffile
 import zarr
 from microscope_files import n5
 
@@ -141,3 +142,23 @@ def test_metadata_that_speak_of_a_chunk_grid_that_is_not_there(tmp_path):
     (place / "info").write_text(json.dumps(info))
     with pytest.raises(DataError, match="8 of 12 chunks are missing"):
         open_source(str(place))
+
+
+@pytest.mark.parametrize("kind", ["fewer", "empty"])
+@pytest.mark.parametrize(
+    "form", [{"rowsperstrip": 4}, {"tile": (16, 16)}, {"rowsperstrip": 4, "compression": "zlib"}]
+)
+def test_a_tiff_with_too_few_strips_or_tiles_is_refused(tmp_path, form, kind):
+    values = np.random.default_rng(0).integers(1, 255, (32, 32)).astype(np.uint8)
+    tifffile.imwrite(
+        tmp_path / "a.tif", values, photometric="minisblack", metadata=None, **{"rowsperstrip": 4, **form}
+    )
+    np.testing.assert_array_equal(open_source(str(tmp_path / "a.tif")).read(0, 1)[0], values)
+    what = "Tile" if "tile" in form else "Strip"
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as file:
+        tags = file.pages[0].tags
+        for name in (f"{what}Offsets", f"{what}ByteCounts"):
+            kept = tags[name].value[:-1]
+            tags[name].overwrite(kept if kind == "fewer" else (*kept, 0))
+    with pytest.raises(DataError, match=r"a\.tif: (of \d strips .* only \d are there|pixels are missing)"):
+        open_source(str(tmp_path / "a.tif")).read(0, 1)
