@@ -7,7 +7,9 @@ Conventions
   listed.
 * Every address begins with a secret token, new at each start: other users and web pages do not know it. Only
   Neuroglancer's page may read the answers in a browser (CORS).
-* Byte ranges are answered, which sharded Zarr is read by.
+* Byte ranges are answered, which sharded Zarr is read by. Files are sent in pieces, to at most
+  `CONNECTIONS` clients at a time, and a client that does not read is left after `IDLE_SECONDS`: memory and
+  threads are bounded, whatever clients do.
 * An *image* is a group with ``multiscales`` of OME-Zarr 0.4 or 0.5; its place is its path from the folder.
 """
 
@@ -15,9 +17,12 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import re
 import secrets
-import shutil
+import socket
+import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -27,11 +32,16 @@ from urllib.parse import quote, unquote, urlsplit
 
 import zarr
 
-from emdiffuse.runtime.errors import DataError, StoreError
+from emdiffuse.runtime.disks import read_plain
+from emdiffuse.runtime.errors import AccessError, DataError, StoreError
 from emdiffuse.runtime.progress import logger
 
 NEUROGLANCER = "https://neuroglancer-demo.appspot.com"
 LOOPBACK = "127.0.0.1"
+CONNECTIONS = 64
+IDLE_SECONDS = 60
+PIECE = 2**18
+"""Bytes of a file that are held for a client."""
 
 
 @dataclass(frozen=True)
@@ -94,26 +104,36 @@ def _attributes(group: Path) -> dict[str, Any]:
     new, old = group / "zarr.json", group / ".zattrs"
     try:
         if new.exists():
-            node = json.loads(new.read_text())
-            return dict(node.get("attributes", {})) if node.get("node_type") == "group" else {}
-        attributes = json.loads(old.read_text()) if old.exists() else {}
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise StoreError(f"{group}: its metadata are not readable as JSON; copy the store again") from None
-    return {"ome": attributes} if "multiscales" in attributes else {}
+            node = json.loads(read_plain(new))
+            return _mappings(node.get("attributes", {})) if node.get("node_type") == "group" else {}
+        attributes = json.loads(read_plain(old)) if old.exists() else {}
+        return _mappings({"ome": attributes}) if "multiscales" in attributes else {}
+    except AccessError:
+        raise
+    except (ValueError, RecursionError, AttributeError, TypeError):
+        raise StoreError(f"{group}: its metadata cannot be understood; copy the store again") from None
+
+
+def _mappings(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Return attributes whose known parts are mappings; raise TypeError where one is not."""
+    if not all(isinstance(attributes.get(key, {}), dict) for key in ("ome", "emdiffuse")):
+        raise TypeError("a part of the attributes is no mapping")
+    return dict(attributes)
 
 
 def _image(store: Path, group: Path, attributes: dict[str, Any]) -> Image:
+    place = group.relative_to(store).as_posix().removeprefix(".")
     try:
         image = attributes["ome"]["multiscales"][0]
-        levels = tuple(level["path"] for level in image["datasets"])
-        scale = tuple(image["datasets"][0]["coordinateTransformations"][0]["scale"])
+        levels = tuple(str(level["path"]) for level in image["datasets"])
+        found = image["datasets"][0]["coordinateTransformations"][0]["scale"]
+        scale = tuple(float(side) for side in found)
         units = tuple(str(axis.get("unit", "pixel")) for axis in image["axes"])
-    except (KeyError, IndexError, TypeError, AttributeError):
+        intensity = attributes.get("emdiffuse", {}).get("intensity") or {}
+        known = {"low", "high"} <= intensity.keys() and not place.endswith("uncertainty")
+        contrast = (float(intensity["low"]), float(intensity["high"])) if known else None
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         raise StoreError(f"{group}: its OME-Zarr metadata cannot be read; write it again") from None
-    place = group.relative_to(store).as_posix().removeprefix(".")
-    intensity = attributes.get("emdiffuse", {}).get("intensity") or {}
-    known = {"low", "high"} <= intensity.keys() and not place.endswith("uncertainty")
-    contrast = (float(intensity["low"]), float(intensity["high"])) if known else None
     name = store.name.removesuffix(".zarr").removesuffix(".ome")
     return Image(place, place or name, levels, scale, units, contrast)
 
@@ -153,18 +173,46 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self, folder: Path, host: str = LOOPBACK, port: int = 0) -> None:
         self.folder = folder.resolve()
         self.token = secrets.token_urlsafe(24)
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._room = threading.BoundedSemaphore(CONNECTIONS)
         super().__init__((host, port), _Handler)
 
     @property
     def address(self) -> str:
         """Where the folder is served, with a slash at the end."""
-        return f"http://{self.server_address[0]!s}:{self.server_address[1]}/{self.token}/"
+        host = (
+            f"[{self.server_address[0]!s}]" if ":" in str(self.server_address[0]) else self.server_address[0]
+        )
+        return f"http://{host!s}:{self.server_address[1]}/{self.token}/"
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer a client in a thread of its own, once there is one; others wait to be accepted."""
+        self._room.acquire()
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._room.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer a client, and make room for another."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say in a line what went wrong; a client that left or did not read is none of our business."""
+        error = sys.exception()
+        if not isinstance(error, ConnectionError | TimeoutError):
+            logger.warning("a request was not answered: %r", error)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     """Answers requests for files."""
 
     protocol_version = "HTTP/1.1"
+    timeout = IDLE_SECONDS
     server: Server
 
     def do_OPTIONS(self) -> None:
@@ -180,7 +228,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def _answer(self, body: bool) -> None:
-        _, token, *parts = unquote(urlsplit(self.path).path).split("/", 2)
+        try:
+            _, token, *parts = unquote(urlsplit(self.path).path).split("/", 2)
+        except ValueError:  # no path at all
+            return self._begin(HTTPStatus.BAD_REQUEST, 0)
         if not secrets.compare_digest(token.encode(), self.server.token.encode()):
             return self._begin(HTTPStatus.FORBIDDEN, 0)
         try:
@@ -191,28 +242,38 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         except (OSError, ValueError):  # unreadable, or no path at all
             return self._begin(HTTPStatus.NOT_FOUND, 0)
         with file:
-            self._send(file, path.stat().st_size, body)
+            kind = "application/json" if path.suffix == ".json" else "application/octet-stream"
+            self._send(file, os.fstat(file.fileno()).st_size, kind, body)
         return None
 
-    def _send(self, file: BinaryIO, size: int, body: bool) -> None:
+    def _send(self, file: BinaryIO, size: int, kind: str, body: bool) -> None:
         wanted = byte_range(self.headers.get("Range"), size)
         if wanted is None:
             self._begin(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, 0, f"bytes */{size}")
             return
         if len(wanted) == size:
-            self._begin(HTTPStatus.OK, size)
+            self._begin(HTTPStatus.OK, size, kind=kind)
         else:
             told = f"bytes {wanted.start}-{wanted.stop - 1}/{size}"
-            self._begin(HTTPStatus.PARTIAL_CONTENT, len(wanted), told)
-        if body and len(wanted) == size:
-            shutil.copyfileobj(file, self.wfile)
-        elif body:
-            file.seek(wanted.start)
-            self.wfile.write(file.read(len(wanted)))
+            self._begin(HTTPStatus.PARTIAL_CONTENT, len(wanted), told, kind)
+        if not body:
+            return
+        file.seek(wanted.start)
+        left = len(wanted)
+        while left and (piece := file.read(min(left, PIECE))):
+            self.wfile.write(piece)
+            left -= len(piece)
+        if left:  # the file became shorter meanwhile: the client must not wait for the rest
+            self.close_connection = True
 
-    def _begin(self, status: HTTPStatus, length: int, content_range: str | None = None) -> None:
+    def _begin(
+        self, status: HTTPStatus, length: int, content_range: str | None = None, kind: str | None = None
+    ) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(length))
+        if kind:
+            self.send_header("Content-Type", kind)
+        self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Accept-Ranges", "bytes")
         if content_range:
             self.send_header("Content-Range", content_range)
@@ -233,7 +294,7 @@ def byte_range(header: str | None, size: int) -> range | None:
 
     What is not one range of bytes is answered with the whole file, as the RFC allows.
     """
-    asked = re.fullmatch(r"bytes=(\d*)-(\d*)", header or "")
+    asked = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", header or "")
     if asked is None or not (asked[1] or asked[2]):
         return range(size)
     if not asked[1]:
@@ -256,8 +317,9 @@ def view(store: Path, host: str = LOOPBACK, port: int = 0) -> None:
     images = find_images(store)
     try:
         server = Server(store, host, port)
-    except OSError as error:
-        raise DataError(f"{host}:{port} cannot be listened on ({error.strerror}); choose another") from None
+    except (OSError, OverflowError, UnicodeError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise DataError(f"{host}:{port} cannot be listened on ({said}); choose another") from None
     if host not in (LOOPBACK, "localhost", "::1"):
         logger.warning("whoever reaches %s and knows the link can read %s", host, store)
     with server:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
@@ -13,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from emdiffuse.config.shipped import model_folder
-from emdiffuse.runtime.errors import EmdiffuseError
+from emdiffuse.runtime.disks import as_mistake
 from emdiffuse.runtime.progress import fail, setup
 
 app = typer.Typer(
@@ -86,13 +85,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _end)
     try:
         app()
-    except EmdiffuseError as error:
-        fail(error)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if not (full or error.filename or error.errno in (errno.EACCES, errno.EROFS)):
+    except Exception as error:
+        mistake = as_mistake(error)
+        if mistake is None:
             raise
-        remedy = "make room or choose another folder" if full else "check the path and its permissions"
-        fail(OSError(f"{error.filename or 'the output'}: {error.strerror}; {remedy}, and start again"))
-        sys.exit(1)
+        fail(mistake)
+        sys.exit(mistake.exit_code)

@@ -200,8 +200,8 @@ def _enhancement(
     ratio = None
     if factor is not None:
         try:
-            if len(factor) > 40:  # or a number of a billion digits would be worked out
-                raise ValueError
+            if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9}|/[0-9]{1,9})?", factor):
+                raise ValueError  # of "1e99999999" all digits would be worked out
             ratio = Fraction(factor)
             if not 0 < ratio < 10**6:
                 raise ValueError

@@ -83,6 +83,13 @@ class Report(Section):
     )
     width: int = Field(320, ge=64, le=2000, description="Width of a panel, in pixels.")
 
+    @model_validator(mode="after")
+    def _percentiles(self) -> Report:
+        low, high = self.percentiles
+        if not 0 <= low < high <= 100:
+            raise ValueError("`percentiles` are two numbers from 0 to 100, the lower one first")
+        return self
+
 
 class Config(Section):
     """The whole configuration."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,7 +14,9 @@ from emdiffuse.config.tasks import TASKS
 class Patches(Section):
     """The patch store that a model is trained from."""
 
-    size: int = Field(64, ge=16, multiple_of=8, description="Height and width of a patch, in pixels.")
+    size: int = Field(
+        64, ge=16, le=4096, multiple_of=8, description="Height and width of a patch, in pixels."
+    )
     overlap: float = Field(0.5, ge=0, lt=1, description="Share of a patch that its neighbour repeats.")
     axes: tuple[Literal["z", "y", "x"], ...] = Field(
         ("z",),
@@ -48,15 +50,17 @@ class Network(Section):
     channels: int = Field(
         32,
         ge=8,
+        le=2048,
         multiple_of=8,
         description="Channels at the finest level, half resolution for native.",
     )
-    multipliers: tuple[int, ...] | None = Field(
+    multipliers: tuple[Annotated[int, Field(ge=1, le=64)], ...] | None = Field(
         None,
         min_length=1,
+        max_length=8,
         description="Channels a level, times `channels`; by default [1, 2, 4], of U-Nets [1, 2, 4, 8].",
     )
-    blocks: int = Field(2, ge=1, description="Residual blocks a level.")
+    blocks: int = Field(2, ge=1, le=16, description="Residual blocks a level.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in the residual blocks (of the U-Nets).")
     checkpointing: bool = Field(
         False,

@@ -60,7 +60,9 @@ class Sampler(Section):
 class Tiling(Section):
     """How the work is cut."""
 
-    tile: int = Field(256, ge=32, multiple_of=16, description="Height and width of a tile, in pixels.")
+    tile: int = Field(
+        256, ge=32, le=8192, multiple_of=16, description="Height and width of a tile, in pixels."
+    )
     halo: int = Field(32, ge=0, description="Margin of a tile that is computed and thrown away, in pixels.")
     blend: int = Field(
         16, ge=8, multiple_of=2, description="Width of the seam in which two tiles blend, in pixels."

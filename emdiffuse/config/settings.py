@@ -18,13 +18,13 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from emdiffuse.runtime.errors import ConfigError, EmdiffuseError
+from emdiffuse.runtime.errors import ConfigError, EmdiffuseError, printable
 
 
 class Section(BaseModel):
     """A section of the configuration: frozen, and strict about unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def canonical(self) -> str:
         """Return the section as JSON with sorted keys: what a stage is given, and what its hash is of."""
@@ -32,10 +32,11 @@ class Section(BaseModel):
 
 
 class Record(Section):
-    """What a stage writes for others to read: a section whose numbers are finite."""
+    """What a stage writes for others to read."""
 
-    model_config = ConfigDict(allow_inf_nan=False)
 
+LARGEST = 2**63
+"""What seeds, counts and sizes must stay below, as files and random generators hold them."""
 
 SectionType = TypeVar("SectionType", bound=Section)
 
@@ -58,16 +59,92 @@ def parse(section: type[SectionType], values: Any, where: str = "config") -> Sec
         One sentence that names the first wrong key and what is wrong with it.
     """
     if isinstance(values, str):
-        try:
-            values = yaml.safe_load(values)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+        values = read_text(values, where)
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: a mapping of keys to values is expected, not {type(values).__name__}")
+    _require_sane(values, where)
     try:
         return section.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{where}: {_sentence(section, values, error)}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAML, and refuses a key that stands twice in a mapping: one of the two would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping; its own keys count, not those that ``<<`` merges into it."""
+        seen = set()
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            if name is not None and name != "<<" and name in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{name}' stands twice in a mapping; keep one", key.start_mark
+                )
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def read_text(text: str, where: str) -> Any:
+    """Read JSON, or YAML, in which no key stands twice.
+
+    Raises
+    ------
+    ConfigError
+        If it is neither.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return yaml.load(text, _Loader)  # a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        said = " ".join(str(error).split()) or "it is nested too deeply"
+        raise ConfigError(f"{where}: not valid YAML: {said}") from None
+
+
+def require_unique_keys(path: Path) -> None:
+    """Refuse a configuration file in which a key stands twice, or that is no YAML.
+
+    Raises
+    ------
+    ConfigError
+        If it is so; names the key and its line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); check the file") from None
+    read_text(text, str(path))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ConfigError(f"the key '{key}' stands twice in a mapping; keep one")
+        found[key] = value
+    return found
+
+
+def _require_sane(values: Any, where: str) -> None:
+    """Refuse numbers that no stage can count to, and text that no file or terminal can hold."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            _require_sane(key, where)
+            _require_sane(value, f"{where}: {key}" if where.count(":") == 0 else f"{where}.{key}")
+    elif isinstance(values, list | tuple):
+        for number, value in enumerate(values):
+            _require_sane(value, f"{where}.{number}")
+    elif isinstance(values, int) and abs(values) >= LARGEST:
+        raise ConfigError(f"{where}: this number is too large; the largest is {LARGEST - 1}")
+    elif isinstance(values, str) and (
+        "\0" in values or values.encode("utf-8", "replace") != values.encode("utf-8", "surrogatepass")
+    ):
+        raise ConfigError(f"{where}: {printable(values)!r} holds characters that are no text; write it anew")
 
 
 def parse_record(

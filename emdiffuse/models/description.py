@@ -22,6 +22,7 @@ from emdiffuse.config import MAXIMUM_FACTOR, Sampler
 from emdiffuse.config.datasets import Thickness
 from emdiffuse.config.settings import Record, parse_record
 from emdiffuse.config.tasks import CONDITION_OFFSETS, TASKS
+from emdiffuse.runtime.disks import read_plain
 from emdiffuse.runtime.errors import ModelError
 from emdiffuse.stores.provenance import Link, SourceFile, file_sha256, made_by
 
@@ -261,7 +262,7 @@ def read_description(directory: Path | str) -> Description:
     """
     path = Path(directory) / DESCRIPTION_FILE
     try:
-        text = path.read_bytes()
+        text = read_plain(path)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}", path) from error
     content = _content(path, text)

@@ -9,6 +9,8 @@ Conventions
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +25,7 @@ from emdiffuse.config.sources import (
     require_source,
     source_files,
 )
-from emdiffuse.runtime.errors import DataError
+from emdiffuse.runtime.errors import DataError, EmdiffuseError, printable
 
 if TYPE_CHECKING:
     from emdiffuse.readers.base import Source
@@ -63,7 +65,14 @@ def open_source(
         must be chosen, or the type of the pixels is not supported.
     """
     reading = reading or Reading()
-    opened = _open(source, parse_source(source), repair, reading, images)
+    name = parse_source(source)
+    place = Path(name.place)
+    if not name.remote and place.exists() and not (place.is_file() or place.is_dir()):
+        raise DataError(
+            f"{source}: this is neither a file nor a folder, but a pipe or a device; save it first"
+        )
+    with understood(source):
+        opened = _open(source, name, repair, reading, images)
     opened.masked = reading.nan == "mask"
     if reading.data_bar != "auto":
         opened.bar = reading.data_bar
@@ -108,3 +117,18 @@ def _open(source: str, name: SourceName, repair: bool, reading: Reading, images:
     from emdiffuse.readers.series import open_file
 
     return open_file(place, reading)
+
+
+@contextmanager
+def understood(source: str) -> Iterator[None]:
+    """Turn what malformed metadata lead to into one sentence: they hold anything, at any place."""
+    try:
+        yield
+    except EmdiffuseError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        said = printable(" ".join(str(error).split())[:160])
+        raise DataError(
+            f"{source}: its metadata cannot be understood ({said}); it may be damaged, or made by a program "
+            "that does not keep to the format: copy or export it again"
+        ) from error

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,10 @@ Shape = tuple[int, int, int]
 Box = tuple[slice, slice, slice]
 EVERYTHING = slice(None)
 logger = logging.getLogger(__name__)
+
+
+LARGEST_SLICE = 2**35
+"""Bytes of a slice, or of what is decoded at once: 32 GiB, more than any microscope writes."""
 
 
 class Source(ABC):
@@ -113,6 +118,15 @@ class Source(ABC):
             raise DataError(
                 f"{name}: pixels of type {self.dtype.name} are not supported; convert them to "
                 f"{', '.join(DTYPES)}"
+            )
+        if self.shape[1] * self.shape[2] * self.stored.itemsize > LARGEST_SLICE:
+            raise DataError(
+                f"{name}: a slice of {' x '.join(map(str, shape[1:]))} pixels is larger than can "
+                "be held; is the header damaged? Otherwise cut it into smaller ones"
+            )
+        if prod(block) * self.stored.itemsize > LARGEST_SLICE:
+            raise DataError(
+                f"{name}: its chunks are too large to be read one by one; store it in smaller ones"
             )
         if 0 in shape:
             raise DataError(f"{name}: there are no pixels in {' x '.join(map(str, shape))}; export it again")

@@ -47,6 +47,7 @@ class Hdf5Array(Source):
     """
 
     def __init__(self, name: str, dataset: Any, file: Path, layout: Layout, voxel_size: Size | None) -> None:
+        _require_own_pixels(name, dataset)
         block = layout.along(dataset.chunks)
         super().__init__(name, layout.shape, dataset.dtype, block, [file], voxel_size)
         self._dataset = dataset
@@ -59,6 +60,24 @@ class Hdf5Array(Source):
             except OSError as error:
                 raise _named_filter(self.name, error) from None
         return self._layout.arranged(self.where(z0), values).astype(self.stored, copy=False)
+
+
+def _require_own_pixels(name: str, dataset: Any) -> None:
+    """Refuse pixels that the file takes from elsewhere: it could name any file that this user can read.
+
+    Raises
+    ------
+    DataError
+        If it does so, by external storage or by a virtual dataset.
+    """
+    others = [place for place, *_ in dataset.external or ()]
+    if dataset.is_virtual:
+        others += [source.file_name for source in dataset.virtual_sources() if source.file_name != "."]
+    if others:
+        raise DataError(
+            f"{name}: its pixels lie in another file ({others[0]}), which is not followed; give that "
+            "file, or copy all into one (h5repack)"
+        )
 
 
 def _named_filter(name: str, error: OSError) -> Exception:

@@ -15,7 +15,7 @@ import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 from emdiffuse.config.sources import ENDINGS, NUMBER, PACKED
@@ -75,11 +75,10 @@ def in_order(
             "`step`, or the name"
         )
     wanted = range(present[0], present[-1] + 1, width)
-    missing = [n for n in wanted if n not in by_number]
-    if missing and (not repair or len(missing) > len(present)):
-        shown = ", ".join(str(n) for n in missing[:5]) + (
-            f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        )
+    absent = (present[-1] - present[0]) // width + 1 - len(present)
+    if absent and (not repair or absent > len(present)):
+        first = islice((n for n in wanted if n not in by_number), 5)  # of perhaps billions
+        shown = ", ".join(map(str, first)) + (f" and {absent - 5} more" if absent > 5 else "")
         raise DataError(
             f"{source}: slices are missing between '{by_number[present[0]][0].name}' and "
             f"'{by_number[present[-1]][0].name}': number {shown}; add them, renumber the files"

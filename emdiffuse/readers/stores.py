@@ -18,6 +18,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,6 +46,10 @@ FORBIDDEN = ("PERMISSION_DENIED", "HTTP response code: 401", "HTTP response code
 MISSING = re.compile(r"NOT_FOUND: chunk .* is missing")
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
+
+
+LARGEST_CHUNK = 2**30
+"""Bytes of a chunk, of which several are held at a time."""
 
 
 class StoredArray(Source):
@@ -87,6 +92,11 @@ class StoredArray(Source):
                 f"{name}: pixels of type {store.dtype.name} are not supported; convert them to real numbers"
             )
         block = layout.along(_lengths(store.chunk_layout.read_chunk.shape, store.rank))
+        if prod(block) * store.dtype.numpy_dtype.itemsize >= LARGEST_CHUNK:
+            raise DataError(
+                f"{name}: its chunks of {' x '.join(map(str, block))} voxels take a GiB or more each; store "
+                "it in smaller ones"
+            )
         super().__init__(name, layout.shape, store.dtype.numpy_dtype, block, files, voxel_size)
         self._store = store
         self._layout = layout

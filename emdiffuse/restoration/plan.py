@@ -43,6 +43,7 @@ from emdiffuse.restoration.footprint import memory_mb
 from emdiffuse.restoration.geometry import BlockGrid, ImageStack, SliceGrid, TileAxis, slice_grid
 from emdiffuse.restoration.intervals import read_calibration
 from emdiffuse.runtime.atomic import write_atomically
+from emdiffuse.runtime.disks import read_plain
 from emdiffuse.runtime.errors import ConfigError, DataError, StoreError
 from emdiffuse.runtime.outputs import emptied, require_apart
 from emdiffuse.runtime.progress import logger
@@ -431,7 +432,7 @@ def read_plan(path: Path) -> Plan:
         If there is none, it cannot be read, or it was edited.
     """
     try:
-        text = path.read_bytes()
+        text = read_plain(path)
     except OSError as error:
         missing = isinstance(error, FileNotFoundError)
         why = "there is no plan here" if missing else f"it cannot be read ({error.strerror})"

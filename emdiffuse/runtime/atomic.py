@@ -25,6 +25,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from emdiffuse.runtime.disks import full_disk
 from emdiffuse.runtime.locks import lock
 from emdiffuse.runtime.outputs import PROGRAM, mark, require_own_folder
 
@@ -64,7 +65,12 @@ def replaced_file(path: Path) -> Iterator[Path]:
     try:
         lock(handle, "writing", wait=True)
         mode = stat.S_IMODE(os.fstat(handle).st_mode)
-        yield temporary
+        try:
+            yield temporary
+        except Exception as error:  # libraries have their own words for a full disk
+            if sentence := full_disk(temporary, error):
+                raise sentence from error
+            raise
         temporary.chmod(mode)  # a library may have put a file of its own there
         temporary.replace(path)
     finally:

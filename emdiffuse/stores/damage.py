@@ -19,7 +19,7 @@ import numpy as np
 import tensorstore as ts
 
 from emdiffuse.runtime.disks import trouble
-from emdiffuse.runtime.errors import AccessError
+from emdiffuse.runtime.errors import AccessError, StoreError
 
 MISSING = "missing"
 
@@ -64,6 +64,22 @@ def damage_of(path: Path, metadata: Path, chunk: Sequence[int], dtype: np.dtype[
     except ValueError as error:
         return f"damaged ({first_line(error)})"
     return None
+
+
+def require_mappings(metadata: dict[str, Any], path: Path) -> None:
+    """Refuse a node's metadata whose known attributes are no mappings.
+
+    Raises
+    ------
+    StoreError
+        If it is so.
+    """
+    attributes = metadata.get("attributes", {})
+    known = [attributes]
+    if isinstance(attributes, dict):
+        known += [attributes[key] for key in ("ome", "emdiffuse") if key in attributes]
+    if not all(isinstance(part, dict) for part in known):
+        raise StoreError(f"{path}/zarr.json: its attributes are no mappings; make the store anew")
 
 
 def first_line(error: Exception) -> str:

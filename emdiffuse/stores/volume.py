@@ -24,8 +24,8 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import ceil
-from pathlib import Path
+from math import ceil, inf, prod
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -35,11 +35,11 @@ from numpy.typing import DTypeLike, NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from emdiffuse.runtime.atomic import write_atomically
-from emdiffuse.runtime.disks import trouble
+from emdiffuse.runtime.disks import read_plain, trouble
 from emdiffuse.runtime.errors import AccessError, DamagedError, StoreError
 from emdiffuse.runtime.outputs import emptied
 from emdiffuse.runtime.progress import logger
-from emdiffuse.stores.damage import MISSING, damage_of, first_line, of_the_call, os_error
+from emdiffuse.stores.damage import MISSING, damage_of, first_line, of_the_call, os_error, require_mappings
 from emdiffuse.stores.facts import Facts, RestoredFacts, VolumeFacts, parse_volume_facts, require_made
 from emdiffuse.stores.intensity import Intensity
 from emdiffuse.stores.provenance import Link, write_and_keep
@@ -49,6 +49,9 @@ SHARD = (64, 512, 512)
 
 EVERY_CHUNK = {"store_data_equal_to_fill_value": True, "fill_missing_data_reads": False}
 """Of tensorstore: chunks of zeros are written, and those that are missing are no zeros."""
+
+LARGEST_CHUNK = 2**32
+"""Bytes of a chunk (or shard), which is held whole while it is written."""
 
 Box = tuple[slice, ...]
 _CONTEXT = ts.Context({"data_copy_concurrency": {"limit": 1}, "file_io_concurrency": {"limit": 4}})
@@ -74,6 +77,8 @@ class Array:
             kvstore = {"driver": "file", "path": str(path.absolute())}
             spec = {"driver": "zarr3", "kvstore": kvstore, **EVERY_CHUNK}
             self._store = ts.open(spec, open=True, context=_CONTEXT).result()
+        except UnicodeEncodeError:
+            raise StoreError(f"{path}: this name is no valid text (UTF-8); rename the folder") from None
         except ValueError as error:
             if os_error(error):
                 raise AccessError(trouble(path, "read", os_error(error))) from None
@@ -85,6 +90,10 @@ class Array:
         self.dtype: np.dtype[Any] = self._store.dtype.numpy_dtype
         written = self._store.chunk_layout.write_chunk.shape or ()
         self.chunk: tuple[int, ...] = tuple(int(n or 0) for n in written)
+        if 0 in self.shape or not 0 < prod(self.chunk) * self.dtype.itemsize <= LARGEST_CHUNK:
+            raise StoreError(
+                f"{path}: no array of this program's has this size, or such chunks; make it anew"
+            )
 
     def __getitem__(self, box: Box) -> NDArray[Any]:
         try:
@@ -277,17 +286,20 @@ def read_metadata(path: Path, kind: str) -> dict[str, Any]:
         If there is none, or it is not of that kind ("array" or "group").
     """
     try:
-        metadata: dict[str, Any] = json.loads((path / "zarr.json").read_text())
+        metadata: dict[str, Any] = json.loads(read_plain(path / "zarr.json"))
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(
             f"{path}: there is no finished Zarr {kind} here; run the stage that makes it"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, AccessError):
+            raise
         raise StoreError(
             f"{path}/zarr.json: not readable as JSON; delete the store and make it anew"
         ) from None
-    if metadata.get("node_type") != kind:
+    if not isinstance(metadata, dict) or metadata.get("node_type") != kind:
         raise StoreError(f"{path}: this is not a Zarr {kind}")
+    require_mappings(metadata, path)
     return metadata
 
 
@@ -412,15 +424,22 @@ def open_volume(path: Path) -> Volume:
     attributes = read_metadata(path, "group").get("attributes", {})
     try:
         image = attributes["ome"]["multiscales"][0]
-        axes = [axis["name"] for axis in image["axes"]]
+        axes = [str(axis["name"]) for axis in image["axes"]]
         level = image["datasets"][0]
-        scale = level["coordinateTransformations"][0]["scale"]
-    except (KeyError, IndexError, TypeError):
+        z, y, x = (float(side) for side in level["coordinateTransformations"][0]["scale"])
+        place = PurePosixPath(level["path"])
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         raise StoreError(f"{path}: this Zarr group is not an OME-Zarr 0.5 image") from None
     if axes != ["z", "y", "x"]:
         raise StoreError(f"{path}: the axes must be z, y, x, but are {', '.join(axes)}")
-    facts = parse_volume_facts(attributes.get("emdiffuse"), path)
-    return Volume(path, Array(path / level["path"]), tuple(scale), facts)
+    if not all(0 < side < inf for side in (z, y, x)):
+        raise StoreError(f"{path}: its voxel size ({z:g}, {y:g}, {x:g}) is none; make the store anew")
+    if place.is_absolute() or ".." in place.parts:
+        raise StoreError(f"{path}: its level '{place}' lies outside of the store; make the store anew")
+    array = Array(path / place)
+    if len(array.shape) != 3:
+        raise StoreError(f"{array.path}: three axes (z, y, x) are expected, not {len(array.shape)}")
+    return Volume(path, array, (z, y, x), parse_volume_facts(attributes.get("emdiffuse"), path))
 
 
 def write_image(path: Path, name: str, voxel_size: Sequence[float], facts: Facts) -> None:

@@ -34,6 +34,7 @@ from emdiffuse.config import Model
 from emdiffuse.config.settings import Section
 from emdiffuse.runtime.allocator import keep_freed_memory
 from emdiffuse.runtime.atomic import write_atomically
+from emdiffuse.runtime.disks import as_mistake
 from emdiffuse.runtime.errors import ConfigError, EmdiffuseError, LaunchError
 from emdiffuse.runtime.extras import require
 from emdiffuse.runtime.interruption import Interrupted, Stop, caught
@@ -145,8 +146,13 @@ def train(work: TrainingJob, *signals: int) -> None:
     from emdiffuse.training.train import train as run
 
     keep_freed_memory()
-    with caught(*signals) as stop:
-        run(work.store, work.model, work.name, work.experiment, work.device, stop)
+    try:
+        with caught(*signals) as stop:
+            run(work.store, work.model, work.name, work.experiment, work.device, stop)
+    except OSError as error:  # so that other processes are told its cause in a sentence too
+        if mistake := as_mistake(error):
+            raise mistake from error
+        raise
 
 
 def train_here(work: TrainingJob, processes: int = 1) -> None:

@@ -222,12 +222,19 @@ stop() {
 }
 
 # What a node does that loses its power: its daemon and all that its jobs run are gone at once.
+#
+# Whoever watches over the jobs is stopped first: it would otherwise see them die, and report them as failed before it
+# is killed itself, which on a busy machine may take a while.
 lose_node() {
-  local daemon steps
+  local daemon steps jobs
   daemon=$(daemons slurmd "$1")
   steps=$(daemons slurmstepd "$1")
-  # shellcheck disable=SC2046,SC2086 # pids, to be split
-  kill -KILL $daemon $(descendants $daemon $steps) $steps 2>/dev/null || true
+  # shellcheck disable=SC2086 # pids, to be split
+  {
+    jobs=$(descendants $daemon $steps)
+    kill -STOP $daemon $steps 2>/dev/null || true
+    kill -KILL $steps $daemon $jobs 2>/dev/null || true
+  }
 }
 
 # --- Status ----------------------------------------------------------------------------------------------------------

@@ -74,10 +74,13 @@ def test_a_requeued_job_runs_again(cluster, tmp_path):
 
 
 def test_a_lost_node_ends_its_jobs_and_can_come_back(cluster, tmp_path):
-    doomed = submit("sleep 600", tmp_path, "--nodelist=n2", "--no-requeue")
-    safe = submit("sleep 600", tmp_path, "--nodelist=n1", "--no-requeue")
+    doomed = submit("echo runs; sleep 600", tmp_path, "--nodelist=n2", "--no-requeue")
+    safe = submit("echo runs; sleep 600", tmp_path, "--nodelist=n1", "--no-requeue")
+    logs = [tmp_path / f"{job}.log" for job in (doomed, safe)]
     try:
+        # SLURM says so before a job's first command runs, which a busy machine may leave waiting
         wait_until(lambda: {state(doomed), state(safe)} == {"RUNNING"}, 180, "both jobs run")
+        wait_until(lambda: all(log.exists() and log.read_text() for log in logs), 180, "both have begun")
         run(cluster, "node", "n2", "stop")
         wait_until(lambda: node_states()["n2"].startswith("down"), 180, "n2 is down")
         assert finished(doomed) == "NODE_FAIL"

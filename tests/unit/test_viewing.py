@@ -2,11 +2,14 @@
 
 import http.client
 import json
+import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -15,6 +18,7 @@ import tensorstore as ts
 import zarr
 from helpers import write_volume
 
+from emdiffuse import viewing
 from emdiffuse.runtime.errors import DataError, StoreError
 from emdiffuse.viewing import (
     NEUROGLANCER,
@@ -201,3 +205,52 @@ def test_a_port_that_is_taken_is_one_sentence(store):
         and done.stderr.startswith("error: 127.0.0.1:")
         and "Traceback" not in done.stderr
     )
+
+
+def test_files_are_named_for_what_they_are(server):
+    for path, kind in (("zarr.json", "application/json"), ("0/c/0/0/0", "application/octet-stream")):
+        status, _, headers = ask(server, f"/{server.token}/{path}")
+        assert (status, headers["Content-Type"]) == (200, kind)
+        assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["GET", "GET nothing HTTP/1.1", "GET http://[ HTTP/1.1", "GET * HTTP/1.1", "\x00\xff HTTP/9", "GET /"],
+)
+def test_what_is_no_request_is_answered_or_left_without_a_traceback(server, capfd, line):
+    with socket.create_connection(server.server_address[:2], timeout=60) as connection:
+        connection.sendall(f"{line}\r\n\r\n".encode("latin-1"))
+        connection.shutdown(socket.SHUT_WR)
+        connection.recv(4096)
+    assert ask(server, f"/{server.token}/zarr.json")[0] == 200
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_clients_that_do_not_read_take_little_memory_and_are_left(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(viewing._Handler, "timeout", 5)
+    (tmp_path / "large").write_bytes(b"")
+    os.truncate(tmp_path / "large", 2**31)
+    with Server(tmp_path) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        request = f"GET /{running.token}/large HTTP/1.1\r\nRange: bytes=1-{2**30}\r\n\r\n".encode()
+        clients = [socket.create_connection(running.server_address[:2], timeout=60) for _ in range(8)]
+        for client in clients:
+            client.sendall(request)
+        assert all(client.recv(12) == b"HTTP/1.1 206" for client in clients)
+        end = time.monotonic() + 120
+        while (
+            any("process_request_thread" in t.name for t in threading.enumerate()) and time.monotonic() < end
+        ):
+            time.sleep(0.1)  # until the server has left them all
+        assert not any("process_request_thread" in t.name for t in threading.enumerate())
+        for client in clients:
+            client.close()
+        assert (
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+        )  # kB; 8 GiB were asked for
+        running.shutdown()
+        thread.join()
+    assert "Traceback" not in capfd.readouterr().err

@@ -16,6 +16,7 @@ if (SOURCE / "pyproject.toml").is_file():
 
 from emdiffuse import __version__
 from emdiffuse.config import validate
+from emdiffuse.config.settings import require_unique_keys
 from emdiffuse.config.shipped import model_folder
 from emdiffuse.project.workflow import only_one_run
 from emdiffuse.runtime.errors import EmdiffuseError
@@ -24,6 +25,8 @@ from emdiffuse.runtime.errors import EmdiffuseError
 os.environ.update(EMDIFFUSE_SOURCE=str(SOURCE), EMDIFFUSE_VERSION=__version__)
 
 try:
+    for path in filter(os.path.exists, workflow.configfiles):
+        require_unique_keys(Path(path))
     CONFIG = validate(config, "config")
 except EmdiffuseError as error:
     raise WorkflowError(str(error)) from None
