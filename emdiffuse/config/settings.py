@@ -183,6 +183,8 @@ def parse_record(
         raise refused(f"{path}: {sentence} ({remedy})", path) from None
     except (ValueError, RecursionError):
         raise refused(f"{path}: not valid JSON; was it cut off? ({remedy})", path) from None
+    except (TypeError, ArithmeticError) as error:  # of pydantic, for what is no fraction
+        raise refused(f"{path}: a number in it is none: {error} ({remedy})", path) from None
 
 
 def _sentence(section: type[Section], values: Any, error: ValidationError) -> str:
