@@ -17,6 +17,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from emdiffuse.evaluation import baselines
+from emdiffuse.evaluation.methods import baselines_of
 from emdiffuse.evaluation.metrics import psnr, ssim
 from emdiffuse.registration.raft import Flow
 from emdiffuse.restoration.geometry import SliceGrid
@@ -59,7 +60,7 @@ def main() -> None:
         row(name, partial(baselines.interpolate, kept, grid, z, kind), volume, generated)
     noisy, clean = (tifffile.imread(DEMO / f"brain_test_{name}.tif")[None] for name in ("noisy", "clean"))
     whole = tuple(slice(0, n) for n in noisy.shape)
-    for kind in baselines.IMAGE_KINDS["emdiffuse-n"]:
+    for kind in baselines_of("emdiffuse-n"):
         row(kind, partial(baselines.image_baseline, noisy, whole, kind, 1), clean, [0])
 
 

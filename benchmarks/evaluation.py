@@ -1,6 +1,6 @@
 """Cost of an evaluation: processor time and wall time a generated voxel, and the peak of memory.
 
-    python benchmarks/evaluation.py VOLUME.tif --slices 61 --factor 6
+    OMP_NUM_THREADS=2 python benchmarks/evaluation.py VOLUME.tif --slices 61 --factor 6
 
 Voxels are 10 nm. Of the volume every n-th slice is kept; what counts as restored is linear interpolation with
 a little noise, because the cost does not depend on where the voxels come from.
@@ -19,7 +19,6 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=61)
     parser.add_argument("--side", type=int, default=None, help="Repeat the volume sideways up to this.")
     parser.add_argument("--factor", type=int, default=6)
-    parser.add_argument("--profile", action="store_true", help="Also list where the time goes.")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         run(options, Path(folder))
@@ -30,7 +29,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     import tifffile
 
     from emdiffuse.evaluation.baselines import interpolate
-    from emdiffuse.evaluation.evaluate import evaluate
+    from emdiffuse.evaluation.evaluate import evaluate, measure_baselines
     from emdiffuse.restoration.geometry import SliceGrid
     from emdiffuse.stores.volume import create_image_array, write_image
 
@@ -61,21 +60,19 @@ def run(options: argparse.Namespace, folder: Path) -> None:
         write_image(path, name, (depth, 10, 10), facts)
         paths.append(path)
     voxels = sum(len(grid.generated(gap)) for gap in range(grid.gaps)) * truth[0].size
-    evaluate_it = lambda: evaluate(*paths, folder / "out.json")  # noqa: E731
-    started, wall = time.process_time(), time.perf_counter()
-    if options.profile:
-        import cProfile
-        import pstats
-
-        profile = cProfile.Profile()
-        profile.runcall(evaluate_it)
-        pstats.Stats(profile).sort_stats("tottime").print_stats(25)
-    else:
-        evaluate_it()
-    cpu, wall = time.process_time() - started, time.perf_counter() - wall
+    known = folder / "baselines.json"
+    runs = {
+        "baselines and a restoration": lambda: evaluate(*paths, folder / "out.json"),
+        "baselines": lambda: measure_baselines(*paths[1:], "vemdiffuse-i", known),
+        "a restoration beside known baselines": lambda: evaluate(*paths, folder / "out.json", known),
+    }
+    for name, function in runs.items():
+        started, wall = time.process_time(), time.perf_counter()
+        function()
+        cpu, wall = time.process_time() - started, time.perf_counter() - wall
+        print(f"{name}: {1e6 * cpu / voxels:.2f} us of CPU, {1e6 * wall / voxels:.2f} us wall a voxel")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{voxels:,} generated voxels: {cpu:.1f} s of CPU, {wall:.1f} s wall, {peak:.0f} MiB")
-    print(f"{1e6 * cpu / voxels:.2f} us of CPU, {1e6 * wall / voxels:.2f} us wall a generated voxel")
+    print(f"{voxels:,} generated voxels, {peak:.0f} MiB at most")
 
 
 if __name__ == "__main__":

@@ -77,7 +77,12 @@ SHAPE = {"architecture", "channels", "blocks"}
 class Report(Section):
     """The report; nothing here changes a number."""
 
-    title: str = Field("emdiffuse", description="Title of the report.")
+    title: str = Field(
+        "emdiffuse",
+        max_length=200,
+        pattern=r"^[^\x00-\x1f\x7f]*$",
+        description="Title of the report, one line.",
+    )
     percentiles: tuple[float, float] = Field(
         (0.5, 99.5), description="Percentiles of the truth shown as black and white, the same in every panel."
     )

@@ -169,16 +169,23 @@ def calibrate(
     return result
 
 
-def units_of(found: Comparison, side: int | None) -> Iterator[Box]:
-    """Yield the units: an image or gap each, cut into blocks of about `side` pixels unless that is None."""
+def units_of(found: Comparison, side: int | None, most: int | None = None) -> Iterator[Box]:
+    """Yield the units: an image or gap each, cut into blocks of about `side` pixels unless that is None.
+
+    Of more than `most` units as many are drawn, always the same.
+    """
     cuts = []
     for length in found.shape[1:]:
         parts = max(round(length / side), 1) if side else 1
         cuts.append([slice(length * i // parts, length * (i + 1) // parts) for i in range(parts)])
-    for gap in range(found.grid.gaps):
-        zs = found.grid.generated(gap)
-        if zs:
-            yield from ((slice(zs.start, zs.stop), y, x) for y in cuts[0] for x in cuts[1])
+    gaps = [zs for gap in range(found.grid.gaps) if (zs := found.grid.generated(gap))]
+    rows, columns = (len(cut) for cut in cuts)
+    numbers = np.arange(len(gaps) * rows * columns)
+    if most is not None and len(numbers) > most:
+        numbers = np.sort(np.random.default_rng(0).choice(numbers, most, replace=False))
+    for number in numbers.tolist():
+        zs = gaps[number // (rows * columns)]
+        yield (slice(zs.start, zs.stop), cuts[0][number // columns % rows], cuts[1][number % columns])
 
 
 def ratios(found: Comparison, box: Box) -> NDArray[np.float32]:

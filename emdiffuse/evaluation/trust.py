@@ -3,7 +3,7 @@
 Conventions
 -----------
 * All is measured on data that nothing was calibrated on: the restoration's own truth, voxels of generated
-  slices only; of more than `VOXELS` an even part.
+  slices only; of more than `UNITS` units of calibration a sample, and of more than `VOXELS` an even part.
 * *Coverage* is the share of voxels whose truth lies in the interval (`calibration.interval`). Its intervals
   of 95 % are bootstrapped over the units of calibration, neighbours put together where they are more than
   `GROUPS`.
@@ -29,7 +29,7 @@ from emdiffuse.restoration.intervals import floors, interval
 from emdiffuse.runtime.progress import progress
 from emdiffuse.stores.facts import CalibrationFacts
 
-VOXELS = 2_000_000
+VOXELS, UNITS = 2_000_000, 2048
 GROUPS = 400
 BLOCK = 64
 """Side of a unit in pixels, where nothing was calibrated."""
@@ -104,7 +104,7 @@ def assess(found: Comparison) -> dict[str, Any] | None:
 
 def draw(found: Comparison) -> Sample:
     """Read voxels, an even part of them where there are many."""
-    boxes = list(units_of(found, BLOCK))
+    boxes = list(units_of(found, BLOCK, UNITS))
     total = sum(int(np.prod([part.stop - part.start for part in box])) for box in boxes)
     step, together = ceil(total / VOXELS), ceil(len(boxes) / GROUPS)
     names = ("restored", "uncertainty", "truth", "floor", "slope")

@@ -88,10 +88,11 @@ class View:
         """Return a box of a volume, or of the interpolated input (nearest for `input`)."""
         part = tuple(slice(r.start, r.stop) for r in box)
         if name == "input" or name not in self.volumes:
-            values = make(name, self.volumes["input"].array, self.grid, part, self.scale)
+            with np.errstate(invalid="ignore"):  # without a truth, nobody refused voxels that are no numbers
+                values = make(name, self.volumes["input"].array, self.grid, part, self.scale)
         else:
             values = self.volumes[name].array[part]
-        return values.astype(np.float32)
+        return np.nan_to_num(values.astype(np.float32))
 
     def plane(self, name: str, axis: int, at: int | None = None) -> NDArray[np.float32]:
         """Return the plane of the region that is perpendicular to an axis."""
@@ -131,7 +132,9 @@ def open_view(config: Config, item: Restoration, truth: str | None, results: Pat
     window = [slice(r.start // scale, -(-r.stop // scale)) for r in box[1:]]
     chosen = np.unique(np.linspace(0, reference.shape[0] - 1, 16).astype(int))
     sample = [reference[(slice(z, z + 1), *window)] for z in chosen.tolist()]
-    low, high = (float(v) for v in np.percentile(np.concatenate(sample), config.report.percentiles))
+    values = np.concatenate(sample)
+    values = values[np.isfinite(values)] if np.isfinite(values).any() else np.zeros(1)
+    low, high = (float(v) for v in np.percentile(values, config.report.percentiles))
     return View(
         volumes,
         grid,
@@ -186,8 +189,8 @@ def _structures(plane: NDArray[np.float32], voxel: float) -> NDArray[np.float32]
 
 def to_gray(values: NDArray[Any], black: float, white: float) -> NDArray[np.uint8]:
     """Return intensities as 8-bit grey values: linear from black (0) to white (255), clipped outside."""
-    scaled = (values.astype(np.float32) - np.float32(black)) * np.float32(255 / (white - black))
-    return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+    shown = np.clip(values.astype(np.float32), np.float32(black), np.float32(white))
+    return np.rint((shown - np.float32(black)) * np.float32(255 / (white - black))).astype(np.uint8)
 
 
 def encode(pictures: list[NDArray[np.uint8]], budget: int) -> list[str]:

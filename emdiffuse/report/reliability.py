@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from emdiffuse.report.text import plot
+from emdiffuse.report.charts import plot
 from emdiffuse.stores.facts import Reliability
 
 LISTED = 12
 """Slices or images that are named as not reliable, at most."""
 UNCALIBRATED = (
-    "No intervals were calibrated: the standard deviation of the samples promises nothing by itself, and the "
-    "diagram shows what Gaussian intervals made of it would hold."
+    "The intervals are not calibrated: the standard deviation of the samples promises nothing by itself. The "
+    "diagram shows how many true values Gaussian intervals of that width would hold."
 )
 
 
@@ -43,8 +43,9 @@ def trust_section(
         return {"sentences": sentences, "charts": [], "rows": []}
     sentences += _kept(found, evaluation or {}) if found["calibration"] else [UNCALIBRATED]
     sentences.append(
-        f"Does the uncertainty find the errors? The area between the curves, AUSE, is {found['ause']:.3f}: "
-        f"of an oracle's order it would be 0, of a random one {found['ause_random']:.3f}."
+        f"Does the uncertainty point at the errors? The area between the two curves (AUSE) is "
+        f"{found['ause']:.3f}; it would be 0 if it ranked voxels as their errors do, and "
+        f"{found['ause_random']:.3f} if it ranked them at random."
     )
     charts = [_diagram(found["diagram"]), _sparsification(found["sparsification"])]
     return {"sentences": sentences, "charts": charts, "rows": _rows(found)}
@@ -75,14 +76,14 @@ def _kept(found: dict[str, Any], evaluation: dict[str, Any]) -> list[str]:
     made, everything = found["calibration"], found["coverage"][0]
     held = "; ".join(found["doubtful"])
     return [
-        f"Intervals of {made['scale']:.2f} standard deviations were calibrated on {made['dataset']}, so that "
-        f"with a confidence of {_percent(1 - made['delta'], 0)} at least {_percent(1 - made['alpha'], 0)} of "
-        f"the voxels' truths lie inside, on average over fields like those. What was counted there as "
-        f"independent: {made['units']} units, each one {made['unit']}.",
-        f"Here, where nothing was calibrated, {_percent(everything['mean'])} do (95 % interval "
-        f"{_percent(everything['low'])} to {_percent(everything['high'])}). An interval is "
-        f"{found['width']:.3g} wide on average, of an intensity range of {evaluation['data_range']:g}.",
-        f"Do not trust the intervals here, where they hold less than promised: {held}."
+        f"Intervals of {made['scale']:.2f} standard deviations were calibrated on {made['dataset']}. They "
+        f"promise, with {_percent(1 - made['delta'], 0)} confidence, that at least "
+        f"{_percent(1 - made['alpha'], 0)} of the true values lie inside, on average over fields like those. "
+        f"The promise rests on {made['units']} independent units, each one {made['unit']}.",
+        f"On these data, which nothing was calibrated on, {_percent(everything['mean'])} lie inside (95 % "
+        f"interval {_percent(everything['low'])} to {_percent(everything['high'])}). The average interval is "
+        f"{found['width']:.3g} wide, in an intensity range of {evaluation['data_range']:g}.",
+        f"The promise is not kept for {held}. Do not trust the intervals there."
         if held
         else "In no group of voxels do they hold significantly less than promised.",
     ]
@@ -94,16 +95,16 @@ def _diagram(rows: list[dict[str, float]]) -> dict[str, Any]:
         name: [(100 * row["nominal"], 100 * row[key]) for row in rows if key in row]
         for key, name in (("calibrated", "calibrated"), ("gaussian", "Gaussian"), ("nominal", "promised"))
     }
-    return plot("Truths inside (%), by what is promised", lines, "{:.0f} % promised")
+    return plot("True values inside (%), by the share promised", lines, "{:.0f} % promised")
 
 
 def _sparsification(rows: list[dict[str, float]]) -> dict[str, Any]:
-    """Draw the error of what is left, by the share taken away, in per cent."""
+    """Draw the error that is left, by the share of voxels removed, in per cent."""
     lines = {
         name: [(100 * row["share"], row[key]) for row in rows]
         for key, name in (("uncertainty", "uncertainty"), ("oracle", "oracle"))
     }
-    return plot("Error of the rest, without the most uncertain", lines, "{:.0f} % taken away")
+    return plot("Relative error left, most uncertain voxels removed", lines, "{:.0f} % removed")
 
 
 def _rows(found: dict[str, Any]) -> list[dict[str, Any]]:

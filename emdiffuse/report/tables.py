@@ -149,7 +149,9 @@ def as_csv(evaluations: list[dict[str, Any]]) -> str:
                     )
         for row in evaluation.get("trust", {}).get("coverage", []):
             numbers = [row[key] for key in ("mean", "low", "high")]
-            writer.writerow([*where, "", "coverage", "share of truths inside", row["group"], *numbers, 0])
+            writer.writerow(
+                [*where, "", "coverage", "share of true values inside", row["group"], *numbers, 0]
+            )
         if "trust" in evaluation:
             ause = evaluation["trust"]["ause"]
             writer.writerow([*where, "", "ause", "share of the error", "restored", ause, None, None, 0])

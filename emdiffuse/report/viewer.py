@@ -76,7 +76,7 @@ def viewer(view: View, task: str, white: float | None, budget: int) -> dict[str,
             weights[name] = [[[int(i), round(float(row[i]), 6)] for i in np.flatnonzero(row)] for row in own]
         window = (slice(region[1].start, region[1].stop), slice(region[2].start, region[2].stop))
         real = view.volumes["input"].array[(slice(first, first + own.shape[1]), *window)]
-        stacks["real"], spans["real"] = to_gray(real, low, high), (low, high)
+        stacks["real"], spans["real"] = to_gray(np.nan_to_num(real), low, high), (low, high)
     columns = {name: _columns(*stack.shape) for name, stack in stacks.items()}
     sheets = [sheet(stack, columns[name]) for name, stack in stacks.items()]
     pictures = dict(zip(stacks, encode(sheets, budget), strict=True))

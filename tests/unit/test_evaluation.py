@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from fractions import Fraction
 
 import numpy as np
@@ -17,7 +18,8 @@ from emdiffuse.evaluation.baselines import interpolate
 from emdiffuse.evaluation.blocks import Layout
 from emdiffuse.evaluation.evaluate import evaluate, measure_baselines
 from emdiffuse.evaluation.methods import absent_baselines, baselines_of
-from emdiffuse.evaluation.metrics import psnr, ssim
+from emdiffuse.evaluation.metrics import MEASURES, METRICS, Measure, Metric, psnr, ssim
+from emdiffuse.evaluation.metrics.base import ratio
 from emdiffuse.evaluation.tables import summary
 from emdiffuse.restoration.geometry import SliceGrid
 from emdiffuse.runtime.errors import DataError
@@ -60,6 +62,7 @@ class Case:
 
     def put(self, name, values, voxel_size=(10, 10, 10), **facts):
         path = self.folder / f"{name}.ome.zarr"
+        shutil.rmtree(path, ignore_errors=True)
         array = create_image_array(path / "0", values.shape, values.dtype)
         array[:, :, :] = values
         own = {
@@ -381,6 +384,37 @@ def test_costly_metrics_look_at_every_place_in_a_gap_in_turn(tmp_path, monkeypat
     assert "1 of the up to 3 generated slices of each gap" in layout.statement
     monkeypatch.setattr(blocks, "COSTLY", 10**9)
     assert Layout(case.grid, case.truth.shape).statement == "", "of a small volume all"
+
+
+class Brightness(Metric):
+    """How bright a plane is, as a share of the truth's."""
+
+    measures = (Measure("brightness", "Brightness (truth = 1)", "share of the truth's mean", 2, 0),)
+
+    def __init__(self, setting):
+        super().__init__(setting)
+        self.per_plane("ours", "true")
+
+    def add(self, ours, truth, block):
+        for name, piece in (("ours", ours), ("true", truth)):
+            self.sums[name][block.places[0]] += [piece.plane(row).sum() for row in range(len(piece.planes))]
+
+    def score(self):
+        return {"xy": {"brightness": ratio(self.sums["ours"], self.sums["true"])}}
+
+
+def test_a_new_metric_is_one_class(tmp_path, monkeypatch):
+    """In the list of metrics it is measured over all blocks, and stands in the tables of all methods."""
+    monkeypatch.setattr(blocks, "TILE", 12)
+    monkeypatch.setattr("emdiffuse.evaluation.measuring.METRICS", (*METRICS, Brightness))
+    monkeypatch.setitem(MEASURES, "brightness", Brightness.measures[0])
+    case = Case(tmp_path, tissue((13, 24, 30)), restored=tissue((13, 24, 30)) // 2)
+    case.run()
+    with (tmp_path / "out.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["measure"] == "brightness"]
+    assert [row["method"] for row in rows] == [*baselines_of("vemdiffuse-i"), "restored"]
+    wanted = [(case.truth[z] // 2).sum() / case.truth[z].sum() for z in range(13) if z % 4]
+    assert float(rows[-1]["mean"]) == pytest.approx(np.mean(wanted))
 
 
 def test_numbers_do_not_depend_on_threads(tmp_path, monkeypatch):

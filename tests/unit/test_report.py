@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import shutil
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,17 +20,21 @@ import pytest
 from browsing import browsed, shot
 from helpers import volume_facts
 
-from emdiffuse.config import Config
+from emdiffuse.config import Config, Restoration
 from emdiffuse.config.settings import parse
 from emdiffuse.evaluation.baselines import interpolate
 from emdiffuse.evaluation.evaluate import evaluate
+from emdiffuse.report.charts import chart
+from emdiffuse.report.overview import overview_row, summary
 from emdiffuse.report.pictures import encode, scale_bar, to_gray
+from emdiffuse.report.settings import flatten
 from emdiffuse.report.tables import as_csv, long_table, short_table
-from emdiffuse.report.text import chart, flatten, surpassing, verdict
 from emdiffuse.report.times import stage_times
+from emdiffuse.report.verdicts import gains, short_verdict, surpassing, verdict
 from emdiffuse.report.viewer import SIDE, sheet
 from emdiffuse.report.write import write_report
 from emdiffuse.restoration.geometry import SliceGrid
+from emdiffuse.runtime.errors import ConfigError, StoreError
 from emdiffuse.stores.volume import create_image_array, write_image
 
 CONFIG = {
@@ -47,6 +52,7 @@ CONFIG = {
 def write(
     path: Path, values: np.ndarray, voxel_size: tuple[float, ...] = (10, 10, 10), **facts: object
 ) -> None:
+    shutil.rmtree(path, ignore_errors=True)
     array = create_image_array(path / "0", values.shape, values.dtype)
     array[:, :, :] = values
     write_image(path, path.name, voxel_size, volume_facts(values, voxel_size, **facts))
@@ -136,7 +142,8 @@ def test_words_and_escapes(made):
     _, _, text = made
     assert "<h1>Ramps &amp; &lt;steps&gt;</h1>" in text
     assert "6 slices 40 nm apart, was restored to 21 slices 10 nm apart by the model net" in text
-    assert "beats linear interpolation in both PSNR" in text
+    assert "better than the best classical method in SSIM" in text
+    assert '<span class="standing mixed">No clear difference in PSNR, better in SSIM</span>' in text
     assert "mean of 4 samples of 4 calls" in text
     assert "The slices are aligned." in text
     assert "100 steps, on cpu" in text
@@ -150,6 +157,7 @@ def test_the_numbers_lie_beside_the_report(made):
     numbers = json.loads((folder / "report.json").read_text())
     assert numbers["evaluations"] == [json.loads((folder / "results/evaluation/thin/net.json").read_text())]
     assert numbers["trainings"]["net"]["steps"] == 100
+    assert numbers["trainings"]["net"]["history"][0]["loss"] is None, "JSON has no number for NaN"
     assert [(row["stage"], row["jobs"], row["seconds"]) for row in numbers["times"]] == [("restore", 1, 61.0)]
     assert numbers["versions"]["emdiffuse"]
     rows = list(csv.DictReader(io.StringIO((folder / "report.csv").read_text())))
@@ -157,6 +165,58 @@ def test_the_numbers_lie_beside_the_report(made):
     row = next(r for r in rows if (r["method"], r["plane"], r["measure"]) == ("linear", "xz", "ssim"))
     assert (row["dataset"], row["model"], float(row["mean"])) == ("thin", "net", found["mean"])
     assert "1:01" in text and "250 MiB" in text
+
+
+def test_any_title_and_any_intensities_make_a_page(tmp_path):
+    """Emoji and markup in the title, and voxels that are no numbers where no truth refuses them."""
+    volume = np.random.default_rng(0).normal(size=(9, 16, 16)).astype(np.float32)
+    volume[0, 0] = np.nan, np.inf, -np.inf, *[0] * 13
+    run(tmp_path, volume, volume)
+    thin = {"source": "c.tif", "voxel_size": {"z": 40, "y": 10, "x": 10}}
+    title = "\U0001f52c <script>alert(1)</script> {{ 7 * 7 }}"
+    config = CONFIG | {"datasets": CONFIG["datasets"] | {"thin": thin}, "report": {"title": title}}
+    text = report(tmp_path, config)
+    assert "<h1>\U0001f52c &lt;script&gt;alert(1)&lt;/script&gt; {{ 7 * 7 }}</h1>" in text
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    for viewer in re.findall(r'<script type="application/json">(.*?)</script>', text, re.DOTALL):
+        json.loads(viewer, parse_constant=refuse)
+    json.loads((tmp_path / "report.json").read_text(), parse_constant=refuse)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"percentiles": [0.5, 101]},
+        {"percentiles": [-1, 99]},
+        {"percentiles": [99, 1]},
+        {"percentiles": [50, 50]},
+        {"percentiles": [math.nan, 99]},
+        {"percentiles": [1]},
+        {"title": "two\nlines"},
+        {"title": "\ud83d"},
+        {"title": "a\x00b"},
+        {"width": 10**9},
+        {"width": math.inf},
+    ],
+)
+def test_settings_that_a_report_cannot_keep_are_refused_at_once(settings):
+    with pytest.raises(ConfigError, match=r"report\."):
+        parse(Config, CONFIG | {"report": settings})
+
+
+@pytest.mark.parametrize("content", ["", "torn {", "[1]", "null", '{"methods": {}}', "\x00"])
+def test_a_damaged_evaluation_is_named(tmp_path, content):
+    volume = np.random.default_rng(0).integers(0, 256, (9, 16, 16), np.uint8)
+    run(tmp_path, volume, volume)
+    path = tmp_path / "results/evaluation/thin/net.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(StoreError, match=r"thin/net\.json: .*delete it and start again"):
+        report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_one_file_of_bounded_size_without_references_outside(made):
@@ -174,9 +234,9 @@ def test_a_run_without_truth_training_or_alignment_has_a_report(tmp_path):
     thin = {"source": "c.tif", "voxel_size": {"z": 40, "y": 10, "x": 10}}
     config = CONFIG | {"datasets": CONFIG["datasets"] | {"thin": thin}}
     text = report(tmp_path, config)
-    assert "There is no truth to compare with" in text
-    assert "<table>" not in text
-    assert "difference from the truth" not in text and "<h2>Training" not in text
+    assert "There is no ground truth to compare with" in text
+    assert "<table>" not in text and text.count("<table") == 1, "the overview alone"
+    assert "difference from the ground truth" not in text and "<h2>Training" not in text
     assert (tmp_path / "report.csv").read_text().count("\n") == 1
     assert "of the input" in text
     assert {alt.split(",")[0] for alt, _ in pictures(text)} == {
@@ -221,7 +281,7 @@ def test_uncertainty_is_shown_beside_the_differences(tmp_path):
     write(nested, np.full(volume.shape, 1e6, np.float32))
     panels = dict(pictures(report(tmp_path)))
     assert (panels["Standard deviation of the samples, xy plane at z = 60 nm"] == 255).all()
-    assert (panels["|Restored \u2212 truth|, xy plane at z = 60 nm"] == 0).all()
+    assert (panels["|Restored \u2212 ground truth|, xy plane at z = 60 nm"] == 0).all()
 
 
 def test_pictures_lose_nothing_within_the_budget_and_stay_within_it_otherwise():
@@ -313,20 +373,84 @@ def test_a_sheet_holds_every_slice_where_the_browser_looks_for_it(shape, columns
         np.testing.assert_array_equal(laid[top : top + shape[1], left : left + shape[2]], stack[z])
 
 
+def compared(**gains_by_measure) -> dict:
+    """Return an evaluation whose gains over the best classical methods are (mean, low, high)."""
+    keys = ("mean", "low", "high")
+    methods = {"psnr": "linear", "ssim": "flow"}
+    return {
+        "best": {
+            measure: {"method": methods[measure], **dict(zip(keys, gain, strict=True))}
+            for measure, gain in gains_by_measure.items()
+        }
+    }
+
+
 @pytest.mark.parametrize(
-    ("psnr", "ssim", "words"),
+    ("psnr", "ssim", "short", "full"),
     [
-        (0.5, 0.01, r"beats linear interpolation in both PSNR \(\+0\.50 dB; .*\) and SSIM \(\+0\.010;"),
-        (-0.5, -0.01, r"neither in PSNR \(-0\.50 dB; .*\) nor in SSIM \(-0\.010;"),
-        (-0.5, 0.01, r"does not beat .* in both: better in SSIM \(.*\), not in PSNR"),
+        (
+            (0.5, 0.4, 0.6),
+            (0.01, 0.005, 0.02),
+            "Better",
+            "better than the best classical method in PSNR and SSIM",
+        ),
+        (
+            (-0.5, -0.6, -0.4),
+            (-0.01, -0.02, -0.005),
+            "Worse",
+            "worse than the best classical method in PSNR and",
+        ),
+        ((0.5, -0.1, 0.9), (0.01, -0.01, 0.02), "No clear difference", "not clearly better or worse"),
+        (
+            (0.5, 0.4, 0.6),
+            (0.01, -0.01, 0.02),
+            "Better in PSNR, no clear difference in SSIM",
+            "better than the best classical method in PSNR, and not clearly better or worse than",
+        ),
+        ((0.5, 0.4, 0.6), (-0.01, -0.02, -0.001), "Better in PSNR, worse in SSIM", "and worse than"),
+        ((3.0, None, None), (0.2, None, None), "Too little data to tell", "no verdict"),
+        (
+            (None, None, None),
+            (0.1, 0.05, 0.2),
+            "Perfect in PSNR, better in SSIM",
+            "equal to the ground truth in PSNR",
+        ),
+        ((None, None, None), (None, None, None), "Equals the ground truth", "in PSNR and SSIM"),
     ],
 )
-def test_the_verdict_is_plain(psnr, ssim, words):
-    gain = {
-        name: {"mean": v, "low": v - 0.1, "high": v + 0.1} for name, v in (("psnr", psnr), ("ssim", ssim))
-    }
-    said = verdict({"reference": "linear", "beats": {"psnr": psnr > 0, "ssim": ssim > 0}, "gain": gain})
-    assert re.search(words, said)
+def test_the_verdict_says_what_the_interval_allows(psnr, ssim, short, full):
+    found = compared(psnr=psnr, ssim=ssim)
+    assert short_verdict(gains(found)) == short
+    said = verdict(found)
+    assert full in said
+    if psnr[1] is not None:
+        assert (
+            f"PSNR: {psnr[0]:+.2f} dB (95 % interval {psnr[1]:+.2f} to {psnr[2]:+.2f}) against linear" in said
+        )
+
+
+def test_the_first_screen_has_a_row_for_every_restoration(tmp_path):
+    calibration = {"dataset": "held"}
+    sampler = {"samples": 4}
+    restorations = [
+        {"dataset": "thin", "model": "net"},
+        {"dataset": "thin", "model": "net", "sampler": sampler, "calibration": calibration},
+    ]
+    config = parse(Config, CONFIG)
+    items = [parse(Restoration, values) for values in restorations]
+    better = compared(psnr=(0.5, 0.4, 0.6), ssim=(0.1, 0.05, 0.2))
+    held = {"mean": 0.8, "low": 0.7, "high": 0.85}
+    rows = [
+        overview_row(config, items[0], 1, None),
+        overview_row(config, items[1], 2, better | {"trust": {"coverage": [held]}}),
+    ]
+    assert (
+        rows[0]["verdict"] == "Not measured: no ground truth"
+        and rows[0]["trust"] == "No: one estimate, no uncertainty"
+    )
+    assert rows[1]["standing"] == "better" and rows[1]["done"] == "gaps between slices filled"
+    assert rows[1]["trust"] == "Yes, but holds 80.0 % of true values, not 90 %"
+    assert summary(rows) == "2 restorations: 1 better than the best classical method, 1 without ground truth."
 
 
 def test_methods_that_do_better_are_named():
@@ -339,7 +463,8 @@ def test_methods_that_do_better_are_named():
     said = surpassing({"methods": methods})
     assert (
         said
-        == "Better than the restoration: Along the optical flow (SSIM), Restored by other (PSNR and SSIM)."
+        == "Higher on average than the restoration: Along the optical flow (SSIM), Restored by other (PSNR "
+        "and SSIM)."
     )
     assert surpassing({"methods": {"linear": methods["linear"], "restored": methods["restored"]}}) == ""
 

@@ -37,6 +37,7 @@ USED: dict[str, set[str]] = {
     "pyramid": set(),
     "verify": set(),
     "progress": set(),
+    "baselines": {"cv2", "scipy", "skimage"},
     "evaluate": {"cv2", "scipy", "skimage"},
     "report": {"cv2", "scipy", "skimage"},
 }
@@ -88,6 +89,7 @@ def started(medulla, small_model, tmp_path_factory) -> dict[str, tuple[set[str],
     run("pyramid", f"{place}/plan.json")
     run("verify", f"{place}/plan.json")
     run("progress", "results")
+    run("baselines", thin, whole, "results/baselines.json", "--task", "vemdiffuse-i")
     run("evaluate", f"{place}/restored.ome.zarr", thin, whole, "results/evaluation/thin/small.json")
     run("report", "results", "experiments", "results/report.html", "--settings", json.dumps(config))
     return found

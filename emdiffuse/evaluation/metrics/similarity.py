@@ -212,7 +212,7 @@ class Similarity(Metric):
     def add(self, ours: Piece, truth: Piece, block: Block) -> None:
         """Add the similarity around every voxel whose window lies within its plane, and MS-SSIM of tiles."""
         mine, theirs = _windowed(ours), truth.once(_windowed)
-        products = _oriented(ours.centred * truth.centred, self.setting.images)
+        products = _oriented(ours.centred * truth.centred, ours)
         scale = (self.setting.centre, self.setting.data_range)
         for name in self.orientations:
             axis = PLANES[name]
@@ -221,10 +221,10 @@ class Similarity(Metric):
             kept = [block.windows[other] if other != axis else block.counted[axis] for other in (1, 2)]
             rows, columns = (slice(k[0], k[-1] + 1) if len(k) else slice(0, 0) for k in kept)
             found = np.zeros(len(block.counted[axis]))
-            for row, z in enumerate(block.counted[0]):
-                pairs = [[field[z] for field in fields[name]] for fields in (mine, theirs)]
+            for row in range(len(block.counted[0])):
+                pairs = [[field[row] for field in fields[name]] for fields in (mine, theirs)]
                 terms = _terms(
-                    (pairs[0][0], pairs[0][1]), (pairs[1][0], pairs[1][1]), products[name][z], *scale
+                    (pairs[0][0], pairs[0][1]), (pairs[1][0], pairs[1][1]), products[name][row], *scale
                 )
                 near = (terms[0] * terms[1])[rows, columns]
                 if axis == 0:
@@ -258,15 +258,18 @@ class Similarity(Metric):
 
 def _windowed(piece: Piece) -> dict[str, Terms]:
     """Return windowed values and squares of a piece, by orientation."""
-    fields = (piece.centred, piece.centred * piece.centred)
-    values, squares = (_oriented(field, piece.setting.images) for field in fields)
+    values, squares = (_oriented(field, piece) for field in (piece.centred, piece.centred**2))
     return {name: (values[name], squares[name]) for name in values}
 
 
-def _oriented(values: Map, images: bool) -> dict[str, Map]:
-    """Apply the window in the planes of each orientation; xz and yz share its pass along z."""
-    found = {"xy": _smooth_planes(values)}
-    if not images:
-        along_z = _smooth(values, 0)
+def _oriented(values: Map, piece: Piece) -> dict[str, Map]:
+    """Apply the window in the planes of each orientation, at the slices that count.
+
+    The passes of xz and yz along z, which the other slices are for, are one.
+    """
+    counted = piece.block.counted[0]
+    found = {"xy": _smooth_planes(values[counted])}
+    if not piece.setting.images:
+        along_z = _smooth(values, 0)[counted]
         found |= {"xz": _smooth(along_z, 2), "yz": _smooth(along_z, 1)}
     return found

@@ -16,8 +16,6 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from skimage.filters import threshold_otsu
-from skimage.morphology import remove_small_objects
 
 from emdiffuse.evaluation.blocks import Block
 from emdiffuse.evaluation.metrics.base import Measure, Metric, Piece, Scores, Setting, ratio
@@ -58,6 +56,8 @@ def _membranes(values: NDArray[np.float32], voxel: float) -> Mask:
     smooth, slope, bend = (_gaussian(sigma, order) for order in (0, 1, 2))
     yy, yx, xx = (_filtered(values, *pair) for pair in ((smooth, bend), (slope, slope), (bend, smooth)))
     ridge = np.maximum((yy + xx) / 2 + np.sqrt((yy - xx) ** 2 / 4 + yx**2), 0)
+    from skimage.morphology import remove_small_objects
+
     found: Mask = remove_small_objects(_above(ridge), max_size=round(SPECKLE * sigma**2))
     return found
 
@@ -102,6 +102,8 @@ def _above(values: NDArray[np.float32]) -> Mask:
     low, high = float(values.min()), float(values.max())
     if low == high:
         return np.zeros(values.shape, bool)
+    from skimage.filters import threshold_otsu
+
     end = float(np.nextafter(np.float32(high), np.float32(np.inf)))  # the last bin holds the maximum, too
     counts = cv2.calcHist([values], [0], None, [256], [low, end]).ravel()
     edges = np.linspace(low, high, 257)

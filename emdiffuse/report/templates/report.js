@@ -117,8 +117,8 @@ function start(viewer) {
       legend.querySelector(".least").textContent = kind === "truth" ? `−${top} or less` : "0";
       legend.querySelector(".most").textContent = kind === "truth" ? `+${top} or more` : `${top} or more`;
       legend.querySelector(".what").textContent = kind === "truth"
-        ? "Difference from the truth: blue is darker than it, orange brighter; in units of intensity"
-        : "Standard deviation of the samples (drawn on what is restored), in units of intensity";
+        ? "Difference from the ground truth: blue is darker, orange brighter; in units of intensity"
+        : "Standard deviation of the samples (drawn over the restored side), in units of intensity";
     }
     sharpen();
     viewer.ariaBusy = "false";
@@ -155,6 +155,26 @@ function start(viewer) {
   show();
 }
 
-document.querySelectorAll(".viewer").forEach(start);
+// A viewer starts when it is first seen: those in closed parts cost nothing.
+const seen = new IntersectionObserver((entries) => {
+  for (const { isIntersecting, target } of entries) {
+    if (!isIntersecting) continue;
+    seen.unobserve(target);
+    start(target);
+  }
+}, { rootMargin: "200%" });
+document.querySelectorAll(".viewer").forEach((viewer) => seen.observe(viewer));
+
+// A link to a restoration opens it, and paper shows everything.
+function reveal() {
+  const part = document.getElementById(location.hash.slice(1));
+  if (!part) return;
+  part.querySelectorAll(":scope > details").forEach((details) => (details.open = true));
+  part.scrollIntoView();
+}
+addEventListener("hashchange", reveal);
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((details) => (details.open = true)));
+reveal();
+document.addEventListener("toggle", sharpen, true);
 addEventListener("resize", sharpen);
 addEventListener("load", sharpen);
