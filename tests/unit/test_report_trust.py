@@ -16,6 +16,7 @@ from emdiffuse.config.settings import parse
 from emdiffuse.evaluation.evaluate import evaluate
 from emdiffuse.report.reliability import trust_section
 from emdiffuse.report.write import write_report
+from emdiffuse.stores.facts import Reliability
 
 SIZE = {"z": 50, "y": 5, "x": 5}
 SAMPLER = {"steps": 4, "samples": 4}
@@ -46,6 +47,8 @@ CALIBRATION = {
     "delta": 0.1,
     "units": 40,
     "unit": "block of 64 x 64 pixels",
+    "sampler": SAMPLER,
+    "weights": "0" * 64,
     "levels": [{"alpha": a, "scale": s} for a, s in ((0.5, 0.7), (0.2, 1.35), (0.1, 1.6449), (0.05, None))],
 }
 
@@ -101,7 +104,7 @@ def test_coverage_stands_in_the_files_too(made):
 
 
 def test_without_a_truth_the_scores_are_told_alone():
-    scores = {"scores": [0.1, 0.11], "threshold": 0.12, "slices": [1, 2], "reliable": 2}
+    scores = Reliability(scores=(0.1, 0.11), threshold=0.12, slices=(1, 2), reliable=2)
     section = trust_section(None, scores, "slice")
     assert section["charts"] == section["rows"] == []
     assert len(section["sentences"]) == 1 and "2 of 2 slices count as reliable" in section["sentences"][0]
