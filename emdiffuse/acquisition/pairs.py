@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from emdiffuse.acquisition.checksums import file_checksums
 from emdiffuse.acquisition.layouts import Pair, find_pairs
+from emdiffuse.acquisition.sizes import agreed_voxel_size
 from emdiffuse.acquisition.statistics import Statistics
 from emdiffuse.readers import open_source
 from emdiffuse.runtime.atomic import replaced
@@ -51,6 +52,7 @@ def acquire_pairs(
     keep_going: bool = False,
     scale: int | None = None,
     invert: bool = False,
+    override: bool = False,
 ) -> None:
     """Convert image pairs to one store, with intensity statistics and a checksum of every file.
 
@@ -72,6 +74,8 @@ def acquire_pairs(
         Pixels of the fixed image that are one of the moving one; without it, that of most pairs.
     invert : bool
         Whether networks see the contrast inverted.
+    override : bool
+        Whether `voxel_size` counts more than what the fixed images tell.
 
     Raises
     ------
@@ -107,7 +111,7 @@ def acquire_pairs(
     with replaced(out, [folder, *found.files()]) as partial:
         for pair in progress(found.pairs, len(found.pairs), f"acquire {name}", "pair"):
             try:
-                images = _read(pair, scale, dtype)
+                images = _read(pair, scale, dtype, None if override else voxel_size)
             except DataError as error:
                 if not keep_going:
                     raise
@@ -205,14 +209,18 @@ def _fits(moving: tuple[int, ...], fixed: tuple[int, ...], scale: int) -> bool:
     return all(abs(ratio - scale) <= SIZE_TOLERANCE * scale for ratio in ratios)
 
 
-def _read(pair: Pair, scale: int, dtype: np.dtype[Any]) -> dict[str, NDArray[Any]]:
-    """Read the images (y, x) of a pair, and refuse what cannot be one."""
+def _read(
+    pair: Pair, scale: int, dtype: np.dtype[Any], size: Sequence[float] | None
+) -> dict[str, NDArray[Any]]:
+    """Read the images (y, x) of a pair, and refuse what cannot be one, or tells another `size` (z, y, x)."""
     images, bars = {}, []
     for role in ("moving", "fixed"):
         path = getattr(pair, role)
         slices = open_source(str(path))
         if slices.shape[0] != 1:
             raise DataError(f"{path}: it holds {slices.shape[0]} images; an image of a pair is one")
+        if role == "fixed" and size is not None:
+            agreed_voxel_size(slices, size, images=True)
         slices.look_for_data_bar()
         bars.append(slices.bar / slices.shape[1])
         images[role] = slices.read(0, 1)[0]

@@ -53,10 +53,19 @@ def acquire(name: str, out: Store, settings: Settings) -> None:
     if dataset.derived is not None:
         raise ConfigError(f"datasets.{name}: only raw data are acquired; see `keep-every` and `degrade`")
     size = dataset.voxel_size.nanometers if dataset.voxel_size is not None else None
+    override = dataset.voxel_size is not None and dataset.voxel_size.override
     pairs = dataset.pairs
     if pairs is not None and size is not None:
         acquire_pairs(
-            pairs.folder, size, out, name, pairs.pattern, pairs.keep_going, pairs.scale, dataset.invert
+            pairs.folder,
+            size,
+            out,
+            name,
+            pairs.pattern,
+            pairs.keep_going,
+            pairs.scale,
+            dataset.invert,
+            override,
         )
     elif dataset.source is not None:
         acquire_volume(
@@ -68,7 +77,7 @@ def acquire(name: str, out: Store, settings: Settings) -> None:
             repair=dataset.repair,
             invert=dataset.invert,
             reading=dataset.reading,
-            override=dataset.voxel_size is not None and dataset.voxel_size.override,
+            override=override,
             thickness=dataset.slice_thickness,
         )
 

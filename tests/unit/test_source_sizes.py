@@ -9,6 +9,7 @@ import zarr
 from microscope_files import amira, czi, digital_micrograph, fibsem, imaris, n5, nrrd, sem, webknossos
 
 from emdiffuse.acquisition.acquire import acquire
+from emdiffuse.acquisition.pairs import acquire_pairs
 from emdiffuse.config.reading import Reading
 from emdiffuse.readers import open_source
 from emdiffuse.runtime.errors import DataError
@@ -182,3 +183,13 @@ def test_pixels_that_are_not_square_are_refused(tmp_path, images):
     with pytest.raises(DataError, match="its pixels are 10 nm high and 8 nm wide; only square pixels"):
         acquire(str(tmp_path / "a.tif"), None, tmp_path / "out.zarr", "a", images)
     assert not (tmp_path / "out.zarr").exists()
+
+
+def test_the_clean_images_of_pairs_tell_their_size(tmp_path):
+    for role in ("img", "gt"):
+        (tmp_path / "raw" / role).mkdir(parents=True)
+        sem(tmp_path, "cm", IMAGE).rename(tmp_path / "raw" / role / "1.tif")
+    with pytest.raises(DataError, match=r"gt/1\.tif: its voxel is \? x 8 x 8 nm .* says 50 x 4 x 4 nm"):
+        acquire_pairs(str(tmp_path / "raw"), (50, 4, 4), tmp_path / "a.zarr", "a")
+    acquire_pairs(str(tmp_path / "raw"), (50, 4, 4), tmp_path / "a.zarr", "a", override=True)
+    acquire_pairs(str(tmp_path / "raw"), (50, 8, 8), tmp_path / "b.zarr", "b")
