@@ -11,9 +11,11 @@ Conventions
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -34,7 +36,7 @@ from emdiffuse.restoration.stitch import pyramid, stitch
 from emdiffuse.restoration.tiles import restore
 from emdiffuse.runtime.atomic import scratch, take_place, write_atomically
 from emdiffuse.runtime.devices import place_of
-from emdiffuse.runtime.errors import ConfigError, DataError
+from emdiffuse.runtime.errors import ConfigError, DataError, EmdiffuseError
 from emdiffuse.runtime.outputs import require_free, require_own_folder
 from emdiffuse.stores.volume import Array, open_volume
 
@@ -123,7 +125,7 @@ def enhance(
     facts = facts_of(slices)
     size, known = voxel_size(slices, how, task.volumetric)
     name = plain_name(Path(source).stem, "image")
-    with scratch(output) as work:
+    with scratch(output) as work, speaking_of(source, work / "input.ome.zarr"):
         acquire(
             str(source),
             size,
@@ -154,6 +156,16 @@ def enhance(
             take_place(plan.restored, output)
         else:
             _write(plan, "restored", output, facts, known, task.volumetric)
+
+
+@contextlib.contextmanager
+def speaking_of(source: Path | str, hidden: Path) -> Iterator[None]:
+    """Let mistakes that name a hidden file name the user's instead."""
+    try:
+        yield
+    except EmdiffuseError as error:
+        error.args = (str(error).replace(str(hidden), str(source)),)
+        raise
 
 
 def plain_name(text: str, otherwise: str) -> str:

@@ -71,7 +71,8 @@ def reason_of(error: Exception, what: str, file: Path) -> str:
             f"the disk or the network does not deliver it ({error.strerror}); try again, or copy it elsewhere"
         )
     content = content_of(file) if file.is_file() else None
-    if isinstance(error, KeyError | IndexError | TypeError | AttributeError):
+    wordless = not any(c.isalpha() for c in text)
+    if wordless or isinstance(error, KeyError | IndexError | TypeError | AttributeError):
         text = (
             "its content does not follow the format"  # what the library stumbled over means nothing to a user
         )

@@ -16,7 +16,7 @@ from emdiffuse.config import Sampler
 from emdiffuse.config.reading import Crop, Raw, Reading
 from emdiffuse.enhance.one_file import Enhancement, enhance, plain_name
 from emdiffuse.readers import open_source
-from emdiffuse.runtime.errors import DataError
+from emdiffuse.runtime.errors import ConfigError, DataError
 
 
 def restored(models, source, output, **options):
@@ -121,6 +121,16 @@ def test_sizes_that_nobody_knows_are_not_made_up(medulla, image_models, small_mo
         text = (tmp_path / "out.ome.zarr/zarr.json").read_text()
         images = json.loads(text)["attributes"]["ome"]["multiscales"]
         assert all("unit" not in axis for image in images for axis in image["axes"])
+
+
+@pytest.mark.parametrize("spacing", [10, 13, 150])
+def test_a_ratio_that_no_model_knows_names_the_users_file(medulla, small_model, tmp_path, spacing):
+    path = tmp_path / "raw.tif"
+    metadata = {"axes": "ZYX", "spacing": spacing, "unit": "nm"}
+    tifffile.imwrite(path, medulla[:3, :40, :40], imagej=True, resolution=(0.1, 0.1), metadata=metadata)
+    with pytest.raises(ConfigError) as caught:
+        enhance(path, tmp_path / "out.tif", Enhancement(small_model, Sampler(steps=1), device="cpu"))
+    assert str(caught.value).startswith(f"{path}: the anisotropy factor z/y is")
 
 
 def test_what_is_said_must_be_what_the_file_says(medulla, small_model, tmp_path):
