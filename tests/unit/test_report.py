@@ -203,7 +203,7 @@ def test_any_title_and_any_intensities_make_a_page(tmp_path):
     ],
 )
 def test_settings_that_a_report_cannot_keep_are_refused_at_once(settings):
-    with pytest.raises(ConfigError, match=r"report\."):
+    with pytest.raises(ConfigError, match=r"report[.:]"):
         parse(Config, CONFIG | {"report": settings})
 
 
