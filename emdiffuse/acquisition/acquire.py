@@ -30,7 +30,7 @@ from emdiffuse.config.reading import Reading
 from emdiffuse.config.sources import parse_source
 from emdiffuse.readers import open_source
 from emdiffuse.runtime.atomic import replaced
-from emdiffuse.runtime.errors import DataError
+from emdiffuse.runtime.errors import ConfigError, DataError
 from emdiffuse.stores.facts import VolumeFacts
 from emdiffuse.stores.intensity import cast_to
 from emdiffuse.stores.provenance import made_by, raw, reuse
@@ -182,7 +182,7 @@ def keep_every(
         If `volume` cannot be read or `out` cannot be written.
     """
     if factor < 2:
-        raise ValueError(f"factor {factor} leaves nothing out")
+        raise ConfigError(f"factor: {factor} leaves nothing out; give 2 or more")
     origin = open_volume(volume)
     made = made_by("keep-every", name, {"factor": factor, "thickness": thickness}, origin.made)
     if reuse(out, lambda: made):

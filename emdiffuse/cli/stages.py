@@ -321,7 +321,7 @@ def report(results: Path, experiments: Path, out: Path, settings: Settings) -> N
 def _share(text: str) -> tuple[int, int]:
     """Read "I-of-N"."""
     worker, _, workers = text.partition("-of-")
-    if not (worker.isdigit() and workers.isdigit() and 1 <= int(worker) <= int(workers)):
+    if not (worker.isdecimal() and workers.isdecimal() and 1 <= int(worker) <= int(workers)):
         raise ConfigError(f"--worker: '{text}' is not of the form I-of-N with 1 <= I <= N, such as 1-of-4")
     return int(worker), int(workers)
 

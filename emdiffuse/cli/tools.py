@@ -244,7 +244,7 @@ def _reading(
     pixels = None
     if raw is not None:
         *shape, dtype = raw.split(",")
-        if not all(n.strip().isdigit() for n in shape):
+        if not all(n.strip().isdecimal() for n in shape):
             raise ConfigError(f"--raw: '{raw}' is not of the form Z,Y,X,TYPE, such as 100,768,1024,uint16")
         pixels = {"shape": [int(n) for n in shape], "dtype": dtype.strip()}
     values = {
@@ -255,7 +255,7 @@ def _reading(
         "axes": axes,
         "crop": box,
         "raw": pixels,
-        "data_bar": int(data_bar) if data_bar.isdigit() else data_bar,
+        "data_bar": int(data_bar) if data_bar.isdecimal() else data_bar,
     }
     return parse(Reading, values, "options")
 

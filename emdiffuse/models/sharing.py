@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ from emdiffuse.runtime.outputs import require_free, sign_zip
 
 SIDE = 64
 """Height and width of the test image in a package, and the least that a package takes."""
+
+LARGEST_SIDE = 8192
+"""Height and width of the images that a graph takes, at most."""
 
 LOW, HIGH = 0.5, 99.5
 """Percentiles of an image that a package takes for -1 and 1, where this package takes those of a dataset."""
@@ -134,13 +138,21 @@ def export_torch(
     """
     require_free(out, [model], overwrite)
     mean = load_mean(model, factor)
-    if side < 1 or side * mean.scale % mean.network.stride:
-        raise ConfigError(f"--side: {side} is not a multiple of {mean.network.stride // mean.scale}")
+    if not 1 <= side <= LARGEST_SIDE or side * mean.scale % mean.network.stride:
+        raise ConfigError(
+            f"--side: {side} is not a multiple of {mean.network.stride // mean.scale} up to {LARGEST_SIDE}"
+        )
     graph = export_network(mean, example(mean, side))
     with replaced_file(out) as partial:
-        with partial.open("wb") as file:
-            torch.export.save(graph, file)
+        partial.write_bytes(_serialised(torch.export.save, graph))
         sign_zip(partial)
+
+
+def _serialised(save: Callable[[Any, io.BytesIO], None], graph: Any) -> bytes:
+    """Return what a graph is saved as, made in memory: on a full disk torch's own writer ends the process."""
+    buffer = io.BytesIO()
+    save(graph, buffer)
+    return buffer.getvalue()
 
 
 def example(mean: PosteriorMean, side: int = SIDE) -> Tensor:
@@ -189,7 +201,7 @@ def export_bioimageio(
         restored = mean((condition - low) / (high - low) * 2 - 1)
         graph = torch.jit.trace(mean, condition)
     with scratch(out.absolute()) as folder:
-        torch.jit.save(graph, str(folder / "weights.pt"))
+        (folder / "weights.pt").write_bytes(_serialised(torch.jit.save, graph))
         np.save(folder / "test_input.npy", condition.numpy())
         np.save(folder / "test_output.npy", restored.numpy())
         (folder / "cover.png").write_bytes(_cover(condition, restored))

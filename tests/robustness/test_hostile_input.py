@@ -5,6 +5,7 @@ its test by the time limit of `bounded`, or by the limit of the process.
 """
 
 import contextlib
+import errno
 import json
 import shutil
 import signal
@@ -12,6 +13,7 @@ import signal
 import numpy as np
 import pytest
 import tifffile
+import torch
 import typer
 from helpers import ROOT, write_volume
 from hostile import VALUES, as_text, damages, odd_files, variants
@@ -24,10 +26,11 @@ from emdiffuse.config.settings import parse
 from emdiffuse.enhance.one_file import Enhancement, enhance
 from emdiffuse.enhance.watch import watch
 from emdiffuse.models.description import read_description
+from emdiffuse.models.importing import import_model
 from emdiffuse.models.inference import RestorationModel
 from emdiffuse.readers import open_source
 from emdiffuse.restoration.plan import make_plan, read_plan
-from emdiffuse.runtime.errors import ConfigError, DataError
+from emdiffuse.runtime.errors import AccessError, ConfigError, DataError
 from emdiffuse.stores.volume import open_volume
 from emdiffuse.viewing import find_images
 
@@ -236,3 +239,27 @@ def test_every_key_of_the_configuration(attempt):
         attempt(what, lambda content=content: parse(Config, as_text(content)))
     for name, value in VALUES.items():
         attempt(f"all: {name}", lambda value=value: parse(Config, value))
+
+
+def test_checkpoints_of_unknown_origin(tmp_path, attempt):
+    torch.save({"a": torch.zeros(4), "b": torch.ones(2, 3)}, tmp_path / "good.pth")
+    for what, content in damages((tmp_path / "good.pth").read_bytes()):
+        (tmp_path / "bad.pth").write_bytes(content)
+        attempt(what, lambda: import_model(tmp_path / "bad.pth", "emdiffuse-n", tmp_path / "out"))
+    for what, path in odd_files(tmp_path, (tmp_path / "good.pth").read_bytes(), ".pth").items():
+        with bounded():
+            attempt(what, lambda path=path: import_model(path, "emdiffuse-n", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_named(image, model, tmp_path, monkeypatch, number):
+    """Whatever library writes, and whatever that makes of it."""
+
+    def full(*_, **__):
+        raise RuntimeError(f"PytorchStreamWriter failed writing file data/0 (os error {number})")
+
+    monkeypatch.setattr("emdiffuse.models.networks.weights.save_file", full)
+    with pytest.raises(AccessError, match=r"the disk at .* is full; make room there"):
+        import_model(model, "emdiffuse-n", tmp_path / "copy")
+    assert not list((tmp_path / "copy").iterdir())

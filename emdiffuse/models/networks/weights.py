@@ -10,8 +10,6 @@ Conventions
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -187,11 +185,15 @@ def import_published(path: Path | str, task: str) -> tuple[UNet, Description]:
 
 
 def _read_checkpoint(path: Path) -> dict[str, Tensor]:
+    if path.exists() and not path.is_file():  # a pipe or a device may never end
+        raise ModelError(f"{path} is no plain file; give a checkpoint, or the folder of a model", path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}", path) from error
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # of whatever stands in a file of unknown origin
         raise ModelError(
             f"{path} is not a checkpoint that holds weights alone, or it is cut off", path
         ) from error
