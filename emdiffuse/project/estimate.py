@@ -45,11 +45,14 @@ class Extent:
         Bytes of a voxel.
     size : tuple of float or None
         Voxel size (z, y, x) in nanometers.
+    thickness : float
+        Share of the distance of slices that one integrates over.
     """
 
     shape: tuple[int, int, int]
     itemsize: int
     size: tuple[float, float, float] | None
+    thickness: float = 0.0
 
     @property
     def bytes(self) -> int:
@@ -269,7 +272,8 @@ def _extent(config: Config, name: str) -> Extent:
         z = ceil(z / dataset.keep_every.factor)
     if dataset.degrade:
         z, y, x = ceil(z / dataset.degrade.every), y // dataset.degrade.bin, x // dataset.degrade.bin
-    return Extent((z, y, x), np.dtype(source.dtype).itemsize, size)
+    thickness = dataset.keep_every.thickness if dataset.keep_every else origin.slice_thickness
+    return Extent((z, y, x), np.dtype(source.dtype).itemsize, size, thickness)
 
 
 def grid_of(item: Restoration, description: Description, extent: Extent) -> BlockGrid:
@@ -283,7 +287,8 @@ def grid_of(item: Restoration, description: Description, extent: Extent) -> Bloc
                 f"datasets.{item.dataset}: neither the configuration nor the data say the voxel size; add "
                 "`voxel_size`"
             )
-        z = SliceGrid(slices, Fraction(anisotropy_factor(extent.size, item.dataset, isotropic=True)))
+        factor = anisotropy_factor(extent.size, item.dataset, isotropic=True)
+        z = SliceGrid(slices, factor, (), Fraction(extent.thickness).limit_denominator(1000))
     y, x = (
         TileAxis(length * task.scale, tiling.tile, tiling.halo, tiling.blend) for length in (height, width)
     )
