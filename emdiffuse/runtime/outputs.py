@@ -6,8 +6,8 @@ Conventions
   without it is somebody else's, and so is any file in it that is no part of a Zarr store: both are refused,
   and left as they are. An empty folder may be filled.
 * A file that the program makes for a user says so in its own format: the software tag of a TIFF or PNG, the
-  metadata of safetensors, a key of JSON, a member of a ZIP. Another file of the same name is replaced only
-  where the user says so (``--overwrite``).
+  metadata of safetensors, a key of JSON, the header of a model card, the comment of a ZIP. Another file of
+  the same name is replaced only where the user says so (``--overwrite``).
 * An output is never an input, nor a folder that holds one, nor a place in one. Places are compared by device
   and inode, so that links of either kind and mounts do not hide that two are the same.
 """
@@ -212,6 +212,12 @@ def _safetensors_say(file: Path) -> bool:
     return bool(header["__metadata__"]["program"] == PROGRAM)
 
 
+def _markdown_says(file: Path) -> bool:
+    """Look at the header of a model's card."""
+    with file.open() as text:
+        return f"library_name: {PROGRAM}\n" in text.read(4096)
+
+
 def _zip_says(file: Path) -> bool:
     with zipfile.ZipFile(file) as archive:
         return archive.comment == PROGRAM.encode()
@@ -224,6 +230,7 @@ _SAYS = {
     ".tf8": _tiff_says,
     ".png": _png_says,
     ".json": _json_says,
+    ".md": _markdown_says,
     ".safetensors": _safetensors_say,
     ".zip": _zip_says,
     ".pt2": _zip_says,

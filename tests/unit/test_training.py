@@ -238,3 +238,16 @@ def test_patches_kept_on_a_device_give_the_examples_that_threads_give(store, noi
             torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
     whole = draw_batch(patches, model, 5, np.arange(4))
     torch.testing.assert_close(whole[0].condition[places], expected[0].condition, rtol=0, atol=0)
+
+
+def test_a_model_is_trained_again_where_only_its_card_and_picture_are_left(store, tmp_path):
+    """Snakemake removes what a rule declares before it runs again: the card is no longer beside its model."""
+    train(store, model_settings(steps=1), "m", tmp_path, "cpu")
+    for name in ("model.json", "model.safetensors", "metrics.json"):
+        (tmp_path / "best" / name).unlink()
+    train(store, model_settings(steps=2), "m", tmp_path, "cpu")
+    assert (tmp_path / "best" / "model.json").exists()
+    (tmp_path / "best" / "README.md").write_text("My notes.\n")
+    (tmp_path / "best" / "model.json").unlink()
+    with pytest.raises(EmdiffuseError, match="README.md: this file was not written by emdiffuse"):
+        train(store, model_settings(steps=3), "m", tmp_path, "cpu")
