@@ -249,5 +249,5 @@ def test_a_model_is_trained_again_where_only_its_card_and_picture_are_left(store
     assert (tmp_path / "best" / "model.json").exists()
     (tmp_path / "best" / "README.md").write_text("My notes.\n")
     (tmp_path / "best" / "model.json").unlink()
-    with pytest.raises(EmdiffuseError, match="README.md: this file was not written by emdiffuse"):
+    with pytest.raises(EmdiffuseError, match=r"README\.md: this file was not written by emdiffuse"):
         train(store, model_settings(steps=3), "m", tmp_path, "cpu")
