@@ -31,6 +31,8 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     from emdiffuse.evaluation.baselines import interpolate
     from emdiffuse.evaluation.evaluate import evaluate, measure_baselines
     from emdiffuse.restoration.geometry import SliceGrid
+    from emdiffuse.stores.facts import RestoredFacts, VolumeFacts
+    from emdiffuse.stores.provenance import made_by
     from emdiffuse.stores.volume import create_image_array, write_image
 
     truth = tifffile.imread(options.volume)[: options.slices]
@@ -51,12 +53,14 @@ def run(options: argparse.Namespace, folder: Path) -> None:
         path = folder / f"{name}.ome.zarr"
         array = create_image_array(path / "0", values.shape, values.dtype)
         array[:, :, :] = values
-        facts = {
-            "intensity": {"low": 0.0, "high": 255.0},
-            "sources": [{"sha256": name.encode().hex().zfill(64)}],
-        }
-        if name == "restored":
-            facts |= {"dataset": "thin", "model": "m", "estimator": "linear with noise"}
+        sources = [{"path": f"{name}.tif", "sha256": name.encode().hex().zfill(64)}]
+        known = {"made": made_by("benchmark", name, {}), "sources": sources}
+        known["intensity"] = {"low": 0.0, "high": 255.0}
+        facts = (
+            RestoredFacts.model_validate({**known, "dataset": "thin", "model": "m"})
+            if name == "restored"
+            else VolumeFacts.model_validate({"stage": "register", **known})
+        )
         write_image(path, name, (depth, 10, 10), facts)
         paths.append(path)
     voxels = sum(len(grid.generated(gap)) for gap in range(grid.gaps)) * truth[0].size
@@ -64,7 +68,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     runs = {
         "baselines and a restoration": lambda: evaluate(*paths, folder / "out.json"),
         "baselines": lambda: measure_baselines(*paths[1:], "vemdiffuse-i", known),
-        "a restoration beside known baselines": lambda: evaluate(*paths, folder / "out.json", known),
+        "a restoration beside known baselines": lambda: evaluate(*paths, folder / "beside.json", known),
     }
     for name, function in runs.items():
         started, wall = time.process_time(), time.perf_counter()
