@@ -70,8 +70,8 @@ __all__ = [
 ]
 
 
-SHAPE = {"architecture", "channels", "blocks"}
-"""Keys of a network without which weights do not fit."""
+SHAPE = {"architecture", "channels", "multipliers"}
+"""Keys of a network without which weights do not fit; of blocks a native network may have more."""
 
 
 class Report(Section):
@@ -178,11 +178,13 @@ class Config(Section):
             seen.append(begun)
             if self.models[begun].weights is not None:
                 return  # what network that is, training finds out
+            models = self.models[name], self.models[begun]
             own, other = (
                 (TASKS[model.task].volumetric, *model.network.model_dump(include=SHAPE).values())
-                for model in (self.models[name], self.models[begun])
+                for model in models
             )
-            if own != other:
+            more = models[0].network.blocks - models[1].network.blocks
+            if own != other or more < 0 or (more and models[0].network.architecture == "unet"):
                 raise ValueError(
                     f"models.{name}.training.init_from: '{begun}' has another network; make them the same"
                 )

@@ -151,7 +151,8 @@ class Training(Section):
     init_from: str | None = Field(
         None,
         description="Another model of the configuration, a shipped one, or the folder of a trained or "
-        "imported one, whose weights are begun from (transfer); its network must be the same.",
+        "imported one, whose weights are begun from (transfer); its network must be the same, or "
+        "have fewer `blocks` (native): those that are added change nothing at first.",
     )
     seed: int = Field(0, ge=0, description="Seed of the weights, the order of the data and the noise.")
 

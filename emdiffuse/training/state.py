@@ -34,7 +34,8 @@ from emdiffuse.models.description import (
     UnetSpec,
     read_description,
 )
-from emdiffuse.models.networks.build import build_network
+from emdiffuse.models.networks.build import build_network, load_network
+from emdiffuse.models.networks.growth import grow
 from emdiffuse.models.networks.native import NativeNetwork
 from emdiffuse.models.networks.precision import autocast_for
 from emdiffuse.models.networks.weights import load_weights, save_model
@@ -100,7 +101,7 @@ def new_state(model: Model, patches: PatchStore, device: torch.device) -> State:
     spec = network_spec(model, scale, begun)
     network, average = (build_network(spec, model.network.checkpointing) for _ in range(2))
     if begun_from:
-        load_weights(begun_from, network)
+        _begin(network, spec, begun_from, begun)
     network, average = network.to(device), average.to(device)
     average.load_state_dict(network.state_dict())
     average.eval().requires_grad_(False)
@@ -109,6 +110,19 @@ def new_state(model: Model, patches: PatchStore, device: torch.device) -> State:
     )
     process = new_process(network, training)
     return State(process, spec, network, average, optimizer, *autocast_for(device, training.precision))
+
+
+def _begin(network: nn.Module, spec: NetworkSpec, folder: Path, begun: NetworkSpec | None) -> None:
+    """Fill a network with the weights of a model, which may have fewer blocks."""
+    if isinstance(spec, NativeSpec) and isinstance(begun, NativeSpec) and begun.blocks < spec.blocks:
+        shape = {"conditions", "channels", "multipliers"}
+        if spec.model_dump(include=shape) == begun.model_dump(include=shape):
+            small = load_network(folder)
+            assert isinstance(small, NativeNetwork)
+            assert isinstance(network, NativeNetwork)
+            grow(small, network)
+            return
+    load_weights(folder, network)
 
 
 def network_spec(model: Model, residual_scale: float, begun: NetworkSpec | None = None) -> NetworkSpec:

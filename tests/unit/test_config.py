@@ -14,7 +14,7 @@ from emdiffuse.runtime.errors import ConfigError
 from emdiffuse.stores.provenance import digest
 
 ROOT = Path(__file__).parents[2]
-DEMO = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+DEMO = yaml.safe_load((ROOT / "config/demo-train.yaml").read_text())
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ from plain_unet import random_weights
 
 from emdiffuse.models.networks.build import NativeNetwork, load_network
 from emdiffuse.models.networks.export import export_network
+from emdiffuse.models.networks.growth import grow
 from emdiffuse.models.networks.native import linear_interpolation
 
 
@@ -169,6 +170,18 @@ def test_a_tile_gives_what_the_whole_image_gives(network):
     tile = tuple(v[:, :, 16:144, 16:144] if v.ndim == 4 else v for v in whole)
     inside, there = network(*tile)[:, :, 40:-40, 40:-40], network(*whole)[:, :, 56:-56, 56:-56]
     assert (inside - there).abs().max() / there.abs().max() < 1e-4
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("conditions, depth", [(4, 5), (1, 1)])
+def test_a_network_that_was_made_deeper_answers_as_before(conditions, depth):
+    small = healthy(channels=8, multipliers=(1, 2, 2), conditions=conditions)
+    large = healthy(channels=8, multipliers=(1, 2, 2), conditions=conditions, blocks=4)
+    x, gamma, condition, *rest = inputs(depth=depth)
+    arguments = (x, gamma, condition[:, :conditions], *rest)
+    grow(small, large)
+    torch.testing.assert_close(large(*arguments), small(*arguments))
+    assert sum(p.numel() for p in large.parameters()) > 1.4 * sum(p.numel() for p in small.parameters())
 
 
 def test_exported_network_equals_the_eager_one(network):

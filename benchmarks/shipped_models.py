@@ -1,0 +1,202 @@
+"""The tables of the shipped models' cards: held-out data restored, beside classical methods.
+
+    python benchmarks/shipped_models.py vemdiffuse raw/held_out
+    python benchmarks/shipped_models.py emdiffuse-n raw/held_out
+    python benchmarks/shipped_models.py emdiffuse-r raw/held_out
+
+The folder is what `config/pretrained/prepare.py` laid out. `--model` measures another model, so that another
+lab's can stand beside ours; `--dimensions` cuts volumes for a quick look.
+
+- `vemdiffuse`: isotropic volumes, of which slices are *dropped* (every R-th is kept) or *averaged* (R at a
+  time). Measured on the slices that were restored, xy planes; ends included.
+- `emdiffuse-n`: real pairs. Each method is measured as it is and after a linear fit of its intensities to the
+  clean image. The width of the Gaussian and the strength of non-local means are the best for each image
+  (an oracle, which nobody has).
+- `emdiffuse-r`: slices of volumes, binned 2 x 2 and noisy; cubic enlargement, as it is and after a Gaussian
+  whose width is the best for each image.
+
+PSNR is over a range of 255 (8-bit data), in dB; means over planes or images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+VOLUMES = ("medulla_far", "hemibrain", "gala", "celegans")
+FACTORS = (2, 3, 4, 5, 6, 7, 8, 10, 12)
+COARSE = {"electrons": 80, "gaussian": 0.03}
+SIGMAS = np.arange(0.3, 3.1, 0.3)
+Images = NDArray[Any]
+Rows = dict[str, tuple[float, ...]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("task", choices=("vemdiffuse", "emdiffuse-n", "emdiffuse-r"))
+    parser.add_argument("held_out", type=Path)
+    parser.add_argument(
+        "--model", help="A shipped model or a folder; by default the shipped one of the task."
+    )
+    parser.add_argument("--volumes", nargs="+", default=VOLUMES)
+    parser.add_argument("--factors", type=int, nargs="+", default=FACTORS)
+    parser.add_argument("--thickness", type=float, nargs="+", default=[0.0, 1.0])
+    parser.add_argument(
+        "--dimensions", type=int, nargs=3, default=[97, 160, 160], help="Of volumes, at most."
+    )
+    parser.add_argument("--sampler", default="{}", help="Sampler, as JSON; by default the mean in one call.")
+    options = parser.parse_args()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    measure = {"vemdiffuse": volumes, "emdiffuse-n": pairs, "emdiffuse-r": coarse}[options.task]
+    with tempfile.TemporaryDirectory() as folder:
+        for name, rows in measure(options, Path(folder)):
+            print(f"| {name} | " + " | ".join(f"{m}: {' / '.join(text(v))}" for m, v in rows.items()) + " |")
+
+
+def text(values: tuple[float, ...]) -> list[str]:
+    return [f"{value:.2f}" if value > 2 else f"{value:.3f}" for value in values]
+
+
+def restored(dataset: Path, options: argparse.Namespace, folder: Path) -> Images:
+    """Restore a store by the chain, and return what it made."""
+    import yaml
+
+    from emdiffuse.config import Restoration
+    from emdiffuse.config.settings import parse
+    from emdiffuse.config.shipped import model_folder
+    from emdiffuse.restoration.plan import make_plan
+    from emdiffuse.restoration.stitch import stitch
+    from emdiffuse.restoration.tiles import restore
+    from emdiffuse.stores.volume import Array
+
+    settings = {"dataset": "a", "model": "m", "sampler": {"steps": 1, **yaml.safe_load(options.sampler)}}
+    model = model_folder(options.model or options.task)
+    plan = make_plan(dataset, model, parse(Restoration, settings), folder / "plan.json")
+    restore(folder / "plan.json", 1, 1)
+    stitch(folder / "plan.json", 1, 1)
+    return Array(plan.restored / "restored" / "0")[:, :, :]
+
+
+def scores(images: Images, truth: Images) -> tuple[float, float, float]:
+    """Return PSNR, SSIM and FSIM, means over planes."""
+    from emdiffuse.evaluation.metrics import fsim, psnr, ssim
+
+    both = list(zip(np.clip(images, 0, 255).astype(np.float32), truth.astype(np.float32), strict=True))
+    return tuple(float(np.mean([one(a, b, 255) for a, b in both])) for one in (psnr, ssim, fsim))
+
+
+def volumes(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Rows]]:
+    import tifffile
+
+    from emdiffuse.acquisition.acquire import acquire, keep_every
+    from emdiffuse.evaluation.baselines import interpolate
+    from emdiffuse.evaluation.methods import baselines_of
+    from emdiffuse.restoration.geometry import slice_grid
+    from emdiffuse.stores.volume import open_volume
+
+    for name in options.volumes:
+        truth = tifffile.imread(options.held_out / f"{name}.tif")
+        truth = truth[tuple(slice(0, n) for n in options.dimensions)]
+        tifffile.imwrite(folder / f"{name}.tif", truth, photometric="minisblack")
+        acquire(str(folder / f"{name}.tif"), (10, 10, 10), folder / f"{name}.ome.zarr", name)
+        for thickness in options.thickness:
+            for factor in options.factors:
+                if len(truth) < 2 * factor + 1:
+                    continue
+                label = f"{name}-z{factor}-{thickness:g}"
+                thin = folder / f"{label}.ome.zarr"
+                keep_every(folder / f"{name}.ome.zarr", factor, thin, "thin", thickness)
+                grid, given = slice_grid(open_volume(thin)), open_volume(thin).array[:, :, :]
+                made = [z for gap in range(grid.gaps) for z in grid.generated(gap)]
+                rows = {
+                    kind: interpolate(given, grid, range(grid.length), kind)
+                    for kind in baselines_of("vemdiffuse-i", grid.thick)
+                    if kind not in ("nearest", "flow")
+                }
+                rows["restored"] = restored(thin, options, folder / label)
+                yield label, {kind: scores(values[made], truth[made]) for kind, values in rows.items()}
+
+
+def pairs(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Rows]]:
+    import tifffile
+    from scipy.ndimage import gaussian_filter
+    from skimage.restoration import denoise_nl_means
+
+    from emdiffuse.acquisition.acquire import acquire
+    from emdiffuse.evaluation.baselines import noise_of
+
+    for file in sorted(options.held_out.glob("*/noisy_*.tif")):
+        noisy = tifffile.imread(file).astype(np.float32)
+        clean = tifffile.imread(file.with_name(file.name.replace("noisy", "clean"))).astype(np.float32)
+        label = f"{file.parent.name}-{file.stem.removeprefix('noisy_')}"
+        store = folder / f"{label}.ome.zarr"
+        acquire(str(file), (50, 5, 5), store, label, images=True)
+        noise = noise_of(noisy)
+        smooth = [gaussian_filter(noisy, sigma) for sigma in SIGMAS]
+        means = [
+            denoise_nl_means(noisy, 5, 6, h=h * noise, sigma=noise, fast_mode=True)
+            for h in (0.4, 0.6, 0.8, 1.0, 1.3)
+        ]
+        rows = {
+            "input": noisy,
+            "best Gaussian": max(smooth, key=lambda image: scores(image[None], clean[None])[0]),
+            "best non-local means": max(means, key=lambda image: scores(image[None], clean[None])[0]),
+            "restored": restored(store, options, folder / label)[0].astype(np.float32),
+        }
+        measured = {}
+        for kind, image in rows.items():
+            as_it_is, after_fit = (
+                scores(one[None], clean[None])[:2] for one in (image, fitted(image, clean))
+            )
+            measured[kind] = (*as_it_is, *after_fit)
+        yield label, measured
+
+
+def fitted(image: Images, clean: Images) -> Images:
+    """Return an image whose intensities fit the clean one's best, by a line."""
+    slope, offset = np.polyfit(image.ravel(), clean.ravel(), 1)
+    return slope * image + offset
+
+
+def coarse(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Rows]]:
+    import tifffile
+    from scipy.ndimage import gaussian_filter
+
+    from emdiffuse.acquisition.acquire import acquire
+    from emdiffuse.acquisition.degradation import degrade
+    from emdiffuse.config import Degrade
+    from emdiffuse.config.settings import parse
+    from emdiffuse.stores.resampling import enlarge
+    from emdiffuse.stores.volume import open_volume
+
+    for name in options.volumes:
+        truth = tifffile.imread(options.held_out / f"{name}.tif")
+        sides = [min(n, m) // 2 * 2 for n, m in zip(truth.shape[1:], options.dimensions[1:], strict=True)]
+        truth = truth[:: max(len(truth) // 12, 1), : sides[0], : sides[1]]
+        tifffile.imwrite(folder / f"{name}.tif", truth, photometric="minisblack")
+        acquire(str(folder / f"{name}.tif"), (10, 10, 10), folder / f"{name}.ome.zarr", name)
+        small = folder / f"{name}-coarse.ome.zarr"
+        settings = parse(Degrade, {"dataset": name, "bin": 2, "noise": COARSE})
+        degrade(folder / f"{name}.ome.zarr", settings, small, "coarse", images=True)
+        given = open_volume(small).array[:, :, :].astype(np.float32)
+        large = enlarge(given, 2)
+        smooth = [
+            enlarge(np.stack([gaussian_filter(image, sigma) for image in given]), 2) for sigma in SIGMAS / 2
+        ]
+        rows = {
+            "cubic": large,
+            "best smoothed cubic": max(smooth, key=lambda images: scores(images, truth)[0]),
+            "restored": restored(small, options, folder / f"{name}-restored"),
+        }
+        yield name, {kind: scores(images, truth) for kind, images in rows.items()}
+
+
+if __name__ == "__main__":
+    main()

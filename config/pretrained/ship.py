@@ -1,0 +1,43 @@
+"""Put a trained model among those that come with the package, in half precision.
+
+    python config/pretrained/ship.py NAME [experiments/NAME/best]
+
+Its card, `emdiffuse/models/weights/NAME/README.md`, is written by hand, with the figures of
+`benchmarks/shipped_models.py`. The checksums of all shipped files are brought up to date.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+from emdiffuse.config.shipped import SHIPPED, SHIPPED_FOLDER
+from emdiffuse.models.description import DESCRIPTION_FILE, read_description
+from emdiffuse.models.networks.build import load_network
+from emdiffuse.models.networks.weights import save_model
+from emdiffuse.models.shipped import SUMS
+
+FILES = ("README.md", DESCRIPTION_FILE, "model.safetensors")
+
+
+def main(name: str, source: Path) -> None:
+    """Copy a model, and write the checksums."""
+    description = read_description(source)
+    if description.task != SHIPPED[name]:
+        sys.exit(f"{source}: its task is {description.task}, that of {name} is {SHIPPED[name]}")
+    save_model(
+        SHIPPED_FOLDER / name, load_network(source).half(), description.model_copy(update={"name": name})
+    )
+    lines = []
+    for file in (SHIPPED_FOLDER / shipped / part for shipped in SHIPPED for part in FILES):
+        if file.exists():
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            lines.append(f"{digest}  {file.relative_to(SHIPPED_FOLDER)}\n")
+    (SHIPPED_FOLDER / SUMS).write_text("".join(lines))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) not in (2, 3) or sys.argv[1] not in SHIPPED:
+        sys.exit(__doc__)
+    main(sys.argv[1], Path(sys.argv[2] if len(sys.argv) == 3 else f"experiments/{sys.argv[1]}/best"))
