@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.signal import lfilter
 
-from emdiffuse.acquisition.pairs import write_fields
+from emdiffuse.acquisition.image_pairs import write_fields
 from emdiffuse.acquisition.statistics import Statistics
 from emdiffuse.acquisition.streaming import default_workers, stream
 from emdiffuse.config import Degrade
@@ -138,7 +138,7 @@ def _write_images(
     def read(box: Box) -> NDArray[Any]:
         images = []
         for z in slices[box[0]]:  # whole slices, since the noise of one is drawn as a whole
-            clean = _read(origin, z, settings.bin)
+            clean = _whole_slice(origin, z, settings.bin)
             images.append(degraded(clean, settings, origin.intensity.at(z), z)[box[1:]])
         return np.stack(images)
 
@@ -170,7 +170,7 @@ def _write_pairs(
     statistics = {role: Statistics(origin.array.dtype) for role in sizes}
     fields: list[PairField] = []
     for z in progress(slices, len(slices), f"degrade {name}", "slice"):
-        clean = _read(origin, z, n)[origin.valid]
+        clean = _whole_slice(origin, z, n)[origin.valid]
         clean = clean[: len(clean) // n * n]
         pair = {"moving": degraded(clean, settings, origin.intensity.at(z), z), "fixed": clean}
         group = f"{len(fields):04d}"
@@ -194,7 +194,7 @@ def _write_pairs(
     finish_pairs(out, facts)
 
 
-def _read(volume: Volume, z: int, multiple: int) -> NDArray[Any]:
+def _whole_slice(volume: Volume, z: int, multiple: int) -> NDArray[Any]:
     """Read a slice, cropped to a multiple of pixels a side."""
     height, width = (side // multiple * multiple for side in volume.array.shape[1:])
     if not height or not width:

@@ -45,7 +45,7 @@ class Compilation(StrEnum):
 def acquire(name: str, out: Store, settings: Settings) -> None:
     """Convert a raw volume, of whatever format, or image pairs to OME-Zarr."""
     from emdiffuse.acquisition.acquire import acquire as acquire_volume
-    from emdiffuse.acquisition.pairs import acquire_pairs
+    from emdiffuse.acquisition.image_pairs import acquire_pairs
     from emdiffuse.config import Dataset
     from emdiffuse.config.settings import parse
 

@@ -40,7 +40,7 @@ RUN = 16
 
 
 @dataclass(frozen=True)
-class Block:
+class EvaluationBlock:
     """A box of voxels, with the margin that SSIM's windows reach into.
 
     Attributes
@@ -216,7 +216,7 @@ class Layout:
             )
         return " ".join(said)
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[EvaluationBlock]:
         """Yield the blocks that are measured."""
         for index, at in enumerate(self.chosen):
             box, counted, windows, own, places = [], [], [], [], []
@@ -236,7 +236,7 @@ class Layout:
                 shift = int(self._offsets[index, axis]) - begin if self.sampled else 0
                 places.append(at_axis + shift)
             made = np.isin(np.arange(box[0].start, box[0].stop), self._between(box[0].start, box[0].stop))
-            yield Block(
+            yield EvaluationBlock(
                 index,
                 (box[0], box[1], box[2]),
                 tuple(counted),

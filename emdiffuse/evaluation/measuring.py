@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.evaluation.blocks import Block, Layout
+from emdiffuse.evaluation.blocks import EvaluationBlock, Layout
 from emdiffuse.evaluation.comparison import Ground, read
 from emdiffuse.evaluation.metrics import METRICS, Metric, Piece, Scores, Setting
 from emdiffuse.runtime.progress import progress
@@ -65,7 +65,7 @@ def measure(ground: Ground, methods: Mapping[str, Source], lpips: Path | None = 
     )
     total = {name: [metric(setting) for metric in METRICS] for name in methods}
 
-    def of_block(block: Block) -> dict[str, list[Metric]]:
+    def of_block(block: EvaluationBlock) -> dict[str, list[Metric]]:
         truth = Piece(read(ground.truth, block.box), block, setting)
         found = {}
         for name, source in methods.items():
@@ -91,7 +91,9 @@ def measure(ground: Ground, methods: Mapping[str, Source], lpips: Path | None = 
 
 
 def _in_order(
-    function: Callable[[Block], dict[str, list[Metric]]], blocks: Iterable[Block], threads: int
+    function: Callable[[EvaluationBlock], dict[str, list[Metric]]],
+    blocks: Iterable[EvaluationBlock],
+    threads: int,
 ) -> Iterator[dict[str, list[Metric]]]:
     """Yield what a function makes of every block, in order; no more are under way than threads."""
     waiting: deque[Future[dict[str, list[Metric]]]] = deque()

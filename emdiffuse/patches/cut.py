@@ -6,7 +6,7 @@ Conventions
   by the range of their slice or image (`stores.intensity`).
 * Of a volume a patch is a gap: the condition is the real slices at `tasks.CONDITION_OFFSETS`, the target the
   slices inside the gap, as many as the deepest gap has, NaN where another has none, with their `positions`.
-  See `patches.gaps`; and `patches.pairs` for patches of image pairs, which have one image each.
+  See `patches.gaps`; and `patches.images` for patches of image pairs, which have one image each.
 * Patches are drawn from each dataset and factor by the square root of its number of places: a small volume is
   not lost beside a large one, nor a large factor, of which fewer gaps fit into a volume.
 * Validation patches never share a voxel with training patches; both are cut on regular grids.
@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from emdiffuse.config import Model
 from emdiffuse.config.tasks import TASKS
 from emdiffuse.patches.gaps import GapSource
-from emdiffuse.patches.origins import ORIGIN_COLUMNS, TRAINING, VALIDATION, Origin, Source
-from emdiffuse.patches.pairs import PairSource
+from emdiffuse.patches.images import PairSource
+from emdiffuse.patches.origins import ORIGIN_COLUMNS, TRAINING, VALIDATION, Origin, PatchSource
 from emdiffuse.runtime.atomic import replaced
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.runtime.progress import logger, progress
@@ -57,7 +57,7 @@ def cut_patches(stores: list[Path], model: Model, out: Path) -> None:
         If a dataset does not suit the task, or is too small to hold a patch for training and one for
         validation.
     """
-    source: type[Source] = GapSource if TASKS[model.task].volumetric else PairSource
+    source: type[PatchSource] = GapSource if TASKS[model.task].volumetric else PairSource
     validated = [name in (model.patches.validation_datasets or model.datasets) for name in model.datasets]
     sources = [source(path, model, kept) for path, kept in zip(stores, validated, strict=True)]
     made = _made(model, sources, validated)
@@ -102,7 +102,7 @@ def cut_patches(stores: list[Path], model: Model, out: Path) -> None:
         write_group(partial, {"emdiffuse": facts.as_json()})
 
 
-def _made(model: Model, sources: list[Source], validated: list[bool]) -> Link:
+def _made(model: Model, sources: list[PatchSource], validated: list[bool]) -> Link:
     """Return how the patches of a model are made: of datasets known by their content, not by their names."""
     settings = {
         "task": model.task,
@@ -115,7 +115,7 @@ def _made(model: Model, sources: list[Source], validated: list[bool]) -> Link:
     return made_by("patches", " and ".join(model.datasets), settings, *inputs)
 
 
-def _draw(sources: list[Source], model: Model) -> tuple[list[Origin], int]:
+def _draw(sources: list[PatchSource], model: Model) -> tuple[list[Origin], int]:
     """Leave out blank patches, and draw at most `limit` of the rest; see the module."""
     settings = model.patches
     origins = [o for number, source in enumerate(sources) for o in source.origins(number)]
@@ -142,7 +142,7 @@ def _draw(sources: list[Source], model: Model) -> tuple[list[Origin], int]:
     return chosen, len(origins)
 
 
-def _require_factors(sources: list[Source], origins: list[Origin], model: Model) -> None:
+def _require_factors(sources: list[PatchSource], origins: list[Origin], model: Model) -> None:
     """Require that every factor has a place in some dataset."""
     if lost := set(model.factors) - {o.factor for o in origins if o.split == TRAINING}:
         paths = ", ".join(str(source.path) for source in sources)
@@ -164,7 +164,7 @@ def _balanced_order(origins: list[Origin], random: np.random.Generator) -> NDArr
     return np.argsort(keys)
 
 
-def _residual_scale(sources: list[Source], chosen: list[Origin]) -> float:
+def _residual_scale(sources: list[PatchSource], chosen: list[Origin]) -> float:
     """Return the standard deviation of target less plain estimate, over about 512 training patches."""
     training = [o for o in chosen if o.split == TRAINING]
     squares = []

@@ -43,7 +43,7 @@ ENDS = 0.15
 
 
 class GapSource:
-    """A volume that gaps are cut from; see the module, and `origins.Source`."""
+    """A volume that gaps are cut from; see the module, and `origins.PatchSource`."""
 
     def __init__(self, path: Path, model: Model, validated: bool = True) -> None:
         self.path = path

@@ -49,7 +49,7 @@ class Origin(NamedTuple):
     end: int = 0
 
 
-class Source(Protocol):
+class PatchSource(Protocol):
     """A dataset that patches are cut from, with a part kept for validation where it is `validated`."""
 
     path: Path

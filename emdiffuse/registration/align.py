@@ -71,7 +71,7 @@ def align(
     stem = out.name[: -len(out.suffix)]
     for name in (out.name, *(f"{stem}.{ending}" for ending in BESIDE)):
         require_free(out.with_name(name), [moving, fixed], overwrite)
-    source, target = _read(moving), averaged(_read(fixed), scale)
+    source, target = _read_image(moving), averaged(_read_image(fixed), scale)
     try:
         result = register_pair(target, source, Flow(weights))
     except NotRegistered as error:
@@ -118,7 +118,7 @@ def align(
     )
 
 
-def _read(path: Path) -> NDArray[Any]:
+def _read_image(path: Path) -> NDArray[Any]:
     """Read one image (y, x)."""
     slices = open_source(str(path))
     if slices.shape[0] != 1:

@@ -92,7 +92,7 @@ def load(weights: str) -> torch.nn.Module:
             ) from None
         return _built(dict(known), weights)
     path = SHIPPED if weights == "shipped" else Path(weights)
-    return _built(_read(path), str(path))
+    return _built(_read_weights(path), str(path))
 
 
 def link_of_weights(weights: str) -> Link:
@@ -103,7 +103,7 @@ def link_of_weights(weights: str) -> Link:
     return raw_file(path)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read_weights(path: Path) -> dict[str, Tensor]:
     """Read a state dictionary from a file; nothing in it is executed."""
     if not path.is_file():
         raise DataError(f"{path}: there are no such weights; give 'shipped', 'torchvision' or a path")

@@ -45,7 +45,7 @@ THICK = 64
 """Slices from which on a stack is a volume: planes are taken along all three axes."""
 REPORT_SECONDS = 120.0
 Image = NDArray[np.float32]
-State = dict[str, Tensor]
+Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -81,17 +81,17 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Source:
+class Micrographs:
     """A stack (z, y, x), or a pair of images (y, x) of one field with their own noise."""
 
     images: tuple[NDArray[Any], ...]
 
-    def split(self) -> tuple[Source, Source]:
+    def split(self) -> tuple[Micrographs, Micrographs]:
         """Return the part for training and that for validation."""
         axis = 0 if self.images[0].ndim == 2 or len(self.images[0]) >= THICK else 1
         cut = self.images[0].shape[axis] * 7 // 8
         parts = [np.split(image, [cut], axis) for image in self.images]
-        return Source(tuple(part[0] for part in parts)), Source(tuple(part[1] for part in parts))
+        return Micrographs(tuple(part[0] for part in parts)), Micrographs(tuple(part[1] for part in parts))
 
     def draw(self, rng: np.random.Generator) -> list[Image]:
         """Return moving and fixed image before deformation: a plane twice, or the pair in either order."""
@@ -129,7 +129,7 @@ def smooth_flow(rng: np.random.Generator, size: int, amplitude: float, wavelengt
 
 
 def sample(
-    rng: np.random.Generator, source: Source, size: int, strength: float
+    rng: np.random.Generator, source: Micrographs, size: int, strength: float
 ) -> tuple[Image, Image, Image]:
     """Return (moving, fixed, flow) cut from a source: normalised images (size, size), flow (2, size, size).
 
@@ -137,7 +137,7 @@ def sample(
     ----------
     rng : Generator
         Source of chance.
-    source : Source
+    source : Micrographs
         Where it is cut from.
     size : int
         Height and width.
@@ -218,7 +218,7 @@ class _Training:
     recipe: Recipe
     network: torch.nn.Module
     optimizer: torch.optim.Optimizer
-    average: State
+    average: Weights
     step: int = 0
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
@@ -227,7 +227,7 @@ class _Training:
     def progress(self) -> float:
         return self.seconds / (60 * self.recipe.minutes)
 
-    def advance(self, sources: Sequence[Source]) -> None:
+    def advance(self, sources: Sequence[Micrographs]) -> None:
         """Take one step."""
         recipe = self.recipe
         rng = np.random.default_rng((recipe.seed, 1, self.step))
@@ -261,13 +261,17 @@ class _Training:
 
 
 def train_raft(
-    sources: Sequence[Source], out: Path, recipe: Recipe, inputs: Iterable[Path] = (), overwrite: bool = False
+    sources: Sequence[Micrographs],
+    out: Path,
+    recipe: Recipe,
+    inputs: Iterable[Path] = (),
+    overwrite: bool = False,
 ) -> None:
     """Train `raft_small` from scratch, or go on with an interrupted training.
 
     Parameters
     ----------
-    sources : sequence of Source
+    sources : sequence of Micrographs
         Stacks and pairs.
     out : Path
         The weights to write: safetensors in float16. The state to go on from lies beside them until the end.
@@ -321,7 +325,7 @@ def train_raft(
     state.unlink(missing_ok=True)
 
 
-def _write(out: Path, weights: State) -> None:
+def _write(out: Path, weights: Weights) -> None:
     """Write weights in float16."""
     half = {name: value.half().contiguous() for name, value in weights.items()}
     with replaced_file(out) as partial:
@@ -336,7 +340,7 @@ def _one_cycle(progress: float) -> float:
 
 
 def _batch(
-    rng: np.random.Generator, sources: Sequence[Source], recipe: Recipe, strength: float
+    rng: np.random.Generator, sources: Sequence[Micrographs], recipe: Recipe, strength: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return (moving, fixed, flow (n, 2, y, x) as (x, y)) of a batch."""
     chosen = [sources[int(rng.integers(len(sources)))] for _ in range(recipe.batch)]
@@ -345,7 +349,7 @@ def _batch(
     return as_input(moving), as_input(fixed), torch.from_numpy(flow[:, ::-1].copy())
 
 
-def validate(weights: State, sources: Sequence[Source], recipe: Recipe) -> tuple[float, float]:
+def validate(weights: Weights, sources: Sequence[Micrographs], recipe: Recipe) -> tuple[float, float]:
     """Return the mean end-point error on the same samples each time, and that without registration."""
     network = raft_small(weights=None).eval()
     network.load_state_dict(weights)
@@ -360,7 +364,7 @@ def validate(weights: State, sources: Sequence[Source], recipe: Recipe) -> tuple
     return float(error), float(still)
 
 
-def read_sources(stacks: Sequence[Path], pairs: Sequence[tuple[Path, Path]]) -> list[Source]:
+def read_sources(stacks: Sequence[Path], pairs: Sequence[tuple[Path, Path]]) -> list[Micrographs]:
     """Read stacks, and pairs of images of one field.
 
     Raises
@@ -368,15 +372,15 @@ def read_sources(stacks: Sequence[Path], pairs: Sequence[tuple[Path, Path]]) -> 
     DataError
         If one cannot be used.
     """
-    sources = [Source((_read(path),)) for path in stacks]
+    sources = [Micrographs((_read_stack(path),)) for path in stacks]
     for moving, fixed in pairs:
-        images = _read(moving)[0], _read(fixed)[0]
+        images = _read_stack(moving)[0], _read_stack(fixed)[0]
         if images[0].shape != images[1].shape:
             raise DataError(f"{moving}: its size is not that of {fixed}; give pairs that are registered")
-        sources.append(Source(images))
+        sources.append(Micrographs(images))
     return sources
 
 
-def _read(path: Path) -> NDArray[Any]:
+def _read_stack(path: Path) -> NDArray[Any]:
     slices = open_source(str(path))
     return np.concatenate([slices.read(z, z + 1) for z in range(slices.shape[0])])

@@ -94,10 +94,10 @@ def _jobs(folder: Path, names: set[str]) -> list[tuple[str, Job]]:
     newest: dict[str, list[Path]] = {}
     for name, workers in sorted(files, key=lambda key: max(path.stat().st_mtime for path in files[key])):
         newest[name] = files[name, workers]
-    return [(name, job) for name, paths in newest.items() for path in paths for job in _read(path)]
+    return [(name, job) for name, paths in newest.items() for path in paths for job in _read_jobs(path)]
 
 
-def _read(path: Path) -> list[Job]:
+def _read_jobs(path: Path) -> list[Job]:
     with path.open() as file:
         return [
             Job(float(row["s"]), _number(row.get("max_rss"))) for row in csv.DictReader(file, delimiter="\t")

@@ -22,7 +22,7 @@ WINDOW = 600.0
 
 
 @dataclass(frozen=True)
-class State:
+class RestorationState:
     """How far a restoration is.
 
     Attributes
@@ -54,7 +54,7 @@ class State:
         return f"{self.name}: {self.stage}, {share}{_speed(self.voxels, self.rate)}"
 
 
-def states(results: Path) -> list[State]:
+def states(results: Path) -> list[RestorationState]:
     """Look at all restorations in a folder of results.
 
     Raises
@@ -68,7 +68,7 @@ def states(results: Path) -> list[State]:
     return [_state(read_plan(path)) for path in plans]
 
 
-def table(found: list[State]) -> str:
+def table(found: list[RestorationState]) -> str:
     """Return a line for each restoration, and one for their sum where several are under way."""
     lines = [str(state) for state in found]
     running = [state for state in found if state.voxels]
@@ -86,10 +86,10 @@ def _speed(voxels: int, rate: float) -> str:
     return f", {rate:.3g} voxels a second, {clock(voxels / rate)} left"
 
 
-def _state(plan: Plan) -> State:
+def _state(plan: Plan) -> RestorationState:
     name = f"{plan.facts.dataset} by {plan.facts.model}"
     if (plan.restored / "zarr.json").exists():
-        return State(name, "finished", 0, 0)
+        return RestorationState(name, "finished", 0, 0)
     grid, now = plan.grid, time.time()
     busy = [z for z in range(grid.counts[0]) if not grid.idle(grid.at((z, 0, 0)))]
     total = len(busy) * grid.counts[1] * grid.counts[2]
@@ -100,7 +100,7 @@ def _state(plan: Plan) -> State:
         a_block = prod(grid.volume) // len(grid)  # on the average
         left = (total - len(written)) * a_block
         rate = len(lately) * a_block / max(now - since, 1.0)
-        return State(name, "restoring", len(written), total, left, rate)
+        return RestorationState(name, "restoring", len(written), total, left, rate)
     shards = [Array(plan.restored / quantity / "0") for quantity in plan.outputs]
     done = sum(len(array.written()) for array in shards)
-    return State(name, "stitching", done, sum(prod(array.grid) for array in shards))
+    return RestorationState(name, "stitching", done, sum(prod(array.grid) for array in shards))

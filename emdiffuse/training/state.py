@@ -55,7 +55,7 @@ STATEFUL = ("network", "average", "optimizer", "scaler")
 
 
 @dataclass
-class State:
+class TrainingState:
     """All that a training is made of at a step.
 
     Attributes
@@ -89,7 +89,7 @@ class State:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-def new_state(model: Model, patches: PatchStore, device: torch.device) -> State:
+def new_state(model: Model, patches: PatchStore, device: torch.device) -> TrainingState:
     """Build the network, its average and the optimizer."""
     training = model.training
     torch.manual_seed(training.seed)
@@ -109,7 +109,9 @@ def new_state(model: Model, patches: PatchStore, device: torch.device) -> State:
         network.parameters(), training.learning_rate, weight_decay=training.weight_decay
     )
     process = new_process(network, training)
-    return State(process, spec, network, average, optimizer, *autocast_for(device, training.precision))
+    return TrainingState(
+        process, spec, network, average, optimizer, *autocast_for(device, training.precision)
+    )
 
 
 def _begin(network: nn.Module, spec: NetworkSpec, folder: Path, begun: NetworkSpec | None) -> None:
@@ -166,14 +168,14 @@ def _learned_before(model: Model) -> tuple[SourceFile, ...]:
     return read_description(model_folder(begun_from)).sources if begun_from else ()
 
 
-def save(run: Path, identity: str, state: State) -> None:
+def save(run: Path, identity: str, state: TrainingState) -> None:
     """Save all that a resume needs."""
     content = {name: getattr(state, name) for name in PLAIN}
     parts = {name: getattr(state, name).state_dict() for name in STATEFUL}
     checkpoints.write(run / "state.pt", {"identity": identity, **content, **parts})
 
 
-def resume(run: Path, identity: str, state: State) -> None:
+def resume(run: Path, identity: str, state: TrainingState) -> None:
     """Take up the saved state of the same settings and data, if there is one."""
     saved = checkpoints.read(run / "state.pt", identity)
     if saved is None:
@@ -186,7 +188,12 @@ def resume(run: Path, identity: str, state: State) -> None:
 
 
 def finish(
-    experiment: Path, made: Link, model: Model, patches: PatchStore, state: State, device: torch.device
+    experiment: Path,
+    made: Link,
+    model: Model,
+    patches: PatchStore,
+    state: TrainingState,
+    device: torch.device,
 ) -> None:
     """Write the best weights, what they are, and how they came about."""
     weights = torch.load(experiment / "run" / "best.pt", map_location="cpu", weights_only=True)

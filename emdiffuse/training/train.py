@@ -39,7 +39,7 @@ from emdiffuse.stores.facts import require_made
 from emdiffuse.training.feed import DRAWING, DROPPING, batch_rows, batches, draw_batch, seed_of
 from emdiffuse.training.identity import training_link
 from emdiffuse.training.parallel import Ranks, joined
-from emdiffuse.training.state import State, finish, new_state, resume, save
+from emdiffuse.training.state import TrainingState, finish, new_state, resume, save
 from emdiffuse.training.validation import batch_picture, validate
 
 
@@ -106,7 +106,7 @@ def train(
 
 
 def _loop(
-    state: State,
+    state: TrainingState,
     model: Model,
     patches: PatchStore,
     run: Path,
@@ -169,7 +169,7 @@ def _most_steps(training: Training, patches: int) -> int:
     return min(training.steps, math.ceil(training.epochs * patches / training.batch))
 
 
-def _enough(state: State, training: Training, share: float) -> str | None:
+def _enough(state: TrainingState, training: Training, share: float) -> str | None:
     """Say why a training ends before its last step, if it does."""
     if share >= 1:
         return f"the limit of {training.minutes:g} minutes is reached"
@@ -179,7 +179,7 @@ def _enough(state: State, training: Training, share: float) -> str | None:
 
 
 def _backward(
-    state: State,
+    state: TrainingState,
     forward: nn.Module,
     training: Training,
     examples: tuple[Batch, Tensor],
@@ -205,7 +205,7 @@ def _backward(
     return total
 
 
-def _update(state: State, training: Training, share: float) -> None:
+def _update(state: TrainingState, training: Training, share: float) -> None:
     """Take an optimizer step with the gradients, at the rate of a share of the whole training."""
     warm = min(1.0, (state.step + 1) / max(training.warmup, 1))
     for group in state.optimizer.param_groups:
@@ -222,7 +222,13 @@ def _update(state: State, training: Training, share: float) -> None:
 
 
 def _fail(
-    state: State, model: Model, patches: PatchStore, run: Path, identity: str, ranks: Ranks, loss: float
+    state: TrainingState,
+    model: Model,
+    patches: PatchStore,
+    run: Path,
+    identity: str,
+    ranks: Ranks,
+    loss: float,
 ) -> None:
     """Save the state before a step whose loss is no number, list the patches of its batch, and raise."""
     batch = run / "failed_batch.json"

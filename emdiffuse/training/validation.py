@@ -28,7 +28,7 @@ from emdiffuse.runtime import checkpoints
 from emdiffuse.runtime.atomic import write_atomically
 from emdiffuse.runtime.progress import clock, logger
 from emdiffuse.training.feed import VALIDATING, read_batch, seed_of
-from emdiffuse.training.state import State
+from emdiffuse.training.state import TrainingState
 
 if TYPE_CHECKING:  # which is installed for training alone
     from torch.utils.tensorboard import SummaryWriter
@@ -42,7 +42,7 @@ Picture = NDArray[np.uint8]
 
 
 def validate(
-    state: State,
+    state: TrainingState,
     patches: PatchStore,
     run: Path,
     board: SummaryWriter,
@@ -52,7 +52,7 @@ def validate(
 
     Parameters
     ----------
-    state : State
+    state : TrainingState
         Its `history`, `best` and `stale` are brought up to date.
     patches : PatchStore
     run : Path
@@ -84,7 +84,9 @@ def validate(
 
 
 @torch.inference_mode()
-def _measure(state: State, patches: PatchStore, device: torch.device) -> tuple[dict[str, float], Picture]:
+def _measure(
+    state: TrainingState, patches: PatchStore, device: torch.device
+) -> tuple[dict[str, float], Picture]:
     """Return mean PSNR and SSIM of what is restored and of the plain estimate, and a picture of the first."""
     few = OwnSampler(name="dpm++", steps=1) if isinstance(state.network, NativeNetwork) else PUBLISHED_SAMPLER
     sampler = Sampler(name=few.name, steps=few.steps)

@@ -15,7 +15,7 @@ from restoring import image_model, settings
 
 from emdiffuse.acquisition.acquire import acquire, keep_every
 from emdiffuse.acquisition.degradation import degrade
-from emdiffuse.acquisition.pairs import acquire_pairs
+from emdiffuse.acquisition.image_pairs import acquire_pairs
 from emdiffuse.config import Alignment, Degrade, Sampler
 from emdiffuse.enhance.one_file import Enhancement, enhance
 from emdiffuse.enhance.watch import watch

@@ -7,8 +7,8 @@ import pytest
 import tifffile
 import zarr
 
+from emdiffuse.acquisition.image_pairs import acquire_pairs
 from emdiffuse.acquisition.layouts import find_pairs
-from emdiffuse.acquisition.pairs import acquire_pairs
 from emdiffuse.runtime.errors import DataError, StoreError
 from emdiffuse.stores.facts import PairField
 from emdiffuse.stores.pairs import holds_pairs, open_pairs

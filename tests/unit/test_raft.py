@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torchvision.models.optical_flow import raft_large, raft_small
 
 from emdiffuse.registration.raft import SHIPPED, Flow, load
-from emdiffuse.registration.raft_training import Recipe, Source, read_sources, sample, train_raft
+from emdiffuse.registration.raft_training import Micrographs, Recipe, read_sources, sample, train_raft
 from emdiffuse.registration.warping import identity, normalised, warp
 from emdiffuse.runtime.errors import ConfigError, DataError
 
@@ -61,7 +61,7 @@ def test_the_shipped_network_finds_a_shift(medulla):
 
 def test_a_sample_obeys_its_flow():
     rng = np.random.default_rng(3)
-    smooth = Source((np.hypot(*np.meshgrid(np.arange(300), np.arange(300)))[None] * 4,))
+    smooth = Micrographs((np.hypot(*np.meshgrid(np.arange(300), np.arange(300)))[None] * 4,))
     moving, fixed, flow = sample(rng, smooth, 128, 1.0)
     assert moving.shape == fixed.shape == (128, 128) and flow.shape == (2, 128, 128)
     found = warp(moving, identity((128, 128)) + flow)[24:-24, 24:-24]

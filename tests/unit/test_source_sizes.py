@@ -9,7 +9,7 @@ import zarr
 from microscope_files import amira, czi, digital_micrograph, fibsem, imaris, n5, nrrd, sem, webknossos
 
 from emdiffuse.acquisition.acquire import acquire
-from emdiffuse.acquisition.pairs import acquire_pairs
+from emdiffuse.acquisition.image_pairs import acquire_pairs
 from emdiffuse.config.reading import Reading
 from emdiffuse.readers import open_source
 from emdiffuse.runtime.errors import DataError

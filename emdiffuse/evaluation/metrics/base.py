@@ -18,7 +18,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.evaluation.blocks import Block
+from emdiffuse.evaluation.blocks import EvaluationBlock
 
 Vector = NDArray[np.float64]
 Scores = dict[str, dict[str, Vector]]
@@ -95,13 +95,13 @@ class Piece:
     ----------
     values : ndarray
         The voxels of the block and its margin, (z, y, x).
-    block : Block
+    block : EvaluationBlock
         Where it lies, and what counts of it.
     setting : Setting
         What all blocks share.
     """
 
-    def __init__(self, values: NDArray[Any], block: Block, setting: Setting) -> None:
+    def __init__(self, values: NDArray[Any], block: EvaluationBlock, setting: Setting) -> None:
         self.values, self.block, self.setting = values, block, setting
         self._made: dict[Callable[[Piece], Any], Any] = {}
 
@@ -164,7 +164,7 @@ class Metric(ABC):
             self.sums[name] = np.zeros((self.setting.lengths[orientation], *entries))
 
     @abstractmethod
-    def add(self, ours: Piece, truth: Piece, block: Block) -> None:
+    def add(self, ours: Piece, truth: Piece, block: EvaluationBlock) -> None:
         """Add a block of what a method made, beside the truth's."""
 
     @abstractmethod

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from emdiffuse.evaluation.blocks import Block
+from emdiffuse.evaluation.blocks import EvaluationBlock
 from emdiffuse.evaluation.metrics.base import Measure, Metric, Piece, Scores, Setting, Vector, ratio
 
 STEPS = ("step_ratio", "real_step_ratio")
@@ -44,7 +44,7 @@ class Continuity(Metric):
         if not setting.images:
             self.per_plane(*STEPS, entries=(2,))
 
-    def add(self, ours: Piece, truth: Piece, block: Block) -> None:
+    def add(self, ours: Piece, truth: Piece, block: EvaluationBlock) -> None:
         """Add the steps from generated slices to those beside them; of two generated the later has it."""
         if self.setting.images:
             return

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-from emdiffuse.evaluation.blocks import Block
+from emdiffuse.evaluation.blocks import EvaluationBlock
 from emdiffuse.evaluation.metrics.base import Measure, Metric, Piece, Scores, Setting, ratio
 
 Image = NDArray[Any]
@@ -172,7 +172,7 @@ class FeatureSimilarity(Metric):
         super().__init__(setting)
         self.per_plane("similarity", "weight")
 
-    def add(self, ours: Piece, truth: Piece, block: Block) -> None:
+    def add(self, ours: Piece, truth: Piece, block: EvaluationBlock) -> None:
         """Add the weighted similarity of features."""
         for row, mine, theirs in zip(block.costly, _features(ours), truth.once(_features), strict=True):
             similarity, weight = fsim_pool(mine, theirs)

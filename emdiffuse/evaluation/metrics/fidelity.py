@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.evaluation.blocks import PLANES, Block
+from emdiffuse.evaluation.blocks import PLANES, EvaluationBlock
 from emdiffuse.evaluation.metrics.base import Measure, Metric, Piece, Scores, Setting, Vector
 
 Image = NDArray[Any]
@@ -79,7 +79,7 @@ class Fidelity(Metric):
         if setting.images:
             self.per_plane("moments", entries=(5,))
 
-    def add(self, ours: Piece, truth: Piece, block: Block) -> None:
+    def add(self, ours: Piece, truth: Piece, block: EvaluationBlock) -> None:
         """Add squared errors, summed over every plane."""
         squares = np.square(ours.planes - truth.planes)
         over_x = squares.sum(axis=2, dtype=np.float64)

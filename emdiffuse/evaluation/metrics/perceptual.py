@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdiffuse.config.evaluation import ALEXNET, require_lpips
-from emdiffuse.evaluation.blocks import Block
+from emdiffuse.evaluation.blocks import EvaluationBlock
 from emdiffuse.evaluation.metrics.base import Measure, Metric, Piece, Scores, Setting, ratio
 from emdiffuse.runtime.errors import ConfigError
 
@@ -119,7 +119,7 @@ class Perceptual(Metric):
             self.network = _lpips(setting.lpips)
             self.per_plane("distance", "voxels")
 
-    def add(self, ours: Piece, truth: Piece, block: Block) -> None:
+    def add(self, ours: Piece, truth: Piece, block: EvaluationBlock) -> None:
         """Add the distance of every tile, weighted by its size."""
         if self.setting.lpips is None:
             return

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.evaluation.blocks import MARGIN, PLANES, Block, inside
+from emdiffuse.evaluation.blocks import MARGIN, PLANES, EvaluationBlock, inside
 from emdiffuse.evaluation.metrics.base import Measure, Metric, Piece, Scores, Setting, ratio
 
 Image = NDArray[Any]
@@ -209,7 +209,7 @@ class Similarity(Metric):
             self.per_plane(f"similarity {name}", f"windows {name}", orientation=name)
         self.per_plane("scales", "voxels")
 
-    def add(self, ours: Piece, truth: Piece, block: Block) -> None:
+    def add(self, ours: Piece, truth: Piece, block: EvaluationBlock) -> None:
         """Add the similarity around every voxel whose window lies within its plane, and MS-SSIM of tiles."""
         mine, theirs = _windowed(ours), truth.once(_windowed)
         products = _oriented(ours.centred * truth.centred, ours)
@@ -237,7 +237,7 @@ class Similarity(Metric):
                 block.windows[second]
             )
 
-    def _add_scales(self, ours: Map, truth: Map, terms: Terms, block: Block, row: int) -> None:
+    def _add_scales(self, ours: Map, truth: Map, terms: Terms, block: EvaluationBlock, row: int) -> None:
         """Add MS-SSIM of a tile, whose finest scale is the SSIM that is known already."""
         y, x = (slice(own[0], own[-1] + 1) for own in block.counted[1:])
         finest = (terms[0][y, x], terms[1][y, x])

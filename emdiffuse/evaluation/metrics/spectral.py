@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-from emdiffuse.evaluation.blocks import Block
+from emdiffuse.evaluation.blocks import EvaluationBlock
 from emdiffuse.evaluation.metrics.base import Measure, Metric, Piece, Scores, Setting, Vector, ratio
 
 Image = NDArray[Any]
@@ -297,7 +297,7 @@ class Resolution(Metric):
         if not setting.images:
             self.per_plane("shells", orientation="xyz", entries=(5, RINGS))
 
-    def add(self, ours: Piece, truth: Piece, block: Block) -> None:
+    def add(self, ours: Piece, truth: Piece, block: EvaluationBlock) -> None:
         """Add what lies in each ring of every tile, and each shell of the block."""
         known = zip(truth.once(_spectra), truth.once(_ring_power), truth.once(_fine_power), strict=True)
         for here, plane, (spectrum_b, power_b, fine_b) in zip(

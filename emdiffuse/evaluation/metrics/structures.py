@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.evaluation.blocks import Block
+from emdiffuse.evaluation.blocks import EvaluationBlock
 from emdiffuse.evaluation.metrics.base import Measure, Metric, Piece, Scores, Setting, ratio
 
 Mask = NDArray[np.bool_]
@@ -139,7 +139,7 @@ class Structures(Metric):
         super().__init__(setting)
         self.per_plane(*STRUCTURES, entries=(2,))
 
-    def add(self, ours: Piece, truth: Piece, block: Block) -> None:
+    def add(self, ours: Piece, truth: Piece, block: EvaluationBlock) -> None:
         """Add intersection and union."""
         for row, mine, theirs in zip(block.costly, _segments(ours), truth.once(_segments), strict=True):
             for name in STRUCTURES:

@@ -111,7 +111,7 @@ def acquire_pairs(
     with replaced(out, [folder, *found.files()]) as partial:
         for pair in progress(found.pairs, len(found.pairs), f"acquire {name}", "pair"):
             try:
-                images = _read(pair, scale, dtype, None if override else voxel_size)
+                images = _read_pair(pair, scale, dtype, None if override else voxel_size)
             except DataError as error:
                 if not keep_going:
                     raise
@@ -209,7 +209,7 @@ def _fits(moving: tuple[int, ...], fixed: tuple[int, ...], scale: int) -> bool:
     return all(abs(ratio - scale) <= SIZE_TOLERANCE * scale for ratio in ratios)
 
 
-def _read(
+def _read_pair(
     pair: Pair, scale: int, dtype: np.dtype[Any], size: Sequence[float] | None
 ) -> dict[str, NDArray[Any]]:
     """Read the images (y, x) of a pair, and refuse what cannot be one, or tells another `size` (z, y, x)."""

@@ -38,7 +38,7 @@ MASKED = 0.1
 
 
 class PairSource:
-    """A store of registered pairs that patches are cut from; see the module, and `origins.Source`."""
+    """A store of registered pairs that patches are cut from; see the module, and `origins.PatchSource`."""
 
     def __init__(self, path: Path, model: Model, validated: bool = True) -> None:
         self.path = path
