@@ -3,7 +3,7 @@
 
 rule acquire:
     input:
-        raw_files,
+        ancient(raw_files),
     output:
         "results/acquired/{dataset}.ome.zarr/zarr.json",
     log:
@@ -20,6 +20,7 @@ rule acquire:
         runtime=240,
     params:
         settings=acquisition_settings,
+        state=raw_state,
     shell:
         "emdiffuse --log {log} --threads {threads} acquire {wildcards.dataset} {output}"
         " --settings {params.settings:q}"

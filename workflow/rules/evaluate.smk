@@ -21,6 +21,7 @@ rule baselines:
     params:
         task=baselines_task,
         lpips=lpips_option,
+        state=lpips_state,
     shell:
         "emdiffuse --log {log} --threads {threads} baselines {input.dataset} {input.truth} {output}"
         " --task {params.task} {params.lpips}"
@@ -51,6 +52,7 @@ rule evaluate:
         runtime=240,
     params:
         lpips=lpips_option,
+        state=lpips_state,
     shell:
         "emdiffuse --log {log} --threads {threads} evaluate {input.restored} {input.dataset} {input.truth}"
         " {output.json} --baselines {input.baselines} {params.lpips}"

@@ -2,6 +2,7 @@
 import shlex
 
 from emdiffuse.config.reading import Reading
+from emdiffuse.project.workflow import state_of
 
 
 def acquisition_settings(wildcards):
@@ -9,6 +10,11 @@ def acquisition_settings(wildcards):
     keys = {"source", "voxel_size", "slice_thickness", "pairs", "images", "invert"}
     keys |= {"repair", *Reading.model_fields}
     return CONFIG.datasets[wildcards.dataset].model_dump_json(include=keys)
+
+
+def raw_state(wildcards):
+    """Whether raw files may have changed: more than their times tell, so that these do not count."""
+    return state_of(raw_files(wildcards))
 
 
 def kept_factor(wildcards):
@@ -34,10 +40,16 @@ def alignment_settings(wildcards):
     return dataset.alignment.model_copy(update=known).canonical()
 
 
+def flow_state(wildcards):
+    """Whether the weights of the optical flow may have changed, where they are a file."""
+    return state_of([CONFIG.datasets[wildcards.dataset].alignment.weights])
+
+
 def patch_settings(wildcards):
     """What the patch store depends on: not the network, nor the training."""
     model = CONFIG.models[wildcards.model]
-    return model.model_dump_json(include={"task", "datasets", "factor", "patches"})
+    keys = {"task", "datasets", "factor", "thickness", "patches"}
+    return model.model_dump_json(include=keys)
 
 
 def model_settings(wildcards):
@@ -47,6 +59,16 @@ def model_settings(wildcards):
     if model.training.init_from in CONFIG.models:
         values["training"]["init_from"] = f"experiments/{model.training.init_from}/best"
     return json.dumps(values, sort_keys=True)
+
+
+def begun_state(wildcards):
+    """Whether the model that one is begun from may have changed, where it is none of the configuration."""
+    begun = CONFIG.models[wildcards.model].training.init_from
+    if begun is None or begun in CONFIG.models:
+        return ""
+    return state_of(
+        [model_folder(begun) / "model.json", model_folder(begun) / "model.safetensors"]
+    )
 
 
 def launch_options(wildcards, resources, threads):
@@ -72,6 +94,12 @@ def launch_options(wildcards, resources, threads):
     return (
         f"--launcher {resources.launcher} --resources {shlex.quote(json.dumps(given))}"
     )
+
+
+def given_state(wildcards):
+    """Whether given weights may have changed."""
+    given = given_weights(wildcards)
+    return state_of(given if isinstance(given, list) else [given])
 
 
 def given_model(wildcards):
@@ -104,6 +132,12 @@ def calibration_settings(wildcards):
 
 def baselines_task(wildcards):
     return CONFIG.baselines_task(measured_beside(wildcards))
+
+
+def lpips_state(wildcards):
+    """Whether the weights of LPIPS may have changed, where they are given."""
+    weights = CONFIG.evaluation.lpips
+    return state_of([weights]) if weights else ""
 
 
 def lpips_option(wildcards):

@@ -25,6 +25,7 @@ rule register:
         runtime=240,
     params:
         settings=alignment_settings,
+        state=flow_state,
     shell:
         "emdiffuse --log {log} --threads {threads} register {input}"
         " {output.volume} {output.quality} {output.figure} --settings {params.settings:q}"

@@ -30,6 +30,7 @@ rule train:
         launcher="local",
     params:
         settings=model_settings,
+        state=begun_state,
         launch=launch_options,
     shell:
         "emdiffuse --log {log} --threads {threads} train {input.patches} {wildcards.model}"
@@ -39,7 +40,7 @@ rule train:
 # A model whose weights are there: a published checkpoint, or a model trained elsewhere.
 rule import_weights:
     input:
-        given_weights,
+        ancient(given_weights),
     output:
         "experiments/{model}/best/model.safetensors",
         "experiments/{model}/best/model.json",
@@ -58,6 +59,7 @@ rule import_weights:
     params:
         source=given_model,
         task=task_of,
+        state=given_state,
     shell:
         "emdiffuse --log {log} --threads {threads} import-weights {params.source:q} --task {params.task}"
         " --out experiments/{wildcards.model}/best"
