@@ -202,6 +202,8 @@ class Description(Record):
         settled = {"name": name, "steps": steps, "texture": texture}
         if self.native and steps == 1:  # samples would not differ
             settled |= {"samples": 1, "texture": 0.0}
+        if not self.native and sampler.samples == 1:  # which is its own mean
+            settled["texture"] = 0.0
         return sampler.model_copy(update=settled)
 
     def samples_differ(self, sampler: Sampler) -> bool:
