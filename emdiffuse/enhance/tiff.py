@@ -10,6 +10,7 @@ Conventions
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -88,6 +89,16 @@ def _is_tiff(file: Path) -> bool:
     return (content_of(file) or "").endswith("TIFF")
 
 
+def _own_words(page: Any) -> str | None:
+    """Return a page's description, without the shape that tifffile writes there: that of the old pixels."""
+    text: str = page.description
+    if page.is_shaped:
+        content = json.loads(text)
+        content.pop("shape", None)
+        text = json.dumps(content) if content else ""
+    return text or None
+
+
 def tiff_facts(path: Path, choice: tuple[int, int] = (0, 0)) -> TiffFacts:
     """Read what a TIFF says beside its pixels; what cannot be understood is taken as not said.
 
@@ -112,7 +123,7 @@ def tiff_facts(path: Path, choice: tuple[int, int] = (0, 0)) -> TiffFacts:
             kind,
             pixel,
             spacing,
-            page.description if kind == "plain" and page.description else None,
+            _own_words(page) if kind == "plain" else None,
             dict(tif.imagej_metadata or {}),
             kept,
             page.compression != tifffile.COMPRESSION.NONE,

@@ -135,3 +135,16 @@ def test_a_mistake_is_said_and_leaves_nothing(medulla, small_model, tmp_path, na
     with pytest.raises(EmdiffuseError, match=message):
         enhance(tmp_path / "raw.tif", how=Enhancement(small_model, **{"factor": 6, **settings}), **paths)
     assert [path.name for path in tmp_path.iterdir()] == ["raw.tif"]
+
+
+def test_the_shape_of_the_old_pixels_is_not_copied(medulla, image_models, tmp_path):
+    """tifffile writes it into the description, and warns where it does not fit; other words stay."""
+    said = {"metadata": {"operator": "a person"}, "photometric": "minisblack"}
+    tifffile.imwrite(tmp_path / "raw.tif", medulla[:3, :40, :40], **said)
+    assert '"shape"' in tifffile.TiffFile(tmp_path / "raw.tif").pages.first.description
+    enhance(
+        tmp_path / "raw.tif", tmp_path / "out.tif", Enhancement(image_models / "emdiffuse-r", device="cpu")
+    )
+    said = tiff_facts(tmp_path / "out.tif").description or ""
+    assert "a person" in said and "shape" not in said
+    assert tifffile.imread(tmp_path / "out.tif").shape == (3, 80, 80)
