@@ -50,10 +50,22 @@ class Project:
         self.folder = folder
         self.config = copy.deepcopy(SMALL)
         folder.mkdir(parents=True, exist_ok=True)
+        # copies of a project share the raw files: a copied file is another file, which is looked at again
+        raw = (folder.parent / "raw").absolute()
+        raw.mkdir()
         # the test crop's halves: what is trained on and what is tested lie apart
-        tifffile.imwrite(folder / "train.tif", medulla[:, :96, :96])
-        (folder / "test").mkdir()
-        tifffile.imwrite(folder / "test.tif", medulla[:31, 100:184, 100:184])
+        tifffile.imwrite(raw / "train.tif", medulla[:, :96, :96])
+        tifffile.imwrite(raw / "test.tif", medulla[:31, 100:184, 100:184])
+        for file in raw.iterdir():
+            (folder / file.name).symlink_to(file)
+
+    def own(self, name: str) -> Path:
+        """Give this project a raw file of its own, to change."""
+        path = self.folder / name
+        values = path.read_bytes()
+        path.unlink()
+        path.write_bytes(values)
+        return path
 
     def write(self) -> None:
         (self.folder / "my.yaml").write_text(yaml.safe_dump(self.config))

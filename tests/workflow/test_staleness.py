@@ -43,7 +43,7 @@ def test_raw_files_that_changed_are_noticed_without_reading_them(tmp_path, chang
 
 def test_a_run_after_each_change_gives_what_a_fresh_one_gives(project, tmp_path):
     """Raw data edited with their time restored; and results that were deleted by hand."""
-    raw = project.folder / "test.tif"
+    raw = project.own("test.tif")
     values, times = tifffile.imread(raw), raw.stat()
     values[4, 10:20] = 255 - values[4, 10:20]
     tifffile.imwrite(raw, values)
