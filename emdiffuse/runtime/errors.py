@@ -31,7 +31,7 @@ class EmdiffuseError(ValueError):
     exit_code = 1
 
     def __init__(self, message: str, path: Path | None = None) -> None:
-        super().__init__(message)
+        super().__init__(printable(message))
         self.path = path
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -187,15 +187,21 @@ def train_here(work: TrainingJob, processes: int = 1) -> None:
                     for process in started.processes:
                         os.kill(process.pid, stop.number)
         except ProcessExitedException as error:
-            if not mistakes.empty():
-                raise mistakes.get() from None
+            mistake = None if mistakes.empty() else mistakes.get()
+            codes = [process.exitcode or 0 for process in started.processes]
+            # the others are ended by SIGTERM, or lose the one that died and say so: that is not the reason
+            killed = next((n for n, code in enumerate(codes) if code < 0 and code != -signal.SIGTERM), None)
+            if mistake is not None and not (isinstance(mistake, LaunchError) and killed is not None):
+                raise mistake from None
             if error.exit_code == 128 + stop.number:
-                message = f"{work.run}: the state is saved: start again to go on"
+                message = f"{work.run}: the state is saved: start again to resume"
                 raise Interrupted(stop.number, message) from None
-            ended = error.signal_name or f"exit code {error.exit_code}"
+            number = error.error_index if killed is None else killed
+            code = codes[number]
+            ended = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             raise LaunchError(
-                f"{work.run}: process {error.error_index + 1} of {processes} ended with {ended}; start again "
-                "to go on from the last saved state"
+                f"{work.run}: process {number + 1} of {processes} ended with {ended}; start again "
+                "to resume from the last saved state"
             ) from None
 
 

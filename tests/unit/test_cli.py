@@ -39,7 +39,7 @@ MISTAKES = {
     "not a checkpoint": (("import-weights", __file__, "--task", "emdiffuse-n", "--out", "m"), "test_cli.py"),
     "a file for a folder": (
         ("--log", f"{__file__}/a.log", "schema"),
-        "test_cli.py: File exists; check the path",
+        "test_cli.py: cannot be written: File exists; move what is in the way",
     ),
     "unknown task": (("import-weights", __file__, "--task", "emdiffuse-z", "--out", "m"), "emdiffuse-z"),
 }

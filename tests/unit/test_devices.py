@@ -230,7 +230,8 @@ def test_channels_last_native_network_gives_the_same():
     network = NativeNetwork(channels=8, multipliers=[1, 2], blocks=1).eval()
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.1)
-    known = (torch.randn(2, 4, 32, 32), torch.tensor([[0.25, 0.5], [0.3, 0.9]]), torch.tensor([3.0, 4.0]))
+    gaps = torch.tensor([[0.25, 0.5], [0.3, 0.9]]), torch.tensor([3.0, 4.0]), torch.tensor([0.0, 0.5])
+    known = (torch.randn(2, 4, 32, 32), *gaps)
     arguments = (torch.randn(2, 2, 32, 32), torch.tensor([0.3, 0.0]), *known)
     with torch.inference_mode():
         plain = network(*arguments)

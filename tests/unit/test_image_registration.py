@@ -151,9 +151,9 @@ def test_bad_pairs_are_named_and_the_rest_goes_through(brain, medulla, tmp_path)
     pairs = [(shifted, clean), (np.zeros_like(noisy), clean), (medulla[0], clean[:184, :184])]
     report = run(write_pairs(tmp_path / "a.ome.zarr", pairs), tmp_path)
     good, black, foreign = open_pairs(tmp_path / "out").fields
-    assert "excluded" not in good and good["quality"]["changed"]
-    assert good["quality"]["displacement"]["median"] == pytest.approx(np.hypot(5.3, 3.6), abs=0.3)
-    assert "blank" in black["excluded"] and "excluded" in foreign
+    assert good.excluded is None and good.quality["changed"]
+    assert good.quality["displacement"]["median"] == pytest.approx(np.hypot(5.3, 3.6), abs=0.3)
+    assert "blank" in black.excluded and foreign.excluded
     assert report["conclusion"].startswith("1 of 3 pairs are aligned, 1 of them after")
     rows = field_rows(report["fields"])
     assert [row[-1].split()[0] for row in rows] == ["warped", "its", "no"] or "field" in rows[2][-1]
@@ -201,9 +201,9 @@ def test_the_check_alone_excludes_shifted_and_foreign_pairs(medulla, tmp_path, s
     report = run(store, tmp_path, method="check")
     assert report["conclusion"].startswith("1 of 3 pairs are aligned")
     good, moved, foreign = open_pairs(tmp_path / "out").fields
-    assert "excluded" not in good and good["quality"]["displacement"]["median"] < 0.2
-    assert "pixels, more than `alignment.tolerance`" in moved["excluded"]
-    assert "do not show the same field" in foreign["excluded"]
+    assert good.excluded is None and good.quality["displacement"]["median"] < 0.2
+    assert "pixels, more than `alignment.tolerance`" in moved.excluded
+    assert "do not show the same field" in foreign.excluded
     moving = open_pairs(tmp_path / "out").image(good, "moving")
     np.testing.assert_array_equal(moving.array[:, :, :][0], noisy[0])
 

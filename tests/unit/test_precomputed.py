@@ -101,4 +101,4 @@ def test_a_restored_volume_says_so_in_words(reference):
         facts = attributes["emdiffuse"]
         assert words.startswith("restored from the dataset 'a' by emdiffuse") and "not measured" in words
         assert all(facts[key] in words for key in ("version", "weights", "estimator", "model"))
-        assert {"sources", "training_sources", "sampler", "hash"} <= facts.keys()
+        assert {"sources", "training_sources", "sampler", "made"} <= facts.keys() and facts["made"]["hash"]

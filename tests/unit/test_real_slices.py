@@ -123,9 +123,10 @@ def test_what_either_model_was_trained_on_is_not_measured_on(
 ):
     description = json.loads((denoiser / "model.json").read_text()) | {"sources": [raw_file("x")]}
     for name in ("model.safetensors", "model.json"):
-        (tmp_path / name).write_bytes((denoiser / name).read_bytes())
-    (tmp_path / "model.json").write_text(json.dumps(description))
-    slices = run(dataset, tmp_path, tmp_path / "n", by="denoise", steps=1, samples=1)
+        (tmp_path / "model").mkdir(exist_ok=True)
+        (tmp_path / "model" / name).write_bytes((denoiser / name).read_bytes())
+    (tmp_path / "model" / "model.json").write_text(json.dumps(description))
+    slices = run(dataset, tmp_path / "model", tmp_path / "n", by="denoise", steps=1, samples=1)
     plan = fill(slices, small_model, tmp_path / "filled", steps=1, samples=1)
     sources = [raw_file("x")]
     truth = write_volume(tmp_path / "t.ome.zarr", medulla[:25, :100, :84], (10, 10, 10), sources=sources)

@@ -53,7 +53,7 @@ def test_a_scan_is_denoised(tmp_path, medulla):
 
     fields = open_pairs(project.folder / "results/registered/pairs.ome.zarr").fields
     assert [field.quality["changed"] for field in fields] == [False, False, True]
-    assert fields[2]["quality"]["displacement"]["median"] == pytest.approx(6, abs=0.3)
+    assert fields[2].quality["displacement"]["median"] == pytest.approx(6, abs=0.3)
     restored = open_volume(project.folder / "results/restored/scan/denoise/restored.ome.zarr")
     assert restored.array.shape == (1, *medulla.shape[1:]) and restored.voxel_size == (50, 4, 4)
     found = json.loads((project.folder / "results/evaluation/scan/denoise.json").read_text())
