@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, model_validator
-from scipy.ndimage import maximum_filter
 
 from emdiffuse.stores.fill import fill
 
@@ -202,6 +201,9 @@ def shown(values: ArrayLike, scaling: Scaling) -> NDArray[np.float32]:
     strange |= ~(np.abs(unit) <= BEARABLE)
     if not strange.any():
         return unit
+    # here, since every stage imports this module, and few volumes need it
+    from scipy.ndimage import maximum_filter
+
     sides = ((0, 0), (NEAR, NEAR), (NEAR, NEAR))
     known = np.pad(np.where(strange, np.nan, unit), sides, constant_values=np.nan)
     unit = np.clip(np.nan_to_num(unit, nan=0.0), -BEARABLE, BEARABLE)
