@@ -242,6 +242,8 @@ class RestoreWidget(QWidget):
             self._worker.quit()
 
     def _proceed(self, step: tuple[int, int, Result | None]) -> None:
+        if self._worker is None or self._worker.abort_requested:
+            return  # the part that was under way at Cancel
         done, parts, result = step
         self.bar.setRange(0, parts)
         self.bar.setValue(done)
@@ -263,7 +265,7 @@ class RestoreWidget(QWidget):
         if self.state.text() != "Done.":
             self.bar.setRange(0, 1)
             self.bar.setValue(0)
-            if self.state.text() == "Cancelling …":
+            if self.state.text() == "Cancelling …":  # and not what failed meanwhile
                 self.state.setText("Cancelled.")
         self.tell()
 
