@@ -134,10 +134,25 @@ def test_a_card_that_is_not_in_the_table_is_refused():
         costs.checked_cards(["A1000"])
 
 
-def test_the_demo_can_be_counted(monkeypatch):
+VOLUME, BRAIN = (61, 184, 184), (1, 256, 384)
+DEMOS = {
+    "config": (
+        [VOLUME, VOLUME, BRAIN, BRAIN, VOLUME],
+        2 * 8,
+    ),  # 2 tiles, the flips and turns of the shipped model
+    "demo-train": (
+        [VOLUME, VOLUME, BRAIN, VOLUME, BRAIN],
+        15 * (8 * 8 + 1),
+    ),  # 15 tiles, the mean and 8 samples
+}
+"""Of each demo: the shape of each restored volume, and the network evaluations of the third."""
+
+
+@pytest.mark.parametrize("name", DEMOS)
+def test_the_demo_can_be_counted(name, monkeypatch):
     """All four tasks, thinned and degraded datasets, images and volumes."""
     monkeypatch.chdir(ROOT)
-    counted = estimate(read_config(ROOT / "config/config.yaml"))
-    shapes = [cost.grid.volume for cost in counted.restorations]
-    assert shapes == [(61, 184, 184)] * 2 + [(1, 256, 384), (61, 184, 184), (1, 256, 384)]
-    assert counted.restorations[2].evaluations == 15 * (8 * 8 + 1), "the mean, and 8 samples"
+    counted = estimate(read_config(ROOT / f"config/{name}.yaml"))
+    shapes, evaluations = DEMOS[name]
+    assert [cost.grid.volume for cost in counted.restorations] == shapes
+    assert counted.restorations[2].evaluations == evaluations
