@@ -66,6 +66,8 @@ def test_a_scan_is_denoised(tmp_path, medulla):
     lower, values, upper = (open_volume(path / part).array[:, :, :] for part in ("lower", "restored", "upper"))
     assert (lower <= values).all() and (values <= upper).all() and (lower < upper).mean() > 0.99
     report = (project.folder / "results/report.html").read_text()
-    assert "better than the best classical method in PSNR" in report and "3 of 3 pairs are aligned, 1 of them" in report
+    # one image gives no interval, without which the report concludes nothing
+    assert found["gain"]["psnr"]["low"] is None and "Too little data to tell" in report
+    assert "3 of 3 pairs are aligned, 1 of them" in report
     assert "were calibrated on held" in report
     assert project.pending() == set()
