@@ -14,7 +14,7 @@ rule acquire:
         dataset=one_of(RAW),
     conda:
         "../envs/emdiffuse.yaml"
-    threads: 8  # or all cores of a smaller machine
+    threads: 2  # which every node has: SLURM never starts a job that asks for more; `set-threads` gives more
     resources:
         mem_mb=memory(4000),
         runtime=240,
@@ -40,7 +40,7 @@ rule keep_every:
         dataset=one_of(THINNED),
     conda:
         "../envs/emdiffuse.yaml"
-    threads: 8
+    threads: 2
     resources:
         mem_mb=memory(4000),
         runtime=240,
@@ -66,7 +66,7 @@ rule degrade:
         dataset=one_of(DEGRADED),
     conda:
         "../envs/emdiffuse.yaml"
-    threads: 8
+    threads: 2
     resources:
         mem_mb=memory(4000),
         runtime=240,

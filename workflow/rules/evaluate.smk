@@ -14,7 +14,7 @@ rule baselines:
         "results/benchmarks/baselines/{dataset}-{baselines}.tsv"
     conda:
         "../envs/emdiffuse.yaml"
-    threads: 8
+    threads: 2
     resources:
         mem_mb=memory(4000),
         runtime=240,
@@ -46,7 +46,7 @@ rule evaluate:
         "results/benchmarks/evaluate/{dataset}-{model}.tsv"
     conda:
         "../envs/emdiffuse.yaml"
-    threads: 8
+    threads: 2
     resources:
         mem_mb=memory(4000),
         runtime=240,
