@@ -1,6 +1,7 @@
 """What several test files need, besides fixtures."""
 
 import hashlib
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +41,8 @@ def volume_facts(values: np.ndarray, voxel_size: Sequence[float], **facts: objec
 def write_volume(
     path: Path, values: np.ndarray, voxel_size: tuple[float, float, float], **facts: object
 ) -> Path:
-    """Write a registered volume as the chain would."""
+    """Write a registered volume as the chain would, in place of any that is there."""
+    shutil.rmtree(path, ignore_errors=True)
     array = create_image_array(path / "0", values.shape, values.dtype)
     for index in np.ndindex(*array.grid):
         array[array.box(index)] = values[array.box(index)]
