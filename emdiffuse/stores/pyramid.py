@@ -3,14 +3,15 @@
 Conventions
 -----------
 * See `volume`: the pixel at index i of level n averages the voxels from i to i + 1 of the level below.
-* A level that was begun for the same image is completed: a shard that exists is done.
+* A level that was begun for the same image is completed: a shard that can be read, as can all that it
+  averages, is done.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,12 @@ def build_pyramid(image: Path, voxel_size: Sequence[float], own: str = "") -> li
         )
         shape = [ceil(n / s) for n, s in zip(source.shape, step, strict=True)]
         target = _level(image / str(len(scales)), shape, source.dtype, own)
-        for index in itertools.filterfalse(target.exists, np.ndindex(*target.grid)):
+        for index in np.ndindex(*target.grid):
             box = target.box(index)
-            target[box] = _average_box(source, box, step)
+            if target.intact(index):
+                _require_readable(source, box, step)
+            else:
+                target[box] = _average_box(source, box, step)
         scales.append(tuple(s * t for s, t in zip(scales[-1], step, strict=True)))  # type: ignore[arg-type]
         source = target
     return scales
@@ -74,20 +78,30 @@ def _level(path: Path, shape: Sequence[int], dtype: DTypeLike, own: str) -> Arra
     return create_image_array(path, shape, dtype, {"hash": own} if own else None)
 
 
+def _require_readable(source: Array, box: Box, step: tuple[int, ...]) -> None:
+    """Read what a finished box was averaged from: it may have been damaged since, and nobody else looks."""
+    for _, fine in _rows(source, box, step):
+        source[fine]
+
+
 def _average_box(source: Array, box: Box, step: tuple[int, ...]) -> NDArray[Any]:
     """Return a box (z, y, x) of the level above a source, row of chunks by row of chunks."""
     values = np.empty([side.stop - side.start for side in box], source.dtype)
-    for corner in itertools.product(*(range(0, n, c) for n, c in zip(values.shape, CHUNK[:2], strict=False))):
-        row = (
-            *(slice(at, at + c) for at, c in zip(corner, CHUNK[:2], strict=True)),
-            slice(0, values.shape[2]),
-        )
+    for row, fine in _rows(source, box, step):
+        values[row] = _average(source[fine], step)
+    return values
+
+
+def _rows(source: Array, box: Box, step: tuple[int, ...]) -> Iterator[tuple[Box, Box]]:
+    """Yield the rows of chunks of a box (z, y, x), counted from its corner, and what each averages."""
+    depth, height, width = (side.stop - side.start for side in box)
+    for corner in itertools.product(range(0, depth, CHUNK[0]), range(0, height, CHUNK[1])):
+        row = (*(slice(at, at + c) for at, c in zip(corner, CHUNK[:2], strict=True)), slice(0, width))
         fine = tuple(
             slice((side.start + part.start) * s, min((side.start + part.stop) * s, n))
             for side, part, s, n in zip(box, row, step, source.shape, strict=True)
         )
-        values[row] = _average(source[fine], step)
-    return values
+        yield row, fine
 
 
 def _average(values: NDArray[Any], step: tuple[int, ...]) -> NDArray[Any]:
