@@ -68,8 +68,10 @@ def test_a_published_training_takes_a_step(path, tmp_path, medulla, monkeypatch)
     if not TASKS[model.task].volumetric:
         clean = medulla[0, :176, :176]
         coarse = clean.reshape(88, 2, 88, 2).mean((1, 3)).astype(np.uint8)
+        noise = np.random.default_rng(0).normal(0, 12, clean.shape)
+        noisy = np.clip(clean + noise, 0, 255).astype(np.uint8)
         scale = TASKS[model.task].scale
-        store = write_pairs(tmp_path / "a", [(coarse if scale == 2 else clean, clean)], scale)
+        store = write_pairs(tmp_path / "a", [(coarse if scale == 2 else noisy, clean)], scale)
     elif model.task == "vemdiffuse-a":
         store = write_volume(tmp_path / "a", medulla[::6, :, :64], (48, 8, 8))
     else:
