@@ -221,7 +221,8 @@ def _ground_link(ground: Ground, lpips: Path | None) -> Link:
     """Return what methods are measured on, and how."""
     layout = Layout(ground.grid, ground.shape)
     settings = {
-        "task": ground.task,
+        # gaps are measured alike whatever their models learned from
+        "task": "gaps" if TASKS[ground.task].volumetric else ground.task,
         "methods": list(baselines_of(ground.task, ground.grid.thick)),
         "sample": layout.statement,
         "measures": list(MEASURES),

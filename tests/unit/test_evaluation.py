@@ -309,14 +309,15 @@ def test_images_stand_beside_their_own_baselines(medulla, tmp_path, monkeypatch,
     assert result["beats"] == {"psnr": True, "ssim": True}
 
 
-def test_baselines_are_measured_once_for_all_restorations(tmp_path, monkeypatch):
+@pytest.mark.parametrize("task", ["vemdiffuse-i", "vemdiffuse-a"])  # which share their baselines
+def test_baselines_are_measured_once_for_all_restorations(tmp_path, monkeypatch, task):
     """With the baselines at hand, a restoration gives the very same numbers, and measures itself alone."""
     case = Case(tmp_path, tissue((13, 24, 30)))
     case.put("restored", case.linear())
     alone = case.run()
     given, truth = tmp_path / "thin.ome.zarr", tmp_path / "truth.ome.zarr"
     known = tmp_path / "baselines.json"
-    measure_baselines(given, truth, "vemdiffuse-i", known)
+    measure_baselines(given, truth, task, known)
     monkeypatch.setattr("emdiffuse.evaluation.evaluate.make", None)
     restored, out = tmp_path / "restored.ome.zarr", tmp_path / "e.json"
     assert evaluate(restored, given, truth, out, known) == alone
