@@ -20,6 +20,12 @@ from emdiffuse.runtime import machine
 from emdiffuse.runtime.errors import ConfigError, EmdiffuseError
 
 
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch):
+    """A cluster that runs beside the tests is not asked about: a test that wants one brings it along."""
+    monkeypatch.setattr(machine, "partitions", list)
+
+
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory, medulla):
     """Data of every kind."""
