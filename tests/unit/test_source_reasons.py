@@ -16,7 +16,7 @@ import zarr
 
 from emdiffuse.acquisition.acquire import acquire
 from emdiffuse.readers import open_source, reasons, stores
-from emdiffuse.runtime.errors import DataError
+from emdiffuse.runtime.errors import DataError, printable
 
 VOLUME = np.random.default_rng(0).integers(1, 255, (4, 16, 16)).astype(np.uint8)
 
@@ -188,7 +188,7 @@ def test_unusual_names(tmp_path, name):
     tifffile.imwrite(tmp_path / name, VOLUME, photometric="minisblack")
     acquire(str(tmp_path / name), (50, 8, 8), tmp_path / "out.zarr", "a")
     (tmp_path / name).write_bytes(b"")
-    with pytest.raises(DataError, match=re.escape(name)):
+    with pytest.raises(DataError, match=re.escape(printable(name))):
         open_source(str(tmp_path / name))
 
 
