@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from emdiffuse.config import Config, Model, Restoration
+from emdiffuse.config.shipped import SHIPPED
 from emdiffuse.report.files import read_evaluation
 from emdiffuse.report.overview import overview_row
 from emdiffuse.report.pictures import COLUMNS, View, open_view, panels, picture_bytes, scale_bar
@@ -99,14 +100,14 @@ def _sentences(config: Config, item: Restoration, truth: str | None, view: View)
     if isinstance(view.grid, ImageStack):
         first = (
             f"{item.dataset}, {_count(view.grid.length, 'image')} with pixels of {lateral:.4g} nm, was "
-            f"restored by the model {item.model} (task {model.task}), {_learned(model)}."
+            f"restored by the model {item.model} (task {model.task}), {learned(model)}."
         )
         if truth is None:
             return [first, WITHOUT_TRUTH]
         return [first, f"All pixels are compared with {truth}{_unseen(item, model)}."]
     first = (
         f"{item.dataset}, {view.grid.slices} slices {depth:.4g} nm apart, was restored to {view.grid.length} "
-        f"slices {lateral:.4g} nm apart by the model {item.model} (task {model.task}), {_learned(model)}."
+        f"slices {lateral:.4g} nm apart by the model {item.model} (task {model.task}), {learned(model)}."
     )
     sentences = [first]
     if before := view.volumes["restored"].restoration.real_slices:
@@ -123,8 +124,10 @@ def _sentences(config: Config, item: Restoration, truth: str | None, view: View)
     return [*sentences, second]
 
 
-def _learned(model: Model) -> str:
+def learned(model: Model) -> str:
     """Say where a model has its weights from."""
+    if model.weights in SHIPPED:
+        return "which comes with emdiffuse (its card says what it learned from)"
     if model.weights is not None:
         name = Path(model.weights).name
         return f"whose weights were read from {name} (what they learned from is not known here)"

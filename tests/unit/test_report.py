@@ -20,13 +20,14 @@ import pytest
 from browsing import browsed, shot
 from helpers import volume_facts
 
-from emdiffuse.config import Config, Restoration
+from emdiffuse.config import Config, Model, Restoration
 from emdiffuse.config.settings import parse
 from emdiffuse.evaluation.baselines import interpolate
 from emdiffuse.evaluation.evaluate import evaluate
 from emdiffuse.report.charts import chart
 from emdiffuse.report.overview import overview_row, summary
 from emdiffuse.report.pictures import encode, scale_bar, to_gray
+from emdiffuse.report.restorations import learned
 from emdiffuse.report.settings import flatten
 from emdiffuse.report.tables import as_csv, long_table, short_table
 from emdiffuse.report.times import stage_times
@@ -664,3 +665,10 @@ def test_dark_mode_is_dark_and_pictures_stay_the_same(page):
     color = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert max(int(v) for v in re.findall(r"\d+", color)) < 64
     np.testing.assert_array_equal(canvas(page), picture)
+
+
+def test_what_a_model_learned_from_is_said_where_it_is_known():
+    given = Model.model_validate({"task": "emdiffuse-n", "weights": "old/20_Network_ema.pth"})
+    assert learned(given).startswith("whose weights were read from 20_Network_ema.pth")
+    shipped = Model.model_validate({"task": "emdiffuse-n", "weights": "emdiffuse-n"})
+    assert learned(shipped) == "which comes with emdiffuse (its card says what it learned from)"
