@@ -1,87 +1,17 @@
 """Commands beside the chain: models, and the configuration."""
 
-from __future__ import annotations
-
-import math
-import re
 from enum import StrEnum
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from emdiffuse.cli.app import Device, Overwrite, app, model_named
+from emdiffuse.cli.app import Overwrite, app, model_named
+from emdiffuse.cli.options import enhancement_options, with_options
 from emdiffuse.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
-    from emdiffuse.config import Sampler
-    from emdiffuse.config.reading import Reading
     from emdiffuse.enhance.one_file import Enhancement
-
-Model = Annotated[
-    Path,
-    typer.Option(
-        parser=model_named,
-        help="A shipped model (`emdiffuse models`), or a folder such as experiments/gap6/best.",
-    ),
-]
-Factor = Annotated[
-    str | None, typer.Option(help="Distance of slices in pixels, of a volume: 6, or 45/8.", metavar="F")
-]
-VoxelSize = Annotated[
-    str | None, typer.Option(help="Voxel size in nanometers, where the file does not say.", metavar="Z,Y,X")
-]
-Thickness = Annotated[
-    float,
-    typer.Option(
-        min=0,
-        max=1,
-        help="Share of the distance of a volume's slices that each integrates over; 1: serial sections.",
-    ),
-]
-Override = Annotated[
-    bool, typer.Option("--override", help="Believe `--voxel-size` or `--factor`, whatever the file says.")
-]
-Series = Annotated[
-    str | None, typer.Option(help="Which image of a file that holds several: its number, from 0, or name.")
-]
-Channel = Annotated[str | None, typer.Option(help="Which channel: its number, from 0, or name.")]
-Timepoint = Annotated[int | None, typer.Option(min=0, help="Which time point, from 0.")]
-Level = Annotated[int, typer.Option(min=0, help="Which level of a pyramid; 0 is the finest.")]
-Axes = Annotated[
-    str | None, typer.Option(help="Order of the axes as stored, such as xyz, where the file does not say.")
-]
-Crop = Annotated[
-    str | None,
-    typer.Option(
-        help="A box of the file, in its voxels, such as z=10:50,y=0:884.", metavar="AXIS=FIRST:LAST,..."
-    ),
-]
-Raw = Annotated[
-    str | None,
-    typer.Option(
-        help="Shape and type of a file of bare pixels, such as 100,768,1024,uint16.", metavar="Z,Y,X,TYPE"
-    ),
-]
-DataBar = Annotated[
-    str, typer.Option(help="Rows of the microscope's data bar at the bottom; 0: none; auto: found.")
-]
-Steps = Annotated[int | None, typer.Option(help="Network calls a sample; the model's own by default.")]
-Samples = Annotated[
-    int,
-    typer.Option(
-        help="Samples, whose spread is the uncertainty, which 2 or more write. Restored is the mean."
-    ),
-]
-Texture = Annotated[
-    float | None,
-    typer.Option(help="From 0 to 1: how much of a sample's texture is added to the mean.", metavar="T"),
-]
-Ensemble = Annotated[
-    int, typer.Option(help="8: average the mean over flips and turns, at 8 times the calls.", metavar="1|8")
-]
-Seed = Annotated[int, typer.Option(help="Seed of the noise.")]
 
 
 class Format(StrEnum):
@@ -93,171 +23,47 @@ class Format(StrEnum):
 
 
 @app.command()
+@with_options(how=enhancement_options)
 def enhance(
     source: Annotated[
         str, typer.Argument(metavar="INPUT", help="A file, a folder of numbered slices, or a store.")
     ],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A .tif, or an .ome.zarr.")],
-    model: Model = Path("emdiffuse-n"),
-    factor: Factor = None,
-    voxel_size: VoxelSize = None,
-    thickness: Thickness = 0.0,
-    steps: Steps = None,
-    samples: Samples = 1,
-    texture: Texture = None,
-    ensemble: Ensemble = 1,
-    seed: Seed = 0,
+    how: "Enhancement",
     uncertainty: Annotated[
         Path | None,
         typer.Option(help="TIFF for the standard deviation over the samples; beside the output by default."),
     ] = None,
-    override: Override = False,
-    series: Series = None,
-    channel: Channel = None,
-    timepoint: Timepoint = None,
-    level: Level = 0,
-    axes: Axes = None,
-    crop: Crop = None,
-    raw: Raw = None,
-    data_bar: DataBar = "auto",
     overwrite: Overwrite = False,
-    device: Device = "auto",
 ) -> None:
     """Restore one image or volume, without a workflow."""
     from emdiffuse.enhance.one_file import enhance as run
     from emdiffuse.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()
-    reading = _reading(series, channel, timepoint, level, axes, crop, raw, data_bar)
-    sampler = _sampler(steps, samples, texture, ensemble, seed)
-    how = _enhancement(model, factor, voxel_size, thickness, override, reading, sampler, device)
     run(source, output, how, uncertainty, overwrite=overwrite)
 
 
 @app.command()
+@with_options(how=enhancement_options)
 def watch(
-    folder: Annotated[Path, typer.Argument(help="Where TIFFs come.")],
-    model: Model,
+    folder: Annotated[Path, typer.Argument(help="Folder that the microscope writes TIFFs to.")],
     out: Annotated[Path, typer.Option(help="Folder for the restored TIFFs.")],
-    factor: Factor = None,
-    voxel_size: VoxelSize = None,
-    thickness: Thickness = 0.0,
-    steps: Steps = None,
-    samples: Samples = 1,
-    texture: Texture = None,
-    ensemble: Ensemble = 1,
-    seed: Seed = 0,
+    how: "Enhancement",
     settle: Annotated[
-        float, typer.Option(help="Seconds without a change after which a file is complete.")
+        float, typer.Option(help="Seconds without a change after which a file counts as complete.")
     ] = 5,
     patience: Annotated[
         float, typer.Option(help="Seconds after which an unreadable file is set aside.")
     ] = 60,
-    once: Annotated[bool, typer.Option(help="End when all that is there is restored or set aside.")] = False,
-    override: Override = False,
-    series: Series = None,
-    channel: Channel = None,
-    timepoint: Timepoint = None,
-    level: Level = 0,
-    axes: Axes = None,
-    crop: Crop = None,
-    raw: Raw = None,
-    data_bar: DataBar = "auto",
-    device: Device = "auto",
+    once: Annotated[bool, typer.Option(help="Stop when every file is restored or set aside.")] = False,
 ) -> None:
-    """Restore each image that comes into a folder; Ctrl-C ends it."""
+    """Restore each image that arrives in a folder, until Ctrl-C."""
     from emdiffuse.enhance.watch import watch as run
     from emdiffuse.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()
-    reading = _reading(series, channel, timepoint, level, axes, crop, raw, data_bar)
-    sampler = _sampler(steps, samples, texture, ensemble, seed)
-    how = _enhancement(model, factor, voxel_size, thickness, override, reading, sampler, device)
     run(folder, out, how, once, settle, patience)
-
-
-def _sampler(steps: int | None, samples: int, texture: float | None, ensemble: int, seed: int) -> Sampler:
-    from emdiffuse.config import Sampler
-    from emdiffuse.config.settings import parse
-
-    options = {"steps": steps, "samples": samples, "texture": texture, "ensemble": ensemble, "seed": seed}
-    return parse(Sampler, options, "options")
-
-
-def _enhancement(
-    model: Path,
-    factor: str | None,
-    voxel_size: str | None,
-    thickness: float,
-    override: bool,
-    reading: Reading,
-    sampler: Sampler,
-    device: str,
-) -> Enhancement:
-    """Check what was said, and put it together."""
-    from emdiffuse.enhance.one_file import Enhancement
-
-    ratio = None
-    if factor is not None:
-        try:
-            if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9}|/[0-9]{1,9})?", factor):
-                raise ValueError  # of "1e99999999" all digits would be worked out
-            ratio = Fraction(factor)
-            if not 0 < ratio < 10**6:
-                raise ValueError
-        except (ValueError, ZeroDivisionError):
-            raise ConfigError(f"--factor: '{factor}' is not a number such as 6, 5.5 or 45/8") from None
-    size = None
-    if voxel_size is not None:
-        try:
-            z, y, x = (float(part) for part in voxel_size.split(","))
-        except ValueError:
-            raise ConfigError(
-                f"--voxel-size: '{voxel_size}' is not of the form Z,Y,X, such as 60,10,10"
-            ) from None
-        if not all(0 < side < math.inf for side in (z, y, x)):
-            raise ConfigError(f"--voxel-size: {voxel_size} must be three numbers above zero")
-        size = (z, y, x)
-    return Enhancement(model, sampler, ratio, size, override, thickness, reading, device)
-
-
-def _reading(
-    series: str | None,
-    channel: str | None,
-    timepoint: int | None,
-    level: int,
-    axes: str | None,
-    crop: str | None,
-    raw: str | None,
-    data_bar: str,
-) -> Reading:
-    """Check what was said of how a file is read, and put it together."""
-    from emdiffuse.config.reading import Reading
-    from emdiffuse.config.settings import parse
-
-    box = None
-    if crop is not None:
-        sides = re.findall(r"([zyx])=(\d+):(\d+)(?:,|$)", crop)
-        if not sides or ",".join(f"{a}={b}:{c}" for a, b, c in sides) != crop:
-            raise ConfigError(f"--crop: '{crop}' is not of the form z=FIRST:LAST,y=FIRST:LAST,x=FIRST:LAST")
-        box = {axis: (int(first), int(last)) for axis, first, last in sides}
-    pixels = None
-    if raw is not None:
-        *shape, dtype = raw.split(",")
-        if not all(n.strip().isdecimal() for n in shape):
-            raise ConfigError(f"--raw: '{raw}' is not of the form Z,Y,X,TYPE, such as 100,768,1024,uint16")
-        pixels = {"shape": [int(n) for n in shape], "dtype": dtype.strip()}
-    values = {
-        "series": series,
-        "channel": channel,
-        "timepoint": timepoint,
-        "level": level,
-        "axes": axes,
-        "crop": box,
-        "raw": pixels,
-        "data_bar": int(data_bar) if data_bar.isdecimal() else data_bar,
-    }
-    return parse(Reading, values, "options")
 
 
 @app.command()

@@ -3,11 +3,15 @@
 import json
 import subprocess
 import sys
+from typing import Annotated
 
 import pytest
 import torch
+import typer
 from plain_unet import PlainUNet, random_weights
+from typer.testing import CliRunner
 
+from emdiffuse.cli.options import with_options
 from emdiffuse.models.networks.build import UNet, load_network
 
 
@@ -68,3 +72,18 @@ def test_published_weights_are_imported_and_run(tmp_path):
     with torch.inference_mode():
         ours, theirs = load_network(out)(x, gamma), PlainUNet(weights)(x, gamma)
     assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+def test_a_group_of_options_is_defined_once_and_reaches_a_command_as_one_record():
+    def size(height: Annotated[int, typer.Option(min=1)] = 2, width: int = 3) -> str:
+        return f"{height} x {width}"
+
+    @with_options(size=size)
+    def picture(size: str, name: str = "it") -> str:
+        return f"{name}: {size}"
+
+    app, heard = typer.Typer(), []
+    app.command()(with_options(text=picture)(lambda text, loud=False: heard.append((text, loud))))
+    assert CliRunner().invoke(app, ["--height", "4", "--name", "a", "--loud"]).exit_code == 0
+    assert heard == [("a: 4 x 3", True)]
+    assert CliRunner().invoke(app, ["--height", "0"]).exit_code == 2
