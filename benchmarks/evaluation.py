@@ -31,9 +31,10 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     from emdiffuse.evaluation.baselines import interpolate
     from emdiffuse.evaluation.evaluate import evaluate, measure_baselines
     from emdiffuse.restoration.geometry import SliceGrid
+    from emdiffuse.stores.array import create_image_array
     from emdiffuse.stores.facts import RestoredFacts, VolumeFacts
     from emdiffuse.stores.provenance import made_by
-    from emdiffuse.stores.volume import create_image_array, write_image
+    from emdiffuse.stores.volume import write_image
 
     truth = tifffile.imread(options.volume)[: options.slices]
     if options.side:

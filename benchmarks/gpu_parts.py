@@ -30,7 +30,7 @@ from emdiffuse.models.networks.weights import save_model  # noqa: E402
 from emdiffuse.models.processes import Batch  # noqa: E402
 from emdiffuse.restoration import tiles  # noqa: E402
 from emdiffuse.restoration.plan import make_plan, open_array_of  # noqa: E402
-from emdiffuse.stores.volume import Array  # noqa: E402
+from emdiffuse.stores.array import Array  # noqa: E402
 
 DEMO = ROOT / "resources" / "demo" / "medulla_train.tif"
 FACTOR = 6

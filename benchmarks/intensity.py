@@ -18,7 +18,7 @@ from emdiffuse.config import Restoration
 from emdiffuse.restoration.plan import make_plan
 from emdiffuse.restoration.stitch import stitch
 from emdiffuse.restoration.tiles import restore
-from emdiffuse.stores.volume import Array
+from emdiffuse.stores.array import Array
 
 FACTOR, MARGIN, ELECTRONS, GAUSSIAN = 6, 64, 20, 0.1
 

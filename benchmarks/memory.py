@@ -22,7 +22,8 @@ from emdiffuse.models.description import Description, NativeSpec, OwnSampler
 from emdiffuse.models.networks.native import NativeNetwork
 from emdiffuse.models.networks.weights import save_model
 from emdiffuse.restoration.plan import read_plan
-from emdiffuse.stores.volume import Array, create_image_array, write_image
+from emdiffuse.stores.array import Array, create_image_array
+from emdiffuse.stores.volume import write_image
 
 STAGE = """
 import sys
@@ -82,8 +83,7 @@ def make_volume(path: Path, shape: tuple[int, int, int]) -> Path:
     """Write a volume of noise, a shard at a time."""
     array = create_image_array(path / "0", shape, np.uint8)
     generator = np.random.default_rng(0)
-    for index in np.ndindex(*array.grid):
-        box = array.box(index)
+    for box in array.boxes():
         array[box] = generator.integers(0, 256, [part.stop - part.start for part in box], np.uint8)
     intensity = {"low": 10.0, "high": 240.0}
     write_image(path, "a", (60, 10, 10), {"intensity": intensity, "sources": []})

@@ -151,7 +151,8 @@ def images(options: argparse.Namespace, folder: Path, side: int):
     import torch
 
     from emdiffuse.models.processes import Batch
-    from emdiffuse.stores.volume import create_image_array, write_group, write_image
+    from emdiffuse.stores.array import create_image_array
+    from emdiffuse.stores.volume import write_group, write_image
 
     pair = {"moving": tifffile.imread(options.first), "fixed": tifffile.imread(options.second)}
     height, width = pair["fixed"].shape

@@ -74,7 +74,7 @@ def restored(dataset: Path, options: argparse.Namespace, folder: Path) -> Images
     from emdiffuse.restoration.plan import make_plan
     from emdiffuse.restoration.stitch import stitch
     from emdiffuse.restoration.tiles import restore
-    from emdiffuse.stores.volume import Array
+    from emdiffuse.stores.array import Array
 
     settings = {"dataset": "a", "model": "m", "sampler": {"steps": 1, **yaml.safe_load(options.sampler)}}
     model = model_folder(options.model or options.task)

@@ -21,12 +21,12 @@ import zarr
 from emdiffuse.runtime.atomic import replaced
 from emdiffuse.runtime.errors import DataError, StoreError
 from emdiffuse.runtime.progress import progress
+from emdiffuse.runtime.units import NANOMETERS
 from emdiffuse.viewing import find_images
 
 CHUNK = 64
 BOX = (64, 512, 512)
 """What is copied at once, (z, y, x): whole chunks."""
-NANOMETERS = {"nanometer": 1.0, "micrometer": 1e3, "angstrom": 0.1, "millimeter": 1e6, "picometer": 1e-3}
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "float32")
 
 Box = tuple[slice, ...]

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from emdiffuse.stores.array import create_image_array
 from emdiffuse.stores.facts import PairField, PairsFacts, RestoredFacts, VolumeFacts
 from emdiffuse.stores.pairs import finish_pairs
 from emdiffuse.stores.provenance import made_by
-from emdiffuse.stores.volume import create_image_array, write_image
+from emdiffuse.stores.volume import write_image
 
 if TYPE_CHECKING:  # benchmarks use this file where there is no pytest
     import pytest
@@ -44,8 +45,8 @@ def write_volume(
     """Write a registered volume as the chain would, in place of any that is there."""
     shutil.rmtree(path, ignore_errors=True)
     array = create_image_array(path / "0", values.shape, values.dtype)
-    for index in np.ndindex(*array.grid):
-        array[array.box(index)] = values[array.box(index)]
+    for box in array.boxes():
+        array[box] = values[box]
     known = {"dataset": path.name.split(".")[0], "intensity": INTENSITY, **facts}
     write_image(path, path.name, voxel_size, volume_facts(values, voxel_size, **known))
     return path

@@ -11,7 +11,7 @@ from emdiffuse.models.networks.weights import save_model
 from emdiffuse.restoration.plan import make_plan
 from emdiffuse.restoration.stitch import pyramid, stitch
 from emdiffuse.restoration.tiles import restore
-from emdiffuse.stores.volume import Array
+from emdiffuse.stores.array import Array
 
 SAMPLER = {"name": "dpm++", "steps": 2, "samples": 2, "texture": 0.5, "seed": 3}
 

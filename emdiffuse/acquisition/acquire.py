@@ -31,10 +31,11 @@ from emdiffuse.config.sources import parse_source
 from emdiffuse.readers import open_source
 from emdiffuse.runtime.atomic import replaced
 from emdiffuse.runtime.errors import ConfigError, DataError
+from emdiffuse.stores.array import Box, create_image_array
 from emdiffuse.stores.facts import VolumeFacts
 from emdiffuse.stores.intensity import cast_to
 from emdiffuse.stores.provenance import made_by, raw, reuse
-from emdiffuse.stores.volume import Box, create_image_array, open_volume, write_image
+from emdiffuse.stores.volume import open_volume, write_image
 
 logger = logging.getLogger(__name__)
 

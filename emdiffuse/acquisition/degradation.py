@@ -28,11 +28,12 @@ from emdiffuse.config.datasets import Noise, Range, ends
 from emdiffuse.runtime.atomic import replaced
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.runtime.progress import progress
+from emdiffuse.stores.array import Box, create_image_array, write_plane
 from emdiffuse.stores.facts import PairField, PairsFacts, VolumeFacts
 from emdiffuse.stores.intensity import Scaling
 from emdiffuse.stores.pairs import finish_pairs
 from emdiffuse.stores.provenance import Link, made_by, reuse
-from emdiffuse.stores.volume import Box, Volume, create_image_array, open_volume, write_image
+from emdiffuse.stores.volume import Volume, open_volume, write_image
 
 
 def degrade(volume: Path, settings: Degrade, out: Path, name: str, images: bool) -> None:
@@ -175,9 +176,7 @@ def _write_pairs(
         pair = {"moving": degraded(clean, settings, origin.intensity.at(z), z), "fixed": clean}
         group = f"{len(fields):04d}"
         for role, image in pair.items():
-            array = create_image_array(out / group / role / "0", (1, *image.shape), image.dtype)
-            for index in np.ndindex(*array.grid):
-                array[array.box(index)] = image[None][array.box(index)]
+            write_plane(out / group / role / "0", image)
             statistics[role].add_image(image)
         fields.append(PairField(group=group, name=f"slice {z}"))
     write_fields(out, fields, sizes, name, statistics, origin.intensity.invert)

@@ -30,10 +30,11 @@ from emdiffuse.readers import open_source
 from emdiffuse.runtime.atomic import replaced
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.runtime.progress import progress
+from emdiffuse.stores.array import write_plane
 from emdiffuse.stores.facts import PairField, PairsFacts, VolumeFacts
 from emdiffuse.stores.pairs import SCALES, finish_pairs
 from emdiffuse.stores.provenance import made_by, raw, reuse
-from emdiffuse.stores.volume import create_image_array, write_image
+from emdiffuse.stores.volume import write_image
 
 SHOWN = 20
 """Images without a partner that are named, at most."""
@@ -120,10 +121,7 @@ def acquire_pairs(
                 continue
             group = f"{len(fields):04d}"
             for role, image in images.items():
-                array = create_image_array(partial / group / role / "0", (1, *image.shape), image.dtype)
-                for index in np.ndindex(*array.grid):
-                    box = array.box(index)
-                    array[box] = image[None][box]
+                write_plane(partial / group / role / "0", image)
                 statistics[role].add_image(image)
             fields.append(PairField(group=group, name=pair.name, specimen=pair.specimen, level=pair.level))
             used |= {pair.moving, pair.fixed}

@@ -18,7 +18,7 @@ import numpy as np
 from emdiffuse.acquisition.statistics import Statistics
 from emdiffuse.readers.base import Source
 from emdiffuse.runtime.errors import DataError
-from emdiffuse.stores.volume import Array
+from emdiffuse.stores.array import Array
 
 REASONS = {
     "absent": "slices that are not there",
@@ -91,8 +91,7 @@ def fill_untrusted(array: Array, untrusted: Sequence[int]) -> None:
         return
     good = np.setdiff1d(np.arange(array.shape[0]), untrusted)
     nearest = {z: int(good[np.abs(good - z).argmin()]) for z in untrusted}
-    for index in np.ndindex(*array.grid):
-        depth, y, x = array.box(index)
+    for depth, y, x in array.boxes():
         inside = [z for z in untrusted if depth.start <= z < depth.stop]
         if inside:
             values = array[depth, y, x]

@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.runtime.progress import logger
+from emdiffuse.stores.array import Box
 from emdiffuse.stores.fill import fill
 from emdiffuse.stores.intensity import Intensity
-from emdiffuse.stores.volume import Box
 
 LOW, HIGH = 0.5, 99.5
 SAMPLES = 2**16

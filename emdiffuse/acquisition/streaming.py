@@ -27,7 +27,7 @@ from emdiffuse.acquisition.statistics import Part, Statistics, measure
 from emdiffuse.readers.base import Source
 from emdiffuse.runtime.progress import progress
 from emdiffuse.runtime.threads import allowed
-from emdiffuse.stores.volume import Array, Box
+from emdiffuse.stores.array import Array, Box
 
 SLAB_MEMORY = 2**28
 """Bytes of a slab that is kept in memory."""
@@ -79,7 +79,7 @@ def stream_source(source: Source, array: Array, what: str, workers: int) -> Stat
                 def read(box: Box, opened: Callable[[], Any] = opened) -> NDArray[Any]:
                     return np.array(opened()[:, box[1], box[2]])
 
-                boxes = [box for box in _boxes(array) if box[0].start == start]
+                boxes = [box for box in array.boxes() if box[0].start == start]
                 yield from _in_order(pool, _copy(array, read, source.valid), boxes, workers)
 
     return _gather(array, parts, what, workers)
@@ -97,7 +97,7 @@ def stream(
     See `stream_source`; `valid` are the rows and columns that are image, all by default.
     """
     copy = _copy(array, read, valid)
-    return _gather(array, lambda pool: _in_order(pool, copy, _boxes(array), workers), what, workers)
+    return _gather(array, lambda pool: _in_order(pool, copy, array.boxes(), workers), what, workers)
 
 
 def _copy(
@@ -136,12 +136,6 @@ def _in_order(
     finally:
         for future in pending:
             future.cancel()
-
-
-def _boxes(array: Array) -> Iterator[Box]:
-    """Yield the boxes of all shards."""
-    for index in np.ndindex(*array.grid):
-        yield array.box(index)
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from emdiffuse.config.reading import Reading
 from emdiffuse.config.settings import Section
 from emdiffuse.config.sources import parse_source
 from emdiffuse.runtime.errors import ConfigError
+from emdiffuse.runtime.units import NANOMETERS
 
-NANOMETERS = {"nanometer": 1.0, "micrometer": 1000.0, "angstrom": 0.1}
 MINIMUM_FACTOR, MAXIMUM_FACTOR = 2, 12
 Factor = Annotated[int, Field(ge=MINIMUM_FACTOR, le=MAXIMUM_FACTOR)]
 Thickness = Annotated[float, Field(ge=0, le=1)]

@@ -38,7 +38,8 @@ from emdiffuse.runtime.atomic import scratch, take_place, write_atomically
 from emdiffuse.runtime.devices import place_of
 from emdiffuse.runtime.errors import ConfigError, DataError, EmdiffuseError
 from emdiffuse.runtime.outputs import require_free, require_own_folder
-from emdiffuse.stores.volume import Array, open_volume
+from emdiffuse.stores.array import Array
+from emdiffuse.stores.volume import open_volume
 
 ZARR = ".zarr"
 

@@ -26,7 +26,7 @@ from emdiffuse.readers.sizes import UNITS
 from emdiffuse.readers.tiff import OneDirectory, Shown, TiffStack
 from emdiffuse.readers.tiff_sizes import voxel_size
 from emdiffuse.runtime.outputs import PROGRAM
-from emdiffuse.stores.volume import CHUNK, Array
+from emdiffuse.stores.array import CHUNK, Array
 
 SLAB_BYTES = 2**28
 ORIENTATION = 274

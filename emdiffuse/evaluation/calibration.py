@@ -33,9 +33,9 @@ from emdiffuse.restoration.intervals import FLOOR, floors
 from emdiffuse.runtime.atomic import write_atomically
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.runtime.progress import logger, progress
+from emdiffuse.stores.array import Box
 from emdiffuse.stores.facts import CalibrationFacts, Coverage
 from emdiffuse.stores.provenance import made_by
-from emdiffuse.stores.volume import Box
 
 SCALES = np.geomspace(0.01, 1000, 2001)
 """Scales that are tried, 0.6 % apart."""

@@ -20,7 +20,8 @@ from emdiffuse.config.tasks import TASKS
 from emdiffuse.evaluation.blocks import Grid
 from emdiffuse.restoration.geometry import ImageStack, slice_grid
 from emdiffuse.runtime.errors import DataError
-from emdiffuse.stores.volume import Box, Volume, open_volume
+from emdiffuse.stores.array import Box
+from emdiffuse.stores.volume import Volume, open_volume
 
 
 @dataclass(frozen=True)

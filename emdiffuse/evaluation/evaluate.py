@@ -43,8 +43,8 @@ from emdiffuse.evaluation.trust import assess
 from emdiffuse.runtime.atomic import write_atomically
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.runtime.progress import logger
+from emdiffuse.stores.array import Box
 from emdiffuse.stores.provenance import Link, made_by, put_back, raw_file, write_and_keep
-from emdiffuse.stores.volume import Box
 
 
 @dataclass(frozen=True)

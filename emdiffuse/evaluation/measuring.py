@@ -24,7 +24,7 @@ from emdiffuse.evaluation.blocks import EvaluationBlock, Layout
 from emdiffuse.evaluation.comparison import Ground, read
 from emdiffuse.evaluation.metrics import METRICS, Metric, Piece, Scores, Setting
 from emdiffuse.runtime.progress import progress
-from emdiffuse.stores.volume import Box
+from emdiffuse.stores.array import Box
 
 Source = Callable[[Box], NDArray[Any]]
 """What gives the voxels of a method in a box."""

@@ -10,26 +10,18 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from math import inf
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from emdiffuse.evaluation.bootstrap import mean_interval
 from emdiffuse.evaluation.metrics import MEASURES, RELATIVE, Scores, Vector
 
-RESAMPLES = 2000
 COMPARED = ("psnr", "ssim")
 """Measures that a restoration is compared by, in xy."""
 Summary = dict[str, float | int | None]
-
-
-@lru_cache(maxsize=16)
-def _draws(groups: int) -> NDArray[np.float64]:
-    """Return how often each bootstrap sample draws each group, (RESAMPLES, groups)."""
-    even = np.full(groups, 1 / groups)
-    return np.random.default_rng(0).multinomial(groups, even, RESAMPLES).astype(np.float64)
 
 
 def summary(values: Vector, groups: NDArray[np.int64]) -> Summary:
@@ -40,7 +32,7 @@ def summary(values: Vector, groups: NDArray[np.int64]) -> Summary:
     values : ndarray
         One value a plane; infinite ones are counted as ``identical``, those that are not a number left out.
     groups : ndarray
-        Number of the group that each plane belongs to: groups are drawn again, not planes.
+        Number of the group that each plane belongs to: groups are resampled, not planes.
 
     Returns
     -------
@@ -55,9 +47,7 @@ def summary(values: Vector, groups: NDArray[np.int64]) -> Summary:
         _, members = np.unique(groups[finite], return_inverse=True)
         sums, counts = np.bincount(members, values[finite]), np.bincount(members)
         if len(counts) > 1:
-            draws = _draws(len(counts))
-            low, high = np.percentile(draws @ sums / (draws @ counts), (2.5, 97.5))
-            result |= {"low": float(low), "high": float(high)}
+            result["low"], result["high"] = mean_interval(sums, counts)
     if np.isinf(values).any():
         result["identical"] = int(np.isinf(values).sum())
     return result

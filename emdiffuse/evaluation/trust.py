@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_gradient_magnitude
 from scipy.special import ndtri
 
+from emdiffuse.evaluation.bootstrap import mean_interval
 from emdiffuse.evaluation.calibration import LEVELS, units_of
 from emdiffuse.evaluation.comparison import Comparison, read
 from emdiffuse.restoration.intervals import floors, interval
@@ -36,7 +37,6 @@ BLOCK = 64
 BINS = 5
 SHARES = np.linspace(0, 0.95, 20)
 """Shares of the voxels that are taken away."""
-RESAMPLES = 1000
 EDGE_SIGMA = 1.5
 """Width in pixels of the Gaussian whose gradient shows structure edges: its steepest fifth."""
 
@@ -171,10 +171,8 @@ def _share(inside: NDArray[np.bool_], unit: NDArray[np.int64]) -> dict[str, floa
     counts = np.bincount(unit)
     hits = np.bincount(unit, inside)[counts > 0]
     counts = counts[counts > 0]
-    rng = np.random.default_rng(0)
-    draws = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), RESAMPLES)
-    low, high = np.percentile(draws @ hits / (draws @ counts), (2.5, 97.5))
-    return {"mean": float(hits.sum() / counts.sum()), "low": float(low), "high": float(high)}
+    low, high = mean_interval(hits, counts)
+    return {"mean": float(hits.sum() / counts.sum()), "low": low, "high": high}
 
 
 def sparsification(error: NDArray[Any], uncertainty: NDArray[Any]) -> dict[str, Any]:

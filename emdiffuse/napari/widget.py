@@ -37,8 +37,8 @@ from emdiffuse.models.description import read_description
 from emdiffuse.napari.work import Job, Result, run
 from emdiffuse.project.speed import Speed
 from emdiffuse.runtime.errors import EmdiffuseError
+from emdiffuse.runtime.units import NANOMETERS
 
-NANOMETERS = {"nanometer": 1.0, "micrometer": 1e3, "angstrom": 0.1, "millimeter": 1e6, "picometer": 1e-3}
 OTHER = "Another model …"
 WIDTH = 420
 """Widest that the widget becomes, in pixels of the screen: names of models are long."""

@@ -27,7 +27,8 @@ from emdiffuse.models.description import Description, read_description
 from emdiffuse.project.estimate import Extent, RestorationCost, grid_of
 from emdiffuse.project.speed import Speed, measure
 from emdiffuse.runtime.errors import ConfigError, DataError
-from emdiffuse.stores.volume import Array, open_volume
+from emdiffuse.stores.array import Array
+from emdiffuse.stores.volume import open_volume
 
 DTYPES = ("uint8", "uint16", "int16", "float32")
 SHARES = 500

@@ -29,9 +29,10 @@ from emdiffuse.patches.origins import ORIGIN_COLUMNS, TRAINING, VALIDATION, Orig
 from emdiffuse.runtime.atomic import replaced
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.runtime.progress import logger, progress
+from emdiffuse.stores.array import Array, create_array
 from emdiffuse.stores.facts import PatchFacts, parse_facts, require_made
 from emdiffuse.stores.provenance import Link, made_by, reuse
-from emdiffuse.stores.volume import Array, create_array, known_of, write_group
+from emdiffuse.stores.volume import known_of, write_group
 
 __all__ = ["ORIGIN_COLUMNS", "TRAINING", "VALIDATION", "PatchStore", "cut_patches"]
 

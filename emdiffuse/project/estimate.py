@@ -25,7 +25,7 @@ from emdiffuse.readers import open_source
 from emdiffuse.restoration.footprint import memory_mb
 from emdiffuse.restoration.geometry import BlockGrid, ImageStack, SliceGrid, TileAxis
 from emdiffuse.runtime.errors import ConfigError
-from emdiffuse.stores.volume import shard_shape
+from emdiffuse.stores.array import shard_shape
 
 PYRAMID = 8 / 7
 """All levels of a pyramid that halves three axes, for one of its finest."""

@@ -13,13 +13,23 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-UNITS = {
-    "pm": 1e-3, "picometer": 1e-3, "å": 0.1, "angstrom": 0.1, "ångström": 0.1, "angstroms": 0.1,
-    "nm": 1.0, "nanometer": 1.0, "nanometers": 1.0, "nanometre": 1.0,
-    "um": 1e3, "µm": 1e3, "μm": 1e3, "micron": 1e3, "microns": 1e3, "micrometer": 1e3, "micrometers": 1e3,
-    "micrometre": 1e3, "mm": 1e6, "millimeter": 1e6, "cm": 1e7, "centimeter": 1e7, "inch": 2.54e7,
-    "m": 1e9, "meter": 1e9, "meters": 1e9,
-}  # fmt: skip
+from emdiffuse.runtime.units import NANOMETERS
+
+SPELLINGS = {
+    "picometer": ("pm",),
+    "angstrom": ("å", "ångström"),
+    "nanometer": ("nm", "nanometre"),
+    "micrometer": ("um", "µm", "μm", "micron", "micrometre"),
+    "millimeter": ("mm", "millimetre"),
+    "centimeter": ("cm", "centimetre"),
+    "meter": ("m", "metre"),
+}
+UNITS = {"inch": 2.54e7} | {
+    name + plural: NANOMETERS[unit]
+    for unit, others in SPELLINGS.items()
+    for name in (unit, *others)
+    for plural in ("", "s" if len(name) > 2 else "")
+}
 """Nanometers of a unit, by its name in lower case."""
 SMALLEST, LARGEST = 0.005, 10_000.0
 Size = tuple[float | None, float | None, float | None]

@@ -26,12 +26,13 @@ from emdiffuse.registration.pair import Limits, NotRegistered, Registered, check
 from emdiffuse.runtime.atomic import replaced, write_atomically
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.runtime.progress import progress
+from emdiffuse.stores.array import write_plane
 from emdiffuse.stores.facts import PairField, VolumeFacts, require_made
 from emdiffuse.stores.intensity import to_unit
 from emdiffuse.stores.links import link
 from emdiffuse.stores.pairs import Pairs, finish_pairs, open_pairs
 from emdiffuse.stores.provenance import Link, made_by
-from emdiffuse.stores.volume import create_image_array, write_image
+from emdiffuse.stores.volume import write_image
 
 SHOWN = 4
 
@@ -144,7 +145,7 @@ def _write(group: Path, pairs: Pairs, field: PairField, result: Registered | Non
     for role in ("moving", "fixed"):
         image = pairs.image(field, role)
         if moved and role == "moving":
-            _fill(group / role / "0", moved.moving)
+            write_plane(group / role / "0", moved.moving)
         else:
             link(image.array.path, group / role / "0")
         facts = image.facts.model_copy(update={"stage": "register"})
@@ -154,15 +155,9 @@ def _write(group: Path, pairs: Pairs, field: PairField, result: Registered | Non
         mask = np.zeros(fixed.array.shape[1:], np.uint8)
         large = moved.mask.repeat(pairs.scale, 0).repeat(pairs.scale, 1)
         mask[: large.shape[0], : large.shape[1]] = large
-        _fill(group / "mask" / "0", mask)
+        write_plane(group / "mask" / "0", mask)
         facts = VolumeFacts(stage="register", kind="images", dataset=pairs.facts.dataset)
         write_image(group / "mask", field.name, fixed.voxel_size, facts)
-
-
-def _fill(path: Path, image: NDArray[Any]) -> None:
-    array = create_image_array(path, (1, *image.shape), image.dtype)
-    for index in np.ndindex(*array.grid):
-        array[array.box(index)] = image[None][array.box(index)]
 
 
 def _draw(

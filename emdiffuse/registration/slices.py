@@ -33,9 +33,10 @@ from emdiffuse.registration.warping import Image, Map, identity, smoothed, warp
 from emdiffuse.runtime.atomic import scratch, write_atomically
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.runtime.progress import progress
+from emdiffuse.stores.array import Array, create_image_array
 from emdiffuse.stores.intensity import cast_to
 from emdiffuse.stores.provenance import made_by
-from emdiffuse.stores.volume import Array, Volume, create_image_array, open_volume, write_image
+from emdiffuse.stores.volume import Volume, open_volume, write_image
 
 if TYPE_CHECKING:
     from emdiffuse.registration.raft import Flow
@@ -196,8 +197,7 @@ def _write(source: Array, moves: NDArray[np.float32], target: Array) -> None:
     _, height, width = source.shape
     margin = int(np.ceil(np.abs(moves).max())) + 3
     count = int(np.prod(target.grid))
-    for index in progress(list(np.ndindex(*target.grid)), count, "warp slices", "shard"):
-        zs, ys, xs = target.box(index)
+    for zs, ys, xs in progress(target.boxes(), count, "warp slices", "shard"):
         rows, columns = (
             slice(max(part.start - margin, 0), min(part.stop + margin, n))
             for part, n in ((ys, height), (xs, width))

@@ -13,7 +13,7 @@ from math import prod
 
 from emdiffuse.models.description import Description, NativeSpec
 from emdiffuse.restoration.geometry import BlockGrid
-from emdiffuse.stores.volume import SHARD
+from emdiffuse.stores.array import SHARD
 
 LIBRARIES = {"restore": 1000, "stitch": 150, "pyramid": 150}
 """Imports: with torch 580 to 890 MB were measured, by machine and build, most of it pages of library files;

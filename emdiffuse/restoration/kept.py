@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from emdiffuse.restoration.geometry import ImageStack
 from emdiffuse.restoration.plan import Plan
+from emdiffuse.stores.array import Box
 from emdiffuse.stores.fill import RUN, fill
 from emdiffuse.stores.intensity import to_unit
-from emdiffuse.stores.volume import Box, Volume
+from emdiffuse.stores.volume import Volume
 
 Plane = NDArray[np.generic]
 Mask = NDArray[np.bool_]

@@ -16,7 +16,7 @@ from pathlib import Path
 from emdiffuse.restoration.plan import Plan, read_plan
 from emdiffuse.runtime.errors import StoreError
 from emdiffuse.runtime.progress import clock
-from emdiffuse.stores.volume import Array
+from emdiffuse.stores.array import Array
 
 WINDOW = 600.0
 

@@ -47,10 +47,11 @@ from emdiffuse.runtime.disks import read_plain
 from emdiffuse.runtime.errors import ConfigError, DataError, StoreError
 from emdiffuse.runtime.outputs import emptied, require_apart
 from emdiffuse.runtime.progress import logger
+from emdiffuse.stores.array import Array, create_array, create_image_array
 from emdiffuse.stores.facts import CalibrationFacts, RealSlices, RestoredFacts, require_made
 from emdiffuse.stores.intensity import Intensity
 from emdiffuse.stores.provenance import Link, digest, made_by
-from emdiffuse.stores.volume import Array, Volume, create_array, create_image_array, open_volume
+from emdiffuse.stores.volume import Volume, open_volume
 
 BOUNDS = ("lower", "upper")
 MARKS = {"restore": "restored-*.done", "stitch": "stitched-*.done"}

@@ -29,10 +29,11 @@ from emdiffuse.restoration.kept import with_kept, without_uncertainty
 from emdiffuse.restoration.plan import BOUNDS, Plan, open_array_of, open_input, read_plan
 from emdiffuse.runtime.errors import DamagedError, StoreError
 from emdiffuse.runtime.progress import logger, progress
+from emdiffuse.stores.array import Array, Box
 from emdiffuse.stores.facts import Reliability
 from emdiffuse.stores.intensity import Scaling, cast_to, from_unit
 from emdiffuse.stores.pyramid import build_pyramid
-from emdiffuse.stores.volume import Array, Box, Volume, multiscale, open_volume, write_group
+from emdiffuse.stores.volume import Volume, multiscale, open_volume, write_group
 
 SCORE_PERCENTILE = 99
 """Percentile of the uncertainty of an image that is its score."""
@@ -240,8 +241,7 @@ def reliability(plan: Plan) -> Reliability:
     array, zs = Array(plan.restored / "uncertainty" / "0"), plan.grid.z
     generated = [z for gap in range(zs.gaps) for z in zs.generated(gap)]
     counts = np.zeros((array.shape[0], 1000), np.int64)
-    for index in np.ndindex(*array.grid):
-        box = array.box(index)
+    for box in array.boxes():
         shares = array[box] / _scaling(plan, box).span.astype(np.float32)
         bins = np.minimum(1000 * shares, 999).astype(np.int64)
         for z, plane in enumerate(bins, box[0].start):

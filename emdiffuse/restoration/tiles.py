@@ -39,9 +39,10 @@ from emdiffuse.runtime.devices import fitting_batch, memory_of, pinned, place_of
 from emdiffuse.runtime.errors import ConfigError, StoreError
 from emdiffuse.runtime.progress import logger, progress
 from emdiffuse.runtime.threads import ahead, allowed, behind
+from emdiffuse.stores.array import Array
 from emdiffuse.stores.intensity import shown
 from emdiffuse.stores.resampling import enlarge
-from emdiffuse.stores.volume import Array, Volume
+from emdiffuse.stores.volume import Volume
 
 NOISE_THREADS = 4
 """Threads that draw the noise of a batch of tiles on a CPU."""

@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from emdiffuse.stores.volume import Array
+from emdiffuse.stores.array import Array
 
 
 def link(source: Path, target: Path) -> None:

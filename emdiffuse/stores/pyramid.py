@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from emdiffuse.runtime.errors import StoreError
+from emdiffuse.stores.array import CHUNK, Array, Box, create_image_array
 from emdiffuse.stores.intensity import cast_to
-from emdiffuse.stores.volume import CHUNK, Array, Box, create_image_array
 
 SMALLEST_LEVEL = 64
 """A pyramid ends with the first level whose lateral sides are not above this."""

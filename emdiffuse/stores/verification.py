@@ -23,9 +23,9 @@ import numpy as np
 
 from emdiffuse.runtime.errors import DamagedError, StoreError
 from emdiffuse.runtime.progress import logger, progress
+from emdiffuse.stores.array import Array
 from emdiffuse.stores.damage import MISSING
 from emdiffuse.stores.provenance import forget
-from emdiffuse.stores.volume import Array
 
 METADATA = "zarr.json"
 PATCH_ARRAYS = ("condition", "target", "origin")

@@ -23,7 +23,7 @@ from emdiffuse.restoration.stitch import pyramid, stitch
 from emdiffuse.restoration.tiles import restore
 from emdiffuse.restoration.verify import verify_restoration
 from emdiffuse.runtime.errors import StoreError
-from emdiffuse.stores.volume import Array
+from emdiffuse.stores.array import Array
 
 
 def _command(arguments, log):

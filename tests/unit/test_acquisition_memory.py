@@ -14,11 +14,11 @@ import tifffile
 ACQUIRE = """
 import json, sys
 from pathlib import Path
-from emdiffuse.stores import volume
+from emdiffuse.stores import array
 from emdiffuse.acquisition import streaming
 from emdiffuse.acquisition.acquire import acquire
 streaming.SLAB_MEMORY = 2**20
-volume.shard_shape.__defaults__ = (volume.CHUNK, (32, 128, 128))  # small shards, and small volumes of many
+array.shard_shape.__defaults__ = (array.CHUNK, (32, 128, 128))  # small shards, and small volumes of many
 acquire(sys.argv[1], (40, 4, 4), Path(sys.argv[2]), "a", workers=1)
 status = Path("/proc/self/status").read_text().split()
 print(json.dumps({"peak": int(status[status.index("VmHWM:") + 1]) / 1024}))

@@ -24,9 +24,10 @@ from emdiffuse.evaluation.tables import summary
 from emdiffuse.restoration.geometry import SliceGrid
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.runtime.progress import logger
+from emdiffuse.stores.array import create_image_array
 from emdiffuse.stores.intensity import cast_to
 from emdiffuse.stores.resampling import enlarge
-from emdiffuse.stores.volume import create_image_array, write_image
+from emdiffuse.stores.volume import write_image
 
 WANG = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 

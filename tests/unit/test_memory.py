@@ -35,7 +35,7 @@ elif stage == "restore":
 elif stage == "fill":
     import numpy as np
     from emdiffuse.restoration.plan import read_plan
-    from emdiffuse.stores.volume import Array
+    from emdiffuse.stores.array import Array
     array = Array(read_plan(plan).tiles)
     for index in np.ndindex(*array.grid):
         array[array.box(index)] = np.full(array.chunk, sum(index) % 7 / 7, np.float32)

@@ -8,9 +8,9 @@ from helpers import INTENSITY, write_pairs, write_volume
 from emdiffuse.config import Model
 from emdiffuse.patches.cut import ORIGIN_COLUMNS, TRAINING, PatchStore, cut_patches
 from emdiffuse.runtime.errors import DataError
+from emdiffuse.stores.array import Array
 from emdiffuse.stores.pairs import finish_pairs, open_pairs
 from emdiffuse.stores.resampling import enlarge
-from emdiffuse.stores.volume import Array
 from emdiffuse.training.feed import read_batch
 
 PATCHES = {"size": 32, "overlap": 0.5, "validation": 0.25}

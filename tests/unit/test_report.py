@@ -36,7 +36,8 @@ from emdiffuse.report.viewer import SIDE, sheet
 from emdiffuse.report.write import write_report
 from emdiffuse.restoration.geometry import SliceGrid
 from emdiffuse.runtime.errors import ConfigError, StoreError
-from emdiffuse.stores.volume import create_image_array, write_image
+from emdiffuse.stores.array import create_image_array
+from emdiffuse.stores.volume import write_image
 
 CONFIG = {
     "datasets": {

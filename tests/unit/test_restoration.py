@@ -23,9 +23,10 @@ from emdiffuse.restoration.plan import make_plan, read_plan
 from emdiffuse.restoration.stitch import pyramid, stitch
 from emdiffuse.restoration.tiles import read_condition, restore, restore_blocks
 from emdiffuse.runtime.errors import ConfigError, ModelError, StoreError
+from emdiffuse.stores.array import Array
 from emdiffuse.stores.facts import CalibrationFacts
 from emdiffuse.stores.provenance import made_by
-from emdiffuse.stores.volume import Array, open_volume
+from emdiffuse.stores.volume import open_volume
 
 
 @pytest.fixture(autouse=True)

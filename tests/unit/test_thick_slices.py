@@ -10,7 +10,8 @@ from emdiffuse.acquisition.acquire import keep_every
 from emdiffuse.restoration.plan import make_plan
 from emdiffuse.restoration.stitch import stitch_box
 from emdiffuse.runtime.errors import DataError
-from emdiffuse.stores.volume import Array, open_volume
+from emdiffuse.stores.array import Array
+from emdiffuse.stores.volume import open_volume
 
 FACTOR = 4
 

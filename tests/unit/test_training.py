@@ -15,7 +15,7 @@ from emdiffuse.models.inference import RestorationModel
 from emdiffuse.models.processes import Batch, Draws, NativeProcess
 from emdiffuse.patches.cut import ORIGIN_COLUMNS, TRAINING, VALIDATION, PatchStore, cut_patches
 from emdiffuse.runtime.errors import DataError, EmdiffuseError
-from emdiffuse.stores.volume import Array
+from emdiffuse.stores.array import Array
 from emdiffuse.training.feed import ResidentPatches, draw_batch
 from emdiffuse.training.train import train
 

@@ -17,9 +17,10 @@ from emdiffuse.evaluation.comparison import read
 from emdiffuse.patches.cut import PatchStore, cut_patches
 from emdiffuse.registration.register import register
 from emdiffuse.runtime.errors import DamagedError, StoreError
+from emdiffuse.stores.array import Array, create_array
 from emdiffuse.stores.links import link
 from emdiffuse.stores.verification import losses, verify_store
-from emdiffuse.stores.volume import Array, create_array, open_volume
+from emdiffuse.stores.volume import open_volume
 
 MODEL = {
     "task": "vemdiffuse-i",

@@ -15,18 +15,11 @@ from ome_zarr_models.v05 import Image
 
 from emdiffuse.runtime.atomic import replaced, write_atomically
 from emdiffuse.runtime.errors import AccessError, StoreError
+from emdiffuse.stores.array import Array, create_array, create_image_array
 from emdiffuse.stores.facts import VolumeFacts
 from emdiffuse.stores.intensity import cast_to
 from emdiffuse.stores.pyramid import build_pyramid
-from emdiffuse.stores.volume import (
-    Array,
-    create_array,
-    create_image_array,
-    multiscale,
-    open_volume,
-    write_group,
-    write_image,
-)
+from emdiffuse.stores.volume import multiscale, open_volume, write_group, write_image
 
 
 @pytest.fixture

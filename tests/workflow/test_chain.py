@@ -21,7 +21,8 @@ from restoring import content, flip
 from small_project import Project
 
 from emdiffuse.restoration.plan import read_plan
-from emdiffuse.stores.volume import Array, open_volume
+from emdiffuse.stores.array import Array
+from emdiffuse.stores.volume import open_volume
 
 RESTORATION = {
     "plan thin gap3",

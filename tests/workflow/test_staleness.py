@@ -10,7 +10,8 @@ import zarr
 from small_project import copy_project
 
 from emdiffuse.project.workflow import state_of
-from emdiffuse.stores.volume import Array, open_volume
+from emdiffuse.stores.array import Array
+from emdiffuse.stores.volume import open_volume
 
 
 def edited_with_its_time_restored(folder):
