@@ -53,7 +53,7 @@ ENDINGS: dict[str, Kind] = {
     ".czi": "czi",
     ".am": "amira",
     ".dat": "fibsem",
-    ".nrrd": "nrrd",
+    **dict.fromkeys((".nrrd", ".nhdr"), "nrrd"),
     ".raw": "raw",
     **dict.fromkeys((".h5", ".hdf5", ".hdf", ".ims", ".emd"), "hdf5"),
 }
@@ -61,7 +61,8 @@ ENDINGS: dict[str, Kind] = {
 PACKED = (".gz", ".bz2")
 NUMBER = "{z}"
 _HDF5 = re.compile(r"(.+\.(?:h5|hdf5|hdf|ims|emd))(?::(.*))?", re.IGNORECASE | re.DOTALL)
-_ZIP = re.compile(r"(.+?\.zip)((?:/.*)?)$", re.IGNORECASE | re.DOTALL)
+_IN_HDF5 = re.compile(r"(.+?\.(?:h5|hdf5|hdf|ims|emd))/(.*)", re.IGNORECASE | re.DOTALL)
+_ZIP = re.compile(r"(.+?\.(?:zip|ozx))((?:/.*)?)$", re.IGNORECASE | re.DOTALL)
 _URL = re.compile(r"(?:https?|gs|s3)://")
 
 
@@ -102,6 +103,8 @@ def parse_source(source: str) -> SourceName:
     source = _on_disk(source)
     if match := _HDF5.fullmatch(source):
         return SourceName("hdf5", match[1], (match[2] or "").strip("/"))
+    if (match := _IN_HDF5.match(source)) and Path(match[1]).is_file():  # as ilastik writes it: file.h5/data
+        return SourceName("hdf5", match[1], match[2].strip("/"))
     place = source.rstrip("/") or source
     if match := _ZIP.match(place):
         return SourceName("zarr", match[1], match[2].strip("/"))
@@ -202,9 +205,8 @@ def image_files(place: str) -> list[Path]:
     if not path.is_dir():
         files = sorted(file for file in matches(place) if is_slice(file))
         if not files:
-            raise DataError(
-                f"{place}: there is no such file or folder, or no image by this pattern; check the path"
-            )
+            what = "no image by this pattern" if is_pattern(place) else "no such file or folder"
+            raise DataError(f"{place}: there is {what}; check the path")
         return _of_one_format(place, files)
     try:
         files = sorted(file for file in path.iterdir() if is_slice(file))

@@ -8,12 +8,14 @@ Conventions
 * Compression of other programs (Blosc, LZ4, Zstandard, ...) is read through hdf5plugin, where that is
   installed.
 * Imaris (``.ims``) pads its chunks: what lies beyond the stated size is no image.
+* HDF5 shows a chunk that was never written as its fill value. Such chunks are missing, as in any other store.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdiffuse.config.reading import Reading
+from emdiffuse.readers.absent import accept_absent, box_name, boxes_of
 from emdiffuse.readers.axes import Layout, lay_out
-from emdiffuse.readers.base import Source, named
+from emdiffuse.readers.base import Box, Source, named
 from emdiffuse.readers.sizes import Size, told, unit_of
 from emdiffuse.runtime.errors import DataError
 
 IMARIS = "DataSet/ResolutionLevel {level}/TimePoint {timepoint}/Channel {channel}/Data"
+SHOWN = 5
+"""Arrays that a message names."""
 
 
 class Hdf5Array(Source):
@@ -42,16 +47,28 @@ class Hdf5Array(Source):
         The file.
     layout : Layout
         Where the stack lies in the dataset.
-    voxel_size : tuple of float, optional
+    voxel_size : tuple of float or None
         Voxel size (z, y, x) in nanometers.
+    reading : Reading
+        Whether chunks may be missing.
     """
 
-    def __init__(self, name: str, dataset: Any, file: Path, layout: Layout, voxel_size: Size | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        dataset: Any,
+        file: Path,
+        layout: Layout,
+        voxel_size: Size | None,
+        reading: Reading,
+    ) -> None:
         _require_own_pixels(name, dataset)
         block = layout.along(dataset.chunks)
         super().__init__(name, layout.shape, dataset.dtype, block, [file], voxel_size)
         self._dataset = dataset
         self._layout = layout
+        self.absent, chunks = _absent(dataset, layout)
+        accept_absent(name, [box_name(box) for box in self.absent], chunks, reading)
 
     def _read(self, z0: int, z1: int, y: slice, x: slice) -> NDArray[Any]:
         with named(self.name, "HDF5 file"):
@@ -78,6 +95,31 @@ def _require_own_pixels(name: str, dataset: Any) -> None:
             f"{name}: its pixels lie in another file ({others[0]}), which is not followed; give that "
             "file, or copy all into one (h5repack)"
         )
+
+
+def _absent(dataset: Any, layout: Layout) -> tuple[tuple[Box, ...], int]:
+    """Return the boxes (z, y, x) of the chunks that were never written, and the number of all chunks.
+
+    A dataset is written chunk by chunk, so that a recording that was interrupted lacks its last ones.
+    """
+    if dataset.is_virtual:
+        return (), 1
+    if dataset.chunks is None:  # as one piece, which has a place in the file once something is written
+        whole: Box = (slice(0, layout.shape[0]), slice(0, layout.shape[1]), slice(0, layout.shape[2]))
+        return (() if dataset.id.get_offset() is not None or dataset.id.get_storage_size() else (whole,)), 1
+    boxes = list(boxes_of(layout.shape, layout.along(dataset.chunks)))
+    stored = math.prod(-(-n // step) for n, step in zip(dataset.shape, dataset.chunks, strict=True))
+    if dataset.id.get_num_chunks() >= stored:
+        return (), len(boxes)
+    written = {dataset.id.get_chunk_info(i).chunk_offset for i in range(dataset.id.get_num_chunks())}
+
+    def first_voxel(box: Box) -> tuple[int, ...]:
+        """Return where the chunk of a box begins, in the dataset."""
+        index = layout.region(box[0].start, box[0].stop, *box[1:])
+        places = [side if isinstance(side, int) else side.start or 0 for side in index]
+        return tuple(n // step * step for n, step in zip(places, dataset.chunks, strict=True))
+
+    return tuple(box for box in boxes if first_voxel(box) not in written), len(boxes)
 
 
 def _named_filter(name: str, error: OSError) -> Exception:
@@ -118,27 +160,46 @@ def open_hdf5(file: Path, inside: str, reading: Reading) -> Hdf5Array:
         opened = h5py.File(file, "r")
         if not inside and "DataSetInfo" in opened and "DataSet" in opened:
             return _open_imaris(file, opened, reading)
-        arrays: dict[str, tuple[int, ...]] = {}
-
-        def note(name: str, node: Any) -> None:
-            if isinstance(node, h5py.Dataset) and node.ndim >= 2 and node.dtype.kind in "biuf":
-                arrays[name] = node.shape
-
-        opened.visititems(note)
-        volumes = [name for name, shape in arrays.items() if len(shape) >= 3] or list(arrays)
+        arrays: dict[str, Any] = {}
+        opened.visititems(
+            lambda name, node: arrays.update({name: node}) if isinstance(node, h5py.Dataset) else None
+        )
+        volumes = _volumes(arrays)
         path = inside or (volumes[0] if len(volumes) == 1 else "")
         node = opened.get(path) if path else None
         if not isinstance(node, h5py.Dataset):
-            what = f"there is no array '/{inside}' in it" if inside else "say which array to read"
-            found = ", ".join(f"{file}:/{name}" for name in volumes[:5]) or "none"
-            raise DataError(f"{file}: {what}; volumes that it holds: {found}")
+            raise DataError(_none_chosen(file, inside, volumes, arrays))
         where = f"{file}:/{path}"
         if np.dtype(node.dtype).kind not in "biuf":
             raise DataError(
                 f"{where}: pixels of type {node.dtype} are not supported; convert them to real numbers"
             )
         layout = lay_out(where, node.shape, _axis_names(node), reading)
-        return Hdf5Array(where, node, file, layout, _voxel_size(node, layout.letters))
+        return Hdf5Array(where, node, file, layout, _voxel_size(node, layout.letters), reading)
+
+
+def _volumes(arrays: dict[str, Any]) -> list[str]:
+    """Return the names of the volumes among datasets, or where there are none those of the images."""
+    numbers = {
+        name: node.ndim for name, node in arrays.items() if node.ndim >= 2 and node.dtype.kind in "biuf"
+    }
+    return [name for name, rank in numbers.items() if rank >= 3] or list(numbers)
+
+
+def _none_chosen(file: Path, inside: str, volumes: list[str], arrays: dict[str, Any]) -> str:
+    """Say why no array is read, and which there are."""
+    what = f"there is no array '/{inside}' in it" if inside else "say which array to read"
+    if volumes:
+        more = f" and {len(volumes) - SHOWN} more" if len(volumes) > SHOWN else ""
+        return f"{file}: {what}; it holds {', '.join(f'{file}:/{name}' for name in volumes[:SHOWN])}{more}"
+    others = [
+        f"/{name} ({' x '.join(map(str, node.shape or ()))} {node.dtype})" for name, node in arrays.items()
+    ]
+    return (
+        f"{file}: it holds no volume and no image of real numbers"
+        + (f", but {', '.join(others[:SHOWN])}" if others else "")
+        + "; export the image itself"
+    )
 
 
 def _axis_names(dataset: Any) -> list[str] | None:
@@ -203,7 +264,7 @@ def _open_imaris(file: Path, opened: Any, reading: Reading) -> Hdf5Array:
         size = told([end / n for end, n in zip(ends, lengths, strict=True)], [unit] * 3)
     except (KeyError, ValueError):
         size = None
-    return Hdf5Array(f"{file}:/{path}", dataset, file, layout, size)
+    return Hdf5Array(f"{file}:/{path}", dataset, file, layout, size, reading)
 
 
 def _text(value: Any) -> str:

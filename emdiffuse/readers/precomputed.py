@@ -22,14 +22,13 @@ import tensorstore as ts
 from numpy.typing import NDArray
 
 from emdiffuse.config.reading import Reading
+from emdiffuse.readers.absent import accept_absent, boxes_of
 from emdiffuse.readers.axes import Layout, lay_out
 from emdiffuse.readers.base import Box, Shape, Source, named
 from emdiffuse.readers.sizes import Size, told
 from emdiffuse.readers.stores import (
     StoredArray,
-    accept_absent,
     answer,
-    boxes_of,
     open_array,
     reached,
     read_json,

@@ -21,15 +21,22 @@ LONGEST = 240
 ENDED = ("unexpected end", "end of file", "end-of-stream", "truncated", "eof ", "file signature not found at")
 LOCKED = ("unable to lock file", "resource temporarily unavailable", "file is already open for")
 KNOWN = (
-    (b"%PDF", "a PDF"), (b"PK\x03\x04", "a ZIP archive"), (b"\x1f\x8b", "a gzip archive"),
-    (b"BZh", "a bzip2 archive"), (b"\x89PNG", "a PNG image"), (b"\xff\xd8\xff", "a JPEG image"),
-    (b"BM", "a BMP image"), (b"GIF8", "a GIF image"), (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
-    (b"II*\0", "a TIFF"), (b"MM\0*", "a TIFF"), (b"II+\0", "a TIFF"), (b"MM\0+", "a TIFF"),
-    (b"ZISRAWFILE", "a Zeiss CZI file"), (b"# AmiraMesh", "an Amira file"), (b"# Avizo", "an Amira file"),
-    (b"NRRD", "an NRRD file"), (b"\x93NUMPY", "a NumPy array"), (b"\xd3\xed\xf5\xf2", "a FIB-SEM .dat file"),
-    (b"<!DOCTYPE", "a web page"), (b"<html", "a web page"),
-    (b"version https://git-lfs", "a pointer of Git LFS"),
+    (b"%PDF", "a PDF", ""), (b"PK\x03\x04", "a ZIP archive", ""), (b"\x1f\x8b", "a gzip archive", ""),
+    (b"BZh", "a bzip2 archive", ""), (b"Rar!", "a RAR archive", ""), (b"7z\xbc\xaf", "a 7z archive", ""),
+    (b"\x89PNG", "a PNG image", ".png"), (b"\xff\xd8\xff", "a JPEG image", ".jpg"),
+    (b"BM", "a BMP image", ".bmp"), (b"GIF8", "a GIF image", ".gif"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file", ".h5"),
+    (b"II*\0", "a TIFF", ".tif"), (b"MM\0*", "a TIFF", ".tif"), (b"II+\0", "a TIFF", ".tif"),
+    (b"MM\0+", "a TIFF", ".tif"), (b"ZISRAWFILE", "a Zeiss CZI file", ".czi"),
+    (b"# AmiraMesh", "an Amira file", ".am"), (b"# Avizo", "an Amira file", ".am"),
+    (b"NRRD", "an NRRD file", ".nrrd"), (b"\x93NUMPY", "a NumPy array", ""),
+    (b"\xd3\xed\xf5\xf2", "a FIB-SEM .dat file", ".dat"), (b"II\x97\x01", "a TIA series (.ser)", ""),
+    (b"IMGBLO", "a NanoMegas blockfile", ""), (b"\x9dBLF", "a Leica image", ""), (b"p\0\0\0", "a Leica image (.lif)", ""),
+    (b"<!DOCTYPE", "a web page", ""), (b"<html", "a web page", ""),
+    (b"version https://git-lfs", "a pointer of Git LFS", ""),
 )  # fmt: skip
+"""First bytes, what they tell, and the ending by which it is read; none of what is not."""
+ARCHIVES = ("a ZIP archive", "a gzip archive", "a bzip2 archive", "a RAR archive", "a 7z archive")
 
 
 @contextmanager
@@ -81,9 +88,7 @@ def reason_of(error: Exception, what: str, file: Path) -> str:
     if isinstance(error, EOFError) or any(sign in low for sign in ENDED):
         return f"it ends early: the {what} is truncated; copy or export it again"
     if content and what.split()[0] not in content:
-        return (
-            f"this is {content}, not a readable {what}; give it the ending of its format, or export it again"
-        )
+        return f"this is {content}, not a readable {what}; {_remedy(content)}"
     return f"not a readable {what} ({whole_words(text) or type(error).__name__}); export it again"
 
 
@@ -101,7 +106,7 @@ def content_of(file: Path) -> str | None:
         return None
     if not first:
         return ""
-    for sign, name in KNOWN:
+    for sign, name, _ in KNOWN:
         if first.startswith(sign):
             return name
     for end in range(len(first), max(len(first) - 4, 0), -1):  # a letter may be cut
@@ -118,5 +123,20 @@ def not_of(file: Path, what: str) -> str:
     content = content_of(file)
     if content == "":
         return "the file is empty; copy or export it again"
-    found = content or f"not {what}, by its first bytes"
-    return f"this is {found}; give it the ending of its format, or export it again"
+    if content is None:
+        return f"this is not {what}, by its first bytes; give it the ending of its format, or export it again"
+    return f"this is {content}, not {what}; {_remedy(content)}"
+
+
+def _remedy(content: str) -> str:
+    """Say what to do with a file that is not what its ending says."""
+    ending = next((ending for _, name, ending in KNOWN if name == content and ending), None)
+    if ending is not None:
+        return f"give it the ending {ending}"
+    if content in ARCHIVES:
+        return "unpack it first"
+    if content == "a pointer of Git LFS":
+        return "fetch the file itself (`git lfs pull`)"
+    if content == "a text file":
+        return "name the file of the image itself"
+    return "export the image as TIFF"

@@ -10,7 +10,6 @@ Conventions
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import math
@@ -26,6 +25,7 @@ import tensorstore as ts
 from numpy.typing import NDArray
 
 from emdiffuse.config.reading import Reading
+from emdiffuse.readers.absent import accept_absent, box_name, boxes_of
 from emdiffuse.readers.axes import Layout
 from emdiffuse.readers.base import Box, Source
 from emdiffuse.readers.reasons import whole_words
@@ -34,7 +34,6 @@ from emdiffuse.runtime.errors import DataError
 
 PATIENCE = 30.0
 """Seconds that an address has to answer."""
-SHOWN = 3
 _RETRIES = {"max_retries": 4, "initial_delay": "100ms", "max_delay": "2s"}
 _CONTEXT = ts.Context(
     {
@@ -107,7 +106,7 @@ class StoredArray(Source):
         self.absent = tuple(absent)
         steps = layout.along(_lengths(store.chunk_layout.write_chunk.shape, store.rank))
         chunks = math.prod(-(-n // step) for n, step in zip(self.shape, steps, strict=True))
-        accept_absent(name, [_box_name(box) for box in self.absent], chunks, reading)
+        accept_absent(name, [box_name(box) for box in self.absent], chunks, reading)
 
     def _absent(self) -> list[Box]:
         """Return the boxes of the chunks that are not there, by listing the folder."""
@@ -133,37 +132,6 @@ class StoredArray(Source):
 def _lengths(chunk: Sequence[int | None] | None, rank: int) -> list[int]:
     """Return the shape of a chunk; 1 where it is not known."""
     return [int(n or 1) for n in chunk or [1] * rank]
-
-
-def boxes_of(shape: Sequence[int], steps: Sequence[int]) -> Iterator[Box]:
-    """Yield the boxes (z, y, x) of chunks."""
-    sides = [range(0, n, step) for n, step in zip(shape, steps, strict=True)]
-    for corner in itertools.product(*sides):
-        z, y, x = (slice(a, min(a + step, n)) for a, step, n in zip(corner, steps, shape, strict=True))
-        yield z, y, x
-
-
-def accept_absent(name: str, absent: Sequence[str], chunks: int, reading: Reading) -> None:
-    """Refuse chunks that are not there, unless the user says that their fill value is meant.
-
-    Raises
-    ------
-    DataError
-        If there are any: they are counted, and the first are named.
-    """
-    if not absent:
-        return
-    more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
-    what = f"{name}: {len(absent)} of {chunks} chunks are missing ({'; '.join(absent[:SHOWN])}{more})"
-    if reading.missing_chunks != "fill":
-        raise DataError(
-            f"{what}; copy the store again, or say `missing_chunks: fill` if they stand for its fill value"
-        )
-    logger.warning("%s; they are filled with the fill value, as `missing_chunks` says", what)
-
-
-def _box_name(box: Sequence[slice]) -> str:
-    return ", ".join(f"{axis} {side.start}-{side.stop}" for axis, side in zip("zyx", box, strict=True))
 
 
 def answer(future: ts.Future[Result], once: bool = True) -> Result:

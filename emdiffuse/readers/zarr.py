@@ -18,10 +18,11 @@ from typing import Any
 from numpy.typing import NDArray
 
 from emdiffuse.config.reading import Reading
+from emdiffuse.readers.absent import accept_absent
 from emdiffuse.readers.axes import Layout, lay_out
 from emdiffuse.readers.base import Source, named
 from emdiffuse.readers.sizes import Size, told, unit_of
-from emdiffuse.readers.stores import StoredArray, accept_absent, first_json, open_array, read_json
+from emdiffuse.readers.stores import StoredArray, first_json, open_array, read_json
 from emdiffuse.runtime.errors import DataError
 
 Facts = Mapping[str, Any]
