@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from emdiffuse.readers.base import Source
 from emdiffuse.readers.reasons import content_of
 from emdiffuse.readers.sizes import UNITS
-from emdiffuse.readers.tiff import OneDirectory, Shown, TiffStack
+from emdiffuse.readers.tiff import OneDirectory, TiffStack
+from emdiffuse.readers.tiff_shown import Shown
 from emdiffuse.readers.tiff_sizes import voxel_size
 from emdiffuse.runtime.outputs import PROGRAM
 from emdiffuse.stores.array import CHUNK, Array

@@ -80,6 +80,10 @@ def open_source(
         raise DataError(f"{source}: `data_bar` is {opened.bar} of {opened.shape[1]} rows; give fewer")
     if reading.crop is not None:
         opened.crop(reading.crop)
+    if opened.absent:
+        from emdiffuse.readers.absent import require_chunks
+
+        require_chunks(opened, reading)
     return opened
 
 

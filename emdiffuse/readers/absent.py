@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterator, Sequence
 
 from emdiffuse.config.reading import Reading
-from emdiffuse.readers.base import Box
+from emdiffuse.readers.base import Box, Source
 from emdiffuse.runtime.errors import DataError
 
 SHOWN = 3
@@ -28,18 +28,24 @@ def boxes_of(shape: Sequence[int], steps: Sequence[int]) -> Iterator[Box]:
         yield z, y, x
 
 
-def accept_absent(name: str, absent: Sequence[str], chunks: int, reading: Reading) -> None:
-    """Refuse chunks that are not there, unless the user says that their fill value is meant.
+def require_chunks(source: Source, reading: Reading) -> None:
+    """Refuse a source that lacks chunks, unless the user says that their fill value is meant.
+
+    What lies outside of a crop need not be there.
 
     Raises
     ------
     DataError
         If there are any: they are counted, and the first are named.
     """
-    if not absent:
+    if not source.absent:
         return
-    more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
-    what = f"{name}: {len(absent)} of {chunks} chunks are missing ({'; '.join(absent[:SHOWN])}{more})"
+    missing = [_told(box) for box in source.absent]
+    more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+    what = (
+        f"{source.name}: {len(missing)} of {source.chunks} chunks are missing "
+        f"({'; '.join(missing[:SHOWN])}{more})"
+    )
     if reading.missing_chunks != "fill":
         raise DataError(
             f"{what}; copy the store again, or say `missing_chunks: fill` if they stand for its fill value"
@@ -47,6 +53,5 @@ def accept_absent(name: str, absent: Sequence[str], chunks: int, reading: Readin
     logger.warning("%s; they are filled with the fill value, as `missing_chunks` says", what)
 
 
-def box_name(box: Sequence[slice]) -> str:
-    """Return a box (z, y, x) for a person."""
+def _told(box: Sequence[slice]) -> str:
     return ", ".join(f"{axis} {side.start}-{side.stop}" for axis, side in zip("zyx", box, strict=True))

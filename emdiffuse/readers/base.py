@@ -53,6 +53,15 @@ LARGEST_SLICE = 2**35
 """Bytes of a slice, or of what is decoded at once: 32 GiB, more than any microscope writes."""
 
 
+def _within(box: Box, sides: Sequence[tuple[int, int]]) -> Box | None:
+    """Return what a crop leaves of a box, counted within the crop; None where that is nothing."""
+    z, y, x = (
+        slice(max(side.start, first) - first, min(side.stop, last) - first)
+        for side, (first, last) in zip(box, sides, strict=True)
+    )
+    return (z, y, x) if all(side.start < side.stop for side in (z, y, x)) else None
+
+
 class Source(ABC):
     """A stack of slices on disk or on the web.
 
@@ -77,7 +86,9 @@ class Source(ABC):
     bar : int
         Rows at the bottom that are the microscope's data bar, and no image.
     absent : tuple of boxes
-        Parts that a store holds no chunk of, and that are filled with its fill value on the user's word.
+        Parts that a store holds no chunk of: damage, unless the user says that its fill value is meant.
+    chunks : int
+        How many chunks a whole store has.
     masked : bool
         Whether NaN marks voxels without data, which are then read as NaN.
     checksums : dict
@@ -107,6 +118,7 @@ class Source(ABC):
         self.separate = False
         self.bar = 0
         self.absent: tuple[Box, ...] = ()
+        self.chunks = 1
         self.masked = False
         self.checksums: dict[Path, tuple[int, str]] = {}
         self.metadata = b""
@@ -170,6 +182,7 @@ class Source(ABC):
         self.bar = max(0, self.bar - (self.shape[1] - y1))
         self.shape = (z1 - z0, y1 - y0, x1 - x0)
         self.missing = tuple(number - z0 for number in self.missing if z0 <= number < z1)
+        self.absent = tuple(part for found in self.absent if (part := _within(found, sides)) is not None)
         if self.bar >= self.shape[1]:
             raise DataError(f"{self.name}: `crop` keeps nothing but the data bar; choose other rows")
 

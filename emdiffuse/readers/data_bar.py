@@ -25,6 +25,8 @@ FLAT = 0.55
 """Share of a bar's pixels that one grey has, at least."""
 TWO_TONES = 0.75
 """Share that the two commonest greys have together; smooth letters have some between."""
+LINE = 0.98
+"""Share that one grey has in the line above a bar, at least."""
 IMAGE_TONE = 0.3
 """Share that one grey has in an image, at most."""
 
@@ -79,9 +81,12 @@ def bar_by_look(plane: NDArray[Any]) -> int:
 
 
 def _line_above(plane: NDArray[Any], first: int) -> int:
-    """Return how many rows above a bar are a line of one grey."""
+    """Return how many rows above a bar are a line of one grey, but for its ends."""
     count = 0
-    while count < 4 and first - count > 0 and len(np.unique(plane[first - count - 1])) == 1:
+    while count < 4 and first - count > 0:
+        row = plane[first - count - 1]
+        if (row == _commonest(row)[0]).mean() < LINE:
+            break
         count += 1
     return count
 

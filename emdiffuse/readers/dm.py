@@ -63,7 +63,12 @@ def open_dm(file: Path, reading: Reading) -> DmImage:
     except ImportError:
         raise DataError(f"{file}: to read DM3 and DM4, install `pip install 'emdiffuse[formats]'`") from None
     with named(str(file), "DigitalMicrograph file"):
-        images = file_reader(str(file), lazy=True)
+        try:
+            images = file_reader(str(file), lazy=True)
+        except (NotImplementedError, OSError, ValueError) as error:
+            if "RGB" not in str(error):  # of colours the library says only that it does not read them lazily
+                raise
+            raise DataError(f"{file}: this is a colour image; convert it to one grayscale channel") from None
     titles = [str(image["metadata"]["General"].get("title", i)) for i, image in enumerate(images)]
     image = images[_chosen(file, titles, [image["data"].shape for image in images], reading)]
     axes = sorted(image["axes"], key=lambda axis: axis["index_in_array"])

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdiffuse.config.reading import Reading
-from emdiffuse.readers.absent import accept_absent, box_name, boxes_of
+from emdiffuse.readers.absent import boxes_of
 from emdiffuse.readers.axes import Layout, lay_out
 from emdiffuse.readers.base import Box, Source, named
 from emdiffuse.readers.sizes import Size, told, unit_of
@@ -49,26 +49,15 @@ class Hdf5Array(Source):
         Where the stack lies in the dataset.
     voxel_size : tuple of float or None
         Voxel size (z, y, x) in nanometers.
-    reading : Reading
-        Whether chunks may be missing.
     """
 
-    def __init__(
-        self,
-        name: str,
-        dataset: Any,
-        file: Path,
-        layout: Layout,
-        voxel_size: Size | None,
-        reading: Reading,
-    ) -> None:
+    def __init__(self, name: str, dataset: Any, file: Path, layout: Layout, voxel_size: Size | None) -> None:
         _require_own_pixels(name, dataset)
         block = layout.along(dataset.chunks)
         super().__init__(name, layout.shape, dataset.dtype, block, [file], voxel_size)
         self._dataset = dataset
         self._layout = layout
-        self.absent, chunks = _absent(dataset, layout)
-        accept_absent(name, [box_name(box) for box in self.absent], chunks, reading)
+        self.absent, self.chunks = _absent(dataset, layout)
 
     def _read(self, z0: int, z1: int, y: slice, x: slice) -> NDArray[Any]:
         with named(self.name, "HDF5 file"):
@@ -175,7 +164,7 @@ def open_hdf5(file: Path, inside: str, reading: Reading) -> Hdf5Array:
                 f"{where}: pixels of type {node.dtype} are not supported; convert them to real numbers"
             )
         layout = lay_out(where, node.shape, _axis_names(node), reading)
-        return Hdf5Array(where, node, file, layout, _voxel_size(node, layout.letters), reading)
+        return Hdf5Array(where, node, file, layout, _voxel_size(node, layout.letters))
 
 
 def _volumes(arrays: dict[str, Any]) -> list[str]:
@@ -264,7 +253,7 @@ def _open_imaris(file: Path, opened: Any, reading: Reading) -> Hdf5Array:
         size = told([end / n for end, n in zip(ends, lengths, strict=True)], [unit] * 3)
     except (KeyError, ValueError):
         size = None
-    return Hdf5Array(f"{file}:/{path}", dataset, file, layout, size, reading)
+    return Hdf5Array(f"{file}:/{path}", dataset, file, layout, size)
 
 
 def _text(value: Any) -> str:

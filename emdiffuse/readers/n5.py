@@ -9,17 +9,20 @@ Conventions
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import tensorstore as ts
 
 from emdiffuse.config.reading import Reading
 from emdiffuse.readers.axes import lay_out, letters_of
+from emdiffuse.readers.groups import choose_image, images_in, is_n5_image
 from emdiffuse.readers.sizes import Size, told, unit_of
 from emdiffuse.readers.stores import StoredArray, open_array, read_json
 from emdiffuse.runtime.errors import DataError
 
 Facts = Mapping[str, Any]
+COMPRESSIONS = ("raw", "gzip", "bzip2", "xz", "blosc", "zstd")
 
 
 def open_n5(name: str, place: str, reading: Reading) -> StoredArray:
@@ -45,9 +48,14 @@ def open_n5(name: str, place: str, reading: Reading) -> StoredArray:
         path = f"{place}/s{reading.level}"
         facts = read_json(name, path, "attributes.json") or {}
     if "dimensions" not in facts:
-        raise DataError(
-            f"{name}: there is no N5 array here; name the array, such as {place}/raw, or check the path"
-        )
+        if "://" in place:
+            raise DataError(
+                f"{name}: there is no N5 array here; name the array, such as {place}/raw, or check the path"
+            )
+        inside = choose_image(name, images_in(Path(place), is_n5_image), reading, "N5 group")
+        deeper = reading.model_copy(update={"series": None})
+        return open_n5(f"{name.rstrip('/')}/{inside}", f"{place}/{inside}", deeper)
+    _require_compression(name, facts)
     store = open_array(name, "n5", path, reading)
     assert store is not None
     rank = store.rank
@@ -56,7 +64,17 @@ def open_n5(name: str, place: str, reading: Reading) -> StoredArray:
     level = reading.level if path != place else 0
     size = _size(facts, layout.letters) or _scaled(_size(around, layout.letters), around, level)
     reversed_store = store[ts.d[:].transpose[::-1]][ts.d[:].label[("",) * rank]]
-    return StoredArray(name, place, reversed_store, layout, size, facts, reading)
+    return StoredArray(name, place, reversed_store, layout, size, facts)
+
+
+def _require_compression(name: str, facts: Facts) -> None:
+    """Refuse a compression that tensorstore lacks."""
+    kind = (facts.get("compression") or {"type": "raw"}).get("type", "raw")
+    if kind not in COMPRESSIONS:
+        raise DataError(
+            f"{name}: its blocks are compressed by {kind}, which cannot be read; copy the array with one of "
+            f"{', '.join(COMPRESSIONS)}"
+        )
 
 
 def _names(facts: Facts, rank: int) -> list[str] | None:

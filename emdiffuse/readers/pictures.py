@@ -2,7 +2,7 @@
 
 Conventions
 -----------
-* See `base`. A picture is known by its first bytes, whatever its name says.
+* See `base`. A picture is known by its first bytes, whatever its name says. Exif's orientation is honoured.
 * JPEG and its like lose what a network would learn: they are read with a warning. Sizes are not told: what
   pictures say of dots an inch is about printers.
 """
@@ -27,6 +27,9 @@ SIGNS = (
 )  # fmt: skip
 LOSSY = ("JPEG", "WEBP", "JPEG2000")
 MODES = {"1": "uint8", "L": "uint8", "I;16": "uint16", "I;16B": "uint16", "I": "int32", "F": "float32"}
+ORIENTATION = 0x0112
+TURNED = (5, 6, 7, 8)
+"""Values of Exif's orientation by which rows are columns."""
 _warned: set[tuple[Path, str]] = set()
 logger = logging.getLogger(__name__)
 
@@ -52,13 +55,13 @@ class Picture(Source):
         self._layout = layout
 
     def _read(self, z0: int, z1: int, y: slice, x: slice) -> NDArray[Any]:
-        from PIL import Image
+        from PIL import Image, ImageOps
 
         with named(self.name, "picture"):
             content = self._content if self._content is not None else self.files[0].read_bytes()
             with Image.open(io.BytesIO(content)) as picture:
                 decoded = picture.convert("RGB") if picture.mode == "P" else picture
-                values = np.asarray(decoded)
+                values = np.asarray(ImageOps.exif_transpose(decoded))
         plane = self._layout.arranged(self.name, values)
         return np.ascontiguousarray(plane[:, y, x])
 
@@ -76,6 +79,15 @@ def is_picture(file: Path, content: bytes | None = None) -> bool:
     return content.startswith(SIGNS)
 
 
+def warn_of_loss(file: Path, kind: str) -> None:
+    """Say, once a folder, that a compression loses detail."""
+    if (file.parent, kind) not in _warned:
+        _warned.add((file.parent, kind))
+        logger.warning(
+            "%s: %s loses detail that cannot be restored; use the original if there is one", file, kind
+        )
+
+
 def open_picture(file: Path, reading: Reading, content: bytes | None = None) -> Picture:
     """Open a picture.
 
@@ -91,13 +103,12 @@ def open_picture(file: Path, reading: Reading, content: bytes | None = None) -> 
         with Image.open(file if content is None else io.BytesIO(content)) as picture:
             mode, size, kind = picture.mode, picture.size, str(picture.format)
             frames = getattr(picture, "n_frames", 1)
+            if picture.getexif().get(ORIENTATION, 1) in TURNED:
+                size = size[::-1]
     if frames > 1:
         raise DataError(f"{file}: this is a film of {frames} pictures; save them as TIFF")
-    if kind in LOSSY and (file.parent, kind) not in _warned:
-        _warned.add((file.parent, kind))
-        logger.warning(
-            "%s: %s loses detail that cannot be restored; use the original if there is one", file, kind
-        )
+    if kind in LOSSY:
+        warn_of_loss(file, kind)
     if mode not in MODES and mode not in ("P", "RGB", "RGBA", "LA"):
         raise DataError(f"{file}: a picture of mode {mode} is not one grayscale channel; convert it")
     samples = {"P": 3, "RGB": 3, "RGBA": 4, "LA": 2}.get(mode)

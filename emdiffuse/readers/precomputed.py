@@ -5,8 +5,8 @@ Conventions
 * See `base`. The format's (x, y, z, channel) become (z, y, x); `level` chooses a scale, and `channel` a
   channel.
 * The voxel size is the scale's resolution, which is in nanometers.
-* cloud-volume writes chunks to a disk gzipped, with ``.gz`` behind their names. The chunks of a part are then
-  unpacked into memory, and decoded there.
+* cloud-volume writes packed chunks to a disk, with ``.gz``, ``.br`` or ``.zstd`` behind their names. The
+  chunks of a part are then unpacked into memory, and decoded there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import tensorstore as ts
 from numpy.typing import NDArray
 
 from emdiffuse.config.reading import Reading
-from emdiffuse.readers.absent import accept_absent, boxes_of
+from emdiffuse.readers.absent import boxes_of
 from emdiffuse.readers.axes import Layout, lay_out
 from emdiffuse.readers.base import Box, Shape, Source, named
 from emdiffuse.readers.sizes import Size, told
@@ -36,6 +36,7 @@ from emdiffuse.readers.stores import (
 from emdiffuse.runtime.errors import DataError
 
 AXES = "czyx"
+PACKED = (".gz", ".br", ".zstd")
 
 
 def open_precomputed(name: str, place: str, reading: Reading) -> Source:
@@ -80,12 +81,25 @@ def open_precomputed(name: str, place: str, reading: Reading) -> Source:
     if "://" not in place:  # tensorstore does not list what is in a folder of this format
         chunks = Chunks(Path(place), scale, layout.shape)
         absent = [] if "sharding" in scale else [box for box in chunks.boxes() if chunks.file(box) is None]
-    return StoredArray(name, place, array, layout, size, info, reading, absent)
+    return StoredArray(name, place, array, layout, size, info, absent)
 
 
 def _packed(folder: Path) -> bool:
-    """Tell whether a scale has chunks with ``.gz`` behind their names."""
-    return folder.is_dir() and any(file.suffix == ".gz" for file in folder.iterdir())
+    """Tell whether a scale has chunks with the ending of a packed file behind their names."""
+    return folder.is_dir() and any(file.suffix in PACKED for file in folder.iterdir())
+
+
+def _unpacked(file: Path) -> bytes:
+    """Return the content of a chunk's file."""
+    content = file.read_bytes()
+    if file.suffix == ".gz":
+        return gzip.decompress(content)
+    if file.suffix in PACKED:
+        import imagecodecs
+
+        unpack = imagecodecs.brotli_decode if file.suffix == ".br" else imagecodecs.zstd_decode
+        return bytes(unpack(content))
+    return content
 
 
 class Chunks:
@@ -123,12 +137,12 @@ class Chunks:
 
     def file(self, box: Box) -> Path | None:
         """Return the file of a chunk, None where there is none."""
-        key = self.key(box)
-        return next((f for f in (self._folder / key, self._folder / f"{key}.gz") if f.is_file()), None)
+        names = (f"{self.key(box)}{packed}" for packed in ("", *PACKED))
+        return next((file for name in names if (file := self._folder / name).is_file()), None)
 
 
 class PackedChunks(Source):
-    """A scale whose chunks, or some of them, are gzipped files.
+    """A scale whose chunks, or some of them, are packed files.
 
     Parameters
     ----------
@@ -165,7 +179,7 @@ class PackedChunks(Source):
         self.metadata = json.dumps(info, sort_keys=True).encode()
         boxes = list(self._chunks.boxes())
         self.absent = tuple(box for box in boxes if self._chunks.file(box) is None)
-        accept_absent(name, [self._chunks.key(box) for box in self.absent], len(boxes), reading)
+        self.chunks = len(boxes)
 
     def _read(self, z0: int, z1: int, y: slice, x: slice) -> NDArray[Any]:
         _, height, width = self._layout.shape
@@ -178,8 +192,7 @@ class PackedChunks(Source):
                 file = self._chunks.file(box)
                 if file is not None:
                     with named(str(file), "chunk"):
-                        packed = file.read_bytes()
-                        content = gzip.decompress(packed) if file.suffix == ".gz" else packed
+                        content = _unpacked(file)
                     answer(memory.write(f"scale/{self._chunks.key(box)}", content))
             spec = {"driver": "neuroglancer_precomputed", "kvstore": "memory://", "scale_index": 0}
             options = {"fill_missing_data_reads": self._fill}

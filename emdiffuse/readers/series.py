@@ -149,18 +149,19 @@ def open_series(
     DataError
         If a slice is missing, has several planes, or is unlike the others: it is named.
     """
+    first: Source | None = open_file(files[0], reading)
+    assert first is not None
+    if len(first.files) > 1:  # an OME-TIFF that names the others, and their order
+        return _of_one_image(source, files, first)
     slices = in_order(source, files, repair, reading.step, images)
-    first: Source | None = None
+    first = None
     for file in slices:
         if file is None:
             continue
         one = open_file(file, reading)
         if one.shape[0] > 1:
             raise DataError(f"{file}: there are {one.shape[0]} pages; a numbered stack has one slice a file")
-        if first is None:
-            first = one
-            if one.files != [file]:  # an OME-TIFF that names the others, and their order
-                return _of_one_image(source, files, one)
+        first = first or one
         _check_alike(str(file), one, str(files[0]), first)
     if first is None:
         raise DataError(f"{source}: there is no slice; check the path")

@@ -3,8 +3,9 @@
 Conventions
 -----------
 * See `base`. Public buckets are read without an account, unless the environment names one.
-* An address that does not answer is given up after `PATIENCE` seconds. What it answers is told apart:
-  forbidden is not the same as not there.
+* An address that does not answer is given up after `PATIENCE` seconds, also in the midst of reading; one that
+  is slow is not, as long as something comes. What it answers is told apart: forbidden is not the same as not
+  there.
 * A chunk that is not there is damage, unless the user says that its fill value is meant.
 """
 
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ import tensorstore as ts
 from numpy.typing import NDArray
 
 from emdiffuse.config.reading import Reading
-from emdiffuse.readers.absent import accept_absent, box_name, boxes_of
+from emdiffuse.readers.absent import boxes_of
 from emdiffuse.readers.axes import Layout
 from emdiffuse.readers.base import Box, Source
 from emdiffuse.readers.reasons import whole_words
@@ -34,7 +34,11 @@ from emdiffuse.runtime.errors import DataError
 
 PATIENCE = 30.0
 """Seconds that an address has to answer."""
-_RETRIES = {"max_retries": 4, "initial_delay": "100ms", "max_delay": "2s"}
+RETRIES = 4
+_RETRIES = {"max_retries": RETRIES, "initial_delay": "100ms", "max_delay": "2s"}
+# a transfer that stands still is broken off, and tried again: all tries together take the patience
+os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(int(PATIENCE / (RETRIES + 1))))
+os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
 _CONTEXT = ts.Context(
     {
         "data_copy_concurrency": {"limit": 1},
@@ -42,6 +46,7 @@ _CONTEXT = ts.Context(
     }
 )
 FORBIDDEN = ("PERMISSION_DENIED", "HTTP response code: 401", "HTTP response code: 403")
+STALLED = "Operation too slow"
 MISSING = re.compile(r"NOT_FOUND: chunk .* is missing")
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
@@ -68,8 +73,6 @@ class StoredArray(Source):
         Voxel size (z, y, x) in nanometers.
     metadata : mapping
         What the store says of itself.
-    reading : Reading
-        Whether chunks may be missing.
     absent : sequence of boxes, optional
         Chunks that are known to be missing; without it they are looked for.
     """
@@ -82,7 +85,6 @@ class StoredArray(Source):
         layout: Layout,
         voxel_size: Size | None,
         metadata: Mapping[str, Any] | None,
-        reading: Reading,
         absent: Sequence[Box] | None = None,
     ) -> None:
         files = [] if "://" in place else [Path(place)]
@@ -105,8 +107,7 @@ class StoredArray(Source):
             absent = self._absent() if files else []
         self.absent = tuple(absent)
         steps = layout.along(_lengths(store.chunk_layout.write_chunk.shape, store.rank))
-        chunks = math.prod(-(-n // step) for n, step in zip(self.shape, steps, strict=True))
-        accept_absent(name, [box_name(box) for box in self.absent], chunks, reading)
+        self.chunks = prod(-(-n // step) for n, step in zip(self.shape, steps, strict=True))
 
     def _absent(self) -> list[Box]:
         """Return the boxes of the chunks that are not there, by listing the folder."""
@@ -135,14 +136,14 @@ def _lengths(chunk: Sequence[int | None] | None, rank: int) -> list[int]:
 
 
 def answer(future: ts.Future[Result], once: bool = True) -> Result:
-    """Return what tensorstore promised, within `PATIENCE` seconds (many times that for pixels).
+    """Return what tensorstore promised: within `PATIENCE` seconds, or of pixels as long as some come.
 
     Raises
     ------
     TimeoutError
         If it does not come.
     """
-    return future.result(timeout=PATIENCE if once else 20 * PATIENCE)
+    return future.result(timeout=PATIENCE if once else None)
 
 
 def key_value_store(place: str) -> dict[str, Any]:
@@ -253,13 +254,11 @@ def reached(name: str) -> Iterator[None]:
     except DataError:
         raise
     except TimeoutError:
-        raise DataError(
-            f"{name}: there is no answer within {PATIENCE:.0f} seconds; check the address and the "
-            "network, and "
-            "start again"
-        ) from None
+        raise _no_answer(name) from None
     except (ValueError, OSError, RuntimeError) as error:
         text = str(error)
+        if STALLED in text:
+            raise _no_answer(name) from None
         reason = whole_words(" ".join(text.split(" [")[0].split()))
         if MISSING.search(text):
             raise DataError(
@@ -274,3 +273,10 @@ def reached(name: str) -> Iterator[None]:
             ) from None
         what = "check the path and the network" if "://" in name else "copy the store again, if it is damaged"
         raise DataError(f"{name}: cannot be read ({reason}); {what}") from None
+
+
+def _no_answer(name: str) -> DataError:
+    return DataError(
+        f"{name}: there is no answer within {PATIENCE:.0f} seconds; check the address and the network, and "
+        "start again"
+    )

@@ -14,9 +14,9 @@ from __future__ import annotations
 import io
 import logging
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -28,73 +28,21 @@ from numpy.typing import NDArray
 
 from emdiffuse.config.reading import Reading
 from emdiffuse.readers.axes import Layout, lay_out
-from emdiffuse.readers.base import CONVERSIONS, DTYPES, Source, named
+from emdiffuse.readers.base import Source, named
 from emdiffuse.readers.data_bar import bar_of_tiff
 from emdiffuse.readers.flat import FlatFile
+from emdiffuse.readers.pictures import warn_of_loss
 from emdiffuse.readers.tiff_checks import breaks_off, check_pages, contiguous
+from emdiffuse.readers.tiff_shown import Shown, shown_as
 from emdiffuse.readers.tiff_sizes import channel_names, voxel_size
 from emdiffuse.runtime.errors import DataError
 
 SAME_ASPECT = 0.02
 """How far the aspect of an overview may be from that of its image."""
+LOSSY = (tifffile.COMPRESSION.OJPEG, tifffile.COMPRESSION.JPEG)
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it says of a damaged file, our errors say
+warnings.filterwarnings("ignore", message=".*reading array from closed file")  # of an image in several files
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Shown:
-    """How stored pixels become those that are shown.
-
-    Attributes
-    ----------
-    inverted : bool
-        Whether 0 is white.
-    bits : int
-        Bits of a sample.
-    orientation : int
-        TIFF's code: 1 is upright, 4 has the first row at the bottom.
-    palette : array or None
-        Grey value of each index.
-    """
-
-    inverted: bool = False
-    bits: int = 0
-    orientation: int = 1
-    palette: NDArray[Any] | None = None
-
-    def apply(self, plane: NDArray[Any]) -> NDArray[Any]:
-        """Return a stored plane (y, x) as it is shown."""
-        if self.palette is not None:
-            plane = self.palette[plane]
-        if self.inverted:
-            plane = inverted(plane, self.bits)
-        if self.orientation >= 5:
-            plane = plane.T
-        if self.orientation in (2, 3, 6, 7):
-            plane = plane[:, ::-1]
-        if self.orientation in (3, 4, 7, 8):
-            plane = plane[::-1]
-        return plane
-
-    def undo(self, plane: NDArray[Any]) -> NDArray[Any]:
-        """Return a shown plane as it is stored; a palette is not undone: its greys are written themselves."""
-        if self.orientation in (3, 4, 7, 8):
-            plane = plane[::-1]
-        if self.orientation in (2, 3, 6, 7):
-            plane = plane[:, ::-1]
-        if self.orientation >= 5:
-            plane = plane.T
-        bits = self.bits if self.palette is None else 0
-        return np.ascontiguousarray(inverted(plane, bits) if self.inverted else plane)
-
-
-def inverted(values: NDArray[Any], bits: int = 0) -> NDArray[Any]:
-    """Return values with black and white changed: mirrored within their type's range, floats about zero."""
-    if values.dtype.kind == "f":
-        return -values
-    if values.dtype.kind == "u" and 0 < bits < 8 * values.dtype.itemsize:
-        return np.subtract(values.dtype.type(2**bits - 1), values)
-    return ~values
 
 
 class TiffStack(Source):
@@ -218,7 +166,7 @@ def open_tiff(file: Path, reading: Reading, content: bytes | None = None) -> Tif
         names = _axis_names(file, tif, series)
         layout = lay_out(str(file), series.shape, names, reading, channel_names(tif, number))
         keyframe = series.keyframe
-        shown, dtype = _shown(file, keyframe, series.dtype)
+        shown, dtype = shown_as(file, keyframe, series.dtype)
         planes = int(np.prod(series.shape[: len(series.shape) - keyframe.ndim]))
         opened: TiffStack | OneDirectory
         if len(series.pages) == 1 and planes > 1:
@@ -240,6 +188,8 @@ def open_tiff(file: Path, reading: Reading, content: bytes | None = None) -> Tif
                 check_pages(file, tif, series, planes)
                 if shown.inverted:
                     logger.warning("%s: it says that 0 is white; read inverted, as viewers show it", file)
+                if keyframe.compression in LOSSY:
+                    warn_of_loss(file, "JPEG")
             opened = TiffStack(str(file), file, content, (number, reading.level), layout, shown, dtype)
         opened.voxel_size = voxel_size(tif, number, reading.level, file)
         if shown.orientation >= 5 and opened.voxel_size is not None:
@@ -333,43 +283,6 @@ def _axis_names(file: Path, tif: tifffile.TiffFile, series: Any) -> str:
                 "%s: ImageJ tells of %d images, but there are %d; these are read", file, images, pages
             )
     return "".join(names)
-
-
-def _shown(file: Path, page: Any, stored: np.dtype[Any] | None) -> tuple[Shown, np.dtype[Any]]:
-    """Return how the pixels of a page are shown, and the type of those."""
-    if stored is None or (stored.name not in DTYPES and stored.name not in CONVERSIONS):
-        kind = f"{page.bitspersample}-bit numbers" if stored is None else stored.name
-        raise DataError(
-            f"{file}: pixels of type {kind} are not supported; convert them to {', '.join(DTYPES)}"
-        )
-    orientation = int(page.tags["Orientation"].value) if "Orientation" in page.tags else 1
-    orientation = orientation if 1 <= orientation <= 8 else 1
-    palette = None
-    if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
-        palette = _grey_palette(file, page)
-        stored = palette.dtype
-    if (
-        page.photometric in (tifffile.PHOTOMETRIC.YCBCR, tifffile.PHOTOMETRIC.RGB)
-        and page.samplesperpixel < 3
-    ):
-        raise DataError(
-            f"{file}: this is a colour image of an unusual kind; convert it to one grayscale channel"
-        )
-    white = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
-    bits = page.bitspersample if isinstance(page.bitspersample, int) else 0
-    return Shown(white, bits, orientation, palette), stored.newbyteorder("=")
-
-
-def _grey_palette(file: Path, page: Any) -> NDArray[Any]:
-    """Return the grey value of each index of a palette without colours."""
-    colours = np.asarray(page.colormap)
-    if (colours != colours[0]).any():
-        raise DataError(f"{file}: this is a colour image (indexed); convert it to one grayscale channel")
-    values = colours[0].astype(np.uint32)
-    if page.bitspersample > 8:
-        return values.astype(np.uint16)
-    # TIFF has 16 bits a colour; some programs write 8
-    return (values if values.max() < 256 else np.round(values / 257)).astype(np.uint8)
 
 
 @contextmanager

@@ -69,7 +69,10 @@ def breaks_off(file: Path) -> bool:
         order: Literal["little", "big"] = "little" if header[:2] == b"II" else "big"
         if header[:2] not in (b"II", b"MM") or len(header) < 8:
             return False
-        big = int.from_bytes(header[2:4], order) == 43
+        version = int.from_bytes(header[2:4], order)
+        if version not in (42, 43):  # other formats begin with these letters too
+            return False
+        big = version == 43
         count_bytes, entry_bytes, offset_bytes = (8, 20, 8) if big else (2, 12, 4)
         offset = int.from_bytes(header[8:16] if big else header[4:8], order)
         seen: set[int] = set()

@@ -22,7 +22,9 @@ GATAN = ((65011, 65005), (65010, 65004), (65009, 65003))
 """Tags of scale and unit, of z, y and x."""
 TESCAN = 50431
 ZEISS_PIXEL = 3
-"""Place of the pixel size, in meters, among the nameless numbers of old Zeiss files."""
+"""Place of the pixel size, in meters, among the nameless numbers of Zeiss files."""
+ZEISS_ROUNDED = 0.01
+"""How far the size that is written out, which is rounded, may be from that number."""
 
 
 def voxel_size(tif: tifffile.TiffFile, series: int, level: int, file: Path) -> Size | None:
@@ -96,13 +98,16 @@ def _fei(tif: tifffile.TiffFile) -> Size | None:
 
 def _zeiss(tif: tifffile.TiffFile) -> Size | None:
     said = tif.sem_metadata or {}
+    exact: float | None = None
+    with contextlib.suppress(KeyError, IndexError, TypeError, ValueError):
+        exact = float(said[""][ZEISS_PIXEL]) * 1e9
     for key in ("ap_image_pixel_size", "ap_pixel_size"):
         if key in said:
             _, value, unit = said[key][:3]
             pixel = float(value) * UNITS[str(unit).strip().lower()]
-            return (None, pixel, pixel)
-    pixel = float(said[""][ZEISS_PIXEL]) * 1e9
-    return (None, pixel, pixel)
+            if exact is None or abs(exact - pixel) > ZEISS_ROUNDED * pixel:
+                return (None, pixel, pixel)
+    return (None, exact, exact)
 
 
 def tescan_properties(tif: tifffile.TiffFile, file: Path) -> dict[str, str]:

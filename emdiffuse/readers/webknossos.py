@@ -5,6 +5,7 @@ Conventions
 * See `base`. ``datasource-properties.json`` describes the layers. `series` names a layer, where there is
   more than one of colour; `level` a magnification.
 * ``axisOrder`` says which axis is which. The voxel size is the dataset's ``scale``, times the magnification.
+* An array begins at the dataset's origin; the layer is what its bounding box covers of it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import posixpath
 from collections.abc import Mapping
 from typing import Any
 
-from emdiffuse.config.reading import Reading
-from emdiffuse.readers.base import Source
+from emdiffuse.config.reading import Crop, Reading
+from emdiffuse.readers.base import Shape, Source
 from emdiffuse.readers.n5 import open_n5
 from emdiffuse.readers.precomputed import open_precomputed
 from emdiffuse.readers.sizes import Size, told, unit_of
@@ -65,7 +66,25 @@ def open_webknossos(name: str, place: str, reading: Reading) -> Source:
             "convert it to Zarr (webknossos convert-to-zarr)"
         )
     opened.voxel_size = size if size is not None else opened.voxel_size
+    if kind != "neuroglancerprecomputed":  # which has an origin of its own
+        box = _bounding_box(layer.get("boundingBox"), factors, opened.shape)
+        if box is not None:
+            opened.crop(box)
     return opened
+
+
+def _bounding_box(told: Any, factors: Any, shape: Shape) -> Crop | None:
+    """Return the part of an array that a layer's bounding box covers; None where it is all, or nothing."""
+    if not isinstance(told, Mapping):
+        return None
+    lengths = (told["depth"], told["height"], told["width"])
+    sides = [
+        (max(0, int(first) // int(f)), min(n, -(-(int(first) + int(length)) // int(f))))
+        for first, length, f, n in zip(told["topLeft"][::-1], lengths, factors[::-1], shape, strict=True)
+    ]
+    if any(first >= last for first, last in sides) or sides == [(0, n) for n in shape]:
+        return None
+    return Crop(z=sides[0], y=sides[1], x=sides[2])
 
 
 def _chosen(name: str, properties: Mapping[str, Any], reading: Reading) -> dict[str, Any]:

@@ -4,23 +4,26 @@ Conventions
 -----------
 * See `base`. Axes are named by OME-Zarr, by ``dimension_names`` (Zarr 3), or by ``_ARRAY_DIMENSIONS``
   (xarray); an array without names is (z, y, x). Of a multiscale image `level` is read, with its voxel size.
-* An array within a store is named by its path: ``volume.zarr/raw``.
+* An array within a store is named by its path: ``volume.zarr/raw``. A group that holds one image, as
+  bioformats2raw writes it, stands for that; of several, `series` chooses.
 * tensorstore reads most arrays; codecs that it lacks, and zipped stores, are read through zarr-python.
 """
 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from emdiffuse.config.reading import Reading
-from emdiffuse.readers.absent import accept_absent
+from emdiffuse.readers.absent import boxes_of
 from emdiffuse.readers.axes import Layout, lay_out
-from emdiffuse.readers.base import Source, named
+from emdiffuse.readers.base import Box, Source, named
+from emdiffuse.readers.groups import choose_image, images_in, is_zarr_image
 from emdiffuse.readers.sizes import Size, told, unit_of
 from emdiffuse.readers.stores import StoredArray, first_json, open_array, read_json
 from emdiffuse.runtime.errors import DataError
@@ -45,24 +48,35 @@ class PythonArray(Source):
         Where the stack lies in it.
     voxel_size : tuple of float, optional
         Voxel size (z, y, x) in nanometers.
-    reading : Reading
-        Whether chunks may be missing.
     """
 
     def __init__(
-        self,
-        name: str,
-        files: Sequence[Path],
-        array: Any,
-        layout: Layout,
-        voxel_size: Size | None,
-        reading: Reading,
+        self, name: str, files: Sequence[Path], array: Any, layout: Layout, voxel_size: Size | None
     ) -> None:
         super().__init__(name, layout.shape, array.dtype, layout.along(array.chunks), files, voxel_size)
         self._array = array
         self._layout = layout
-        missing = array.nchunks - array.nchunks_initialized
-        accept_absent(name, ["by count"] * missing, array.nchunks, reading)
+
+    def look_for_chunks(self, is_there: Callable[[str], bool]) -> None:
+        """Note which chunks (or shards) are missing.
+
+        Parameters
+        ----------
+        is_there : callable
+            Told the key of a chunk within the array; answers whether it is stored.
+        """
+        stored = self._array.shards or self._array.chunks
+        boxes = list(boxes_of(self._layout.shape, self._layout.along(stored)))
+
+        def key(box: Box) -> str:
+            index = self._layout.region(box[0].start, box[0].stop, *box[1:])
+            places = (side if isinstance(side, int) else side.start or 0 for side in index)
+            coordinates = tuple(n // step for n, step in zip(places, stored, strict=True))
+            found: str = self._array.metadata.encode_chunk_key(coordinates)
+            return found
+
+        self.absent = tuple(box for box in boxes if not is_there(key(box)))
+        self.chunks = len(boxes)
 
     def _read(self, z0: int, z1: int, y: slice, x: slice) -> NDArray[Any]:
         with named(self.name, "Zarr array"):
@@ -92,9 +106,8 @@ def open_zarr(name: str, place: str, reading: Reading) -> Source:
     level = 0
     if array is None:
         if image is None:
-            raise DataError(
-                f"{name}: this is a Zarr group, and not an image; name the array in it, such as {place}/0"
-            )
+            inside, deeper = _image_below(name, place, reading)
+            return open_zarr(f"{name.rstrip('/')}/{inside}", f"{place}/{inside}", deeper)
         level = _checked_level(name, image, reading)
         path = posixpath.join(place, image["datasets"][level]["path"])
         _, own, array = zarr_node(name, path)
@@ -103,6 +116,16 @@ def open_zarr(name: str, place: str, reading: Reading) -> Source:
         image, level = _image_around(name, place)
     names = axis_names(image) or _array_names(array or {}, own)
     return open_node(name, place, driver, path, names, _ome_size(image, level), attributes, reading)
+
+
+def _image_below(name: str, place: str, reading: Reading) -> tuple[str, Reading]:
+    """Return the path of the image in a group that is meant, and what is left to be chosen in that."""
+    if "://" in place:
+        raise DataError(
+            f"{name}: this is a Zarr group, and not an image; name the array in it, such as {place}/0"
+        )
+    inside = choose_image(name, images_in(Path(place), is_zarr_image), reading, "Zarr group")
+    return inside, reading.model_copy(update={"series": None})
 
 
 def open_node(
@@ -123,13 +146,17 @@ def open_node(
     store = open_array(name, driver, path, reading, decline=is_about_codecs)
     if store is not None:
         layout = lay_out(name, store.shape, names, reading)
-        return StoredArray(name, place, store, layout, size, attributes, reading)
+        return StoredArray(name, place, store, layout, size, attributes)
     import zarr
 
     with named(name, "Zarr array"):
         array = zarr.open_array(path, mode="r")
         layout = lay_out(name, array.shape, names, reading)
-        return PythonArray(name, [] if "://" in place else [Path(place)], array, layout, size, reading)
+        local = "://" not in place
+        opened = PythonArray(name, [Path(place)] if local else [], array, layout, size)
+        # at an address nobody is asked for every chunk
+        opened.look_for_chunks(lambda key: not local or (Path(path) / key).is_file())
+        return opened
 
 
 def open_zipped(name: str, file: Path, inside: str, reading: Reading) -> Source:
@@ -144,23 +171,27 @@ def open_zipped(name: str, file: Path, inside: str, reading: Reading) -> Source:
     from zarr.storage import ZipStore
 
     with named(name, "zipped Zarr"):
-        store = ZipStore(file, mode="r")
-        node: Any = zarr.open(store, mode="r", path=inside or None)
+        archive = zipfile.ZipFile(file)
+        root: zipfile.Path = zipfile.Path(archive) / inside / "" if inside else zipfile.Path(archive)
+        if not is_zarr_image(root):
+            inside = posixpath.join(
+                inside, choose_image(name, images_in(root, is_zarr_image), reading, "ZIP archive")
+            )
+            reading = reading.model_copy(update={"series": None})
+        node: Any = zarr.open(ZipStore(file, mode="r"), mode="r", path=inside or None)
         image, level = None, 0
-        attributes = dict(node.attrs)
         if not isinstance(node, zarr.Array):
-            image = ome_image(name, attributes, reading)
+            image = ome_image(name, dict(node.attrs), reading)
             if image is None:
-                arrays = ", ".join(f"{name}/{key}" for key in list(node.array_keys())[:5]) or "none"
-                raise DataError(
-                    f"{name}: this is a Zarr group; name the array in it; arrays that it holds: {arrays}"
-                )
+                raise DataError(f"{name}: this Zarr group is no image; name the array in it")
             level = _checked_level(name, image, reading)
             node = node[image["datasets"][level]["path"]]
-        metadata = node.metadata.to_dict()
-        names = axis_names(image) or _array_names(metadata, dict(node.attrs))
+        names = axis_names(image) or _array_names(node.metadata.to_dict(), dict(node.attrs))
         layout = lay_out(name, node.shape, names, reading)
-        return PythonArray(name, [file], node, layout, _ome_size(image, level), reading)
+        opened = PythonArray(name, [file], node, layout, _ome_size(image, level))
+        entries = set(archive.namelist())
+        opened.look_for_chunks(lambda key: posixpath.join(node.path, key) in entries)
+        return opened
 
 
 def zarr_node(
@@ -169,7 +200,7 @@ def zarr_node(
     """Return driver and attributes of a node, and its metadata where it is an array."""
     found = first_json(name, place, ("zarr.json", ".zarray", ".zgroup"))
     if found is None:
-        if needed:
+        if needed and not Path(place).is_dir():
             raise DataError(f"{name}: there is no Zarr array or group here; check the path")
         return "zarr", {}, None
     key, node = found

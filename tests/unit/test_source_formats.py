@@ -7,13 +7,15 @@ import struct
 import subprocess
 
 import h5py
+import imagecodecs
 import mrcfile
 import numpy as np
 import pytest
+import tensorstore as ts
 import tifffile
 import zarr
 from microscope_files import amira, czi, digital_micrograph, fibsem, imaris, nrrd, sem, webknossos
-from PIL import Image
+from PIL import Image, ImageOps
 
 from emdiffuse.acquisition.acquire import acquire
 from emdiffuse.config.reading import Raw, Reading
@@ -285,3 +287,52 @@ def test_listing_the_files_of_a_source_loads_no_numerical_library(tmp_path):
         "& set(sys.modules)"
     )
     subprocess.run(["python", "-c", code], check=True)
+
+
+def one(place):
+    return open_source(str(place)).read(0, 1)[0]
+
+
+@pytest.mark.parametrize("coloured", [0.001, 0.2])
+def test_annotations_in_colour_over_a_gray_palette(tmp_path, coloured, caplog):
+    """As Zeiss writes them: some indices of the palette are colours, which next to no pixel has."""
+    palette = np.stack([np.arange(256, dtype=np.uint16) * 257] * 3)
+    palette[:, 9] = (65535, 0, 0)
+    plane = np.random.default_rng(0).integers(20, 200, (64, 64)).astype(np.uint8)
+    plane.ravel()[: int(coloured * plane.size)] = 9
+    tifffile.imwrite(tmp_path / "a.tif", plane, photometric="palette", colormap=palette, metadata=None)
+    if coloured > 0.01:
+        with pytest.raises(DataError, match="this is a colour image"):
+            open_source(str(tmp_path / "a.tif"))
+        return
+    np.testing.assert_array_equal(one(tmp_path / "a.tif"), np.where(plane == 9, 76, plane))
+    assert "annotations in colour" in caplog.text
+
+
+@pytest.mark.parametrize("code", range(1, 9))
+def test_a_picture_stored_turned_is_read_upright(tmp_path, code):
+    exif = Image.Exif()
+    exif[0x0112] = code
+    Image.fromarray(VOLUME[0, :5].astype(np.uint8)).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as picture:
+        expected = np.asarray(ImageOps.exif_transpose(picture))
+    np.testing.assert_array_equal(one(tmp_path / "a.png"), expected)
+    assert expected.shape == ((5, VOLUME.shape[2]) if code < 5 else (VOLUME.shape[2], 5))
+
+
+@pytest.mark.parametrize(("ending", "pack"), [(".br", "brotli_encode"), (".zstd", "zstd_encode")])
+def test_packed_chunks_of_precomputed(tmp_path, ending, pack):
+    z, y, x = VOLUME.shape
+    spec = {
+        "driver": "neuroglancer_precomputed",
+        "kvstore": {"driver": "file", "path": f"{tmp_path}/seen/"},
+        "multiscale_metadata": {"type": "image", "data_type": VOLUME.dtype.name, "num_channels": 1},
+        "scale_metadata": {
+            "size": (x, y, z), "resolution": [8, 8, 40], "chunk_size": [8, 8, 8], "encoding": "raw",
+        },
+    }  # fmt: skip
+    ts.open(spec, create=True).result()[..., 0] = VOLUME.T
+    for file in (tmp_path / "seen/8_8_40").iterdir():
+        file.with_name(file.name + ending).write_bytes(getattr(imagecodecs, pack)(file.read_bytes()))
+        file.unlink()
+    np.testing.assert_array_equal(contents(tmp_path / "seen"), VOLUME)

@@ -7,12 +7,13 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import h5py
 import numpy as np
 import pytest
 import tensorstore as ts
 import tifffile
 import zarr
-from microscope_files import n5
+from microscope_files import n5, webknossos
 
 from emdiffuse.config.reading import Reading
 from emdiffuse.readers import open_source
@@ -87,8 +88,49 @@ def test_a_chunk_that_is_absent_is_counted_and_named(tmp_path, write):
     filled = VOLUME.copy()
     filled[:, 8:, :8] = 0
     np.testing.assert_array_equal(source.read(0, 8), filled)
-    if write is not codecs_of_python:
-        assert source.absent == ((slice(0, 8), slice(8, 16), slice(0, 8)),)
+    assert source.absent == ((slice(0, 8), slice(8, 16), slice(0, 8)),)
+    elsewhere = open_source(str(place), reading=Reading(crop={"y": (0, 8)}))
+    np.testing.assert_array_equal(elsewhere.read(0, 8), VOLUME[:, :8])
+    with pytest.raises(DataError, match=r"\(z 0-4, y 2-8, x 0-3\)"):  # within the crop
+        open_source(str(place), reading=Reading(crop={"z": (2, 6), "y": (6, 14), "x": (5, 16)}))
+
+
+@pytest.mark.parametrize("chunks", [(8, 8, 8), (1, 8, 8, 8), None])
+def test_an_hdf5_recording_that_was_interrupted_is_refused(tmp_path, chunks):
+    values = VOLUME if chunks is None or len(chunks) == 3 else np.stack([VOLUME, VOLUME])
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        raw = file.create_dataset("raw", values.shape, values.dtype, chunks=chunks)
+        if chunks is not None:
+            raw[..., :8, :] = values[..., :8, :]
+    many = {"channel": 1, "axes": "czyx"} if values.ndim == 4 else {}
+    missing = "1 of 1" if chunks is None else "2 of 4"
+    with pytest.raises(DataError, match=f"{missing} chunks are missing"):
+        open_source(str(tmp_path / "a.h5"), reading=Reading(**many))
+    filled = open_source(str(tmp_path / "a.h5"), reading=Reading(missing_chunks="fill", **many))
+    assert (filled.read(0, 8)[:, 8:] == 0).all()
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file["raw"][...] = values
+    np.testing.assert_array_equal(
+        open_source(str(tmp_path / "a.h5"), reading=Reading(**many)).read(0, 8), VOLUME
+    )
+
+
+def test_beyond_the_bounding_box_of_a_layer_nothing_is_missing(tmp_path):
+    place = webknossos(tmp_path, VOLUME)
+    file = place / "datasource-properties.json"
+    properties = json.loads(file.read_text())
+    box = {"topLeft": [8, 0, 2], "width": 8, "height": 16, "depth": 6}
+    properties["dataLayers"][0]["boundingBox"] = box
+    file.write_text(json.dumps(properties))
+    array = zarr.open_array(place / "color/1", mode="r")
+    stored = array[:]
+    shutil.rmtree(place / "color/1")
+    array = zarr.create_array(
+        place / "color/1", shape=stored.shape, chunks=(1, 8, 8, 8), dtype="u1",
+        dimension_names=("c", "x", "y", "z"),
+    )  # fmt: skip
+    array[:, 8:] = stored[:, 8:]
+    np.testing.assert_array_equal(open_source(str(place)).read(0, 6), VOLUME[2:, :, 8:])
 
 
 def test_of_many_absent_chunks_some_are_named(tmp_path):

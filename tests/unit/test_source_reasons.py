@@ -1,11 +1,14 @@
 """The true reason, at once: what is wrong with a file is named as what it is, in whole words."""
 
+import functools
 import http.server
+import os
 import re
 import subprocess
 import sys
 import threading
 import time
+import zipfile
 
 import h5py
 import mrcfile
@@ -13,6 +16,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from microscope_files import n5
 
 from emdiffuse.acquisition.acquire import acquire
 from emdiffuse.readers import open_source, reasons, stores
@@ -39,6 +43,7 @@ def error_of(place):
         (b"hello, this is a note\n" * 9, "a text file"),
         (b"<!DOCTYPE html><html>404</html>" * 9, "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a pointer of Git LFS"),
+        (b"II\x97\x01\x20\x02\x22\x41" + bytes(900), "a TIA series"),
     ],
 )
 def test_what_is_no_image_is_named_as_what_it_is(tmp_path, ending, content, sentence):
@@ -52,6 +57,35 @@ def test_noise_behind_an_ending_is_one_sentence(tmp_path, ending):
     place = tmp_path / f"a.{ending}"
     place.write_bytes(np.random.default_rng(3).integers(128, 255, 5000).astype(np.uint8).tobytes())
     assert "NoneType" not in error_of(place)
+
+
+@pytest.mark.parametrize(
+    ("content", "ending", "remedy"),
+    [
+        (b"\x93NUMPY" + bytes(900), "npy", "export the image as TIFF"),
+        (b"\x1f\x8b" + bytes(900), "tif", "unpack it first"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(900), "mat", "give it the ending .h5"),
+    ],
+)
+def test_a_remedy_helps(tmp_path, content, ending, remedy):
+    (tmp_path / f"a.{ending}").write_bytes(content)
+    assert error_of(tmp_path / f"a.{ending}").endswith(remedy)
+
+
+def test_an_archive_of_other_files_and_arrays_of_other_types(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.tif", b"II*\0")
+    assert "this ZIP archive holds no image of Zarr" in error_of(tmp_path / "a.zip")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["ctf"] = VOLUME.astype(np.complex64)
+    assert "but /ctf (4 x 16 x 16 complex64)" in error_of(tmp_path / "a.h5")
+    place = n5(tmp_path, VOLUME, compression={"type": "lz4"})
+    assert "compressed by lz4, which cannot be read" in error_of(place)
+
+
+def test_a_defect_of_ours_keeps_its_traceback():
+    with pytest.raises(NameError), reasons.named("a.tif", "TIFF"):
+        raise NameError("name 'x' is not defined")
 
 
 def test_a_tiff_by_another_name_is_read(tmp_path):
@@ -179,6 +213,42 @@ def test_what_a_server_answers_is_told_apart(server, ending, monkeypatch):
     start = time.monotonic()
     assert "there is no answer within 0 seconds" in error_of(f"{server}/silent{ending}")
     assert time.monotonic() - start < 15
+
+
+READ = """
+import sys
+from emdiffuse.readers import open_source
+open_source(sys.argv[1]).read(0, 4)
+"""
+
+
+def test_a_server_that_stops_answering_while_pixels_are_read(tmp_path):
+    """In a process of its own: how long a transfer may stand still is read once."""
+    zarr.create_array(tmp_path / "a.zarr", data=VOLUME, chunks=VOLUME.shape)
+
+    class Stalling(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self):
+            if "/c/" in self.path:
+                time.sleep(60)
+            super().do_GET()
+
+        def log_message(self, *_):
+            pass
+
+    handler = functools.partial(Stalling, directory=str(tmp_path))
+    found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    found.daemon_threads = True
+    threading.Thread(target=found.serve_forever, daemon=True).start()
+    ended = subprocess.run(
+        [sys.executable, "-c", READ, f"http://127.0.0.1:{found.server_port}/a.zarr"],
+        env={**os.environ, "TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    found.shutdown()
+    found.server_close()
+    assert "there is no answer within 30 seconds" in ended.stderr
 
 
 @pytest.mark.parametrize(
