@@ -20,7 +20,7 @@ from emdiffuse.evaluation import baselines
 from emdiffuse.evaluation.methods import baselines_of
 from emdiffuse.evaluation.metrics import psnr, ssim
 from emdiffuse.registration.raft import Flow
-from emdiffuse.restoration.geometry import SliceGrid
+from emdiffuse.restoration.slice_grid import SliceGrid
 from emdiffuse.stores.resampling import enlarge
 
 DEMO = Path(__file__).parents[1] / "resources/demo"

@@ -30,7 +30,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
 
     from emdiffuse.evaluation.baselines import interpolate
     from emdiffuse.evaluation.evaluate import evaluate, measure_baselines
-    from emdiffuse.restoration.geometry import SliceGrid
+    from emdiffuse.restoration.slice_grid import SliceGrid
     from emdiffuse.stores.array import create_image_array
     from emdiffuse.stores.facts import RestoredFacts, VolumeFacts
     from emdiffuse.stores.provenance import made_by

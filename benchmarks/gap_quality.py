@@ -50,7 +50,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     from emdiffuse.config.settings import parse
     from emdiffuse.evaluation.evaluate import evaluate
     from emdiffuse.patches.cut import cut_patches
-    from emdiffuse.restoration.plan import make_plan
+    from emdiffuse.restoration.planning import make_plan
     from emdiffuse.restoration.stitch import pyramid, stitch
     from emdiffuse.restoration.tiles import restore
     from emdiffuse.runtime.progress import setup

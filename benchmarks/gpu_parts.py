@@ -29,7 +29,8 @@ from emdiffuse.models.networks.precision import autocast_for  # noqa: E402
 from emdiffuse.models.networks.weights import save_model  # noqa: E402
 from emdiffuse.models.processes import Batch  # noqa: E402
 from emdiffuse.restoration import tiles  # noqa: E402
-from emdiffuse.restoration.plan import make_plan, open_array_of  # noqa: E402
+from emdiffuse.restoration.plan import open_array_of  # noqa: E402
+from emdiffuse.restoration.planning import make_plan  # noqa: E402
 from emdiffuse.stores.array import Array  # noqa: E402
 
 DEMO = ROOT / "resources" / "demo" / "medulla_train.tif"

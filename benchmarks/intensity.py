@@ -15,7 +15,7 @@ import tifffile
 
 from emdiffuse.acquisition.acquire import acquire, keep_every
 from emdiffuse.config import Restoration
-from emdiffuse.restoration.plan import make_plan
+from emdiffuse.restoration.planning import make_plan
 from emdiffuse.restoration.stitch import stitch
 from emdiffuse.restoration.tiles import restore
 from emdiffuse.stores.array import Array

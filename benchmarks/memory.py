@@ -33,7 +33,7 @@ torch.set_num_threads(1)
 stage, plan = sys.argv[1], Path(sys.argv[2])
 if stage == "plan":
     from emdiffuse.config import Restoration
-    from emdiffuse.restoration.plan import make_plan
+    from emdiffuse.restoration.planning import make_plan
     settings = Restoration.model_validate_json(sys.argv[5])
     make_plan(Path(sys.argv[3]), Path(sys.argv[4]), settings, plan)
 elif stage == "restore":

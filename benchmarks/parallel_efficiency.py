@@ -58,7 +58,7 @@ def measure(path: Path, workers: int) -> float:
 
 def main() -> None:
     from emdiffuse.config import Restoration
-    from emdiffuse.restoration.plan import make_plan
+    from emdiffuse.restoration.planning import make_plan
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)

@@ -19,7 +19,8 @@ from memory import make_model, make_volume
 from emdiffuse.config import Restoration
 from emdiffuse.models.inference import RestorationModel
 from emdiffuse.restoration import tiles as parts
-from emdiffuse.restoration.plan import make_plan, open_array_of, open_input
+from emdiffuse.restoration.plan import open_array_of, open_input
+from emdiffuse.restoration.planning import make_plan
 
 SETTINGS = {"dataset": "a", "model": "m", "sampler": {"samples": 1}}
 

@@ -27,8 +27,9 @@ import torch
 from emdiffuse.acquisition.acquire import acquire, keep_every
 from emdiffuse.config import Restoration
 from emdiffuse.evaluation.baselines import interpolate
-from emdiffuse.restoration.geometry import slice_grid
-from emdiffuse.restoration.plan import Plan, make_plan
+from emdiffuse.restoration.plan import Plan
+from emdiffuse.restoration.planning import make_plan
+from emdiffuse.restoration.slice_grid import slice_grid
 from emdiffuse.restoration.stitch import pyramid, stitch
 from emdiffuse.restoration.tiles import restore
 from emdiffuse.stores.volume import open_volume

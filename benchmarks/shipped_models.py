@@ -71,7 +71,7 @@ def restored(dataset: Path, options: argparse.Namespace, folder: Path) -> Images
     from emdiffuse.config import Restoration
     from emdiffuse.config.settings import parse
     from emdiffuse.config.shipped import model_folder
-    from emdiffuse.restoration.plan import make_plan
+    from emdiffuse.restoration.planning import make_plan
     from emdiffuse.restoration.stitch import stitch
     from emdiffuse.restoration.tiles import restore
     from emdiffuse.stores.array import Array
@@ -98,7 +98,7 @@ def volumes(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Ro
     from emdiffuse.acquisition.acquire import acquire, keep_every
     from emdiffuse.evaluation.baselines import interpolate
     from emdiffuse.evaluation.methods import baselines_of
-    from emdiffuse.restoration.geometry import slice_grid
+    from emdiffuse.restoration.slice_grid import slice_grid
     from emdiffuse.stores.volume import open_volume
 
     for name in options.volumes:

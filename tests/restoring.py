@@ -8,7 +8,7 @@ from emdiffuse.config import Restoration
 from emdiffuse.models.description import Description
 from emdiffuse.models.networks.native import NativeNetwork
 from emdiffuse.models.networks.weights import save_model
-from emdiffuse.restoration.plan import make_plan
+from emdiffuse.restoration.planning import make_plan
 from emdiffuse.restoration.stitch import pyramid, stitch
 from emdiffuse.restoration.tiles import restore
 from emdiffuse.stores.array import Array

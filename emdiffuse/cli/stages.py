@@ -154,13 +154,13 @@ def train(
     """Train a model from a patch store, or go on with an interrupted training."""
     from emdiffuse.config import Model
     from emdiffuse.config.settings import parse
-    from emdiffuse.training import launch
+    from emdiffuse.training import launch, submission
 
     work = launch.TrainingJob(store, parse(Model, settings, f"models.{name}"), name, experiment, device)
     if launcher is Launcher.local:
         launch.train_here(work, processes)
     else:
-        launch.train_on_slurm(work, parse(launch.Resources, resources, "--resources"))
+        submission.train_on_slurm(work, parse(submission.Resources, resources, "--resources"))
 
 
 @app.command()
@@ -176,7 +176,7 @@ def plan(
     """Plan the restoration of a volume: tiles, blocks, settings and their hash."""
     from emdiffuse.config import Restoration
     from emdiffuse.config.settings import parse
-    from emdiffuse.restoration.plan import make_plan
+    from emdiffuse.restoration.planning import make_plan
 
     make_plan(dataset, model, parse(Restoration, settings, "restoration"), out, calibration)
 

@@ -31,7 +31,8 @@ from emdiffuse.models.description import read_description
 from emdiffuse.models.inference import RestorationModel
 from emdiffuse.readers import SUFFIXES, open_source
 from emdiffuse.readers.base import Source
-from emdiffuse.restoration.plan import Plan, make_plan
+from emdiffuse.restoration.plan import Plan
+from emdiffuse.restoration.planning import make_plan
 from emdiffuse.restoration.stitch import pyramid, stitch
 from emdiffuse.restoration.tiles import restore
 from emdiffuse.runtime.atomic import scratch, take_place, write_atomically

@@ -28,7 +28,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.restoration.geometry import ImageStack, SliceGrid
+from emdiffuse.restoration.slice_grid import ImageStack, SliceGrid
 from emdiffuse.stores.intensity import cast_to
 from emdiffuse.stores.resampling import enlarge
 

@@ -21,7 +21,7 @@ from math import ceil, prod
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.restoration.geometry import ImageStack, SliceGrid
+from emdiffuse.restoration.slice_grid import ImageStack, SliceGrid
 
 Grid = SliceGrid | ImageStack
 

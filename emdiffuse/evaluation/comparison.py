@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from emdiffuse.config.tasks import TASKS
 from emdiffuse.evaluation.blocks import Grid
-from emdiffuse.restoration.geometry import ImageStack, slice_grid
+from emdiffuse.restoration.slice_grid import ImageStack, slice_grid
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.stores.array import Box
 from emdiffuse.stores.volume import Volume, open_volume

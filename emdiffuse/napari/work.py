@@ -148,7 +148,7 @@ def run(job: Job) -> Iterator[tuple[int, int, Result | None]]:
     """
     from emdiffuse.acquisition.acquire import acquire
     from emdiffuse.models.inference import RestorationModel
-    from emdiffuse.restoration.plan import make_plan
+    from emdiffuse.restoration.planning import make_plan
     from emdiffuse.restoration.stitch import pyramid, stitch
     from emdiffuse.restoration.tiles import restore
     from emdiffuse.runtime.devices import place_of

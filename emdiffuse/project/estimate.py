@@ -23,7 +23,8 @@ from emdiffuse.config.tasks import CONDITION_OFFSETS, TASKS
 from emdiffuse.models.description import Description, UnetSpec, read_description
 from emdiffuse.readers import open_source
 from emdiffuse.restoration.footprint import memory_mb
-from emdiffuse.restoration.geometry import BlockGrid, ImageStack, SliceGrid, TileAxis
+from emdiffuse.restoration.geometry import BlockGrid, TileAxis
+from emdiffuse.restoration.slice_grid import ImageStack, SliceGrid
 from emdiffuse.runtime.errors import ConfigError
 from emdiffuse.stores.array import shard_shape
 

@@ -28,7 +28,7 @@ from emdiffuse.config import Config, Restoration
 from emdiffuse.config.tasks import TASKS
 from emdiffuse.evaluation.baselines import make
 from emdiffuse.evaluation.methods import beside, is_beside
-from emdiffuse.restoration.geometry import ImageStack, SliceGrid, slice_grid
+from emdiffuse.restoration.slice_grid import ImageStack, SliceGrid, slice_grid
 from emdiffuse.stores.volume import Volume, open_volume
 
 QUALITIES = (None, 98, 96, 94, 92, 90, 87, 84, 80, 75, 68, 60)

@@ -15,7 +15,7 @@ from emdiffuse.report.reliability import trust_section
 from emdiffuse.report.tables import long_table, short_table, with_others
 from emdiffuse.report.verdicts import surpassing, verdict
 from emdiffuse.report.viewer import viewer
-from emdiffuse.restoration.geometry import ImageStack
+from emdiffuse.restoration.slice_grid import ImageStack
 from emdiffuse.stores.volume import open_volume
 
 WITHOUT_TRUTH = "There is no ground truth to compare with: the report shows pictures, but no measures."

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from emdiffuse.evaluation.baselines import weights_of
 from emdiffuse.evaluation.methods import METHODS, baselines_of
 from emdiffuse.report.pictures import View, encode, to_gray
-from emdiffuse.restoration.geometry import ImageStack, SliceGrid
+from emdiffuse.restoration.slice_grid import ImageStack, SliceGrid
 
 DEPTH = 61
 """Slices that the viewer runs through, at most."""

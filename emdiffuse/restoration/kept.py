@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.restoration.geometry import ImageStack
 from emdiffuse.restoration.plan import Plan
+from emdiffuse.restoration.slice_grid import ImageStack
 from emdiffuse.stores.array import Box
 from emdiffuse.stores.fill import RUN, fill
 from emdiffuse.stores.intensity import to_unit

@@ -23,10 +23,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.restoration.geometry import SliceGrid, owned
+from emdiffuse.restoration.geometry import owned
 from emdiffuse.restoration.intervals import floors, interval
 from emdiffuse.restoration.kept import with_kept, without_uncertainty
 from emdiffuse.restoration.plan import BOUNDS, Plan, open_array_of, open_input, read_plan
+from emdiffuse.restoration.slice_grid import SliceGrid
 from emdiffuse.runtime.errors import DamagedError, StoreError
 from emdiffuse.runtime.progress import logger, progress
 from emdiffuse.stores.array import Array, Box

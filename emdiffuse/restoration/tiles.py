@@ -32,9 +32,10 @@ from emdiffuse.models.description import model_link
 from emdiffuse.models.inference import RestorationModel, WhiteNoise
 from emdiffuse.models.processes import Batch
 from emdiffuse.restoration.device_noise import device_noise
-from emdiffuse.restoration.geometry import Block, BlockGrid, ImageStack, owned
+from emdiffuse.restoration.geometry import Block, BlockGrid, owned
 from emdiffuse.restoration.noise import noise_field
 from emdiffuse.restoration.plan import Plan, open_array_of, open_input, read_plan
+from emdiffuse.restoration.slice_grid import ImageStack
 from emdiffuse.runtime.devices import fitting_batch, memory_of, pinned, place_of
 from emdiffuse.runtime.errors import ConfigError, StoreError
 from emdiffuse.runtime.progress import logger, progress

@@ -18,7 +18,7 @@ from helpers import raw_file, write_volume
 from restoring import chunks, content, cut, flip, run, settings
 from safetensors.torch import load_file, save_file
 
-from emdiffuse.restoration.plan import make_plan
+from emdiffuse.restoration.planning import make_plan
 from emdiffuse.restoration.stitch import pyramid, stitch
 from emdiffuse.restoration.tiles import restore
 from emdiffuse.restoration.verify import verify_restoration

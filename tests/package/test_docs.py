@@ -129,7 +129,7 @@ def test_the_reference_has_every_key_command_and_module(site):
     assert all(
         f">{name}" in words for name in ("acquire", "restore", "enhance", "init", "doctor", "estimate")
     )
-    assert "emdiffuse.restoration.plan.make_plan" in (site / "reference/api/index.html").read_text()
+    assert "emdiffuse.restoration.planning.make_plan" in (site / "reference/api/index.html").read_text()
 
 
 def test_nothing_is_fetched_from_elsewhere(site):

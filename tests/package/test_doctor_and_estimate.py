@@ -91,7 +91,7 @@ def config(tmp_path, medulla, small_model, monkeypatch):
 
 
 def test_what_is_counted_is_what_is_planned(config, dataset, small_model):
-    from emdiffuse.restoration.plan import make_plan
+    from emdiffuse.restoration.planning import make_plan
 
     read = read_config(config)
     cost = estimate(read).restorations[0]

@@ -29,7 +29,8 @@ from emdiffuse.models.description import read_description
 from emdiffuse.models.importing import import_model
 from emdiffuse.models.inference import RestorationModel
 from emdiffuse.readers import open_source
-from emdiffuse.restoration.plan import make_plan, read_plan
+from emdiffuse.restoration.plan import read_plan
+from emdiffuse.restoration.planning import make_plan
 from emdiffuse.runtime.errors import AccessError, ConfigError, DataError
 from emdiffuse.stores.volume import open_volume
 from emdiffuse.viewing import find_images

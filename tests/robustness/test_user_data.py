@@ -25,7 +25,7 @@ from emdiffuse.patches.cut import cut_patches
 from emdiffuse.registration.align import align
 from emdiffuse.registration.raft_training import Recipe, read_sources, train_raft
 from emdiffuse.registration.register import register
-from emdiffuse.restoration.plan import make_plan
+from emdiffuse.restoration.planning import make_plan
 from emdiffuse.runtime import atomic
 from emdiffuse.runtime.atomic import replaced, take_place
 from emdiffuse.runtime.errors import OutputError

@@ -20,7 +20,7 @@ from emdiffuse.evaluation.baselines import (
     weights_of,
 )
 from emdiffuse.evaluation.methods import baselines_of
-from emdiffuse.restoration.geometry import SliceGrid
+from emdiffuse.restoration.slice_grid import SliceGrid
 
 KINDS = baselines_of("vemdiffuse-i")
 

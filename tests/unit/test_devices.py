@@ -17,7 +17,7 @@ from emdiffuse.models.inference import RestorationModel
 from emdiffuse.models.networks.build import NativeNetwork, UNet, channels_last
 from emdiffuse.models.networks.compilation import CompiledNetwork
 from emdiffuse.restoration import tiles as restoration
-from emdiffuse.restoration.plan import make_plan
+from emdiffuse.restoration.planning import make_plan
 from emdiffuse.restoration.stitch import pyramid, stitch
 from emdiffuse.restoration.tiles import restore
 from emdiffuse.runtime.devices import CudaMemory, fitting_batch, place_of

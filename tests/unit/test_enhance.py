@@ -12,7 +12,7 @@ from emdiffuse.enhance.tiff import tiff_facts
 from emdiffuse.models.description import Description
 from emdiffuse.models.networks.build import NativeNetwork
 from emdiffuse.models.networks.weights import save_model
-from emdiffuse.restoration.plan import make_plan
+from emdiffuse.restoration.planning import make_plan
 from emdiffuse.restoration.stitch import pyramid, stitch
 from emdiffuse.restoration.tiles import restore
 from emdiffuse.runtime.errors import DataError, EmdiffuseError

@@ -21,7 +21,7 @@ from emdiffuse.evaluation.methods import absent_baselines, baselines_of
 from emdiffuse.evaluation.metrics import MEASURES, METRICS, Measure, Metric, psnr, ssim
 from emdiffuse.evaluation.metrics.base import ratio
 from emdiffuse.evaluation.tables import summary
-from emdiffuse.restoration.geometry import SliceGrid
+from emdiffuse.restoration.slice_grid import SliceGrid
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.runtime.progress import logger
 from emdiffuse.stores.array import create_image_array

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emdiffuse.restoration.device_noise import device_noise
-from emdiffuse.restoration.geometry import TILE_MULTIPLE, BlockGrid, SliceGrid, TileAxis, owned
+from emdiffuse.restoration.geometry import TILE_MULTIPLE, BlockGrid, TileAxis, owned
 from emdiffuse.restoration.noise import circle, logarithm, noise_field
+from emdiffuse.restoration.slice_grid import SliceGrid
 
 factors = st.one_of(
     st.integers(2, 12).map(Fraction), st.fractions(2, 12, max_denominator=8).filter(lambda f: f >= 2)

@@ -25,9 +25,10 @@ from emdiffuse.runtime.errors import ConfigError, DataError
 from emdiffuse.runtime.interruption import Interrupted
 from emdiffuse.runtime.progress import setup
 from emdiffuse.training import launch
-from emdiffuse.training.launch import Resources, TrainingJob, sbatch_options, signal_seconds
+from emdiffuse.training.launch import TrainingJob
 from emdiffuse.training.parallel import Ranks
 from emdiffuse.training.slurm import JobState, Log, failure, parse_job
+from emdiffuse.training.submission import Resources, sbatch_options, signal_seconds
 from emdiffuse.training.train import train
 
 SETTINGS = {

@@ -16,7 +16,7 @@ import json, sys
 import torch
 from pathlib import Path
 from emdiffuse.runtime.allocator import return_freed_memory
-from emdiffuse.restoration.plan import make_plan
+from emdiffuse.restoration.planning import make_plan
 from emdiffuse.restoration.tiles import restore
 from emdiffuse.restoration.stitch import pyramid, stitch
 torch.set_num_threads(1)

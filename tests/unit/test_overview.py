@@ -8,7 +8,7 @@ import pytest
 from restoring import chunks, run, settings
 
 from emdiffuse.restoration import overview
-from emdiffuse.restoration.plan import make_plan
+from emdiffuse.restoration.planning import make_plan
 from emdiffuse.restoration.stitch import stitch
 from emdiffuse.restoration.tiles import restore
 from emdiffuse.runtime.errors import StoreError

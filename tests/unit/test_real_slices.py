@@ -9,7 +9,7 @@ from helpers import raw_file, write_volume
 from restoring import content, image_model, run, settings, volumes
 
 from emdiffuse.evaluation.evaluate import evaluate
-from emdiffuse.restoration.plan import make_plan
+from emdiffuse.restoration.planning import make_plan
 from emdiffuse.restoration.tiles import restore
 from emdiffuse.runtime.errors import DataError, StoreError
 from emdiffuse.stores.facts import RealSlices

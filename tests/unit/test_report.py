@@ -34,7 +34,7 @@ from emdiffuse.report.times import stage_times
 from emdiffuse.report.verdicts import gains, short_verdict, surpassing, verdict
 from emdiffuse.report.viewer import SIDE, sheet
 from emdiffuse.report.write import write_report
-from emdiffuse.restoration.geometry import SliceGrid
+from emdiffuse.restoration.slice_grid import SliceGrid
 from emdiffuse.runtime.errors import ConfigError, StoreError
 from emdiffuse.stores.array import create_image_array
 from emdiffuse.stores.volume import write_image

@@ -19,7 +19,8 @@ from emdiffuse.models.networks.build import UNet
 from emdiffuse.models.networks.weights import save_model
 from emdiffuse.models.processes import Batch
 from emdiffuse.restoration.intervals import floors, interval
-from emdiffuse.restoration.plan import make_plan, read_plan
+from emdiffuse.restoration.plan import read_plan
+from emdiffuse.restoration.planning import make_plan
 from emdiffuse.restoration.stitch import pyramid, stitch
 from emdiffuse.restoration.tiles import read_condition, restore, restore_blocks
 from emdiffuse.runtime.errors import ConfigError, ModelError, StoreError

@@ -7,7 +7,7 @@ from helpers import write_volume
 from restoring import content, image_model, run, settings
 
 from emdiffuse.acquisition.acquire import keep_every
-from emdiffuse.restoration.plan import make_plan
+from emdiffuse.restoration.planning import make_plan
 from emdiffuse.restoration.stitch import stitch_box
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.stores.array import Array

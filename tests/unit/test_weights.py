@@ -17,7 +17,7 @@ from emdiffuse.models.importing import import_model
 from emdiffuse.models.networks.build import UNet, build_network, load_network
 from emdiffuse.models.networks.weights import SCHEDULE_BUFFERS, import_published, save_model
 from emdiffuse.models.processes import NativeProcess
-from emdiffuse.restoration.plan import make_plan
+from emdiffuse.restoration.planning import make_plan
 from emdiffuse.restoration.tiles import restore
 from emdiffuse.runtime.errors import EmdiffuseError, ModelError
 
