@@ -10,7 +10,7 @@ Conventions
   torch load.
 """
 
-from emdiffuse.cli import models, project, stages, tools
+from emdiffuse.cli import adapt, models, project, stages, tools
 from emdiffuse.cli.app import app, main
 
-__all__ = ["app", "main", "models", "project", "stages", "tools"]
+__all__ = ["adapt", "app", "main", "models", "project", "stages", "tools"]

@@ -174,6 +174,37 @@ def enhancement_options(
     device: Device = "auto",
 ) -> "Enhancement":
     """How a file is restored: by which model, and with what the file does not tell."""
+    return enhancement_of(model, factor, voxel_size, thickness, override, sampler, reading, device)
+
+
+@with_options(reading=reading_options)
+def volume_options(
+    *,
+    model: Model = Path("vemdiffuse"),
+    factor: Factor = None,
+    voxel_size: VoxelSize = None,
+    thickness: Thickness = 0.0,
+    override: Override = False,
+    reading: "Reading",
+    device: Device = "auto",
+) -> "Enhancement":
+    """Which model a volume is for, and what its file does not tell; nothing of how that is run."""
+    from emdiffuse.config import Sampler
+
+    return enhancement_of(model, factor, voxel_size, thickness, override, Sampler(), reading, device)
+
+
+def enhancement_of(
+    model: Path,
+    factor: str | None,
+    voxel_size: str | None,
+    thickness: float,
+    override: bool,
+    sampler: "Sampler",
+    reading: "Reading",
+    device: str,
+) -> "Enhancement":
+    """Read the numbers of the options, and put all into one record."""
     from emdiffuse.enhance.one_file import Enhancement
 
     ratio = None if factor is None else _ratio(factor)

@@ -24,6 +24,11 @@ class Patches(Section):
         description="Axes of an isotropic volume that gaps are cut along (vemdiffuse-i); others than z give "
         "more patches, of tissue that changes from slice to slice as it does along those.",
     )
+    left_out_slices: bool = Field(
+        False,
+        description="vemdiffuse-a also learns along z, at twice the volume's factor (12 at most): every "
+        "second slice is left out and is the target between its neighbours. Of thin slices.",
+    )
     validation: float = Field(
         0.125, gt=0, lt=1, description="Share of the volume, at its far end in z, kept for validation."
     )
@@ -118,7 +123,10 @@ class Training(Section):
     )
     minutes: float | None = Field(None, gt=0, description="Wall time after which training ends early.")
     patience: int | None = Field(
-        None, ge=1, description="Validations without a better PSNR after which training ends early."
+        10,
+        ge=1,
+        description="Validations in a row without a better PSNR after which training ends early; null: "
+        "never.",
     )
     batch: int = Field(8, ge=1, description="Patches a step.")
     accumulate: int = Field(

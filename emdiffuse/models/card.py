@@ -108,6 +108,8 @@ def _quality(description: Description, trained: dict[str, Any] | None) -> list[s
         return ["Not measured here: its weights were imported."]
     entry = max(trained["history"], key=lambda e: e["validation_psnr"])
     plain = "linear interpolation" if TASKS[description.task].volumetric else "the (enlarged) input"
+    first, outlook = trained["history"][0], trained.get("outlook")
+    started = [first] if first["step"] == 0 else []
     return [
         f"{trained['steps']} steps in {clock(trained['seconds'])} on {trained['device']}. On patches of its "
         "datasets that it was not trained on:",
@@ -115,7 +117,12 @@ def _quality(description: Description, trained: dict[str, Any] | None) -> list[s
         "| | PSNR (dB) | SSIM |",
         "| --- | --- | --- |",
         f"| this model | {entry['validation_psnr']:.2f} | {entry['validation_ssim']:.3f} |",
+        *(
+            f"| the model that it began from | {e['validation_psnr']:.2f} | {e['validation_ssim']:.3f} |"
+            for e in started
+        ),
         f"| {plain} | {entry['plain_psnr']:.2f} | {entry['plain_ssim']:.3f} |",
+        *(["", *(f"* {sentence}." for sentence in outlook["sentences"])] if outlook else []),
     ]
 
 

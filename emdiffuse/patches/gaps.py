@@ -13,6 +13,10 @@ Conventions
   the coarse z axis is first interpolated linearly to the pixel size of the other, so that structures have
   their true shape, and mirrored where it is shorter than a patch
   (Lu et al., doi 10.1038/s41467-024-49125-z, train on the same planes).
+* With `patches.left_out_slices`, vemdiffuse-a learns from gaps along z too, of twice the volume's factor:
+  every second slice is left out and is the target between its neighbours. Their planes are as sharp as those
+  that the model is applied to, where the lateral ones are interpolated in part; they are fewer. Slices must
+  be thin: a thick one is an average of what is asked for.
 * Training and validation lie apart along z (vemdiffuse-i: the far end in z; vemdiffuse-a: the far end in y,
   since such a volume has few slices), with one gap between them. A volume gives the factors that it is large
   enough for.
@@ -29,7 +33,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.config import Model, anisotropy_factor
+from emdiffuse.config import MAXIMUM_FACTOR, Model, anisotropy_factor
 from emdiffuse.patches.origins import TRAINING, VALIDATION, Cut, Origin, training_length
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.stores.facts import VolumeFacts
@@ -63,6 +67,9 @@ class GapSource:
             )
         else:
             self.stretch = 1.0
+        thin = window(self.stretch, self.facts.thickness) == 1
+        twice = left_out_factor(self.stretch)
+        self.left_out = twice if model.patches.left_out_slices and thin and depth >= 3 else None
 
     @property
     def facts(self) -> VolumeFacts:
@@ -70,8 +77,10 @@ class GapSource:
         return self.volume.facts
 
     def extent(self, origin: Origin) -> tuple[int, int, int]:
-        """Return the voxels (z, y, x) that a patch is cut from."""
+        """Return the voxels (z, y, x) that a patch is cut from; a left-out slice with its two neighbours."""
         size = self.model.patches.size
+        if self._leaves_out(origin):
+            return 3, size, size
         sides = [self.length(origin.factor) if i == origin.axis else size for i in range(3)]
         if self.stretch > 1:
             sides[0] = ceil((size - 1) / self.stretch) + 1
@@ -97,6 +106,8 @@ class GapSource:
                     found = True
                     permille, end = self._thickness(factor, random)
                     yield origin._replace(permille=permille, end=end)
+            if found and self.left_out is not None:
+                yield from self._grid(number, self.left_out, split, left_out=True)
             if not found:
                 shape = " x ".join(map(str, self.volume.array.shape))
                 missing = self._missing_before[-1]
@@ -117,7 +128,11 @@ class GapSource:
             return 0, 0
         return round(1000 * thickness), int(end)
 
-    def _grid(self, number: int, factor: int, split: int) -> Iterator[Origin]:
+    def _leaves_out(self, origin: Origin) -> bool:
+        """Tell whether the target of a patch is a real slice that is left out."""
+        return self.stretch > 1 and origin.axis == 0
+
+    def _grid(self, number: int, factor: int, split: int, left_out: bool = False) -> Iterator[Origin]:
         settings = self.model.patches
         shape = (self.volume.array.shape[0], *(side.stop for side in self.volume.valid))
         lateral = self.stretch > 1
@@ -131,13 +146,15 @@ class GapSource:
         low, high = (0, end) if split == TRAINING else (begin, shape[cut])
         chosen = ["zyx".index(axis) for axis in settings.axes]
         axes = (1, 2) if lateral else chosen if split == TRAINING else (0,)
+        axes = (0,) if left_out else axes
         for axis in axes:
             extent = self.extent(Origin(number, axis, 0, 0, 0, factor, split))
             share = 1 - settings.overlap if split == TRAINING else 1.0
-            steps = [factor if i == axis else max(round(e * share), 1) for i, e in enumerate(extent)]
+            along = 1 if left_out else factor
+            steps = [along if i == axis else max(round(e * share), 1) for i, e in enumerate(extent)]
             lows, highs = [0, 0, 0], list(shape)
             lows[cut], highs[cut] = low, high
-            if lateral:
+            if lateral and not left_out:
                 highs[0] = max(highs[0], extent[0])
             starts = [
                 range(lo, hi - e + 1, s) for lo, hi, e, s in zip(lows, highs, extent, steps, strict=True)
@@ -151,7 +168,13 @@ class GapSource:
         return bool(before[min(stop, len(before) - 1)] > before[start])
 
     def stack(self, origin: Origin) -> NDArray[np.float32]:
-        """Return the slices that a gap is cut from, (depth, H, W), float32 in [-1, 1], its axis as depth."""
+        """Return the slices that a gap is cut from, (depth, H, W), float32 in [-1, 1], its axis as depth.
+
+        Of a left-out slice: itself in the middle of the seven around it, the nearest of those that are there
+        and can be trusted in place of others.
+        """
+        if self._leaves_out(origin):
+            return self._around(origin)
         start = (origin.z, origin.y, origin.x)
         shape = self.volume.array.shape
         ends = [min(s + e, n) for s, e, n in zip(start, self.extent(origin), shape, strict=True)]
@@ -163,6 +186,22 @@ class GapSource:
             values = stretched(values, self.stretch, self.model.patches.size)
         return np.moveaxis(values, origin.axis, 0)
 
+    def _around(self, origin: Origin) -> NDArray[np.float32]:
+        size, middle = self.model.patches.size, origin.z + 1
+        first, last = max(middle - 3, 0), min(middle + 4, self.volume.array.shape[0])
+        if self._meets_missing(first, origin.z):
+            first = origin.z
+        if self._meets_missing(middle + 2, last):
+            last = middle + 2
+        sides = (slice(origin.y, origin.y + size), slice(origin.x, origin.x + size))
+        values = self.volume.array[(slice(first, last), *sides)]
+        unit = shown(values, self.volume.intensity.at(range(first, last)))
+        places = np.arange(middle - 3, middle + 4)
+        # an outer neighbour that is not there is replaced by the inner one, as at the ends of a volume
+        places[0] = places[0] if places[0] >= first else middle - 1
+        places[-1] = places[-1] if places[-1] < last else middle + 1
+        return unit[np.clip(places - first, 0, last - first - 1)]
+
     def usable(self, origin: Origin) -> bool:
         """Tell whether a gap has contrast."""
         return bool(self.stack(origin).std() >= self.model.patches.minimum_contrast)
@@ -170,6 +209,14 @@ class GapSource:
     def cut(self, origin: Origin) -> Cut:
         """Return condition (4, H, W), target (D, H, W) and positions (D,), D that of the deepest gap."""
         stack, factor = self.stack(origin), origin.factor
+        depth = max(
+            len(target_places(f, window(f, self.model.thicknesses[1]), True)) for f in self.model.factors
+        )
+        if self._leaves_out(origin):
+            target = np.full((depth, *stack.shape[1:]), np.nan, np.float32)
+            positions = np.full(depth, np.nan, np.float32)
+            target[0], positions[0] = stack[3], 0.5
+            return Cut(stack[::2], target, positions)
         w = window(factor, origin.permille / 1000)
         weights = np.minimum(w - np.arange(ceil(w)), 1).astype(np.float32) / np.float32(w)
         condition = np.stack(
@@ -178,9 +225,6 @@ class GapSource:
         places = target_places(factor, w, bool(origin.end))
         if origin.end:
             condition[0] = condition[1]
-        depth = max(
-            len(target_places(f, window(f, self.model.thicknesses[1]), True)) for f in self.model.factors
-        )
         target = np.full((depth, *stack.shape[1:]), np.nan, np.float32)
         target[: len(places)] = stack[places.start : places.stop]
         positions = np.full(depth, np.nan, np.float32)
@@ -188,7 +232,19 @@ class GapSource:
         return Cut(condition, target, positions)
 
 
-def window(factor: int, thickness: float) -> float:
+def left_out_factor(ratio: float) -> int | None:
+    """Return the factor of the gaps in which every second slice is left out; None where it is too large.
+
+    Parameters
+    ----------
+    ratio : float
+        Of the distance of slices to the size of a pixel.
+    """
+    factor = round(2 * ratio)
+    return factor if ratio > 1 and factor <= MAXIMUM_FACTOR else None
+
+
+def window(factor: float, thickness: float) -> float:
     """Return how many slices of an isotropic volume a real slice integrates over: at least one."""
     return max(thickness * factor, 1.0)
 

@@ -46,6 +46,7 @@ from emdiffuse.runtime.atomic import write_atomically
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.runtime.progress import logger
 from emdiffuse.stores.provenance import Link, SourceFile
+from emdiffuse.training.outlook import outlook
 
 NATIVE_SAMPLER = OwnSampler(name="unipc", steps=8)
 """What a native model is sampled with, unless the settings say otherwise: see ``benchmarks/README.md``."""
@@ -194,8 +195,9 @@ def finish(
     patches: PatchStore,
     state: TrainingState,
     device: torch.device,
+    ended: str,
 ) -> None:
-    """Write the best weights, what they are, and how they came about."""
+    """Write the best weights, what they are, and how they came about; say in the log what to make of it."""
     weights = torch.load(experiment / "run" / "best.pt", map_location="cpu", weights_only=True)
     state.average.load_state_dict(weights)
     if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
@@ -218,10 +220,14 @@ def finish(
             emdiffuse=__version__,
         ),
     )
+    found = outlook(state.history, ended)
+    for sentence in found.sentences:
+        logger.info("%s: %s", made.name, sentence)
     facts = {
         "steps": state.step,
         "seconds": round(state.seconds, 1),
         "device": str(device),
+        "outlook": found.as_json(),
         "history": state.history,
     }
     write_atomically(best / "metrics.json", json.dumps(facts, indent=2))

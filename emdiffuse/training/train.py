@@ -3,7 +3,7 @@
 Conventions
 -----------
 * The order of the data, the augmentation, the noise levels and the noise of step n are drawn by generators
-  seeded with (seed, n), so that a training that was killed and goes on does what it would have done.
+  seeded with (seed, n), so that a training that was killed and resumed does what it would have done.
 * What is learned from a batch, and how the network is then sampled, is the process' (`models.processes`).
 * A batch is shared out among processes (`training.parallel`), and each part worked through in accumulated
   ones: their numbers change rounding alone.
@@ -38,6 +38,7 @@ from emdiffuse.runtime.progress import logger, progress
 from emdiffuse.stores.facts import require_made
 from emdiffuse.training.feed import DRAWING, DROPPING, batch_rows, batches, draw_batch, seed_of
 from emdiffuse.training.identity import training_link
+from emdiffuse.training.outlook import Timing
 from emdiffuse.training.parallel import Ranks, joined
 from emdiffuse.training.state import TrainingState, finish, new_state, resume, save
 from emdiffuse.training.validation import batch_picture, validate
@@ -51,7 +52,10 @@ def train(
     device: str = "auto",
     stop: Stop | None = None,
 ) -> None:
-    """Train a model from a patch store, or go on with a training that was interrupted.
+    """Train a model from a patch store, or resume a training that was interrupted.
+
+    Weights that are begun from a model are scored first: where nothing that is learned is better on the
+    held-out part, the model's own are kept.
 
     Parameters
     ----------
@@ -96,12 +100,12 @@ def train(
             sum(p.numel() for p in state.network.parameters()),
             len(patches.training), len(patches.validation),
         )  # fmt: skip
-        _loop(state, model, patches, run, identity, ranks, stop or Stop())
+        ended = _loop(state, model, patches, run, identity, ranks, stop or Stop())
         if ranks.first:
             examples = draw_batch(patches, model, 0, np.arange(model.training.batch))
             with replaced_file(experiment / "best" / "batch.png") as partial:
                 partial.write_bytes(imagecodecs.png_encode(batch_picture(*examples)))
-            finish(experiment, made, model, patches, state, ranks.device)
+            finish(experiment, made, model, patches, state, ranks.device, ended)
         ranks.wait()
 
 
@@ -113,25 +117,29 @@ def _loop(
     identity: str,
     ranks: Ranks,
     stop: Stop,
-) -> None:
-    """Take steps until a limit of the settings is reached, or until a signal comes."""
+) -> str:
+    """Take steps until a limit of the settings is reached, and return which; or until a signal comes."""
     require("tensorboard", "workflow", "Training")
     from torch.utils.tensorboard import SummaryWriter
 
     training = model.training
-    begin, saved = time.monotonic() - state.seconds, time.monotonic()
     board = SummaryWriter(str(run / "tensorboard"), purge_step=state.step) if ranks.first else None
+    if board and training.init_from and not state.history:
+        validate(state, patches, run, board, ranks.device)  # what there is to be better than
+    begin, saved = time.monotonic() - state.seconds, time.monotonic()
     own = ranks.part(training.batch)
     examples = batches(patches, model, own, state.step, ranks.device)
     forward = ranks.wrap(state.network)
     limit = _most_steps(training, len(patches.training))
+    ended = f"all {limit} steps were taken"
     steps = range(state.step, limit)
     left = 60 * (training.minutes or math.inf) - state.seconds
     shown = progress(steps, limit, "training", "step", done=state.step, seconds=left)
+    timing = Timing(training, limit, state.step, state.seconds)
     for step in shown if ranks.first else steps:
         share = max(step / limit, state.seconds / 60 / (training.minutes or math.inf))
         if reason := _enough(state, training, share):
-            logger.info("%s after %d steps", reason, step)
+            ended = f"{reason} after {step} steps"
             break
         part = _backward(state, forward, training, next(examples), own, ranks)
         told = ranks.gather(part, stop.number, time.monotonic() - begin)
@@ -141,6 +149,8 @@ def _loop(
         _update(state, training, share)
         state.losses.append(loss)
         state.step, state.seconds = step + 1, told[0][2]
+        if ranks.first and (sentence := timing.after(state.step)):
+            logger.info("%s", sentence)
         if state.step % training.validate_every == 0:
             if board:
                 validate(state, patches, run, board, ranks.device)
@@ -160,6 +170,7 @@ def _loop(
             validate(state, patches, run, board, ranks.device)
         save(run, identity, state)
         board.close()
+    return ended
 
 
 def _most_steps(training: Training, patches: int) -> int:
@@ -174,7 +185,7 @@ def _enough(state: TrainingState, training: Training, share: float) -> str | Non
     if share >= 1:
         return f"the limit of {training.minutes:g} minutes is reached"
     if training.patience and state.stale >= training.patience:
-        return f"{state.stale} validations were no better than {state.best:.2f} dB: the training ends"
+        return f"{state.stale} validations in a row were no better than {state.best:.2f} dB (`patience`)"
     return None
 
 

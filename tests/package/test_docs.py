@@ -58,6 +58,7 @@ def place(tmp_path, medulla, models, monkeypatch):
         tifffile.imwrite(tmp_path / f"pairs/clean/{number}.tif", clean)
     (tmp_path / "published.pth").symlink_to(models / "published.pth")
     monkeypatch.setattr(shipped, "SHIPPED_FOLDER", models)
+    monkeypatch.setattr("emdiffuse.enhance.adapt.MOST_STEPS", 2)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

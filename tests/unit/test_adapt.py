@@ -1,0 +1,177 @@
+"""Fine-tuning: the model to begin from is scored first, and kept where nothing better was learned."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from helpers import write_volume
+from learning import model_settings, weights
+from typer.testing import CliRunner
+
+from emdiffuse.cli import app
+from emdiffuse.config import Model
+from emdiffuse.enhance.adapt import adapt
+from emdiffuse.enhance.one_file import Enhancement
+from emdiffuse.models.description import read_description
+from emdiffuse.models.inference import RestorationModel
+from emdiffuse.patches.cut import ORIGIN_COLUMNS, PatchStore, cut_patches
+from emdiffuse.patches.origins import TRAINING, VALIDATION
+from emdiffuse.runtime.errors import EmdiffuseError
+from emdiffuse.runtime.interruption import Interrupted
+from emdiffuse.stores.intensity import shown
+from emdiffuse.stores.volume import open_volume
+from emdiffuse.training import train as training
+from emdiffuse.training.train import train
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def thin(medulla, tmp_path):
+    """A TIFF of five slices, 60 nm apart."""
+    file = tmp_path / "thin.tif"
+    tifffile.imwrite(file, medulla[:25:6, :100, :84], photometric="minisblack")
+    return file
+
+
+def test_a_volume_adapts_a_model_which_restores_it(thin, small_model, tmp_path):
+    out = tmp_path / "mine"
+    run = CliRunner()
+    arguments = ["adapt", str(thin), "--model", str(small_model), "--factor", "6", "--minutes", "0.05"]
+    done = run.invoke(app, [*arguments, "--out", str(out)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    facts = json.loads((out / "metrics.json").read_text())
+    scores = {entry["step"]: entry["validation_psnr"] for entry in facts["history"]}
+    assert min(scores) == 0 < max(scores)
+    assert scores[facts["outlook"]["kept_step"]] == max(scores.values()) >= scores[0]
+    assert "minutes is reached" in facts["outlook"]["ended"]
+    told = run.invoke(app, ["provenance", str(out)]).output
+    assert all(f"  {stage} " in told for stage in ("train", "patches", "acquire", "raw"))
+    assert "the model that it began from" in (out / "README.md").read_text()
+    arguments = ["enhance", str(thin), str(tmp_path / "out.tif"), "--model", str(out), "--factor", "6"]
+    assert run.invoke(app, arguments, catch_exceptions=False).exit_code == 0
+    assert tifffile.imread(tmp_path / "out.tif").shape == (25, 100, 84)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_interrupted_adaptation_resumes(thin, small_model, tmp_path, monkeypatch, caplog):
+    how = Enhancement(small_model, voxel_size=(60, 10, 10), device="cpu")
+    update = training._update
+
+    def interrupted(state, *rest):
+        update(state, *rest)
+        if state.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(training, "_update", interrupted)
+    monkeypatch.setattr("emdiffuse.enhance.adapt.MOST_STEPS", 6)
+    with pytest.raises(Interrupted, match="after step 4 is saved"):
+        adapt(thin, tmp_path / "mine", how)
+    assert not (tmp_path / "mine").exists() and (tmp_path / ".mine.adapting").is_dir()
+    monkeypatch.setattr(training, "_update", update)
+    monkeypatch.setattr("emdiffuse.runtime.progress.logger.propagate", True)
+    caplog.set_level("INFO", "emdiffuse")
+    adapt(thin, tmp_path / "mine", how)
+    assert "resumes from step 4" in caplog.text and "nothing to do" in caplog.text
+    assert read_description(tmp_path / "mine").task == "vemdiffuse-a"
+
+
+@pytest.mark.parametrize(
+    ("shape", "task", "message"),
+    [
+        ((5, 24, 84), None, "24 x 84 pixels are too few to learn from"),
+        ((5, 100, 84), "emdiffuse-r", "cannot be adapted without truth"),
+    ],
+)
+def test_what_cannot_be_adapted_is_refused(medulla, small_model, tmp_path, shape, task, message):
+    model = small_model if task is None else image_model(tmp_path / "model", task)
+    file = tmp_path / "a.tif"
+    tifffile.imwrite(file, medulla[tuple(slice(n) for n in shape)], photometric="minisblack")
+    how = Enhancement(model, voxel_size=(60, 10, 10), device="cpu")
+    with pytest.raises(EmdiffuseError, match=message):
+        adapt(file, tmp_path / "mine", how, 0.01)
+    assert not (tmp_path / "mine").exists()
+
+
+def image_model(folder, task):
+    from emdiffuse.models.description import Description, NativeSpec
+    from emdiffuse.models.networks.build import build_network
+    from emdiffuse.models.networks.weights import save_model
+
+    spec = NativeSpec(conditions=1, channels=8, multipliers=(1, 2), blocks=1)
+    save_model(folder, build_network(spec), Description(task=task, network=spec))
+    return folder
+
+
+GAPS = model_settings().model_dump()
+ANISOTROPIC = {
+    **GAPS,
+    "task": "vemdiffuse-a",
+    "patches": {"size": 32, "validation": 0.25, "left_out_slices": True},
+}
+
+
+@pytest.mark.parametrize("settings", [GAPS, ANISOTROPIC], ids=["vemdiffuse-i", "vemdiffuse-a"])
+def test_no_fine_tuning_is_worse_than_the_model_that_it_began_from(
+    settings, store, medulla, small_model, tmp_path
+):
+    """At such a rate every step does harm: what is left is the model itself."""
+    if settings is ANISOTROPIC:
+        volume = write_volume(tmp_path / "a.ome.zarr", medulla[:25:3, :100, :64], (30, 10, 10))
+        store = tmp_path / "p.zarr"
+        cut_patches([volume], Model.model_validate(settings), store)
+    rate = {"learning_rate": 10.0, "ema": 0.0, "validate_every": 1, "init_from": str(small_model)}
+    model = Model.model_validate({**settings, "training": {"steps": 3, "batch": 2, "warmup": 0, **rate}})
+    train(store, model, "m", tmp_path, "cpu")
+    facts = json.loads((tmp_path / "best/metrics.json").read_text())
+    assert [entry["step"] for entry in facts["history"]] == [0, 1, 2, 3]
+    assert facts["outlook"]["kept_step"] == 0 and facts["outlook"]["gain"] == 0
+    before, after = RestorationModel.load(small_model).network.state_dict(), weights(tmp_path)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert "the weights are those of that model, unchanged" in (tmp_path / "best/README.md").read_text()
+
+
+@pytest.fixture
+def left_out(medulla, tmp_path):
+    """A volume of nine slices, and its patches with slices that are left out."""
+
+    def cut(size=32, **facts):
+        settings = {**ANISOTROPIC, "patches": {**ANISOTROPIC["patches"], "size": size}}
+        volume = write_volume(tmp_path / "a.ome.zarr", medulla[:25:3, :100, :64], (30, 10, 10), **facts)
+        cut_patches([volume], Model.model_validate(settings), tmp_path / "p.zarr")
+        patches = PatchStore(tmp_path / "p.zarr")
+        axis, z, y, split = (patches.origins[:, ORIGIN_COLUMNS.index(n)] for n in ("axis", "z", "y", "split"))
+        return open_volume(volume), patches, axis == 0, z, y, split
+
+    return cut
+
+
+def test_a_left_out_slice_is_the_target_between_its_neighbours(left_out):
+    volume, patches, axial, z, y, split = left_out()
+    assert axial.any() and not axial.all() and set(patches.factor[axial]) == {6}
+    unit = shown(volume.array[:, :, :], volume.intensity.at(range(9)))
+    for row in np.flatnonzero(axial):
+        (condition,), (target,) = patches.read(np.array([row]))
+        x = patches.origins[row, ORIGIN_COLUMNS.index("x")]
+        images = unit[:, y[row] : y[row] + 32, x : x + 32]
+        middle = z[row] + 1
+        first = middle - 3 if middle >= 3 else middle - 1
+        last = middle + 3 if middle + 3 < 9 else middle + 1
+        np.testing.assert_allclose(condition, images[[first, z[row], middle + 1, last]], atol=2e-3)
+        np.testing.assert_allclose(target[0], images[middle], atol=2e-3)
+        assert np.isnan(target[1:]).all() and patches.positions[row, 0] == 0.5
+    trained = axial & (split == TRAINING)
+    assert y[trained].max() + 32 + 3 <= y[split == VALIDATION].min()
+
+
+def test_no_left_out_slice_is_missing_or_thick(left_out):
+    _, _, axial, z, _, _ = left_out(size=16, missing=[8])
+    assert set(z[axial] + 1) == {1, 2, 3, 4, 5, 6}
+    assert not left_out(thickness=1.0)[2].any()
