@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtr, xlogy
 
 from emdiffuse.config import Calibration
 from emdiffuse.evaluation.comparison import Comparison, compare, read
@@ -61,6 +60,8 @@ def hoeffding_bentkus(risk: float, alpha: float, units: int) -> float:
         The smaller of Hoeffding's bound in its tight form, exp(-n h(min(risk, alpha), alpha)) with h the
         relative entropy of two coins, and Bentkus's, e P(Binomial(n, alpha) <= ceil(n risk)).
     """
+    from scipy.special import bdtr, xlogy
+
     low = min(risk, alpha)
     entropy = float(xlogy(low, low / alpha) + xlogy(1 - low, (1 - low) / (1 - alpha)))
     # A sum of losses that is whole but for rounding counts as whole.

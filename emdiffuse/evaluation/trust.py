@@ -16,12 +16,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_gradient_magnitude
-from scipy.special import ndtri
 
 from emdiffuse.evaluation.bootstrap import mean_interval
 from emdiffuse.evaluation.calibration import LEVELS, units_of
@@ -104,6 +103,8 @@ def assess(found: Comparison) -> dict[str, Any] | None:
 
 def draw(found: Comparison) -> Sample:
     """Read voxels, an even part of them where there are many."""
+    from scipy.ndimage import gaussian_gradient_magnitude
+
     boxes = list(units_of(found, BLOCK, UNITS))
     total = sum(int(np.prod([part.stop - part.start for part in box])) for box in boxes)
     step, together = ceil(total / VOXELS), ceil(len(boxes) / GROUPS)
@@ -134,7 +135,10 @@ def diagram(sample: Sample, calibration: CalibrationFacts | None) -> list[dict[s
     rows = []
     for alpha in LEVELS:
         row = {"nominal": 1 - alpha}
-        for name, scale in (("gaussian", float(ndtri(1 - alpha / 2))), ("calibrated", scales.get(alpha))):
+        for name, scale in (
+            ("gaussian", NormalDist().inv_cdf(1 - alpha / 2)),
+            ("calibrated", scales.get(alpha)),
+        ):
             if scale is not None:
                 low, high = interval(sample.restored, sample.uncertainty, scale, sample.floor)
                 row[name] = float(np.mean((sample.truth >= low) & (sample.truth <= high)))

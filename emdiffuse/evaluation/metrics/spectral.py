@@ -17,15 +17,15 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy import fft
 from numpy.typing import NDArray
-from scipy import fft
 
 from emdiffuse.evaluation.blocks import EvaluationBlock
 from emdiffuse.evaluation.metrics.base import Measure, Metric, Piece, Scores, Setting, Vector, ratio
 
 Image = NDArray[Any]
 Map = NDArray[np.float64]
-Spectrum = NDArray[np.complex64]
+Spectrum = NDArray[Any]
 
 HIGH_FREQUENCY = 0.25
 """Where high frequencies begin, in cycles a pixel: a quarter of the sampling frequency, half of Nyquist's."""
