@@ -137,16 +137,12 @@ class Alignment(Section):
         description="Largest misplacement of a slice in an aligned volume, in pixels, for slices as far "
         "apart as pixels; more is allowed the further they are apart.",
     )
-    slices: int = Field(64, ge=2, description="How many neighbouring pairs are looked at, at most.")
     weights: str = Field(
         "shipped",
         description="Weights of the optical flow (RAFT): `shipped`, `torchvision` (downloaded), or a path.",
     )
     least_correlation: float = Field(
         0.3, ge=0, lt=1, description="Pairs that correlate less after registration are not trained on."
-    )
-    most_rejected: float = Field(
-        0.5, gt=0, le=1, description="Pairs of which a larger share cannot be registered are not trained on."
     )
 
 

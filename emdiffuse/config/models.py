@@ -118,9 +118,6 @@ class Training(Section):
     """The training loop."""
 
     steps: int = Field(20000, ge=1, description="Optimizer steps.")
-    epochs: float | None = Field(
-        None, gt=0, description="Passes over the training patches after which training ends early."
-    )
     minutes: float | None = Field(None, gt=0, description="Wall time after which training ends early.")
     patience: int | None = Field(
         10,
@@ -136,7 +133,6 @@ class Training(Section):
     warmup: int = Field(100, ge=0, description="Steps of linear warm-up, before the cosine decay.")
     weight_decay: float = Field(1e-4, ge=0, description="Weight decay of AdamW.")
     ema: float = Field(0.999, ge=0, lt=1, description="Decay of the moving average of the weights.")
-    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     loss: Literal["mse", "difficulty"] = Field(
         "mse", description="Squared error, or the published difficulty-aware loss (of the U-Nets)."
     )

@@ -114,7 +114,7 @@ def _method(alignment: Alignment) -> Register:
     from emdiffuse.registration.raft import Flow  # torch and torchvision: to check pairs needs neither
 
     flow = Flow(alignment.weights)
-    limits = Limits(alignment.least_correlation, alignment.most_rejected)
+    limits = Limits(alignment.least_correlation)
     return lambda fixed, moving: register_pair(fixed, moving, flow, limits)
 
 
@@ -126,7 +126,6 @@ def _made(pairs: Pairs, alignment: Alignment) -> Link:
         return made_by("register", own, {**settings, "tolerance": alignment.tolerance}, before)
     from emdiffuse.registration.raft import link_of_weights
 
-    settings["most_rejected"] = alignment.most_rejected
     return made_by("register", own, settings, before, link_of_weights(alignment.weights))
 
 

@@ -44,7 +44,9 @@ from emdiffuse.stores.provenance import Link, made_by
 from emdiffuse.stores.volume import Volume, open_volume, write_image
 
 FIELD = 1024
-"""Height and width of the middle of the slices that is looked at, in pixels."""
+"""Slices are compared in their middle, of at most this height and width in pixels."""
+PAIRS = 64
+"""How many pairs of neighbouring slices are compared, at most."""
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +118,7 @@ def check_alignment(
     """
     opened = open_volume(volume)
     name = opened.facts.dataset or volume.name.split(".")[0]
-    measured = measure(opened, alignment.slices)
+    measured = measure(opened)
     report = {"dataset": name, **judge(measured, opened.voxel_size, alignment.tolerance)}
     write_atomically(quality, json.dumps(report, indent=2))
     _draw(measured, report, figure)
@@ -139,7 +141,7 @@ def check_alignment(
         write_image(partial, name, opened.voxel_size, facts)
 
 
-def measure(volume: Volume, pairs: int) -> Measured:
+def measure(volume: Volume, pairs: int = PAIRS) -> Measured:
     """Measure the shifts between neighbouring slices, and the jitter of the slices between two others.
 
     Parameters
@@ -147,7 +149,7 @@ def measure(volume: Volume, pairs: int) -> Measured:
     volume : Volume
         An image (z, y, x).
     pairs : int
-        How many pairs are looked at, at most: all, or pairs of pairs spread evenly over the volume.
+        How many pairs to compare, at most: all, or pairs of pairs spread evenly over the volume.
     """
     depth, height, width = volume.array.shape
     middle = tuple(slice(max(0, (n - FIELD) // 2), min(n, (n + FIELD) // 2)) for n in (height, width))

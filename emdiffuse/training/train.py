@@ -43,6 +43,9 @@ from emdiffuse.training.parallel import Ranks, joined
 from emdiffuse.training.state import TrainingState, finish, new_state, resume, save
 from emdiffuse.training.validation import batch_picture, validate
 
+LARGEST_GRADIENT = 1.0
+"""Norm that a gradient is clipped to."""
+
 
 def train(
     store: Path,
@@ -130,7 +133,7 @@ def _loop(
     own = ranks.part(training.batch)
     examples = batches(patches, model, own, state.step, ranks.device)
     forward = ranks.wrap(state.network)
-    limit = _most_steps(training, len(patches.training))
+    limit = training.steps
     ended = f"all {limit} steps were taken"
     steps = range(state.step, limit)
     left = 60 * (training.minutes or math.inf) - state.seconds
@@ -171,13 +174,6 @@ def _loop(
         save(run, identity, state)
         board.close()
     return ended
-
-
-def _most_steps(training: Training, patches: int) -> int:
-    """Return the limit of steps, from that of steps and that of epochs."""
-    if training.epochs is None:
-        return training.steps
-    return min(training.steps, math.ceil(training.epochs * patches / training.batch))
 
 
 def _enough(state: TrainingState, training: Training, share: float) -> str | None:
@@ -222,7 +218,7 @@ def _update(state: TrainingState, training: Training, share: float) -> None:
     for group in state.optimizer.param_groups:
         group["lr"] = training.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
     state.scaler.unscale_(state.optimizer)
-    torch.nn.utils.clip_grad_norm_(state.network.parameters(), training.clip)
+    torch.nn.utils.clip_grad_norm_(state.network.parameters(), LARGEST_GRADIENT)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     decay = min(training.ema, (1 + state.step) / (10 + state.step))

@@ -88,7 +88,7 @@ FOLDERS = {
 
 def register_to(place, name, out):
     beside = place.parent / "beside"
-    register(place / name, Alignment(slices=4), out, beside / "q.json", beside / "q.png")
+    register(place / name, Alignment(), out, beside / "q.json", beside / "q.png")
 
 
 def foreign(place, source):

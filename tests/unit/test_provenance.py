@@ -26,8 +26,8 @@ from emdiffuse.training.identity import training_link
 
 OTHER = {
     Training: {
-        "steps": 7, "epochs": 2.0, "minutes": 3.0, "patience": 2, "batch": 2, "accumulate": 2,
-        "learning_rate": 2e-3, "warmup": 3, "weight_decay": 0.5, "ema": 0.5, "clip": 2.0,
+        "steps": 7, "minutes": 3.0, "patience": 2, "batch": 2, "accumulate": 2,
+        "learning_rate": 2e-3, "warmup": 3, "weight_decay": 0.5, "ema": 0.5,
         "loss": "difficulty", "feed": "device",
         "mean_share": 0.25, "validate_every": 3, "checkpoint_minutes": 1.0, "precision": "float32", "seed": 9,
         "init_from": None,

@@ -99,12 +99,6 @@ def test_minutes_end_a_training(store, tmp_path):
     assert 0 < facts["steps"] < 10**6 and len(facts["history"]) >= 1
 
 
-def test_epochs_end_a_training(store, tmp_path):
-    count = len(PatchStore(store).training)
-    train(store, model_settings(steps=10**6, epochs=5 / count), "m", tmp_path, "cpu")
-    assert json.loads((tmp_path / "best" / "metrics.json").read_text())["steps"] == 2  # of 4 patches each
-
-
 def test_a_training_that_no_longer_improves_ends(store, tmp_path):
     """At this rate the moving average, which hardly moves, is never better than at the first validation."""
     model = model_settings(steps=1000, validate_every=1, learning_rate=10.0, patience=3)

@@ -41,7 +41,7 @@ def registered(folder, name="a"):
     """Register it, as the workflow would."""
     out = folder / f"results/registered/{name}.ome.zarr"
     side = [out.parent / f"{name}.quality.{kind}" for kind in ("json", "png")]
-    register(folder / f"results/acquired/{name}.ome.zarr", Alignment(slices=3), out, *side)
+    register(folder / f"results/acquired/{name}.ome.zarr", Alignment(), out, *side)
     return out
 
 
