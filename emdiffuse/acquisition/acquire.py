@@ -24,11 +24,13 @@ from numpy.typing import NDArray
 
 from emdiffuse.acquisition.checksums import checksums
 from emdiffuse.acquisition.repair import fill_untrusted, find_untrusted
-from emdiffuse.acquisition.sizes import agreed_voxel_size
+from emdiffuse.acquisition.sizes import SQUARE, agreed_voxel_size
 from emdiffuse.acquisition.streaming import default_workers, stream, stream_source
 from emdiffuse.config.reading import Reading
 from emdiffuse.config.sources import parse_source
 from emdiffuse.readers import open_source
+from emdiffuse.readers.base import Source
+from emdiffuse.readers.resampled import SquarePixels
 from emdiffuse.runtime.atomic import replaced
 from emdiffuse.runtime.errors import ConfigError, DataError
 from emdiffuse.stores.array import Box, create_image_array
@@ -91,7 +93,7 @@ def acquire(
         If `out` cannot be written.
     """
     reading = reading or Reading()
-    slices = open_source(source, repair and not images, reading, images)
+    slices: Source = open_source(source, repair and not images, reading, images)
     if reading.data_bar == "auto":
         slices.look_for_data_bar()
     depth, height, width = slices.shape
@@ -99,7 +101,10 @@ def acquire(
     logger.info("%s: found %s", source, what)
     if slices.dtype != slices.stored:
         logger.info("%s: %s is stored as %s, each value as it is", source, slices.stored, slices.dtype)
-    size = agreed_voxel_size(slices, voxel_size, override, images)
+    size = agreed_voxel_size(slices, voxel_size, override, images, not reading.square_pixels)
+    if abs(size[1] - size[2]) > SQUARE * size[1]:
+        size, slices = (size[0], min(size[1:]), min(size[1:])), SquarePixels(slices, size)
+        logger.info("%s: resampled to square pixels of %.4g nm", source, size[1])
     if slices.shape[0] < 2 and not images:
         raise DataError(
             f"{source}: there is only one slice; a volume needs two or more; for separate "

@@ -69,6 +69,17 @@ Raw = Annotated[
 DataBar = Annotated[
     str, typer.Option(help="Height of the microscope's data bar in rows; 0: none; auto: detect it.")
 ]
+Step = Annotated[
+    int | None,
+    typer.Option(min=1, help="Difference of the numbers of neighbouring slices in a folder; default: found."),
+]
+MissingChunks = Annotated[
+    str, typer.Option(help="fill: chunks that a store lacks hold its fill value.", metavar="refuse|fill")
+]
+Nan = Annotated[str, typer.Option(help="mask: NaN marks voxels without data.", metavar="refuse|mask")]
+SquarePixels = Annotated[
+    bool, typer.Option("--square-pixels", help="Resample pixels that are not square to their smaller side.")
+]
 Steps = Annotated[int | None, typer.Option(help="Network evaluations per sample; default: the model's own.")]
 Samples = Annotated[
     int,
@@ -142,7 +153,11 @@ def reading_options(
     axes: Axes = None,
     crop: Crop = None,
     raw: Raw = None,
+    step: Step = None,
     data_bar: DataBar = "auto",
+    missing_chunks: MissingChunks = "refuse",
+    nan: Nan = "refuse",
+    square_pixels: SquarePixels = False,
 ) -> "Reading":
     """Which part of a file is read, and how."""
     from emdiffuse.config.reading import Reading
@@ -156,7 +171,11 @@ def reading_options(
         "axes": axes,
         "crop": None if crop is None else _box(crop),
         "raw": None if raw is None else _pixels(raw),
+        "step": step,
         "data_bar": int(data_bar) if data_bar.isdecimal() else data_bar,
+        "missing_chunks": missing_chunks,
+        "nan": nan,
+        "square_pixels": square_pixels,
     }
     return parse(Reading, values, "options")
 

@@ -2,7 +2,7 @@
 
 Conventions
 -----------
-* Nothing here changes a value that is read. Indices count from 0.
+* Nothing here changes a value that is read, but for `square_pixels`. Indices count from 0.
 * The keys lie in a dataset beside `source`, and `emdiffuse enhance` and `watch` have them as options.
 """
 
@@ -81,6 +81,12 @@ class Reading(Section):
     )
     nan: Literal["refuse", "mask"] = Field(
         "refuse", description="`mask`: NaN marks voxels without data, which count nowhere and stay NaN."
+    )
+
+    square_pixels: bool = Field(
+        False,
+        description="Resample pixels that are not square to the smaller of their sides, instead of refusing "
+        "them; the size of the pixels is then the smaller side.",
     )
 
     @field_validator("data_bar")

@@ -147,17 +147,18 @@ def enhance(
                 "--steps: samples of one call do not differ; leave it out, or ask for 2 or more beside "
                 "`--samples`"
             )
+        same_grid = images and plan.scale == 1 and not how.reading.square_pixels
         restore(path, 1, 1, how.device, model)
         stitch(path, 1, 1)
         pyramid(path)
         if uncertainty is not None:
-            _write(plan, "uncertainty", uncertainty, facts, known, task.volumetric)
+            _write(plan, "uncertainty", uncertainty, facts, known, same_grid)
         if output.suffix == ZARR:
             if not known[1]:
                 forget_unit(plan.restored)
             take_place(plan.restored, output)
         else:
-            _write(plan, "restored", output, facts, known, task.volumetric)
+            _write(plan, "restored", output, facts, known, same_grid)
 
 
 @contextlib.contextmanager
@@ -219,25 +220,25 @@ def voxel_size(
     """
     if how.factor is not None and how.voxel_size is not None:
         raise ConfigError("say either `--factor` or `--voxel-size`, not both")
-    spacing, _, pixel = slices.voxel_size or (None, None, None)
+    spacing, height, pixel = slices.voxel_size or (None, None, None)
+    square = not how.reading.square_pixels
     if how.voxel_size is not None:
-        return agreed_voxel_size(slices, how.voxel_size, how.override, not volumetric), (True, True)
+        size = agreed_voxel_size(slices, how.voxel_size, how.override, not volumetric, square)
+        return size, (True, True)
     if how.factor is not None:
-        side = pixel or 1.0
-        z = float(how.factor * Fraction(side).limit_denominator(10**6))
-        return agreed_voxel_size(slices, (z, side, side), how.override, not volumetric), (
-            True,
-            pixel is not None,
-        )
+        sides = (height or 1.0, pixel or 1.0)
+        z = float(how.factor * Fraction(min(sides)).limit_denominator(10**6))
+        size = agreed_voxel_size(slices, (z, *sides), how.override, not volumetric, square)
+        return size, (True, pixel is not None)
     if not volumetric:
-        side = agreed_voxel_size(slices, None, images=True)[1] if pixel is not None else 1.0
-        return (spacing or side, side, side), (spacing is not None, pixel is not None)
+        _, y, x = agreed_voxel_size(slices, None, False, True, square) if pixel is not None else (1.0,) * 3
+        return (spacing or x, y, x), (spacing is not None, pixel is not None)
     if pixel is None or spacing is None:
         raise DataError(
             f"{slices.name}: the file does not say how far its slices are apart; add `--factor` (6, or "
             "45/8) or `--voxel-size` (z,y,x in nanometers, such as 60,10,10)"
         )
-    return agreed_voxel_size(slices, None), (True, True)
+    return agreed_voxel_size(slices, None, square=square), (True, True)
 
 
 def forget_unit(image: Path) -> None:
@@ -252,14 +253,13 @@ def forget_unit(image: Path) -> None:
 
 
 def _write(
-    plan: Plan, quantity: str, path: Path, facts: TiffFacts, known: tuple[bool, bool], volumetric: bool
+    plan: Plan, quantity: str, path: Path, facts: TiffFacts, known: tuple[bool, bool], same_grid: bool
 ) -> None:
     """Write a quantity as a TIFF; sizes that nobody knows are not made up."""
     z, y, _ = open_volume(plan.restored / quantity).voxel_size
     spacing_known, pixel_known = known
     with scratch(path) as work:
         file = work / path.name
-        same_grid = not volumetric and plan.scale == 1
         write_tiff(
             file,
             Array(plan.restored / quantity / "0"),

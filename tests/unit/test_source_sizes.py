@@ -12,6 +12,7 @@ from emdiffuse.acquisition.acquire import acquire
 from emdiffuse.acquisition.image_pairs import acquire_pairs
 from emdiffuse.config.reading import Reading
 from emdiffuse.readers import open_source
+from emdiffuse.readers.resampled import SquarePixels
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.stores.volume import open_volume
 
@@ -183,6 +184,42 @@ def test_pixels_that_are_not_square_are_refused(tmp_path, images):
     with pytest.raises(DataError, match="its pixels are 10 nm high and 8 nm wide; only square pixels"):
         acquire(str(tmp_path / "a.tif"), None, tmp_path / "out.zarr", "a", images)
     assert not (tmp_path / "out.zarr").exists()
+
+
+def waves(rows, columns):
+    """Return a smooth image at places in pixels of its finer axis."""
+    return 128 + 60 * np.sin(rows[:, None] / 7) * np.cos(columns / 9)
+
+
+@pytest.mark.parametrize("longer", ["y", "x"])
+@pytest.mark.parametrize("given", [None, (50, 8, 8), (50, "y", "x")])
+def test_pixels_that_are_not_square_are_resampled_on_request(tmp_path, longer, given):
+    """Voxels of 50 x 10 x 8 nm, or 50 x 8 x 10, become 50 x 8 x 8; any part is what it is in the whole."""
+    stretched, fine = (np.arange(60) + 0.5) * 1.25 - 0.5, np.arange(90)
+    plane = waves(stretched, fine) if longer == "y" else waves(stretched, fine).T
+    sides = (10.0, 8.0) if longer == "y" else (8.0, 10.0)
+    volume = np.stack([plane, plane + 9]).astype(np.float32)
+    tifffile.imwrite(
+        tmp_path / "a.tif", volume, imagej=True, resolution=(1000 / sides[1], 1000 / sides[0]),
+        metadata={"axes": "ZYX", "spacing": 0.05, "unit": "um"},
+    )  # fmt: skip
+    size = (50, *sides) if given and given[1] == "y" else given
+    acquire(str(tmp_path / "a.tif"), size, tmp_path / "a.zarr", "a", reading=Reading(square_pixels=True))
+    out = open_volume(tmp_path / "a.zarr")
+    assert out.voxel_size == (50, 8, 8)
+    read = out.array[:]
+    assert read.shape == ((2, 75, 90) if longer == "y" else (2, 90, 75))
+    expected = waves(np.arange(75), fine) if longer == "y" else waves(np.arange(75), fine).T
+    inner = (slice(3, -3), slice(3, -3))
+    np.testing.assert_allclose(read[0][inner], expected[inner], atol=0.02)
+    squared = SquarePixels(open_source(str(tmp_path / "a.tif")), (50, *sides))
+    np.testing.assert_array_equal(squared.read(1, 2, slice(30, 41), slice(7, 9)), read[1:, 30:41, 7:9])
+
+
+def test_a_size_that_is_not_square_is_never_written_as_if_it_were(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", VOLUME)
+    with pytest.raises(DataError, match="its pixels are 9 nm high and 8 nm wide"):
+        acquire(str(tmp_path / "a.tif"), (50, 9, 8), tmp_path / "a.zarr", "a", override=True)
 
 
 def test_the_clean_images_of_pairs_tell_their_size(tmp_path):
