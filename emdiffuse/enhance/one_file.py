@@ -33,7 +33,7 @@ from emdiffuse.readers import SUFFIXES, open_source
 from emdiffuse.readers.base import Source
 from emdiffuse.restoration.plan import Plan
 from emdiffuse.restoration.planning import make_plan
-from emdiffuse.restoration.stitch import pyramid, stitch
+from emdiffuse.restoration.stitch import pyramid, stitch, told_origin
 from emdiffuse.restoration.tiles import restore
 from emdiffuse.runtime.atomic import scratch, take_place, write_atomically
 from emdiffuse.runtime.devices import place_of
@@ -267,7 +267,18 @@ def _write(
             y if pixel_known else None,
             z if spacing_known and pixel_known else None,
             same_grid,
+            _history(plan, quantity),
             intensities=quantity == "restored",
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         file.replace(path)
+
+
+def _history(plan: Plan, quantity: str) -> str:
+    """Say how a quantity was made: of which files, by which model and settings; in ASCII, as TIFF has it."""
+    facts = plan.facts
+    sources = ", ".join(f"{Path(source.path).name} SHA-256 {source.sha256}" for source in facts.sources)
+    sampler = facts.sampler.model_dump_json(exclude_none=True) if facts.sampler is not None else "default"
+    what = "" if quantity == "restored" else f"{quantity} of what was "
+    text = f"{what}{told_origin(plan)}; sources: {sources}; sampler: {sampler}; settings: {plan.hash}"
+    return text.encode("ascii", "backslashreplace").decode()

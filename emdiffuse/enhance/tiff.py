@@ -5,6 +5,8 @@ Conventions
 * Voxel sizes are in nanometers; None where a file does not say.
 * ImageJ's files stay ImageJ's, OME-TIFF stays OME-TIFF, others keep their description. Tags of the microscope
   are kept as long as the pixel grid is the same, since they speak of its pixels.
+* Every file says that it was restored, of what, by which model and how: in the tag ImageHistory (TIFF/EP, ISO
+  12234-2), and where people look: OME's description, ImageJ's info, the description of a file that has none.
 * Slices are written one after another, and never all held.
 """
 
@@ -33,8 +35,9 @@ SLAB_BYTES = 2**28
 ORIENTATION = 274
 KEPT_TAGS = {269, 271, 272, 285, 306, 315, 316, 33432}
 """Names, times and persons; private tags (from 32768 on) are kept too, but for those in `FORMAT_TAGS`."""
-FORMAT_TAGS = {34665, 34853, 50838, 50839}
-"""Private tags that belong to the file's layout: folders of Exif and GPS, and ImageJ's own."""
+IMAGE_HISTORY = 37395
+FORMAT_TAGS = {34665, 34853, 50838, 50839, IMAGE_HISTORY}
+"""Private tags that belong to the file's layout (folders of Exif and GPS, ImageJ's own), and the history."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,7 @@ def write_tiff(
     pixel: float | None,
     spacing: float | None,
     same_grid: bool,
+    history: str,
     intensities: bool = True,
 ) -> None:
     """Write an array (z, y, x) as a TIFF like another one.
@@ -154,6 +158,8 @@ def write_tiff(
         Size of a pixel and distance of slices of the array, in nanometers.
     same_grid : bool
         Whether pixel i of the array lies where pixel i of the other file lies.
+    history : str
+        How the array was made.
     intensities : bool
         Whether the array has the intensities of the other file, and is stored as these are: of its type, and
         with 0 as white if they have it so.
@@ -179,16 +185,19 @@ def write_tiff(
             options |= {"resolution": (1 / pixel, 1 / pixel), "resolutionunit": "NONE"}
         if spacing is not None:
             properties["spacing"] = spacing
+        properties["Info"] = "\n".join(filter(None, [properties.get("Info"), history]))
         options["metadata"] = {**properties, "axes": "ZYX"}
     elif kind == "ome":
         sizes = {"X": pixel, "Y": pixel, "Z": spacing}
         known = {f"PhysicalSize{axis}": value for axis, value in sizes.items() if value is not None}
-        options["metadata"] = {"axes": "ZYX", **known, **{f"{key}Unit": "nm" for key in known}}
-    elif facts.description:
-        options["description"] = facts.description
+        units = {f"{key}Unit": "nm" for key in known}
+        options["metadata"] = {"axes": "ZYX", "Description": history, **known, **units}
+    else:
+        options["description"] = facts.description or history
     tags: tuple[tuple[Any, ...], ...] = (
         facts.tags if same_grid else tuple(tag for tag in facts.tags if tag[0] < 32768)
     )
+    tags = (*tags, (IMAGE_HISTORY, 2, None, history, True))
     if shown.orientation != 1:
         tags = (*tags, (ORIENTATION, 3, 1, shown.orientation, True))
     with tifffile.TiffWriter(path, bigtiff=big, imagej=kind == "imagej", ome=kind == "ome") as tif:
@@ -209,7 +218,7 @@ def _type_to_write(dtype: np.dtype[Any], stored: np.dtype[Any] | None) -> np.dty
     if (
         stored is None
         or stored == dtype
-        or stored.name not in ("int8", "float16", "float64", "uint32", "int32")
+        or stored.name not in ("int8", "float16", "float64", "uint32", "int32", "uint64", "int64")
     ):
         return dtype
     return stored

@@ -192,7 +192,7 @@ def pyramid(path: Path) -> None:
     plan = read_plan(path)
     z, y, x = open_volume(plan.input).voxel_size
     voxel_size = (z, y / plan.scale, x / plan.scale) if plan.images else (y, y, y)
-    images, words = [], {"metadata": {"description": _provenance(plan)}}
+    images, words = [], {"metadata": {"description": told_origin(plan)}}
     for left in (*plan.restored.glob(".zarr.json.*"), *plan.restored.glob("*/.zarr.json.*")):
         left.unlink()  # of a pyramid that was killed while it wrote its metadata
     for name in plan.outputs:
@@ -219,7 +219,7 @@ def pyramid(path: Path) -> None:
     write_group(plan.restored, {"ome": ome, "emdiffuse": facts.as_json()})
 
 
-def _provenance(plan: Plan) -> str:
+def told_origin(plan: Plan) -> str:
     """Say in a sentence, for whoever opens the volume in another program, that it was not measured."""
     facts = plan.facts
     return (
