@@ -112,7 +112,7 @@ def adapt(
     _take_up(work)
     name = plain_name(Path(source).stem, "volume")
     volume, store = work / "input.ome.zarr", work / "patches.zarr"
-    with only_one(work / "lock"), speaking_of(source, volume):
+    with only_one(work / "lock"), speaking_of({volume: source}):
         acquire(
             str(source),
             size,

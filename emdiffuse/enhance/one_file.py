@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -127,7 +128,7 @@ def enhance(
     facts = facts_of(slices)
     size, known = voxel_size(slices, how, task.volumetric)
     name = plain_name(Path(source).stem, "image")
-    with scratch(output) as work, speaking_of(source, work / "input.ome.zarr"):
+    with scratch(output) as work, speaking_of({work / "input.ome.zarr": source, work: output}):
         acquire(
             str(source),
             size,
@@ -162,13 +163,29 @@ def enhance(
 
 
 @contextlib.contextmanager
-def speaking_of(source: Path | str, hidden: Path) -> Iterator[None]:
-    """Let mistakes that name a hidden file name the user's instead."""
+def speaking_of(names: Mapping[Path, Path | str]) -> Iterator[None]:
+    """Let mistakes and warnings that name a hidden file name the user's instead."""
+
+    def plain(text: str) -> str:
+        for hidden, shown in names.items():
+            text = text.replace(str(hidden), str(shown))
+        return text
+
+    def rewrite(record: logging.LogRecord) -> bool:
+        record.msg, record.args = plain(record.getMessage()), ()
+        return True
+
+    handlers = [*logging.getLogger("emdiffuse").handlers, *logging.getLogger().handlers]
+    for handler in handlers:
+        handler.addFilter(rewrite)
     try:
         yield
     except EmdiffuseError as error:
-        error.args = (str(error).replace(str(hidden), str(source)),)
+        error.args = (plain(str(error)),)
         raise
+    finally:
+        for handler in handlers:
+            handler.removeFilter(rewrite)
 
 
 def plain_name(text: str, otherwise: str) -> str:

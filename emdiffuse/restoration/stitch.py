@@ -211,7 +211,7 @@ def pyramid(path: Path) -> None:
         ome = {"version": "0.5", "multiscales": [own]}
         write_group(plan.restored / name, {"ome": ome, "emdiffuse": plan.facts.as_json()})
         images.append(multiscale(name, voxel_size, [f"{name}/{level}" for level in levels], scales) | words)
-        logger.info("%s: %d levels", plan.restored / name, len(scales))
+        logger.info("%s: %d levels of resolution", name, len(scales))
     facts = plan.facts
     if "uncertainty" in plan.outputs:
         facts = facts.model_copy(update={"reliability": reliability(plan)})
