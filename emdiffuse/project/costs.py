@@ -67,6 +67,9 @@ def _described(cost: RestorationCost | TrainingCost) -> list[str]:
     if isinstance(cost, TrainingCost):
         training = cost.model.training
         limit = f", {training.minutes:g} minutes at most" if training.minutes else ""
+        if training.patience:
+            sooner = training.patience * training.validate_every
+            limit += f"; it ends sooner where {sooner} steps in a row bring nothing"
         return [
             f"train {cost.name}: {training.steps} steps of {training.batch} patches of "
             f"{cost.model.patches.size} x {cost.model.patches.size} pixels{limit}",

@@ -39,6 +39,7 @@ def training(experiment: Path, name: str, found: dict[str, Any]) -> dict[str, An
     return {
         "name": name,
         "facts": ", ".join(facts),
+        "outlook": found.get("outlook", {}).get("sentences", []),
         "charts": [drawn for drawn in charts if drawn],
         "batch": _embedded(experiment / "best" / "batch.png"),
     }

@@ -141,7 +141,7 @@ def slope(history: History) -> tuple[float, float] | None:
     if len(history) < FEWEST:
         return None
     steps, values = (np.array([e[key] for e in history], float) for key in ("step", "validation_psnr"))
-    first = min(np.searchsorted(steps, steps[-1] * (1 - LAST_SHARE)), len(steps) - FEWEST)
+    first = min(np.searchsorted(steps, math.floor(steps[-1] * (1 - LAST_SHARE))), len(steps) - FEWEST)
     x, y = steps[first:], values[first:]
     x = (x - x.mean()) / (x[-1] - x[0])
     rise = float(x @ y / (x @ x))

@@ -202,6 +202,7 @@ def finish(
     state.average.load_state_dict(weights)
     if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
         raise DataError(f"{experiment}: the weights are not finite; lower `training.learning_rate`")
+    found = outlook(state.history, ended)
     best, native = experiment / "best", isinstance(state.network, NativeNetwork)
     save_model(
         best,
@@ -214,15 +215,12 @@ def finish(
             network=state.spec,
             objective=Objective(prediction="flow" if native else "epsilon"),
             sampler=NATIVE_SAMPLER if native else PUBLISHED_SAMPLER,
-            training=model.training.model_dump(mode="json"),
+            training={**model.training.model_dump(mode="json"), "ended": found.ended},
             augmentation=model.augmentation.model_dump(mode="json"),
             sources=(*patches.facts.sources, *_learned_before(model)),
             emdiffuse=__version__,
         ),
     )
-    found = outlook(state.history, ended)
-    for sentence in found.sentences:
-        logger.info("%s: %s", made.name, sentence)
     facts = {
         "steps": state.step,
         "seconds": round(state.seconds, 1),
@@ -232,3 +230,5 @@ def finish(
     }
     write_atomically(best / "metrics.json", json.dumps(facts, indent=2))
     write_card(best)
+    for sentence in found.sentences:
+        logger.info("%s: %s", made.name, sentence)

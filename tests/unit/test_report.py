@@ -104,7 +104,9 @@ def made(tmp_path_factory):
     ]
     best = folder / "experiments/net/best"
     best.mkdir(parents=True)
-    (best / "metrics.json").write_text(json.dumps({"history": history, "steps": 100, "device": "cpu"}))
+    said = {"sentences": ["all 100 steps were taken", "more steps would help"]}
+    facts = {"history": history, "steps": 100, "device": "cpu", "outlook": said}
+    (best / "metrics.json").write_text(json.dumps(facts))
     quality = {"conclusion": "The slices are aligned.", "aligned": True, "drift": {"largest": 0.25}}
     (folder / "results/registered/thin.quality.json").write_text(json.dumps(quality))
     measured(folder / "results", "restore/thin-net-1-of-1", 61, 250)
@@ -159,6 +161,7 @@ def test_the_numbers_lie_beside_the_report(made):
     numbers = json.loads((folder / "report.json").read_text())
     assert numbers["evaluations"] == [json.loads((folder / "results/evaluation/thin/net.json").read_text())]
     assert numbers["trainings"]["net"]["steps"] == 100
+    assert "<li>All 100 steps were taken.</li><li>More steps would help.</li>" in made[2]
     assert numbers["trainings"]["net"]["history"][0]["loss"] is None, "JSON has no number for NaN"
     assert [(row["stage"], row["jobs"], row["seconds"]) for row in numbers["times"]] == [("restore", 1, 61.0)]
     assert numbers["versions"]["emdiffuse"]
