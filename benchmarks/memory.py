@@ -23,6 +23,8 @@ from emdiffuse.models.networks.native import NativeNetwork
 from emdiffuse.models.networks.weights import save_model
 from emdiffuse.restoration.plan import read_plan
 from emdiffuse.stores.array import Array, create_image_array
+from emdiffuse.stores.facts import VolumeFacts
+from emdiffuse.stores.provenance import made_by
 from emdiffuse.stores.volume import write_image
 
 STAGE = """
@@ -85,8 +87,8 @@ def make_volume(path: Path, shape: tuple[int, int, int]) -> Path:
     generator = np.random.default_rng(0)
     for box in array.boxes():
         array[box] = generator.integers(0, 256, [part.stop - part.start for part in box], np.uint8)
-    intensity = {"low": 10.0, "high": 240.0}
-    write_image(path, "a", (60, 10, 10), {"intensity": intensity, "sources": []})
+    known = {"made": made_by("benchmark", "a", {}), "intensity": {"low": 10.0, "high": 240.0}}
+    write_image(path, "a", (60, 10, 10), VolumeFacts.model_validate({"stage": "register", **known}))
     return path
 
 
