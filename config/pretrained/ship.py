@@ -1,9 +1,10 @@
 """Put a trained model among those that come with the package, in half precision.
 
     python config/pretrained/ship.py NAME [experiments/NAME/best]
+    python config/pretrained/ship.py            # the checksums alone, after a card was edited
 
 Its card, `emdiffuse/models/weights/NAME/README.md`, is written by hand, with the figures of
-`benchmarks/shipped_models.py`. The checksums of all shipped files are brought up to date.
+`benchmarks/shipped_models.py`. The checksums of all shipped files are updated.
 """
 
 from __future__ import annotations
@@ -21,14 +22,18 @@ from emdiffuse.models.shipped import SUMS
 FILES = ("README.md", DESCRIPTION_FILE, "model.safetensors")
 
 
-def main(name: str, source: Path) -> None:
-    """Copy a model, and write the checksums."""
+def ship(name: str, source: Path) -> None:
+    """Copy a model, in half precision."""
     description = read_description(source)
     if description.task != SHIPPED[name]:
         sys.exit(f"{source}: its task is {description.task}, that of {name} is {SHIPPED[name]}")
     save_model(
         SHIPPED_FOLDER / name, load_network(source).half(), description.model_copy(update={"name": name})
     )
+
+
+def write_checksums() -> None:
+    """Write the checksums of all shipped files."""
     lines = []
     for file in (SHIPPED_FOLDER / shipped / part for shipped in SHIPPED for part in FILES):
         if file.exists():
@@ -38,6 +43,8 @@ def main(name: str, source: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3) or sys.argv[1] not in SHIPPED:
+    if len(sys.argv) > 3 or (len(sys.argv) > 1 and sys.argv[1] not in SHIPPED):
         sys.exit(__doc__)
-    main(sys.argv[1], Path(sys.argv[2] if len(sys.argv) == 3 else f"experiments/{sys.argv[1]}/best"))
+    if len(sys.argv) > 1:
+        ship(sys.argv[1], Path(sys.argv[2] if len(sys.argv) == 3 else f"experiments/{sys.argv[1]}/best"))
+    write_checksums()

@@ -3,7 +3,7 @@
 Conventions
 -----------
 * The voxels are those of the chain with the same model, sampler and tiling, because the code is the same;
-  only the check of alignment is left out.
+  only the check of alignment is left out, and tiles are as large as suits the image (`enhance.tiling`).
 * Voxel sizes are (z, y, x) in nanometers. Of a volume the ratio z/y must be known: from the file, or said.
 * The stages work in a hidden folder beside the output, which is removed at the end; the output appears whole,
   or not at all.
@@ -28,6 +28,7 @@ from emdiffuse.config.reading import Reading
 from emdiffuse.config.sources import parse_source
 from emdiffuse.config.tasks import TASKS
 from emdiffuse.enhance.tiff import TiffFacts, facts_of, write_tiff
+from emdiffuse.enhance.tiling import economical_tiling
 from emdiffuse.models.description import read_description
 from emdiffuse.models.inference import RestorationModel
 from emdiffuse.readers import SUFFIXES, open_source
@@ -119,7 +120,8 @@ def enhance(
     """
     if uncertainty is None and how.sampler.samples > 1 and output.suffix != ZARR:
         uncertainty = output.with_name(f"{output.stem}.uncertainty{output.suffix}")
-    task = TASKS[read_description(how.model).task]
+    description = read_description(how.model)
+    task = TASKS[description.task]
     place_of(how.device)  # before the work begins
     images = not task.volumetric
     slices = open_source(str(source), reading=how.reading, images=images)
@@ -140,7 +142,13 @@ def enhance(
             thickness=how.thickness,
         )
         model_name = plain_name(how.model.resolve().name, "model")
-        settings = Restoration(dataset=name, model=model_name, sampler=how.sampler)
+        _, height, width = open_volume(work / "input.ome.zarr").array.shape
+        settings = Restoration(
+            dataset=name,
+            model=model_name,
+            sampler=how.sampler,
+            tiling=economical_tiling(height * task.scale, width * task.scale, description),
+        )
         path = work / "plan.json"
         plan = make_plan(work / "input.ome.zarr", how.model, settings, path)
         if uncertainty is not None and "uncertainty" not in plan.quantities:

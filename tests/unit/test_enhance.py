@@ -6,12 +6,14 @@ import tifffile
 import torch
 
 from emdiffuse.acquisition.acquire import acquire
-from emdiffuse.config import Restoration, Sampler
+from emdiffuse.config import Restoration, Sampler, Tiling
 from emdiffuse.enhance.one_file import Enhancement, enhance
 from emdiffuse.enhance.tiff import tiff_facts
+from emdiffuse.enhance.tiling import economical_tiling
 from emdiffuse.models.description import Description
 from emdiffuse.models.networks.build import NativeNetwork
 from emdiffuse.models.networks.weights import save_model
+from emdiffuse.restoration.geometry import TileAxis
 from emdiffuse.restoration.planning import make_plan
 from emdiffuse.restoration.stitch import pyramid, stitch
 from emdiffuse.restoration.tiles import restore
@@ -63,6 +65,20 @@ def test_a_volume_has_the_voxels_of_the_chain(medulla, small_model, tmp_path):
     assert volume.voxel_size == (10, 10, 10)
     left = {path.name for path in tmp_path.iterdir()}
     assert not [name for name in left if name.startswith(".")]
+
+
+@pytest.mark.parametrize("sides", [(100, 100), (256, 300), (768, 1024), (1024, 1024), (3000, 5000)])
+def test_tiles_suit_the_image(sides):
+    """Little is computed twice, in tiles that fit into any memory; a published network keeps its own."""
+    native = Description(task="emdiffuse-n", network={"architecture": "native", "conditions": 1})
+    tiling = economical_tiling(*sides, native)
+    axes = [TileAxis(side, tiling.tile, tiling.halo, tiling.blend) for side in sides]
+    computed = np.prod([axis.tile * len(axis.starts) for axis in axes])
+    least = np.prod([-(-side // 16) * 16 for side in sides])
+    assert computed <= 1.5 * least and tiling.tile <= 640
+    assert tiling.model_copy(update={"tile": Tiling().tile}) == Tiling()
+    published = Description(task="emdiffuse-n", network={"architecture": "unet", "in_channels": 2})
+    assert economical_tiling(*sides, published) == Tiling()
 
 
 def test_the_factor_comes_from_the_file_or_must_be_said(medulla, small_model, tmp_path):

@@ -35,6 +35,10 @@ def test_a_shipped_model_is_small_and_says_what_it_is(name):
     card = (folder / CARD_FILE).read_text()
     for heading in ("Learned from", "Licen", "How well it does", "Limits"):
         assert heading in card, f"the card of {name} has no '{heading}'"
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["license"] == "mit" and front["training_data"]
+    for data in front["training_data"]:
+        assert all(data[key] for key in ("name", "source", "license")), data
 
 
 def test_a_name_is_that_of_a_shipped_model_and_a_path_is_a_path():
