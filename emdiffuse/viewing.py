@@ -321,9 +321,9 @@ def view(store: Path, host: str = LOOPBACK, port: int = 0) -> None:
         said = getattr(error, "strerror", None) or error
         raise DataError(f"{host}:{port} cannot be listened on ({said}); choose another") from None
     if host not in (LOOPBACK, "localhost", "::1"):
-        logger.warning("whoever reaches %s and knows the link can read %s", host, store)
+        logger.warning("anyone who can reach %s and knows the link can read %s", host, store)
     with server:
-        print(f"{store} is served at {server.address} (Ctrl-C ends it). Open:")
+        print(f"{store} is served at {server.address} (stop with Ctrl-C). Open:")
         print(neuroglancer_link(server.address, images), flush=True)
         try:
             server.serve_forever()

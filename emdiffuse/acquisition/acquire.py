@@ -132,7 +132,7 @@ def acquire(
         missing: list[int] = []
         if images:
             for z in statistics.doubtful()["blank"]:
-                logger.warning("%s: there is next to nothing in this image", slices.where(z))
+                logger.warning("%s: this image is almost uniform", slices.where(z))
         else:
             missing = find_untrusted(slices, statistics, repair)
             fill_untrusted(array, missing)

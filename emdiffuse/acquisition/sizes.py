@@ -67,7 +67,9 @@ def _told_size(source: Source, told: Size, images: bool, square: bool) -> tuple[
     """Return the size that a source tells."""
     z_told, y_told, x_told = told
     if y_told is None or x_told is None:
-        raise DataError(f"{source.name}: it does not tell its voxel size; give `voxel_size` of the dataset")
+        raise DataError(
+            f"{source.name}: the file does not give its voxel size; set `voxel_size` of the dataset"
+        )
     if abs(y_told - x_told) <= SQUARE * y_told:
         y_told = x_told = (y_told + x_told) / 2 if y_told != x_told else y_told
     elif square:

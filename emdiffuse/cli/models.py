@@ -25,4 +25,4 @@ def verify() -> None:
     """Compare the files of the shipped models with their checksums."""
     from emdiffuse.models.shipped import verify_shipped
 
-    print(f"{verify_shipped()} files of the shipped models are as they were shipped.")
+    print(f"{verify_shipped()} files of the shipped models are intact.")

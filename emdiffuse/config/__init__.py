@@ -174,7 +174,7 @@ class Config(Section):
         begun, seen = name, [name]
         while (begun := self.models[begun].training.init_from or "") in self.models:
             if begun in seen:
-                raise ValueError(f"models.{name}.training.init_from: '{begun}' would be begun from itself")
+                raise ValueError(f"models.{name}.training.init_from: '{begun}' would start from itself")
             seen.append(begun)
             if self.models[begun].weights is not None:
                 return  # what network that is, training finds out
@@ -186,7 +186,7 @@ class Config(Section):
             more = models[0].network.blocks - models[1].network.blocks
             if own != other or more < 0 or (more and models[0].network.architecture == "unet"):
                 raise ValueError(
-                    f"models.{name}.training.init_from: '{begun}' has another network; make them the same"
+                    f"models.{name}.training.init_from: '{begun}' has a different network; make them the same"
                 )
 
     @staticmethod
@@ -218,7 +218,7 @@ class Config(Section):
         if not TASKS[self.models[item.model].task].volumetric:
             raise ValueError(f"{key}: {self.models[item.model].task} restores every slice; remove this key")
         if self.models[model].task != "emdiffuse-n":
-            raise ValueError(f"{key}: '{model}' is no model of emdiffuse-n; name one that denoises")
+            raise ValueError(f"{key}: '{model}' is not an emdiffuse-n model; name one that denoises")
         if not any((other.dataset, other.model) == (item.dataset, model) for other in self.restorations):
             raise ValueError(
                 f"{key}: '{item.dataset}' is not restored by '{model}'; add that to `restorations`"
@@ -234,7 +234,9 @@ class Config(Section):
                 "truth"
             )
         if self.origin(other.dataset) == self.origin(item.dataset):
-            raise ValueError(f"{key}: '{other.dataset}' is what is restored; calibrate on other data")
+            raise ValueError(
+                f"{key}: '{other.dataset}' is the dataset being restored; calibrate on other data"
+            )
         if other.sampler.model_copy(update={"seed": item.sampler.seed}) != item.sampler:
             raise ValueError(f"{key}: '{other.dataset}' is restored with another `sampler`; use the same")
         if other.real_slices is not None:

@@ -222,7 +222,7 @@ class Dataset(Reading):
         if self.images and self.source is None and self.degrade is None:
             raise ValueError("`images` says what a `source` holds; remove it")
         if self.slice_thickness and (self.source is None or self.images):
-            raise ValueError("`slice_thickness` is of the slices of a `source` that is a volume; remove it")
+            raise ValueError("`slice_thickness` is for a `source` that is a volume; remove it")
         if self.repair and (self.source is None or self.images):
             raise ValueError("`repair` is for the slices of a volume; remove it")
         name = "keep_every" if self.keep_every else "degrade"

@@ -134,6 +134,6 @@ class Restoration(Section):
             raise ValueError("`calibration` sets intervals around the mean; remove it or `sampler.texture`")
         if self.calibration is not None and self.real_slices is not None:
             raise ValueError(
-                "`calibration` knows no interval of slices that `real_slices` restores; remove one of the two"
+                "`calibration` cannot cover slices that `real_slices` restores; remove one of the two"
             )
         return self

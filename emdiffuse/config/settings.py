@@ -79,7 +79,7 @@ class _Loader(yaml.SafeLoader):
             name = key.value if isinstance(key, yaml.ScalarNode) else None
             if name is not None and name != "<<" and name in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{name}' stands twice in a mapping; keep one", key.start_mark
+                    None, None, f"the key '{name}' appears twice in a mapping; keep one", key.start_mark
                 )
             seen.add(name)
         return super().construct_mapping(node, deep)
@@ -125,7 +125,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ConfigError(f"the key '{key}' stands twice in a mapping; keep one")
+            raise ConfigError(f"the key '{key}' appears twice in a mapping; keep one")
         found[key] = value
     return found
 
@@ -144,7 +144,7 @@ def _require_sane(values: Any, where: str) -> None:
     elif isinstance(values, str) and (
         "\0" in values or values.encode("utf-8", "replace") != values.encode("utf-8", "surrogatepass")
     ):
-        raise ConfigError(f"{where}: {printable(values)!r} holds characters that are no text; write it anew")
+        raise ConfigError(f"{where}: {printable(values)!r} contains invalid characters; type it again")
 
 
 def parse_record(
@@ -184,7 +184,7 @@ def parse_record(
     except (ValueError, RecursionError):
         raise refused(f"{path}: not valid JSON; was it cut off? ({remedy})", path) from None
     except (TypeError, ArithmeticError) as error:  # of pydantic, for what is no fraction
-        raise refused(f"{path}: a number in it is none: {error} ({remedy})", path) from None
+        raise refused(f"{path}: it contains an invalid number: {error} ({remedy})", path) from None
 
 
 def _sentence(section: type[Section], values: Any, error: ValidationError) -> str:

@@ -214,7 +214,7 @@ def image_files(place: str) -> list[Path]:
         raise DataError(f"{place}: you may not read this folder; check its permissions") from None
     if not files:
         raise DataError(
-            f"{place}: this folder holds no image ({', '.join([*SUFFIXES[:2], '.png', '.mrc'])}, ...); "
+            f"{place}: this folder contains no image ({', '.join([*SUFFIXES[:2], '.png', '.mrc'])}, ...); "
             "check the path"
         )
     return _of_one_format(place, files)

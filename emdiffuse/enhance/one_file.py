@@ -260,7 +260,7 @@ def voxel_size(
         return (spacing or x, y, x), (spacing is not None, pixel is not None)
     if pixel is None or spacing is None:
         raise DataError(
-            f"{slices.name}: the file does not say how far its slices are apart; add `--factor` (6, or "
+            f"{slices.name}: the file does not give its slice spacing; add `--factor` (6, or "
             "45/8) or `--voxel-size` (z,y,x in nanometers, such as 60,10,10)"
         )
     return agreed_voxel_size(slices, None, square=square), (True, True)

@@ -112,7 +112,7 @@ def watch(
     """
     for option, seconds in (("--settle", settle), ("--patience", patience)):
         if not seconds >= 0:
-            raise ConfigError(f"{option}: {seconds:g} is no time; give seconds, 0 or more")
+            raise ConfigError(f"{option}: {seconds:g} is not a duration; give seconds, 0 or more")
     if not folder.is_dir():
         raise ConfigError(f"{folder}: there is no such folder to watch; check the path")
     if out.resolve() == folder.resolve():

@@ -96,9 +96,7 @@ class Baselines:
                 },
             )
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise DataError(
-                f"{path}: this is no file of measured baselines; delete it and start again"
-            ) from None
+            raise DataError(f"{path}: not a file of measured baselines; delete it and start again") from None
         if found.ground != ground:
             raise DataError(f"{path}: these baselines were measured on other data; delete it and start again")
         return found

@@ -283,7 +283,7 @@ def _content(path: Path, text: bytes) -> dict[str, Any]:
         raise ModelError(f"{path} does not describe a model of emdiffuse", path)
     version, network = content.get("version"), content.get("network")
     if version == 1 and isinstance(network, dict) and network.get("architecture") == "native":
-        raise ModelError(f"{path}: native models of version 1 cannot be run any more; train again", path)
+        raise ModelError(f"{path}: native models of version 1 are no longer supported; train again", path)
     if version not in (1, VERSION):  # of the published network, nothing has changed since version 1
         raise ModelError(f"{path} has version {version}; this release reads {VERSION}", path)
     return content

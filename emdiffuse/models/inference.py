@@ -124,7 +124,7 @@ class RestorationModel:
             restored = torch.lerp(restored, first, sampler.texture or 0.0)
         if not (restored.isfinite().all() and squares.isfinite().all()):
             raise ModelError(
-                f"{self.directory}: the network answers with NaN or infinity; its weights are damaged, or "
+                f"{self.directory}: the network returns NaN or infinity; its weights are damaged, or "
                 "its training diverged: take another copy, or train again at a lower learning rate",
                 self.directory,
             )

@@ -169,7 +169,7 @@ def _slurm() -> Iterator[Check]:
     partitions = machine.partitions()
     if not partitions:
         advice = "sinfo does not answer; ask whoever runs the cluster, or see `systemctl status slurmctld`"
-        yield Check("SLURM", "installed, but no partition is told", advice)
+        yield Check("SLURM", "installed, but it lists no partition", advice)
         return
     told = [f"{one.name} ({'GPUs, ' if one.gpus else ''}{_limit(one.minutes)})" for one in partitions]
     yield Check("SLURM", f"partitions {', '.join(told)}")

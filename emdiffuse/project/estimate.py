@@ -285,7 +285,7 @@ def grid_of(item: Restoration, description: Description, extent: Extent) -> Bloc
     if task.volumetric:
         if extent.size is None:
             raise ConfigError(
-                f"datasets.{item.dataset}: neither the configuration nor the data say the voxel size; add "
+                f"datasets.{item.dataset}: neither the configuration nor the data give the voxel size; add "
                 "`voxel_size`"
             )
         factor = anisotropy_factor(extent.size, item.dataset, isotropic=True)

@@ -136,7 +136,7 @@ def _completed(one: Finding, wishes: Wishes, ask: Ask | None) -> Finding:
         return replace(one, size=(one.size[1], one.size[1], one.size[1]))  # slices that have no distance
     if ask is None:
         raise DataError(
-            f"{one.source}: the files do not say the size of a voxel; add --voxel-size Z,Y,X (nanometers: "
+            f"{one.source}: the files do not give a voxel size; add --voxel-size Z,Y,X (nanometers: "
             "distance of slices, height and width of a pixel)"
         )
     return replace(one, size=_asked_size(one, ask))

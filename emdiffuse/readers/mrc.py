@@ -59,7 +59,7 @@ def open_mrc(file: Path, reading: Reading) -> FlatFile:
             )
         stored = mrcfile.utils.data_dtype_from_header(header)
     if unusual:
-        logger.warning("%s: the header is not as MRC 2014 has it; read all the same", name)
+        logger.warning("%s: the header is not as MRC 2014 has it; read anyway", name)
     if stored == np.int8 and _bytes_are_unsigned(header):
         stored = np.dtype(np.uint8)
     lengths = [int(header[key]) for key in ("nz", "ny", "nx")]

@@ -111,7 +111,7 @@ def align(
     logger.info(
         "%s: %s; displaced by %.2f pixels (median), correlation %.3f before and %.3f after",
         out,
-        "warped" if result.quality["changed"] else "aligned already, and left as it is",
+        "warped" if result.quality["changed"] else "already aligned, and left unchanged",
         moved["median"],
         ncc["before"],
         ncc["after"],

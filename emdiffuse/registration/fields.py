@@ -74,7 +74,7 @@ def register_pairs(store: Path, alignment: Alignment, out: Path, quality: Path, 
                 entry = field.model_copy(update={"quality": result.quality})
             except NotRegistered as error:
                 entry = field.model_copy(update={"excluded": str(error)})
-                logger.warning("%s: %s: %s; it is not trained on", store, field.name, error)
+                logger.warning("%s: %s: %s; excluded from training", store, field.name, error)
             _write(partial / field.group, pairs, entry, result)
             fields.append(entry)
             pictures = _draw(

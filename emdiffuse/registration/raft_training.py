@@ -294,7 +294,7 @@ def train_raft(
     if out.suffix != ".safetensors":
         raise ConfigError(f"{out}: weights are written as safetensors; choose a name that ends so")
     if not 0 <= recipe.minutes < math.inf:
-        raise ConfigError(f"--minutes: {recipe.minutes:g} is no time; give minutes, 0 or more")
+        raise ConfigError(f"--minutes: {recipe.minutes:g} is not a duration; give minutes, 0 or more")
     require_free(out, inputs, overwrite)
     torch.manual_seed(recipe.seed)
     parts = [source.split() for source in sources]

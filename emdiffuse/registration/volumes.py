@@ -124,7 +124,7 @@ def check_alignment(
     _draw(measured, report, figure)
     if not report["aligned"]:
         raise NotAligned(
-            f"{volume}: the slices are not aligned: {report['reason']}; say `alignment: {{method: warp}}`, "
+            f"{volume}: the slices are not aligned: {report['reason']}; set `alignment: {{method: warp}}`, "
             "or raise `alignment.tolerance` of the dataset",
             report["reason"],
         )

@@ -72,5 +72,5 @@ def read_calibration(
             path,
         )
     if {file.sha256 for file in found.sources} & {file.sha256 for file in sources}:
-        raise DataError(f"{path}: made on these very data; calibrate on others", path)
+        raise DataError(f"{path}: computed on the data being restored; calibrate on other data", path)
     return found

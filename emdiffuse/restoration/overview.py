@@ -64,7 +64,7 @@ def states(results: Path) -> list[RestorationState]:
     """
     plans = sorted(results.glob("restored/*/*/plan.json"))
     if not plans:
-        raise StoreError(f"{results}: no restoration was planned here; name the folder of the results")
+        raise StoreError(f"{results}: no restoration is planned here; give the results folder")
     return [_state(read_plan(path)) for path in plans]
 
 

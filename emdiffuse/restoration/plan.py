@@ -101,7 +101,7 @@ class Plan(Record):
     def _own_checksum(self) -> Plan:
         own = digest(self.model_dump(mode="json", exclude={"checksum"}))
         if self.checksum not in ("", own):
-            raise ValueError("its checksum is not that of its content: it was edited")
+            raise ValueError("its checksum does not match its content: it was edited")
         object.__setattr__(self, "checksum", own)  # a record is frozen for all others
         return self
 

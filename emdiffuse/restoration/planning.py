@@ -87,7 +87,7 @@ def make_plan(
     plan = Plan(**{**dict(plan), **known, "checksum": ""})
     _make_stores(plan, volume)
     logger.info(
-        "%s voxels in %d blocks of at most %s voxels; %d calls a tile",
+        "%s voxels in %d blocks of at most %s voxels; %d network evaluations per tile",
         " x ".join(map(str, plan.shape)), len(blocks), " x ".join(map(str, blocks.chunk)),
         description.calls(plan.sampler),
     )  # fmt: skip
@@ -165,7 +165,7 @@ def _consistent(sampler: Sampler, grid: SliceGrid | ImageStack, dataset: Path) -
     """Tell whether restored slices are made consistent with the real ones that integrate over them."""
     if sampler.consistent and not grid.thick:
         raise DataError(
-            f"{dataset}: `sampler.consistent` is for thick slices, but none is known to be; say "
+            f"{dataset}: `sampler.consistent` is for thick slices, but their thickness is not known; set "
             "`slice_thickness`"
         )
     return grid.thick if sampler.consistent is None else sampler.consistent
@@ -182,7 +182,8 @@ def _check_gaps(grid: SliceGrid, dataset: Path, model: Path, description: Descri
         )
     if kept := sorted(set(grid.missing) & set(grid.good)):
         logger.warning(
-            "%s: slices %s are missing at an end, where only one neighbour is: their copies stay",
+            "%s: slices %s are missing at an end of the volume, beside one real slice only: they stay "
+            "copies of it",
             dataset,
             kept,
         )

@@ -81,8 +81,8 @@ def stitch(path: Path, worker: int, workers: int) -> None:
     if damaged:
         plan.forget("restore")
         raise StoreError(
-            f"{plan.tiles}: {damaged} shards could not be made, since blocks of them are missing or damaged; "
-            "start again, and those alone are recomputed"
+            f"{plan.tiles}: {damaged} shards could not be written because blocks are missing or damaged; start "
+            "again: only those blocks are recomputed"
         )
 
 
@@ -204,14 +204,14 @@ def pyramid(path: Path) -> None:
         except DamagedError as error:
             plan.forget("stitch")
             raise StoreError(
-                f"{error.chunk}: this shard is {error.what}; start again, and it alone is recomputed"
+                f"{error.chunk}: this shard is {error.what}; start again: only this shard is recomputed"
             ) from None
         levels = [str(i) for i in range(len(scales))]
         own = multiscale(name, voxel_size, levels, scales) | words
         ome = {"version": "0.5", "multiscales": [own]}
         write_group(plan.restored / name, {"ome": ome, "emdiffuse": plan.facts.as_json()})
         images.append(multiscale(name, voxel_size, [f"{name}/{level}" for level in levels], scales) | words)
-        logger.info("%s: %d levels of resolution", name, len(scales))
+        logger.info("%s: %d resolution levels", name, len(scales))
     facts = plan.facts
     if "uncertainty" in plan.outputs:
         facts = facts.model_copy(update={"reliability": reliability(plan)})

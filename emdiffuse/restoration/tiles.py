@@ -160,10 +160,10 @@ def restore_blocks(
             if batch == 1:
                 raise ConfigError(
                     f"tiling.tile: not one tile of {plan.tiling.tile} pixels fits into the memory of "
-                    f"{model.device}; make tiles smaller, or take another device"
+                    f"{model.device}; make tiles smaller, or choose another device"
                 ) from None
             batch //= 2
-            logger.warning("%s is out of memory: now %d tiles at once", model.device, batch)
+            logger.warning("%s ran out of memory: continuing with %d tiles at once", model.device, batch)
         torch.cuda.empty_cache()
 
 

@@ -55,7 +55,9 @@ def verify_restoration(path: Path, repair: bool = False) -> None:
             _clear_level(plan, [loss for loss in lost if loss.node.name == "0"])
             _clear_blocks(plan)
         (plan.restored / METADATA).unlink(missing_ok=True)
-        logger.info("%s: the next start of the workflow recomputes what is lost, and it alone", plan.restored)
+        logger.info(
+            "%s: the next start of the workflow recomputes what is lost, and nothing else", plan.restored
+        )
 
 
 def _clear_level(plan: Plan, lost: list[Loss]) -> None:

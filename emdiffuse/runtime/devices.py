@@ -44,11 +44,11 @@ def place_of(device: str) -> str:
         if int(number or 0) >= count:
             found = f"GPUs are numbered from 0 to {count - 1}" if count else "PyTorch finds no CUDA GPU"
             raise ConfigError(
-                f"--device: there is no '{device}' on this machine: {found}; say `--device auto`"
+                f"--device: there is no '{device}' on this machine: {found}; use `--device auto`"
             )
     if kind == "mps" and not apple:
         raise ConfigError(
-            "--device: there is no 'mps' on this machine: PyTorch finds no Apple GPU; say `--device auto`"
+            "--device: there is no 'mps' on this machine: PyTorch finds no Apple GPU; use `--device auto`"
         )
     return device
 

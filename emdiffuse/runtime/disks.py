@@ -106,9 +106,9 @@ def read_plain(path: Path, limit: int = 2**28) -> bytes:
     """
     facts = path.stat()
     if not stat.S_ISREG(facts.st_mode):
-        raise AccessError(f"{path}: this is no plain file; give one")
+        raise AccessError(f"{path}: this is not a regular file; give one")
     if facts.st_size > limit:
-        raise AccessError(f"{path}: {facts.st_size} bytes are too many for such a file; is it another one?")
+        raise AccessError(f"{path}: {facts.st_size} bytes are too many for such a file; is it the right one?")
     return path.read_bytes()
 
 

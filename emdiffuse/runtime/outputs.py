@@ -61,11 +61,11 @@ def require_apart(output: Path, inputs: Iterable[Path | str]) -> None:
         if place == own:
             raise OutputError(f"{output}: this is the input {path}; choose another output")
         if place in above:
-            raise OutputError(f"{output}: this lies in the input {path}; choose an output outside of it")
+            raise OutputError(f"{output}: this lies inside the input {path}; choose an output outside it")
         holders |= dict.fromkeys((parent for parent in _parents(path) if parent not in holders), path)
     for holder, path in holders.items():
         if own is not None and _place(holder) == own:
-            raise OutputError(f"{output}: this folder holds the input {path}; choose another output")
+            raise OutputError(f"{output}: this folder contains the input {path}; choose another output")
 
 
 def _place(path: Path) -> tuple[int, int] | None:

@@ -67,12 +67,12 @@ class Array:
             spec = {"driver": "zarr3", "kvstore": kvstore, **EVERY_CHUNK}
             self._store = ts.open(spec, open=True, context=_CONTEXT).result()
         except UnicodeEncodeError:
-            raise StoreError(f"{path}: this name is no valid text (UTF-8); rename the folder") from None
+            raise StoreError(f"{path}: the name is not valid UTF-8; rename the folder") from None
         except ValueError as error:
             if os_error(error):
                 raise AccessError(trouble(path, "read", os_error(error))) from None
             raise StoreError(
-                f"{path}: this array cannot be opened ({first_line(error)}); make it anew"
+                f"{path}: this array cannot be opened ({first_line(error)}); recreate it"
             ) from None
         self.attributes: dict[str, Any] = metadata.get("attributes", {})
         self.shape: tuple[int, ...] = tuple(self._store.shape)
@@ -81,7 +81,7 @@ class Array:
         self.chunk: tuple[int, ...] = tuple(int(n or 0) for n in written)
         if 0 in self.shape or not 0 < prod(self.chunk) * self.dtype.itemsize <= LARGEST_CHUNK:
             raise StoreError(
-                f"{path}: no array of this program's has this size, or such chunks; make it anew"
+                f"{path}: emdiffuse writes no array of this size or with such chunks; recreate it"
             )
 
     def __getitem__(self, box: Box) -> NDArray[Any]:
@@ -296,7 +296,7 @@ def read_metadata(path: Path, kind: str) -> dict[str, Any]:
         if isinstance(error, AccessError):
             raise
         raise StoreError(
-            f"{path}/zarr.json: not readable as JSON; delete the store and make it anew"
+            f"{path}/zarr.json: not readable as JSON; delete the store and recreate it"
         ) from None
     if not isinstance(metadata, dict) or metadata.get("node_type") != kind:
         raise StoreError(f"{path}: this is not a Zarr {kind}")

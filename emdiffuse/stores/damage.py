@@ -79,7 +79,7 @@ def require_mappings(metadata: dict[str, Any], path: Path) -> None:
     if isinstance(attributes, dict):
         known += [attributes[key] for key in ("ome", "emdiffuse") if key in attributes]
     if not all(isinstance(part, dict) for part in known):
-        raise StoreError(f"{path}/zarr.json: its attributes are no mappings; make the store anew")
+        raise StoreError(f"{path}/zarr.json: its attributes are not mappings; recreate the store")
 
 
 def first_line(error: Exception) -> str:

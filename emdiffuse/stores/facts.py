@@ -198,7 +198,7 @@ def require_made(facts: Facts, path: Path) -> Link:
     """
     if facts.made is None:
         raise StoreError(
-            f"{path}: it does not say what it was made of, as stores of an earlier version do; run the stage "
+            f"{path}: it does not record what it was made from, like stores of earlier versions; run the stage "
             "that makes it again",
             path,
         )

@@ -66,7 +66,7 @@ class Intensity(BaseModel):
     def _check(self) -> Intensity:
         ranges = zip((self.low, *self.lows), (self.high, *self.highs), strict=True)
         if self.distance <= 0 or any(low >= high for low, high in ranges):
-            raise ValueError("a range of intensities is empty")
+            raise ValueError("the intensity range is empty")
         return self
 
     @cached_property

@@ -84,7 +84,7 @@ class Link(Record):
     def _own_hash(self) -> Link:
         own = digest(self.stage, self.settings, [link.hash for link in self.inputs])
         if self.hash not in ("", own):
-            raise ValueError("its hash is not that of its stage, settings and inputs: it was edited")
+            raise ValueError("its hash does not match its stage, settings and inputs: it was edited")
         object.__setattr__(self, "hash", own)  # a record is frozen for all others
         return self
 
@@ -198,9 +198,9 @@ def reuse(path: Path, made: Callable[[], Link]) -> bool:
     if not kept_copy(file).exists():
         return False
     if put_back(file, made()) is None:
-        logger.info("%s: it was made of other data, or with other settings; it is recomputed", path)
+        logger.info("%s: made from other data or with other settings; it is recomputed", path)
         return False
-    logger.info("%s: made of the same data with the same settings; nothing to do", path)
+    logger.info("%s: already made from the same data with the same settings; nothing to do", path)
     return True
 
 
@@ -236,4 +236,4 @@ def read_link(path: Path) -> Link:
     except ValidationError as error:
         raise StoreError(f"{file}: {error.errors()[0]['msg'].removeprefix('Value error, ')}", file) from None
     except (ValueError, KeyError, TypeError):
-        raise StoreError(f"{file}: it does not say what it was made of; make it again", file) from None
+        raise StoreError(f"{file}: it does not record what it was made from; make it again", file) from None

@@ -80,8 +80,8 @@ def verify_store(store: Path, repair: bool = False) -> None:
         facts = _metadata(store).get("attributes", {}).get("emdiffuse", {})
         if facts.get("stage") not in ("acquire", "register", "patches"):
             raise StoreError(
-                f"{store}: not a store of the workflow, so that chunks may be missing on purpose; name one "
-                "in results/, or the plan.json of a restoration"
+                f"{store}: not a store of the workflow, so chunks may be missing on purpose; give one in "
+                "results/, or the plan.json of a restoration"
             )
     elif not list(store.glob("**/zarr.json")):
         raise StoreError(f"{store}: there is no store here")
@@ -89,7 +89,7 @@ def verify_store(store: Path, repair: bool = False) -> None:
     if repair and lost:
         for damaged in (store, *sharing(store, lost)):
             forget(damaged / METADATA)
-            logger.info("%s: marked as unfinished: the next start of the workflow recomputes it", damaged)
+            logger.info("%s: marked as unfinished: the next run of the workflow recomputes it", damaged)
 
 
 def tell(store: Path, lost: list[Loss], total: int, repair: bool) -> None:
@@ -108,7 +108,7 @@ def tell(store: Path, lost: list[Loss], total: int, repair: bool) -> None:
         more = f", and {len(lost) - 1} other{'s' if len(lost) > 2 else ''}" if len(lost) > 1 else ""
         raise StoreError(
             f"{lost[0]}{more} of the {total} chunks and metadata files of {store}; run `emdiffuse verify "
-            f"{store} --repair`, then start the workflow again: what is lost is recomputed"
+            f"{store} --repair`, then run the workflow again: it recomputes what is lost"
         )
 
 

@@ -116,7 +116,7 @@ class Volume:
     def intensity(self) -> Intensity:
         """How its slices are scaled."""
         if self.facts.intensity is None:
-            raise StoreError(f"{self.path}: its range of intensities is not known; acquire it again")
+            raise StoreError(f"{self.path}: its intensity range is unknown; acquire it again")
         return self.facts.intensity
 
     @property
@@ -157,9 +157,9 @@ def open_volume(path: Path) -> Volume:
     if axes != ["z", "y", "x"]:
         raise StoreError(f"{path}: the axes must be z, y, x, but are {', '.join(axes)}")
     if not all(0 < side < inf for side in (z, y, x)):
-        raise StoreError(f"{path}: its voxel size ({z:g}, {y:g}, {x:g}) is none; make the store anew")
+        raise StoreError(f"{path}: its voxel size ({z:g}, {y:g}, {x:g}) is not valid; recreate the store")
     if place.is_absolute() or ".." in place.parts:
-        raise StoreError(f"{path}: its level '{place}' lies outside of the store; make the store anew")
+        raise StoreError(f"{path}: its level '{place}' lies outside the store; recreate the store")
     array = Array(path / place)
     if len(array.shape) != 3:
         raise StoreError(f"{array.path}: three axes (z, y, x) are expected, not {len(array.shape)}")

@@ -98,7 +98,7 @@ def new_state(model: Model, patches: PatchStore, device: torch.device) -> Traini
     begun_from = training.init_from and model_folder(training.init_from)
     begun = read_description(begun_from).network if begun_from else None
     if scale == 0 and begun is None:
-        raise DataError(f"{patches.path}: every target is its plain estimate; there is nothing to learn")
+        raise DataError(f"{patches.path}: every target equals its plain estimate; there is nothing to learn")
     spec = network_spec(model, scale, begun)
     network, average = (build_network(spec, model.network.checkpointing) for _ in range(2))
     if begun_from:

@@ -108,9 +108,9 @@ def _attach_or_submit(work: TrainingJob, resources: Resources) -> tuple[str, boo
         state = ask(noted["job"]) if noted else None
         if noted and state and state.name == work.job_name and state.state not in FAILED:
             if noted["identity"] == work.identity:
-                logger.info("job %s (%s) trains already; it is followed", noted["job"], work.job_name)
+                logger.info("job %s (%s) is already training; following it", noted["job"], work.job_name)
                 return noted["job"], False
-            logger.info("job %s trains with other settings or data; it is cancelled", noted["job"])
+            logger.info("job %s is training with other settings or data; cancelling it", noted["job"])
             cancel(noted["job"])
         job = _submit(work, resources)
         write_atomically(note, json.dumps({"job": job, "name": work.job_name, "identity": work.identity}))
@@ -228,7 +228,7 @@ def _follow(job: str, work: TrainingJob, log: Log, stop: Stop) -> None:
     outcome, value = pickle_load(result)
     if outcome == "error":
         cancel(job)  # other processes of it may still be there
-        raise RuntimeError(f"{who} failed by a defect; its log is {log.path}\n{value}")
+        raise RuntimeError(f"{who} failed because of a bug; its log is {log.path}\n{value}")
     if isinstance(value, EmdiffuseError):
         cancel(job)
         raise LaunchError(f"{who}: {value}; its log is {log.path}")
@@ -238,7 +238,7 @@ def _end_if_lost(job: str, who: str, ran: JobState | None) -> None:
     """Cancel a job one of whose nodes SLURM has lost, and raise LaunchError."""
     if ran and (lost := nodes_down(ran.nodes)):
         cancel(job)
-        raise LaunchError(f"{who}: its node {', '.join(lost)} was lost; start again to go on")
+        raise LaunchError(f"{who}: its node {', '.join(lost)} was lost; start again to resume")
 
 
 def _tell(who: str, last: JobState | None, state: JobState | None) -> None:

@@ -166,7 +166,7 @@ def _loop(
         if ends:
             ranks.wait()  # until it is saved
             name = signal.Signals(came).name
-            message = f"{run}: {name} came; the state after step {state.step} is saved: start again to go on"
+            message = f"{run}: {name} came; the state after step {state.step} is saved: start again to resume"
             raise Interrupted(came, message)
     if board:
         if not state.history or state.history[-1]["step"] != state.step:

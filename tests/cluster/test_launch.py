@@ -125,7 +125,7 @@ def test_a_killed_launcher_finds_its_job_again(store, tmp_path):
     launcher.process.communicate()
     assert state(job) == "RUNNING"
     launcher.start()
-    launcher.said("trains already; it is followed")
+    launcher.said("is already training; following it")
     assert launcher.ended() == (0, []) and launcher.job == job
 
 

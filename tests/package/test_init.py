@@ -100,7 +100,7 @@ def test_what_is_not_known_is_asked(raw, tmp_path):
 MISTAKES = {
     "nothing there": (("nowhere.tif",), {}, "nowhere.tif: there is no"),
     "an empty folder": (("empty",), {}, "empty"),
-    "no voxel size": (("thick.tif",), {}, "thick.tif: the files do not say the size of a voxel; add --voxel-size"),
+    "no voxel size": (("thick.tif",), {}, "thick.tif: the files do not give a voxel size; add --voxel-size"),
     "sizes for others": (("thick.tif",), {"sizes": (THICK, THICK)}, "--voxel-size is said 2 times for 1 of --raw"),
     "an isotropic volume alone": (("cubes.tif",), {"sizes": (CUBE,)}, "nothing to restore; add an anisotropic one"),
     "pairs alone": (("pairs",), {"sizes": (CUBE,)}, "pairs to learn from, but nothing to restore"),

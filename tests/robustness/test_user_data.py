@@ -260,7 +260,7 @@ def test_overwrite_replaces_a_file_but_never_an_input(place):
 
 def test_a_folder_of_slices_gets_no_new_slice(place):
     for name in ("2.tif", "clean.tif"):
-        with pytest.raises(OutputError, match="lies in the input"):
+        with pytest.raises(OutputError, match="lies inside the input"):
             enhance(place / "slices", place / "slices" / name, Enhancement(place / "model", ONE_CALL))
 
 

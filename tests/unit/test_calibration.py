@@ -158,7 +158,7 @@ def test_a_calibration_is_of_one_model_sampler_and_other_data(tmp_path):
     for weights, sampler in (("other", own), ("w", own.model_copy(update={"steps": 2}))):
         with pytest.raises(StoreError, match="other weights or another sampler"):
             read_calibration(path, weights, sampler, [])
-    with pytest.raises(DataError, match="made on these very data"):
+    with pytest.raises(DataError, match="computed on the data being restored"):
         read_calibration(path, "w", own, [same])
     path.write_text("{}")
     with pytest.raises(StoreError, match=r"c\.json: scale: this key is missing"):

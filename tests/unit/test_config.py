@@ -77,7 +77,7 @@ MISTAKES = {
     "weights from nowhere": (("models", "denoise_medulla"), {"task": "emdiffuse-n", "weights": "no.pth"}, "models.denoise_medulla.weights: there is no 'no.pth'"),
     "LPIPS without weights": (("evaluation",), {"lpips": "no.pth"}, "evaluation.lpips: there is no file 'no.pth'"),
     "begun from nothing": (("models", "denoise", "training", "init_from"), "nothing", "models.denoise.training.init_from: 'nothing' is neither"),
-    "begun from itself": (("models", "denoise_medulla", "training", "init_from"), "denoise", "would be begun from itself"),
+    "begun from itself": (("models", "denoise_medulla", "training", "init_from"), "denoise", "would start from itself"),
     "begun from another network": (("models", "denoise_medulla", "network"), {"channels": 16}, "'denoise_medulla' has another network"),
     "begun from what it is tested on": (("datasets", "medulla_noisy", "degrade", "dataset"), "brain_test_clean", "model 'denoise' was trained on 'brain_test_clean'"),
     "degraded of nothing": (("datasets", "medulla_noisy", "degrade", "dataset"), "medulla_test_60nm", "medulla_noisy.degrade.dataset: there is no raw dataset"),
@@ -197,7 +197,7 @@ def test_the_slices_of_a_volume_may_be_denoised_first():
     ("changes", "message"),
     [
         ({"second": {"real_slices": "nothing"}}, "1.real_slices: there is no 'nothing'; known: gap6"),
-        ({"second": {"real_slices": "lateral6"}}, "1.real_slices: 'lateral6' is no model of emdiffuse-n"),
+        ({"second": {"real_slices": "lateral6"}}, "1.real_slices: 'lateral6' is not an emdiffuse-n model"),
         (
             {"second": {"real_slices": "denoise"}},
             "'medulla_test_60nm' is not restored by 'denoise'; add that",
@@ -208,7 +208,7 @@ def test_the_slices_of_a_volume_may_be_denoised_first():
         ),
         (
             {"second": {"sampler": {"steps": 4, "samples": 2}, "calibration": {"dataset": "medulla_train"}}},
-            "restorations.1: `calibration` knows no interval of slices that `real_slices` restores",
+            "restorations.1: `calibration` cannot cover slices that `real_slices` restores",
         ),
     ],
 )
@@ -235,7 +235,7 @@ def test_a_restoration_knows_what_it_is_calibrated_on():
     ("changes", "message"),
     [
         ({"first": {"calibration": {"dataset": "apart"}}}, "0.calibration.dataset: 'apart' must be restored by 'gap6' too"),
-        ({"first": {"calibration": {"dataset": "medulla_test_60nm"}}}, "is what is restored; calibrate on other data"),
+        ({"first": {"calibration": {"dataset": "medulla_test_60nm"}}}, "is the dataset being restored; calibrate on other data"),
         ({"second": {"sampler": {"steps": 2, "samples": 4}}}, "'thin' is restored with another `sampler`; use the same"),
         ({"first": {"sampler": {"steps": 4}}}, "`calibration` needs `sampler.samples` of 2 or more"),
         ({"first": {"sampler": {"samples": 4, "texture": 0.5}}}, "`calibration` sets intervals around the mean"),

@@ -178,8 +178,8 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_work_goes_on(dataset, small
     plan = restored(dataset, small_model, tmp_path / "halved", model, 8)
     assert max(model.network.seen) == 2
     assert [line for line in caplog.messages if "out of memory" in line] == [
-        "cpu is out of memory: now 4 tiles at once",
-        "cpu is out of memory: now 2 tiles at once",
+        "cpu ran out of memory: continuing with 4 tiles at once",
+        "cpu ran out of memory: continuing with 2 tiles at once",
     ]
     whole = run(dataset, small_model, tmp_path / "whole", block=(2, 2, 2), batch=2)
     assert content(plan.restored) == content(whole.restored)
@@ -206,7 +206,7 @@ def test_a_device_that_runs_out_in_the_midst_loses_no_finished_block(dataset, sm
 def test_a_tile_that_does_not_fit_is_one_sentence(dataset, small_model, tmp_path, monkeypatch, batch):
     monkeypatch.setattr(restoration, "memory_of", lambda device: FakeMemory(1000))
     with pytest.raises(
-        ConfigError, match=r"^tiling.tile: not one tile of 64 pixels fits .*take another device$"
+        ConfigError, match=r"^tiling.tile: not one tile of 64 pixels fits .*choose another device$"
     ):
         restored(dataset, small_model, tmp_path, counting(small_model, most=0), batch)
 

@@ -85,7 +85,7 @@ def test_the_factor_comes_from_the_file_or_must_be_said(medulla, small_model, tm
     raw = tmp_path / "raw.tif"
     tifffile.imwrite(raw, medulla[:3, :40, :40], photometric="minisblack")
     how = Enhancement(small_model, Sampler(steps=1), device="cpu")
-    with pytest.raises(DataError, match=r"raw.tif: the file does not say .* add `--factor`"):
+    with pytest.raises(DataError, match=r"raw.tif: the file does not give its slice spacing; add `--factor`"):
         enhance(raw, tmp_path / "out.tif", how)
     metadata = {"axes": "ZYX", "spacing": 0.045, "unit": "um"}
     tifffile.imwrite(raw, medulla[:3, :40, :40], imagej=True, resolution=(125, 125), metadata=metadata)

@@ -326,7 +326,7 @@ def test_baselines_are_measured_once_for_all_restorations(tmp_path, monkeypatch,
     with pytest.raises(DataError, match=r"baselines\.json: these baselines were measured on other data"):
         evaluate(restored, given, truth, out, known)
     known.write_text("torn")
-    with pytest.raises(DataError, match=r"baselines\.json: this is no file of measured baselines"):
+    with pytest.raises(DataError, match=r"baselines\.json: not a file of measured baselines"):
         evaluate(restored, given, truth, out, known)
 
 

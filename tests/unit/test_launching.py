@@ -118,7 +118,7 @@ def test_a_terminated_training_saves_its_state_and_goes_on(store, tmp_path, proc
     process.send_signal(signal.SIGTERM)
     _, text = process.communicate(timeout=300)
     assert process.returncode == 143 and "Traceback" not in text
-    assert len(re.findall("^error: ", text, re.MULTILINE)) == 1 and "start again to go on" in text
+    assert len(re.findall("^error: ", text, re.MULTILINE)) == 1 and "start again to resume" in text
     assert torch.load(tmp_path / "stopped/run/state.pt", weights_only=True)["step"] >= 10
     assert not (tmp_path / "stopped/best").exists()
 

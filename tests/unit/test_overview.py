@@ -51,5 +51,5 @@ def test_several_are_summed_up(dataset, small_model, tmp_path):
 
 
 def test_a_folder_without_plans_is_named(tmp_path):
-    with pytest.raises(StoreError, match="no restoration was planned here"):
+    with pytest.raises(StoreError, match="no restoration is planned here"):
         overview.states(tmp_path)

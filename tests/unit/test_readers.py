@@ -111,7 +111,7 @@ def test_a_relative_glob_and_a_folder_with_one_stack(tmp_path, monkeypatch):
         (["1.tif", "1.tiff", "2.tif"], "have the same number 1"),
         (["1.tif", "slice2.tif"], "not numbered alike"),
         (["first.tif", "second.tif"], "not numbered alike"),
-        ([], "this folder holds no image"),
+        ([], "this folder contains no image"),
     ],
 )
 def test_wrong_names_in_a_folder(tmp_path, names, sentence):

@@ -160,7 +160,7 @@ def test_what_is_no_size_of_a_microscope_is_not_believed(tmp_path, unit):
         tmp_path / "a.tif", VOLUME, imagej=True, resolution=(72, 72), metadata={"axes": "ZYX", "unit": unit}
     )
     assert size_of(tmp_path / "a.tif") is None
-    with pytest.raises(DataError, match=r"a.tif: it does not tell its voxel size; give `voxel_size`"):
+    with pytest.raises(DataError, match=r"a.tif: the file does not give its voxel size; set `voxel_size`"):
         acquire(str(tmp_path / "a.tif"), None, tmp_path / "out.zarr", "a")
 
 

@@ -131,7 +131,7 @@ def test_a_native_model_of_an_old_version_is_refused_in_a_sentence(small_model, 
     shutil.copytree(small_model, tmp_path, dirs_exist_ok=True)
     description = json.loads((tmp_path / "model.json").read_text())
     (tmp_path / "model.json").write_text(json.dumps({**description, "version": 1}))
-    with pytest.raises(ModelError, match="native models of version 1 cannot be run any more"):
+    with pytest.raises(ModelError, match="native models of version 1 are no longer supported"):
         load_network(tmp_path)
 
 
@@ -282,6 +282,6 @@ def test_an_answer_that_is_not_finite_names_the_model(small_model, dataset, tmp_
     monkeypatch.setattr(
         NativeProcess, "sample", lambda self, n, batch, *_: torch.full(batch.shape, torch.nan)
     )
-    with pytest.raises(ModelError, match=f"^{small_model}: the network answers with NaN"):
+    with pytest.raises(ModelError, match=f"^{small_model}: the network returns NaN"):
         restore(tmp_path / "plan.json", 1, 1, "cpu")
     assert not list((tmp_path / "tiles.zarr").rglob("c/*")), "a block of these would count as done"

@@ -223,7 +223,7 @@ def test_a_damaged_block_is_made_again_when_the_workflow_is_started_again(projec
     flip(Array(project.output / "tiles.zarr").chunk_path((0, 1, 0, 0)))
     wanted = str((restored / "zarr.json").relative_to(project.folder))
     done = project.run(wanted, check=False)
-    assert done.returncode != 0 and "start again, and those alone are recomputed" in done.stdout + done.stderr
+    assert done.returncode != 0 and "start again: only those blocks are recomputed" in done.stdout + done.stderr
     project.run(wanted)
     assert content(restored) == before
 

@@ -161,7 +161,7 @@ def import_published(path: Path | str, task: str) -> tuple[UNet, Description]:
     """
     path = Path(path)
     if task not in TASKS:
-        raise ModelError(f"{task!r} is no task; the tasks are {', '.join(TASKS)}")
+        raise ModelError(f"{task!r} is not a task; the tasks are {', '.join(TASKS)}")
     weights = {
         name.removeprefix("denoise_fn."): tensor
         for name, tensor in _read_checkpoint(path).items()
@@ -186,7 +186,7 @@ def import_published(path: Path | str, task: str) -> tuple[UNet, Description]:
 
 def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     if path.exists() and not path.is_file():  # a pipe or a device may never end
-        raise ModelError(f"{path} is no plain file; give a checkpoint, or the folder of a model", path)
+        raise ModelError(f"{path} is not a regular file; give a checkpoint, or the folder of a model", path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
