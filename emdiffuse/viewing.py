@@ -165,7 +165,7 @@ class Server(http.server.ThreadingHTTPServer):
     host : str
         Address to listen on.
     port : int
-        Port; 0 takes a free one.
+        Port; 0 for a free one.
     """
 
     daemon_threads = True

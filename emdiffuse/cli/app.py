@@ -19,26 +19,26 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Restore electron microscopy with diffusion models, one command a stage.",
+    help="Restore electron micrographs with diffusion models, one command per stage.",
 )
 
 
 def folder(text: str) -> Path:
-    """Return the folder that a path names, itself or by the file that is written last in it."""
+    """Return the folder of a path, which may also name the zarr.json or model.json in it."""
     path = Path(text)
     return path.parent if path.name in ("zarr.json", "model.json") else path
 
 
 def model_named(text: str) -> Path:
-    """Return the folder of a model that is shipped, or lies where the path says."""
+    """Return the folder of a model, given by path or by the name of a shipped one."""
     return model_folder(folder(text))
 
 
-# The workflow knows a store by its zarr.json, and a model by its model.json; a person names the folder.
+# Rules pass a store by its zarr.json and a model by its model.json; users name the folder.
 Store = Annotated[Path, typer.Argument(parser=folder)]
 Stores = Annotated[list[Path], typer.Argument(parser=folder)]
 ModelFolder = Annotated[Path, typer.Argument(parser=model_named)]
-Settings = Annotated[str, typer.Option(help="The section of the configuration, as JSON or YAML.")]
+Settings = Annotated[str, typer.Option(help="Section of the configuration, as JSON or YAML.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, a CUDA device such as cuda:0, or mps (Apple).")]
 Share = Annotated[str, typer.Option(metavar="I-of-N", help="Which worker this is, of how many, e.g. 1-of-4.")]
 Overwrite = Annotated[
@@ -60,12 +60,12 @@ def common(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and exit.")
     ] = False,
-    log: Annotated[Path | None, typer.Option(help="Also write what is said to this file.")] = None,
+    log: Annotated[Path | None, typer.Option(help="Also write the messages to this file.")] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads for numerical work; all cores by default.")
     ] = None,
 ) -> None:
-    """Restore electron-microscopy volumes with diffusion models, from raw files to measured OME-Zarr."""
+    """Restore electron micrographs with diffusion models, from raw files to evaluated OME-Zarr."""
     setup(log)
     # threads that wait by spinning slow each other down many times as soon as cores are shared
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -75,7 +75,7 @@ def common(
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
-    """End as after Ctrl-C, so that what was begun beside its place is removed; a second request waits."""
+    """End as after Ctrl-C, so that unfinished files are removed; ignore a second request."""
     signal.signal(number, signal.SIG_IGN)
     raise SystemExit(128 + number)
 

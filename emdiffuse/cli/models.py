@@ -12,7 +12,7 @@ app.add_typer(models, name="models", help="List the models that come with the pa
 
 @models.callback()
 def list_models(context: typer.Context) -> None:
-    """List the models that come with the package; each name is accepted wherever a model's folder is."""
+    """List the models that come with the package; each name works wherever a model folder does."""
     from emdiffuse.models.shipped import shipped_models
 
     if context.invoked_subcommand is None:

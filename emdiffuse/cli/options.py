@@ -192,7 +192,7 @@ def enhancement_options(
     reading: "Reading",
     device: Device = "auto",
 ) -> "Enhancement":
-    """How a file is restored: by which model, and with what the file does not tell."""
+    """How a file is restored: which model, and what the file does not tell."""
     return enhancement_of(model, factor, voxel_size, thickness, override, sampler, reading, device)
 
 

@@ -16,29 +16,29 @@ if TYPE_CHECKING:
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The workflow's folder, to be made.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to create for the workflow.")],
     raw: Annotated[
         list[str],
-        typer.Option(help="Data: a file, a folder, a glob or an address; may be repeated.", metavar="PATH"),
+        typer.Option(help="Data: a file, a folder, a pattern or a URL; may be repeated.", metavar="PATH"),
     ],
     voxel_size: Annotated[
         list[str] | None,
         typer.Option(
             metavar="Z,Y,X",
-            help="Voxel size in nanometers, where files do not say: once for all, or once for each --raw.",
+            help="Voxel size in nanometers, if the files do not give it: once for all, or once per --raw.",
         ),
     ] = None,
     images: Annotated[
-        bool, typer.Option("--images", help="Stacks hold separate images, not the slices of a volume.")
+        bool, typer.Option("--images", help="Stacks contain separate images, not the slices of a volume.")
     ] = False,
     model: Annotated[
-        str | None, typer.Option(help="A model to use: its folder, or the name of one that comes along.")
+        str | None, typer.Option(help="A model to use: its folder, or the name of a shipped one.")
     ] = None,
     sheet: Annotated[bool, typer.Option("--sheet", help="List the data in datasets.tsv.")] = False,
     partition: Annotated[str | None, typer.Option(help="SLURM's partition for jobs without a GPU.")] = None,
     gpu_partition: Annotated[str | None, typer.Option(help="SLURM's partition for jobs with a GPU.")] = None,
     account: Annotated[str | None, typer.Option(help="SLURM's account.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing; take defaults.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask no questions; take the defaults.")] = False,
 ) -> None:
     """Write a workflow folder for your data: configuration, Snakefile, and profiles."""
     from emdiffuse.project.initialise import Wishes, initialise, parse_size
@@ -61,9 +61,9 @@ def init(
 
 @app.command()
 def doctor(
-    folder: Annotated[Path, typer.Option(help="Where results are to lie: its disk is timed.")] = Path(),
+    folder: Annotated[Path, typer.Option(help="Where the results will go; its disk is timed.")] = Path(),
 ) -> None:
-    """Say what this machine can do, and what to change."""
+    """Report what this machine can do, and what to change."""
     from emdiffuse.project.doctor import examine, text
 
     checks = list(examine(folder))
@@ -76,14 +76,15 @@ def doctor(
 def estimate(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The configuration, such as config.yaml.")],
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Workers that share a restoration here; all cores by default.")
+        int | None,
+        typer.Option(min=1, help="Workers that share a restoration on this machine; default: all cores."),
     ] = None,
     card: Annotated[
-        list[str] | None, typer.Option(help="A graphics card to tell the time of; may be repeated.")
+        list[str] | None, typer.Option(help="A graphics card to estimate the time for; may be repeated.")
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Say what a configuration will cost: voxels, network evaluations, time, disk, files and memory."""
+    """Estimate what a configuration will cost: voxels, network evaluations, time, disk, files and memory."""
     from emdiffuse.config import read_config
     from emdiffuse.project import costs
     from emdiffuse.project.estimate import estimate as count
@@ -101,7 +102,7 @@ def _ask(question: str, default: str) -> str:
 
 
 def _given(model: str | None, folder: Path) -> GivenModel | None:
-    """Find a model that was named."""
+    """Find the model that the user named."""
     from emdiffuse.config.shipped import SHIPPED, model_folder
     from emdiffuse.models.description import read_description
     from emdiffuse.project.proposal import GivenModel

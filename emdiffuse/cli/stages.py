@@ -12,7 +12,7 @@ from emdiffuse.cli.app import Device, Done, ModelFolder, Settings, Share, Store,
 from emdiffuse.runtime.errors import ConfigError
 
 Lpips = Annotated[
-    Path | None, typer.Option(help="Torchvision's weights of AlexNet (.pth): measure LPIPS too.")
+    Path | None, typer.Option(help="AlexNet weights of torchvision (.pth): also measure LPIPS.")
 ]
 
 
@@ -43,7 +43,7 @@ class Compilation(StrEnum):
 
 @app.command()
 def acquire(name: str, out: Store, settings: Settings) -> None:
-    """Convert a raw volume, of whatever format, or image pairs to OME-Zarr."""
+    """Convert a raw volume of any supported format, or image pairs, to OME-Zarr."""
     from emdiffuse.acquisition.acquire import acquire as acquire_volume
     from emdiffuse.acquisition.image_pairs import acquire_pairs
     from emdiffuse.config import Dataset
@@ -89,7 +89,7 @@ def keep_every(
     name: str,
     out: Store,
     thickness: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the distance of slices that one integrates over.")
+        float, typer.Option(min=0, max=1, help="Fraction of the slice spacing that each slice averages over.")
     ] = 0.0,
 ) -> None:
     """Make an anisotropic volume from an isotropic one by keeping every n-th slice."""
@@ -105,7 +105,7 @@ def degrade(
     out: Store,
     settings: Settings,
     images: Annotated[
-        bool, typer.Option("--images", help="Write the degraded images alone, no pairs.")
+        bool, typer.Option("--images", help="Write only the degraded images, no pairs.")
     ] = False,
 ) -> None:
     """Make image pairs, degraded and clean, from the slices of a clean volume."""
@@ -145,13 +145,15 @@ def train(
     experiment: Path,
     settings: Settings,
     device: Device = "auto",
-    processes: Annotated[int, typer.Option(min=1, help="Processes here that share a batch: one a GPU.")] = 1,
-    launcher: Annotated[Launcher, typer.Option(help="Train here, or in a job of SLURM.")] = Launcher.local,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes on this machine that share a batch: one per GPU.")
+    ] = 1,
+    launcher: Annotated[Launcher, typer.Option(help="Train here, or as a SLURM job.")] = Launcher.local,
     resources: Annotated[
         str, typer.Option(help="What the job asks for, as JSON: partition, gpus, ...")
     ] = "{}",
 ) -> None:
-    """Train a model from a patch store, or go on with an interrupted training."""
+    """Train a model from a patch store, or resume an interrupted training."""
     from emdiffuse.config import Model
     from emdiffuse.config.settings import parse
     from emdiffuse.training import launch, submission
@@ -170,7 +172,7 @@ def plan(
     out: Path,
     settings: Settings,
     calibration: Annotated[
-        Path | None, typer.Option(help="What `calibrate` wrote: intervals are written too.")
+        Path | None, typer.Option(help="Output of `calibrate`: also write intervals.")
     ] = None,
 ) -> None:
     """Plan the restoration of a volume: tiles, blocks, settings and their hash."""
@@ -183,7 +185,7 @@ def plan(
 
 @app.command()
 def restore(
-    plan: Annotated[Path, typer.Argument(help="plan.json, which the stage `plan` wrote.")],
+    plan: Annotated[Path, typer.Argument(help="The plan.json that `plan` wrote.")],
     worker: Share = "1-of-1",
     done: Done = None,
     device: Device = "auto",
@@ -204,12 +206,12 @@ def restore(
         ),
     ] = None,
     precision: Annotated[
-        Precision, typer.Option(help="What the network computes in. auto: half precision on a GPU.")
+        Precision, typer.Option(help="Numerical precision of the network. auto: half precision on a GPU.")
     ] = Precision.auto,
 ) -> None:
-    """Restore a worker's share of a plan's blocks; blocks that are done are not done again.
+    """Restore a worker's share of a plan's blocks; finished blocks are skipped.
 
-    Tiles in other batches, or a compiled network, change the volume by rounding alone.
+    Batch size and compilation change the volume only by rounding.
     """
     from emdiffuse.restoration.plan import read_plan
     from emdiffuse.restoration.tiles import restore as run
@@ -246,7 +248,7 @@ def pyramid(plan: Path) -> None:
 def verify(
     store: Annotated[Path, typer.Argument(help="A store in results/, or the plan.json of a restoration.")],
     repair: Annotated[
-        bool, typer.Option("--repair", help="Let the next start of the workflow recompute what is lost.")
+        bool, typer.Option("--repair", help="Have the next run of the workflow recompute what is lost.")
     ] = False,
 ) -> None:
     """Read every chunk and all metadata of a store or a restored volume, and list what is missing or damaged.
@@ -265,7 +267,7 @@ def verify(
 
 @app.command()
 def calibrate(restored: Store, dataset: Store, truth: Store, out: Path, settings: Settings) -> None:
-    """Find how wide intervals must be to hold the truth, on data that the model was not trained on."""
+    """Find how wide intervals must be to contain the truth, on data that the model has not seen."""
     from emdiffuse.config import Calibration
     from emdiffuse.config.settings import parse
     from emdiffuse.evaluation.calibration import calibrate as run
@@ -278,7 +280,9 @@ def baselines(
     dataset: Store,
     truth: Store,
     out: Path,
-    task: Annotated[str, typer.Option(help="What models restore of the dataset, such as vemdiffuse-i.")],
+    task: Annotated[
+        str, typer.Option(help="Task of the models that restore the dataset, such as vemdiffuse-i.")
+    ],
     lpips: Lpips = None,
 ) -> None:
     """Measure classical methods against the truth, once for all restorations of a dataset."""
@@ -298,7 +302,7 @@ def evaluate(
     out: Path,
     baselines: Annotated[
         Path | None,
-        typer.Option(help="What `emdiffuse baselines` wrote; by default they are measured here."),
+        typer.Option(help="Output of `emdiffuse baselines`; measured here by default."),
     ] = None,
     lpips: Lpips = None,
 ) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Format(StrEnum):
-    """What a model, or a volume, is exported as."""
+    """Format that a model or a volume is exported to."""
 
     bioimageio = "bioimageio"
     torch = "torch"
@@ -28,7 +28,7 @@ def enhance(
     source: Annotated[
         str, typer.Argument(metavar="INPUT", help="A file, a folder of numbered slices, or a store.")
     ],
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A .tif, or an .ome.zarr.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="File to write: .tif or .ome.zarr.")],
     how: "Enhancement",
     uncertainty: Annotated[
         Path | None,
@@ -68,14 +68,12 @@ def watch(
 
 @app.command()
 def align(
-    moving: Annotated[Path, typer.Argument(help="The image to be warped: noisy, or of low resolution.")],
-    fixed: Annotated[Path, typer.Argument(help="The image of the same field that it is aligned to.")],
+    moving: Annotated[Path, typer.Argument(help="The image to warp: noisy, or of low resolution.")],
+    fixed: Annotated[Path, typer.Argument(help="The image of the same field to align it to.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="TIFF for the warped image.")],
-    scale: Annotated[
-        int, typer.Option(min=1, max=2, help="Pixels of FIXED, along a side, that are one of MOVING.")
-    ] = 1,
+    scale: Annotated[int, typer.Option(min=1, max=2, help="Pixel size of MOVING in pixels of FIXED.")] = 1,
     weights: Annotated[
-        str, typer.Option(help="Of the optical flow (RAFT): shipped, torchvision, or a path.")
+        str, typer.Option(help="Weights of the optical flow (RAFT): shipped, torchvision, or a path.")
     ] = "shipped",
     overwrite: Overwrite = False,
 ) -> None:
@@ -97,9 +95,9 @@ def train_raft(
             help="Registered TIFFs of one field, as NOISY,CLEAN; may be repeated.", metavar="NOISY,CLEAN"
         ),
     ] = None,
-    minutes: Annotated[float, typer.Option(min=0, help="Wall time; a second start goes on.")] = 45,
-    batch: Annotated[int, typer.Option(min=1, help="Crops a step.")] = 4,
-    seed: Annotated[int, typer.Option(help="Seed of weights and samples.")] = 0,
+    minutes: Annotated[float, typer.Option(min=0, help="Training time; a second start resumes.")] = 45,
+    batch: Annotated[int, typer.Option(min=1, help="Crops per step.")] = 4,
+    seed: Annotated[int, typer.Option(help="Random seed of weights and crops.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Train the optical flow (RAFT) on micrographs of your own, under synthetic deformations."""
@@ -146,18 +144,17 @@ def export(
         typer.Argument(
             metavar="SOURCE",
             parser=model_named,
-            help="A model: shipped, or its folder. Or an OME-Zarr volume.",
+            help="A shipped model, a model folder, or an OME-Zarr volume.",
         ),
     ],
     out: Annotated[Path, typer.Argument(help="A .zip (bioimageio), .pt2 (torch) or folder (precomputed).")],
     format: Annotated[
-        Format, typer.Option(help="Of a model: BioImage Model Zoo, or a graph. Of a volume: precomputed.")
+        Format,
+        typer.Option(help="For a model: BioImage Model Zoo, or a PyTorch graph. For a volume: precomputed."),
     ],
-    factor: Annotated[
-        int | None, typer.Option(help="Anisotropy factor, where a model knows several.")
-    ] = None,
-    license: Annotated[str, typer.Option(help="SPDX identifier of the package's licence.")] = "MIT",
-    side: Annotated[int, typer.Option(help="Height and width of the images that a graph takes.")] = 256,
+    factor: Annotated[int | None, typer.Option(help="Anisotropy factor, if the model has several.")] = None,
+    license: Annotated[str, typer.Option(help="SPDX identifier of the licence.")] = "MIT",
+    side: Annotated[int, typer.Option(help="Image size that the graph takes.")] = 256,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a model's one-call mean, or a volume, for other programs."""
@@ -174,7 +171,7 @@ def export(
 
 @app.command()
 def provenance(
-    path: Annotated[Path, typer.Argument(help="A store, the folder of a model, or a JSON file of a result.")],
+    path: Annotated[Path, typer.Argument(help="A store, a model folder, or the JSON file of a result.")],
 ) -> None:
     """Print how a store, model or result was made: stages, their settings, and checksums of raw files."""
     from emdiffuse.stores.provenance import read_link
@@ -195,9 +192,9 @@ def schema() -> None:
 
 @app.command()
 def progress(
-    results: Annotated[Path, typer.Argument(help="Folder of the results.")] = Path("results"),
+    results: Annotated[Path, typer.Argument(help="Results folder.")] = Path("results"),
 ) -> None:
-    """Say how far the restorations are, over all their workers: blocks done, voxels a second, time left."""
+    """Show the progress of all restorations: blocks done, voxels per second, time left."""
     from emdiffuse.restoration import overview
 
     print(overview.table(overview.states(results)))
@@ -206,10 +203,10 @@ def progress(
 @app.command()
 def view(
     path: Path,
-    host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine alone.")] = (
+    host: Annotated[str, typer.Option(help="Address to listen on; by default only this machine.")] = (
         "127.0.0.1"
     ),
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 0,
+    port: Annotated[int, typer.Option(help="Port; 0 for a free one.")] = 0,
     napari: Annotated[bool, typer.Option("--napari", help="Open napari instead of serving.")] = False,
 ) -> None:
     """Look at an OME-Zarr volume: serve it, and print a link to Neuroglancer; or open it in napari."""

@@ -47,7 +47,7 @@ class Extent:
     size : tuple of float or None
         Voxel size (z, y, x) in nanometers.
     thickness : float
-        Share of the distance of slices that one integrates over.
+        Fraction of the slice spacing that each slice averages over.
     """
 
     shape: tuple[int, int, int]

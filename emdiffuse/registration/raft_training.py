@@ -67,7 +67,7 @@ class Recipe:
     gamma : float
         Weight of an iteration against the next one in the sequence loss.
     seed : int
-        Seed of weights and samples.
+        Random seed of weights and crops.
     """
 
     minutes: float = 45.0
@@ -267,7 +267,7 @@ def train_raft(
     inputs: Iterable[Path] = (),
     overwrite: bool = False,
 ) -> None:
-    """Train `raft_small` from scratch, or go on with an interrupted training.
+    """Train `raft_small` from scratch, or resume an interrupted training.
 
     Parameters
     ----------

@@ -50,7 +50,7 @@ class Plan(Record):
     input, model : Path
         The volume that is restored and the folder of the model.
     thickness : Fraction
-        Share of the distance of slices that one integrates over.
+        Fraction of the slice spacing that each slice averages over.
     images : bool
         Whether each slice is restored by itself, rather than gaps between slices.
     scale : int

@@ -81,8 +81,8 @@ def stitch(path: Path, worker: int, workers: int) -> None:
     if damaged:
         plan.forget("restore")
         raise StoreError(
-            f"{plan.tiles}: {damaged} shards could not be written because blocks are missing or damaged; start "
-            "again: only those blocks are recomputed"
+            f"{plan.tiles}: {damaged} shards could not be written because blocks are missing or damaged; "
+            "start again: only those blocks are recomputed"
         )
 
 

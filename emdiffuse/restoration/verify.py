@@ -56,7 +56,7 @@ def verify_restoration(path: Path, repair: bool = False) -> None:
             _clear_blocks(plan)
         (plan.restored / METADATA).unlink(missing_ok=True)
         logger.info(
-            "%s: the next start of the workflow recomputes what is lost, and nothing else", plan.restored
+            "%s: the next run of the workflow recomputes what is lost, and nothing else", plan.restored
         )
 
 

@@ -45,7 +45,7 @@ class VolumeFacts(Facts):
     Attributes
     ----------
     thickness
-        Share of the distance of slices that one integrates over.
+        Fraction of the slice spacing that each slice averages over.
     missing
         Slices whose pixels are not to be trusted, in order.
     valid
@@ -198,8 +198,8 @@ def require_made(facts: Facts, path: Path) -> Link:
     """
     if facts.made is None:
         raise StoreError(
-            f"{path}: it does not record what it was made from, like stores of earlier versions; run the stage "
-            "that makes it again",
+            f"{path}: it does not record what it was made from, like stores of earlier versions; run the "
+            "stage that makes it again",
             path,
         )
     return facts.made
