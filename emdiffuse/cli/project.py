@@ -34,6 +34,10 @@ def init(
     model: Annotated[
         str | None, typer.Option(help="A model to use: its folder, or the name of a shipped one.")
     ] = None,
+    train: Annotated[
+        bool,
+        typer.Option("--train", help="Train a model on the data, even if a shipped one could restore them."),
+    ] = False,
     sheet: Annotated[bool, typer.Option("--sheet", help="List the data in datasets.tsv.")] = False,
     partition: Annotated[str | None, typer.Option(help="SLURM's partition for jobs without a GPU.")] = None,
     gpu_partition: Annotated[str | None, typer.Option(help="SLURM's partition for jobs with a GPU.")] = None,
@@ -49,6 +53,7 @@ def init(
         sizes=tuple(parse_size(text) for text in voxel_size or ()),
         images=images,
         model=_given(model, folder),
+        train=train,
         sheet=sheet,
         cluster=Cluster(partition, gpu_partition, account),
     )

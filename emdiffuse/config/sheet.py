@@ -21,7 +21,7 @@ from emdiffuse.runtime.errors import ConfigError
 
 EVERY = "*"
 SIZE = ("z", "y", "x", "unit")
-COLUMNS = ("name", "source", *SIZE, "images", "invert", "repair", "truth")
+COLUMNS = ("name", "source", *SIZE, "images", "invert", "repair", "square_pixels", "truth")
 """What the columns may be called; `truth` is the restoration's key, of this dataset."""
 
 
@@ -97,7 +97,7 @@ def read_sheet(path: Path) -> dict[str, dict[str, Any]]:
 def _dataset(row: dict[str, str]) -> dict[str, Any]:
     """Return a row as a dataset of the configuration; what its values must be, the configuration checks."""
     dataset: dict[str, Any] = {key: row[key] for key in ("source", "truth") if key in row}
-    for key in ("images", "invert", "repair"):
+    for key in ("images", "invert", "repair", "square_pixels"):
         if key in row:
             dataset[key] = yaml.safe_load(row[key])
     if size := {key: row[key] if key == "unit" else yaml.safe_load(row[key]) for key in SIZE if key in row}:

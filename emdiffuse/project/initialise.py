@@ -15,8 +15,9 @@ from pathlib import Path
 
 import yaml
 
+from emdiffuse.acquisition.sizes import SQUARE
 from emdiffuse.config import validate
-from emdiffuse.project.proposal import GivenModel, Proposal, propose
+from emdiffuse.project.proposal import GivenModel, Proposal, propose, shipped_for
 from emdiffuse.project.survey import Finding, survey
 from emdiffuse.project.write import (
     LARGEST_LIST,
@@ -50,6 +51,8 @@ class Wishes:
         Whether stacks hold separate images.
     model : GivenModel or None
         The model to use.
+    train : bool
+        Whether a model learns from the data, also where a shipped one could restore them.
     sheet : bool
         Whether the data are written as a sheet in any case.
     cluster : Cluster
@@ -60,6 +63,7 @@ class Wishes:
     sizes: tuple[tuple[float, float, float], ...] = ()
     images: bool = False
     model: GivenModel | None = None
+    train: bool = False
     sheet: bool = False
     cluster: Cluster = field(default_factory=Cluster)
 
@@ -86,8 +90,8 @@ def initialise(folder: Path, wishes: Wishes, ask: Ask | None = None) -> Proposal
     found = _look(folder, wishes)
     for one in found:
         logger.info("%s", one)
-    found = [_completed(one, wishes, ask) for one in found]
-    proposal = propose(found, wishes.model)
+    found = [_with_square_pixels(_completed(one, wishes, ask)) for one in found]
+    proposal = propose(found, wishes.model or (None if wishes.train else shipped_for(found)))
     logger.info("%s", proposal.why)
     sheet = bool(proposal.restored) and (wishes.sheet or len(proposal.restored) > LARGEST_LIST)
     files = {
@@ -99,8 +103,13 @@ def initialise(folder: Path, wishes: Wishes, ask: Ask | None = None) -> Proposal
     if sheet:
         files["datasets.tsv"] = sheet_text(proposal.restored)
     write_folder(folder, files)
-    with contextlib.chdir(folder):
-        validate(yaml.safe_load(files["config.yaml"]), str(folder / "config.yaml"))
+    try:
+        with contextlib.chdir(folder):
+            validate(yaml.safe_load(files["config.yaml"]), str(folder / "config.yaml"))
+    except ConfigError:
+        for name in files:
+            (folder / name).unlink()
+        raise
     return proposal
 
 
@@ -134,12 +143,28 @@ def _completed(one: Finding, wishes: Wishes, ask: Ask | None) -> Finding:
         return one
     if one.kind != "volume" and one.size[1] is not None:
         return replace(one, size=(one.size[1], one.size[1], one.size[1]))  # slices that have no distance
+    if ask is None and one.kind == "images":
+        raise DataError(
+            f"{one.source}: the file does not give a pixel size; add --voxel-size with that, in "
+            "nanometers, such as 8 (`emdiffuse enhance` restores an image without it)"
+        )
     if ask is None:
         raise DataError(
             f"{one.source}: the files do not give a voxel size; add --voxel-size Z,Y,X (nanometers: "
-            "distance of slices, height and width of a pixel)"
+            "distance of slices, height and width of a pixel), or --images if these are separate images"
         )
     return replace(one, size=_asked_size(one, ask))
+
+
+def _with_square_pixels(one: Finding) -> Finding:
+    """Let pixels that are not square be resampled to the smaller of their sides."""
+    z, y, x = one.size
+    assert z is not None and y is not None and x is not None
+    if one.kind == "pairs" or abs(y - x) <= SQUARE * y:
+        return one
+    side = min(y, x)
+    logger.info("%s: its pixels are %g nm high and %g nm wide; resampled to %g nm", one.source, y, x, side)
+    return replace(one, size=(side if one.kind == "images" else z, side, side), stretched=True)
 
 
 def _asked_size(one: Finding, ask: Ask) -> Size:

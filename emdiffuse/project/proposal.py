@@ -4,7 +4,8 @@ Conventions
 -----------
 * Volumes of cubic voxels are learned from, or restored slice by slice; anisotropic ones are restored. Pairs
   are learned from, images are restored.
-* A *given* model is used as it is: its folder, or the name of one that comes with the package.
+* A *given* model is used as it is: its folder, or the name of one that comes with the package. One of these
+  is taken where nothing is named, and the data are no more than what is to be restored.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from math import ceil, floor
 
 from emdiffuse.config import MAXIMUM_FACTOR, MINIMUM_FACTOR
+from emdiffuse.config.shipped import SHIPPED
 from emdiffuse.config.tasks import TASKS
 from emdiffuse.project.survey import Finding
 from emdiffuse.runtime.errors import ConfigError
@@ -134,6 +136,17 @@ def propose(found: Sequence[Finding], given: GivenModel | None = None, factor: i
         f"{images[0].source}: images to restore, but no model; name one by --model, or add a folder of image "
         "pairs (noisy beside clean) by a further --raw"
     )
+
+
+def shipped_for(found: Sequence[Finding]) -> GivenModel | None:
+    """Return the shipped model that restores data from which nothing can be learned but by themselves.
+
+    Image pairs and isotropic volumes are there to be learned from: with them there is none.
+    """
+    if any(one.kind == "pairs" or (one.kind == "volume" and one.isotropic) for one in found):
+        return None
+    name = "vemdiffuse" if any(one.kind == "volume" for one in found) else "emdiffuse-n"
+    return GivenModel(name, SHIPPED[name])
 
 
 def _by_given(found: Sequence[Finding], given: GivenModel) -> Proposal:

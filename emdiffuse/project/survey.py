@@ -47,6 +47,8 @@ class Finding:
         Voxel size.
     scale : int
         Of pairs: pixels of the clean image that are one of the other.
+    stretched : bool
+        Whether its pixels are not square, and are to be resampled to `size`.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Finding:
     dtype: str
     size: Size = UNKNOWN
     scale: int = 1
+    stretched: bool = False
 
     @property
     def ratio(self) -> float:

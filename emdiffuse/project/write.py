@@ -71,17 +71,20 @@ def config_text(proposal: Proposal, sheet: bool) -> str:
         model_name=proposal.model_name,
         title=TASKS[model.task].title,
         names=[*restored, *(f"{one.name}_thin" for one in proposal.thinned)],
-        one_call=isinstance(model, GivenModel) and not TASKS[model.task].volumetric,
+        one_call=isinstance(model, GivenModel),
         title_of_report=" and ".join(one.name for one in (*proposal.restored, *proposal.thinned)[:3]),
     )
 
 
 def sheet_text(restored: tuple[Finding, ...]) -> str:
     """Return ``datasets.tsv``."""
-    rows = ["name\tsource\tz\ty\tx\timages"]
+    stretched = any(one.stretched for one in restored)
+    rows = ["name\tsource\tz\ty\tx\timages" + ("\tsquare_pixels" if stretched else "")]
     for one in restored:
         size = "\t".join("" if value is None else f"{value:g}" for value in one.size)
         rows.append(f"{one.name}\t{one.source}\t{size}\t{'true' if one.kind == 'images' else ''}")
+        if stretched:
+            rows[-1] += f"\t{'true' if one.stretched else ''}"
     return "\n".join(rows) + "\n"
 
 

@@ -44,9 +44,9 @@ def raw(tmp_path_factory, medulla):
     return folder
 
 
-def written(folder, raw, *names, **wishes):
+def written(folder, raw, *names, train=True, **wishes):
     """Write a workflow folder for some of the data; return its configuration as the workflow sees it."""
-    initialise(folder, Wishes(tuple(str(raw / name) for name in names), **wishes))
+    initialise(folder, Wishes(tuple(str(raw / name) for name in names), train=train, **wishes))
     with contextlib.chdir(folder):
         return validate(yaml.safe_load((folder / "config.yaml").read_text()))
 
@@ -71,6 +71,30 @@ def test_data_of_every_kind_become_a_configuration(case, raw, tmp_path):
     assert (model.task, list(model.datasets)) == (task, learned)
     assert [item.dataset for item in config.restorations] == restored
     assert (tmp_path / "run/datasets.tsv").exists() == (len(restored) > 1)
+
+
+@pytest.mark.parametrize(
+    ("names", "size", "weights", "restored"),
+    [
+        (("thick.tif",), THICK, "vemdiffuse", ["thick"]),
+        (("scans",), CUBE, "emdiffuse-n", ["cell_a", "cell_b", "cell_c"]),
+        (("thick.tif", "scans"), THICK, "vemdiffuse", ["thick"]),
+    ],
+)
+def test_without_anything_to_learn_from_a_shipped_model_restores(
+    names, size, weights, restored, raw, tmp_path
+):
+    config = written(tmp_path / "run", raw, *names, sizes=(size,), train=False)
+    assert config.models["restorer"].weights == weights
+    assert [item.dataset for item in config.restorations] == restored
+    assert all(item.sampler.samples == 1 for item in config.restorations)
+
+
+@pytest.mark.parametrize("sheet", [True, False])
+def test_pixels_that_are_not_square_are_resampled(sheet, raw, tmp_path):
+    config = written(tmp_path / "run", raw, "thick.tif", sizes=((60, 12, 10),), sheet=sheet)
+    dataset = config.datasets["thick"]
+    assert dataset.square_pixels and dataset.voxel_size.nanometers == (60, 10, 10)
 
 
 def test_a_model_that_is_there_is_used(raw, tmp_path, small_model):
@@ -105,6 +129,7 @@ MISTAKES = {
     "an isotropic volume alone": (("cubes.tif",), {"sizes": (CUBE,)}, "nothing to restore; add an anisotropic one"),
     "pairs alone": (("pairs",), {"sizes": (CUBE,)}, "pairs to learn from, but nothing to restore"),
     "images alone": (("scans",), {"sizes": (CUBE,)}, "no model; name one by --model"),
+    "images of no size": (("scans",), {}, "does not give a pixel size; add --voxel-size"),
     "neither cubes nor thick": (("thick.tif",), {"sizes": ((15, 10, 10),)}, "1.5 times as long as wide"),
     "a model for others": (("scans",), {"sizes": (CUBE,), "model": GivenModel("m", "vemdiffuse-i")}, "--raw gives none"),
 }  # fmt: skip

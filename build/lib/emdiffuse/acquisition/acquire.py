@@ -1,0 +1,239 @@
+"""Raw files to canonical OME-Zarr, and anisotropic volumes made from isotropic ones.
+
+Conventions
+-----------
+* Axes are (z, y, x), voxel sizes are in nanometers; values keep the type they were stored with.
+* Memory does not grow with the volume: see `streaming`. What was measured goes into the facts: `intensity`,
+  and for a volume `missing` (see `repair`).
+* Each slice has its range of intensities, measured here once for all stages: see `statistics` and
+  `emdiffuse.stores.intensity`.
+* A volume is written beside its place and renamed: an interrupted run leaves nothing that a later one trusts.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from fractions import Fraction
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emdiffuse.acquisition.checksums import checksums
+from emdiffuse.acquisition.repair import fill_untrusted, find_untrusted
+from emdiffuse.acquisition.sizes import SQUARE, agreed_voxel_size
+from emdiffuse.acquisition.streaming import default_workers, stream, stream_source
+from emdiffuse.config.reading import Reading
+from emdiffuse.config.sources import parse_source
+from emdiffuse.readers import open_source
+from emdiffuse.readers.base import Source
+from emdiffuse.readers.resampled import SquarePixels
+from emdiffuse.runtime.atomic import replaced
+from emdiffuse.runtime.errors import ConfigError, DataError
+from emdiffuse.stores.array import Box, create_image_array
+from emdiffuse.stores.facts import VolumeFacts
+from emdiffuse.stores.intensity import cast_to
+from emdiffuse.stores.provenance import made_by, raw, reuse
+from emdiffuse.stores.volume import open_volume, write_image
+
+logger = logging.getLogger(__name__)
+
+
+def acquire(
+    source: str,
+    voxel_size: Sequence[float] | None,
+    out: Path,
+    name: str,
+    images: bool = False,
+    *,
+    repair: bool = False,
+    invert: bool = False,
+    reading: Reading | None = None,
+    override: bool = False,
+    thickness: float = 0.0,
+    workers: int | None = None,
+) -> None:
+    """Convert raw files to an OME-Zarr image, with intensity statistics and a checksum of every file.
+
+    Where `out` was made of the same content in the same way, nothing is done.
+
+    Parameters
+    ----------
+    source : str
+        Any that `readers.open_source` reads.
+    voxel_size : sequence of float or None
+        Voxel size (z, y, x) in nanometers; None to take it from the source.
+    out : Path
+        The OME-Zarr group to write.
+    name : str
+        Name of the dataset.
+    images : bool
+        Whether these are separate images, rather than the slices of a volume.
+    repair : bool
+        Whether slices of a volume that cannot be trusted are marked as missing, rather than refused.
+    invert : bool
+        Whether networks see the contrast inverted; the voxels are stored, and restored, as they are.
+    reading : Reading, optional
+        Which part of the source is meant: series, channel, level, crop, ...
+    override : bool
+        Whether `voxel_size` counts more than what the source tells.
+    thickness : float
+        Share of the distance of a volume's slices that one integrates over.
+    workers : int, optional
+        Number of threads.
+
+    Raises
+    ------
+    DataError
+        If the source cannot be used; `out` is then as it was before.
+    StoreError
+        If `out` cannot be written.
+    """
+    reading = reading or Reading()
+    slices: Source = open_source(source, repair and not images, reading, images)
+    if reading.data_bar == "auto":
+        slices.look_for_data_bar()
+    depth, height, width = slices.shape
+    what = f"{depth} {'images' if images else 'slices'} of {height} x {width} pixels, {slices.dtype.name}"
+    logger.info("%s: found %s", source, what)
+    if slices.dtype != slices.stored:
+        logger.info("%s: %s is stored as %s, each value as it is", source, slices.stored, slices.dtype)
+    size = agreed_voxel_size(slices, voxel_size, override, images, not reading.square_pixels)
+    if abs(size[1] - size[2]) > SQUARE * size[1]:
+        size, slices = (size[0], min(size[1:]), min(size[1:])), SquarePixels(slices, size)
+        logger.info("%s: resampled to square pixels of %.4g nm", source, size[1])
+    if slices.shape[0] < 2 and not images:
+        raise DataError(
+            f"{source}: there is only one slice; a volume needs two or more; for separate "
+            "images say `images: true`"
+        )
+    kind = "images" if images else "volume"
+    settings = {
+        # of the text of a source only what chooses within the files: these are known by their content
+        "within": source.replace(parse_source(source).place, ""),
+        "reading": reading.model_dump(mode="json"),
+        "voxel_size": list(size),
+        "thickness": thickness,
+        "kind": kind,
+        "repair": repair,
+        "invert": invert,
+    }
+    if reuse(out, lambda: made_by("acquire", name, settings, raw(checksums(slices, name)))):
+        return
+    threads = workers or default_workers()
+    with replaced(out, [*slices.files, parse_source(source).place]) as partial:
+        array = create_image_array(partial / "0", slices.shape, slices.dtype)
+        statistics = stream_source(slices, array, f"acquire {name}", threads)
+        sources = checksums(slices, name)
+        statistics.extremes(source)
+        missing: list[int] = []
+        if images:
+            for z in statistics.doubtful()["blank"]:
+                logger.warning("%s: there is next to nothing in this image", slices.where(z))
+        else:
+            missing = find_untrusted(slices, statistics, repair)
+            fill_untrusted(array, missing)
+        rows, columns = slices.valid
+        facts = VolumeFacts(
+            stage="acquire",
+            kind="images" if images else "volume",
+            dataset=name,
+            made=made_by("acquire", name, settings, raw(sources)),
+            sources=sources,
+            thickness=0.0 if images else thickness,
+            missing=tuple(missing),
+            intensity=statistics.intensity(source, images=images, missing=missing, invert=invert),
+            # what is image; below lies the microscope's data bar
+            valid=(rows.start, rows.stop, columns.start, columns.stop) if slices.bar else None,
+        )
+        write_image(partial, name, size, facts)
+
+
+def keep_every(
+    volume: Path,
+    factor: int,
+    out: Path,
+    name: str,
+    thickness: float = 0.0,
+    workers: int | None = None,
+) -> None:
+    """Make an anisotropic volume of an acquired one: of every factor-th slice, or of the means of some.
+
+    A slice of thickness t is the mean of ``max(t * factor, 1)`` slices, beginning with slice 0, factor, 2 *
+    factor, ...; the last of them counts by the fraction that is left.
+
+    Parameters
+    ----------
+    volume : Path
+        The OME-Zarr image whose slices are kept.
+    factor : int
+        Distance of kept slices, in slices; the voxel becomes as many times longer along z.
+    out : Path
+        The OME-Zarr group to write.
+    name : str
+        Name of the new dataset.
+    thickness : float
+        Share of the distance of kept slices that each integrates over, 0 to 1.
+    workers : int, optional
+        Number of threads.
+
+    Raises
+    ------
+    DataError
+        If fewer than two slices would be kept.
+    StoreError
+        If `volume` cannot be read or `out` cannot be written.
+    """
+    if factor < 2:
+        raise ConfigError(f"factor: {factor} leaves nothing out; give 2 or more")
+    origin = open_volume(volume)
+    made = made_by("keep-every", name, {"factor": factor, "thickness": thickness}, origin.made)
+    if reuse(out, lambda: made):
+        return
+    depth, height, width = origin.array.shape
+    window = max(thickness * factor, 1.0)
+    kept = (depth - ceil(window)) // factor + 1
+    weights = np.minimum(window - np.arange(ceil(window)), 1) / window
+    if kept < 2:
+        raise DataError(
+            f"{volume}: of {depth} slices only one is kept by a factor of {factor}; choose a smaller one"
+        )
+
+    with replaced(out, [volume]) as partial:
+        array = create_image_array(partial / "0", (kept, height, width), origin.array.dtype)
+
+        def read(box: Box) -> NDArray[Any]:
+            z, *sides = box
+            firsts = (z.start * factor, (z.stop - 1) * factor + 1)
+            parts = (
+                origin.array[(slice(firsts[0] + i, firsts[1] + i, factor), *sides)]
+                for i in range(len(weights))
+            )
+            if len(weights) == 1:
+                return next(parts)
+            mean = sum(weight * part for weight, part in zip(weights, parts, strict=True))
+            return cast_to(np.asarray(mean), origin.array.dtype)
+
+        statistics = stream(array, read, f"keep-every {name}", workers or default_workers(), origin.valid)
+        lost = [divmod(z, factor) for z in origin.facts.missing]
+        missing = sorted({z for z, rest in lost if rest < len(weights) and z < kept})
+        # measured on what was kept: what was left out is the truth, and must not tell
+        intensity = statistics.intensity(str(volume), missing=missing, invert=origin.intensity.invert)
+        kept_of = {"kept_every": factor}
+        facts = VolumeFacts(
+            stage="acquire",
+            dataset=name,
+            made=made,
+            derived_from=origin.facts.dataset or volume.name,
+            factor=Fraction(factor),
+            thickness=thickness if len(weights) > 1 else 0.0,
+            sources=tuple(source.model_copy(update=kept_of) for source in origin.facts.sources),
+            missing=tuple(missing),
+            intensity=intensity,
+            valid=origin.facts.valid,
+        )
+        z, y, x = origin.voxel_size
+        write_image(partial, name, (z * factor, y, x), facts)

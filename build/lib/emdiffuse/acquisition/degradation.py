@@ -1,0 +1,201 @@
+"""Noisy, blurred or coarse images made from the slices of a clean volume, to learn from or to test on.
+
+Conventions
+-----------
+* The order is that of a microscope: blur, then larger pixels (the mean of `bin` x `bin`), then noise.
+* Noise is Poisson's, of so many electrons at the high end of the slice's range and none at its low end, and
+  Gaussian, in units of that range; white, or correlated along x as a first-order autoregressive process, as
+  of a detector that lags behind the scan. Lines along x may be brighter and darker.
+* What is given as a range is drawn for every slice. All that is drawn follows from (seed, slice) alone.
+* Values are rounded and clipped to the type of the volume; a slice is cropped to a multiple of `bin`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+from scipy.signal import lfilter
+
+from emdiffuse.acquisition.image_pairs import write_fields
+from emdiffuse.acquisition.statistics import Statistics
+from emdiffuse.acquisition.streaming import default_workers, stream
+from emdiffuse.config import Degrade
+from emdiffuse.config.datasets import Noise, Range, ends
+from emdiffuse.runtime.atomic import replaced
+from emdiffuse.runtime.errors import DataError
+from emdiffuse.runtime.progress import progress
+from emdiffuse.stores.array import Box, create_image_array, write_plane
+from emdiffuse.stores.facts import PairField, PairsFacts, VolumeFacts
+from emdiffuse.stores.intensity import Scaling
+from emdiffuse.stores.pairs import finish_pairs
+from emdiffuse.stores.provenance import Link, made_by, reuse
+from emdiffuse.stores.volume import Volume, open_volume, write_image
+
+
+def degrade(volume: Path, settings: Degrade, out: Path, name: str, images: bool) -> None:
+    """Make pairs (degraded, clean) of a volume's slices, or the degraded images alone.
+
+    Parameters
+    ----------
+    volume : Path
+        The OME-Zarr image whose slices are degraded.
+    settings : Degrade
+        Which slices, and how.
+    out : Path
+        The store to write.
+    name : str
+        Name of the new dataset.
+    images : bool
+        Whether the degraded images are written as one stack, to be restored, rather than pairs.
+
+    Raises
+    ------
+    DataError
+        If the images would be without contrast.
+    StoreError
+        If `volume` cannot be read or `out` cannot be written.
+    """
+    origin = open_volume(volume)
+    kind: Literal["images", "pairs"] = "images" if images else "pairs"
+    how = {"kind": kind, **settings.model_dump(mode="json", exclude={"dataset"})}
+    made = made_by("degrade", name, how, origin.made)
+    if reuse(out, lambda: made):
+        return
+    missing = origin.facts.missing
+    slices = [z for z in range(0, origin.array.shape[0], settings.every) if images or z not in missing]
+    with replaced(out, [volume]) as partial:
+        write = _write_images if images else _write_pairs
+        write(origin, slices, settings, partial, name, made)
+
+
+def degraded(image: NDArray[Any], settings: Degrade, scaling: Scaling, number: int) -> NDArray[Any]:
+    """Degrade one slice.
+
+    Parameters
+    ----------
+    image : ndarray
+        (y, x), of any real type.
+    settings : Degrade
+    scaling : Scaling
+        Of the slice.
+    number : int
+        Of the slice, which its noise follows from.
+
+    Returns
+    -------
+    ndarray
+        (y // bin, x // bin), of the same type.
+    """
+    low, span = float(scaling.low), float(scaling.high - scaling.low)
+    values = image.astype(np.float64)
+    random = np.random.default_rng([settings.seed, number])
+    if blur := _drawn(settings.blur, random):
+        values = gaussian_filter(values, blur)
+    n = settings.bin
+    height, width = (side // n for side in image.shape)
+    values = values[: height * n, : width * n].reshape(height, n, width, n).mean((1, 3))
+    signal = (values - low) / span
+    values = (signal + _noise(signal, settings.noise, random)) * span + low
+    if np.issubdtype(image.dtype, np.integer):
+        limits = np.iinfo(image.dtype)
+        values = np.clip(np.rint(values), limits.min, limits.max)
+    return values.astype(image.dtype)
+
+
+def _noise(signal: NDArray[np.float64], settings: Noise, random: np.random.Generator) -> NDArray[np.float64]:
+    """Draw the noise of an image (y, x), whose range is 0 to 1."""
+    noise = np.zeros_like(signal)
+    if settings.electrons is not None:
+        low, high = np.log(ends(settings.electrons))
+        electrons = float(np.exp(_drawn((low, high), random)))
+        expected = np.maximum(signal, 0)
+        noise = random.poisson(expected * electrons) / electrons - expected
+    noise += _drawn(settings.gaussian, random) * random.standard_normal(signal.shape)
+    if rho := _drawn(settings.correlation, random):
+        # white noise is its own first value, so that the variance is the same in every column
+        innovations = np.sqrt(1 - rho**2) * noise
+        innovations[:, 0] = noise[:, 0]
+        noise = lfilter([1], [1, -rho], innovations, axis=1)
+    return noise + _drawn(settings.lines, random) * random.standard_normal((len(signal), 1))
+
+
+def _drawn(value: Range, random: np.random.Generator) -> float:
+    """Draw a number from a range; nothing is drawn where it is one number."""
+    low, high = ends(value)
+    return low if low == high else float(random.uniform(low, high))
+
+
+def _write_images(
+    origin: Volume, slices: list[int], settings: Degrade, out: Path, name: str, made: Link
+) -> None:
+    """Write the degraded slices as separate images, in one stack."""
+    depth, height, width = len(slices), *(side // settings.bin for side in origin.array.shape[1:])
+    array = create_image_array(out / "0", (depth, height, width), origin.array.dtype)
+
+    def read(box: Box) -> NDArray[Any]:
+        images = []
+        for z in slices[box[0]]:  # whole slices, since the noise of one is drawn as a whole
+            clean = _whole_slice(origin, z, settings.bin)
+            images.append(degraded(clean, settings, origin.intensity.at(z), z)[box[1:]])
+        return np.stack(images)
+
+    rows, columns = (slice(0, side.stop // settings.bin) for side in origin.valid)
+    statistics = stream(array, read, f"degrade {name}", default_workers(), (rows, columns))
+    facts = VolumeFacts(
+        stage="acquire",
+        kind="images",
+        dataset=name,
+        made=made,
+        derived_from=origin.facts.dataset or origin.path.name,
+        degraded=settings.model_dump(mode="json"),
+        sources=origin.facts.sources,
+        intensity=statistics.intensity(name, images=True, invert=origin.intensity.invert),
+        valid=None if origin.facts.valid is None else (0, rows.stop, 0, columns.stop),
+    )
+    z, y, x = origin.voxel_size
+    size = (z, y * settings.bin, x * settings.bin)
+    write_image(out, name, size, facts)
+
+
+def _write_pairs(
+    origin: Volume, slices: list[int], settings: Degrade, out: Path, name: str, made: Link
+) -> None:
+    """Write each slice as a field of pairs: see `emdiffuse.stores.pairs`."""
+    n = settings.bin
+    z_size, y, x = origin.voxel_size
+    sizes = {"moving": (z_size, y * n, x * n), "fixed": (z_size, y, x)}
+    statistics = {role: Statistics(origin.array.dtype) for role in sizes}
+    fields: list[PairField] = []
+    for z in progress(slices, len(slices), f"degrade {name}", "slice"):
+        clean = _whole_slice(origin, z, n)[origin.valid]
+        clean = clean[: len(clean) // n * n]
+        pair = {"moving": degraded(clean, settings, origin.intensity.at(z), z), "fixed": clean}
+        group = f"{len(fields):04d}"
+        for role, image in pair.items():
+            write_plane(out / group / role / "0", image)
+            statistics[role].add_image(image)
+        fields.append(PairField(group=group, name=f"slice {z}"))
+    write_fields(out, fields, sizes, name, statistics, origin.intensity.invert)
+    facts = PairsFacts(
+        stage="acquire",
+        dataset=name,
+        made=made,
+        derived_from=origin.facts.dataset or origin.path.name,
+        degraded=settings.model_dump(mode="json"),
+        scale=n,
+        sources=origin.facts.sources,
+        fields=tuple(fields),
+    )
+    finish_pairs(out, facts)
+
+
+def _whole_slice(volume: Volume, z: int, multiple: int) -> NDArray[Any]:
+    """Read a slice, cropped to a multiple of pixels a side."""
+    height, width = (side // multiple * multiple for side in volume.array.shape[1:])
+    if not height or not width:
+        raise DataError(f"{volume.array.path}: its slices are too small to be binned")
+    return volume.array[z : z + 1, 0:height, 0:width][0]

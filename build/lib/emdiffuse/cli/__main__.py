@@ -1,0 +1,5 @@
+"""``python -m emdiffuse.cli``."""
+
+from emdiffuse.cli import main
+
+main()

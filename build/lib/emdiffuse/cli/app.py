@@ -1,0 +1,93 @@
+"""The application, what its commands share, and how a mistake is said."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from emdiffuse.config.shipped import model_folder
+from emdiffuse.runtime.disks import as_mistake
+from emdiffuse.runtime.progress import fail, setup
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Restore electron microscopy with diffusion models, one command a stage.",
+)
+
+
+def folder(text: str) -> Path:
+    """Return the folder that a path names, itself or by the file that is written last in it."""
+    path = Path(text)
+    return path.parent if path.name in ("zarr.json", "model.json") else path
+
+
+def model_named(text: str) -> Path:
+    """Return the folder of a model that is shipped, or lies where the path says."""
+    return model_folder(folder(text))
+
+
+# The workflow knows a store by its zarr.json, and a model by its model.json; a person names the folder.
+Store = Annotated[Path, typer.Argument(parser=folder)]
+Stores = Annotated[list[Path], typer.Argument(parser=folder)]
+ModelFolder = Annotated[Path, typer.Argument(parser=model_named)]
+Settings = Annotated[str, typer.Option(help="The section of the configuration, as JSON or YAML.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, a CUDA device such as cuda:0, or mps (Apple).")]
+Share = Annotated[str, typer.Option(metavar="I-of-N", help="Which worker this is, of how many, e.g. 1-of-4.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace files of the same name that emdiffuse did not write.")
+]
+Done = Annotated[Path | None, typer.Option(help="File to write when this worker's share is done.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from emdiffuse import __version__
+
+        print(f"emdiffuse {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and exit.")
+    ] = False,
+    log: Annotated[Path | None, typer.Option(help="Also write what is said to this file.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads for numerical work; all cores by default.")
+    ] = None,
+) -> None:
+    """Restore electron-microscopy volumes with diffusion models, from raw files to measured OME-Zarr."""
+    setup(log)
+    # threads that wait by spinning slow each other down many times as soon as cores are shared
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if threads is not None:
+        for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            os.environ[variable] = str(threads)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    """End as after Ctrl-C, so that what was begun beside its place is removed; a second request waits."""
+    signal.signal(number, signal.SIG_IGN)
+    raise SystemExit(128 + number)
+
+
+def main() -> None:
+    """Run the command line."""
+    signal.signal(signal.SIGTERM, _end)
+    try:
+        app()
+    except Exception as error:
+        mistake = as_mistake(error)
+        if mistake is None:
+            raise
+        fail(mistake)
+        sys.exit(mistake.exit_code)

@@ -1,0 +1,28 @@
+"""The models that come with the package."""
+
+from __future__ import annotations
+
+import typer
+
+from emdiffuse.cli.app import app
+
+models = typer.Typer(invoke_without_command=True)
+app.add_typer(models, name="models", help="List the models that come with the package, or verify them.")
+
+
+@models.callback()
+def list_models(context: typer.Context) -> None:
+    """List the models that come with the package; each name is accepted wherever a model's folder is."""
+    from emdiffuse.models.shipped import shipped_models
+
+    if context.invoked_subcommand is None:
+        for model in shipped_models():
+            print(f"{model.name:<12}  {model.size / 2**20:5.1f} MiB  {model.title}  ({model.folder})")
+
+
+@models.command()
+def verify() -> None:
+    """Compare the files of the shipped models with their checksums."""
+    from emdiffuse.models.shipped import verify_shipped
+
+    print(f"{verify_shipped()} files of the shipped models are as they were shipped.")

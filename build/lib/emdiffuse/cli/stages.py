@@ -1,0 +1,342 @@
+"""One thin command a stage of the chain, in its order."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from emdiffuse.cli.app import Device, Done, ModelFolder, Settings, Share, Store, Stores, app, folder
+from emdiffuse.runtime.errors import ConfigError
+
+Lpips = Annotated[
+    Path | None, typer.Option(help="Torchvision's weights of AlexNet (.pth): measure LPIPS too.")
+]
+
+
+class Launcher(StrEnum):
+    """Where a training runs."""
+
+    local = "local"
+    submitit = "submitit"
+
+
+class Precision(StrEnum):
+    """What a network computes in."""
+
+    auto = "auto"
+    float32 = "float32"
+    tf32 = "tf32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Compilation(StrEnum):
+    """Modes of torch.compile."""
+
+    default = "default"
+    reduce_overhead = "reduce-overhead"
+    max_autotune = "max-autotune"
+
+
+@app.command()
+def acquire(name: str, out: Store, settings: Settings) -> None:
+    """Convert a raw volume, of whatever format, or image pairs to OME-Zarr."""
+    from emdiffuse.acquisition.acquire import acquire as acquire_volume
+    from emdiffuse.acquisition.image_pairs import acquire_pairs
+    from emdiffuse.config import Dataset
+    from emdiffuse.config.settings import parse
+
+    dataset = parse(Dataset, settings, f"datasets.{name}")
+    if dataset.derived is not None:
+        raise ConfigError(f"datasets.{name}: only raw data are acquired; see `keep-every` and `degrade`")
+    size = dataset.voxel_size.nanometers if dataset.voxel_size is not None else None
+    override = dataset.voxel_size is not None and dataset.voxel_size.override
+    pairs = dataset.pairs
+    if pairs is not None and size is not None:
+        acquire_pairs(
+            pairs.folder,
+            size,
+            out,
+            name,
+            pairs.pattern,
+            pairs.keep_going,
+            pairs.scale,
+            dataset.invert,
+            override,
+        )
+    elif dataset.source is not None:
+        acquire_volume(
+            dataset.source,
+            size,
+            out,
+            name,
+            dataset.images,
+            repair=dataset.repair,
+            invert=dataset.invert,
+            reading=dataset.reading,
+            override=override,
+            thickness=dataset.slice_thickness,
+        )
+
+
+@app.command()
+def keep_every(
+    volume: Store,
+    factor: int,
+    name: str,
+    out: Store,
+    thickness: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the distance of slices that one integrates over.")
+    ] = 0.0,
+) -> None:
+    """Make an anisotropic volume from an isotropic one by keeping every n-th slice."""
+    from emdiffuse.acquisition.acquire import keep_every as run
+
+    run(volume, factor, out, name, thickness)
+
+
+@app.command()
+def degrade(
+    volume: Store,
+    name: str,
+    out: Store,
+    settings: Settings,
+    images: Annotated[
+        bool, typer.Option("--images", help="Write the degraded images alone, no pairs.")
+    ] = False,
+) -> None:
+    """Make image pairs, degraded and clean, from the slices of a clean volume."""
+    from emdiffuse.acquisition.degradation import degrade as run
+    from emdiffuse.config import Degrade
+    from emdiffuse.config.settings import parse
+
+    run(volume, parse(Degrade, settings, f"datasets.{name}.degrade"), out, name, images)
+
+
+@app.command()
+def register(volume: Store, out: Store, quality: Path, figure: Path, settings: Settings) -> None:
+    """Register image pairs, or check that the slices of a volume are aligned, and pass them on."""
+    from emdiffuse.acquisition.checksums import require_unchanged
+    from emdiffuse.config import Alignment
+    from emdiffuse.config.settings import parse
+    from emdiffuse.registration.register import register as run
+
+    require_unchanged(volume)
+    run(volume, parse(Alignment, settings, "alignment"), out, quality, figure)
+
+
+@app.command()
+def patches(volumes: Stores, out: Annotated[Path, typer.Option(parser=folder)], settings: Settings) -> None:
+    """Cut training patches from registered volumes into a store."""
+    from emdiffuse.config import Model
+    from emdiffuse.config.settings import parse
+    from emdiffuse.patches.cut import cut_patches
+
+    cut_patches(volumes, parse(Model, settings, "model"), out)
+
+
+@app.command()
+def train(
+    store: Store,
+    name: str,
+    experiment: Path,
+    settings: Settings,
+    device: Device = "auto",
+    processes: Annotated[int, typer.Option(min=1, help="Processes here that share a batch: one a GPU.")] = 1,
+    launcher: Annotated[Launcher, typer.Option(help="Train here, or in a job of SLURM.")] = Launcher.local,
+    resources: Annotated[
+        str, typer.Option(help="What the job asks for, as JSON: partition, gpus, ...")
+    ] = "{}",
+) -> None:
+    """Train a model from a patch store, or go on with an interrupted training."""
+    from emdiffuse.config import Model
+    from emdiffuse.config.settings import parse
+    from emdiffuse.training import launch, submission
+
+    work = launch.TrainingJob(store, parse(Model, settings, f"models.{name}"), name, experiment, device)
+    if launcher is Launcher.local:
+        launch.train_here(work, processes)
+    else:
+        submission.train_on_slurm(work, parse(submission.Resources, resources, "--resources"))
+
+
+@app.command()
+def plan(
+    dataset: Store,
+    model: ModelFolder,
+    out: Path,
+    settings: Settings,
+    calibration: Annotated[
+        Path | None, typer.Option(help="What `calibrate` wrote: intervals are written too.")
+    ] = None,
+) -> None:
+    """Plan the restoration of a volume: tiles, blocks, settings and their hash."""
+    from emdiffuse.config import Restoration
+    from emdiffuse.config.settings import parse
+    from emdiffuse.restoration.planning import make_plan
+
+    make_plan(dataset, model, parse(Restoration, settings, "restoration"), out, calibration)
+
+
+@app.command()
+def restore(
+    plan: Annotated[Path, typer.Argument(help="plan.json, which the stage `plan` wrote.")],
+    worker: Share = "1-of-1",
+    done: Done = None,
+    device: Device = "auto",
+    batch: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|N",
+            help="Tiles that go through the network at once. auto: as many as a GPU has memory for, at most "
+            "a block (`tiling.block`); on a CPU one. Halved where a GPU runs out of memory.",
+        ),
+    ] = "auto",
+    compilation: Annotated[
+        Compilation | None,
+        typer.Option(
+            "--compile",
+            help="Compile the network first (torch.compile), which takes minutes. reduce-overhead: also "
+            "replay each call as a CUDA graph; max-autotune: also try several kernels. Needs a C++ compiler.",
+        ),
+    ] = None,
+    precision: Annotated[
+        Precision, typer.Option(help="What the network computes in. auto: half precision on a GPU.")
+    ] = Precision.auto,
+) -> None:
+    """Restore a worker's share of a plan's blocks; blocks that are done are not done again.
+
+    Tiles in other batches, or a compiled network, change the volume by rounding alone.
+    """
+    from emdiffuse.restoration.plan import read_plan
+    from emdiffuse.restoration.tiles import restore as run
+    from emdiffuse.runtime.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    run(plan, *_share(worker), device, batch=_batch(batch), compilation=compilation, precision=precision)
+    _mark(done, read_plan(plan).hash)
+
+
+@app.command()
+def stitch(plan: Path, worker: Share = "1-of-1", done: Done = None) -> None:
+    """Blend a worker's share of the restored volume from the tiles."""
+    from emdiffuse.restoration.plan import read_plan
+    from emdiffuse.restoration.stitch import stitch as run
+    from emdiffuse.runtime.allocator import return_freed_memory
+
+    return_freed_memory()
+    run(plan, *_share(worker))
+    _mark(done, read_plan(plan).hash)
+
+
+@app.command()
+def pyramid(plan: Path) -> None:
+    """Add coarser levels to the restored volume, and finish it."""
+    from emdiffuse.restoration.stitch import pyramid as run
+    from emdiffuse.runtime.allocator import return_freed_memory
+
+    return_freed_memory()
+    run(plan)
+
+
+@app.command()
+def verify(
+    store: Annotated[Path, typer.Argument(help="A store in results/, or the plan.json of a restoration.")],
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Let the next start of the workflow recompute what is lost.")
+    ] = False,
+) -> None:
+    """Read every chunk and all metadata of a store or a restored volume, and list what is missing or damaged.
+
+    Exit code 1 where something is lost, unless it is repaired. Without --repair nothing is changed.
+    """
+    from emdiffuse.restoration.verify import plan_of, verify_restoration
+    from emdiffuse.stores.verification import verify_store
+
+    plan = plan_of(store)
+    if plan is not None:
+        verify_restoration(plan, repair)
+    else:
+        verify_store(store, repair)
+
+
+@app.command()
+def calibrate(restored: Store, dataset: Store, truth: Store, out: Path, settings: Settings) -> None:
+    """Find how wide intervals must be to hold the truth, on data that the model was not trained on."""
+    from emdiffuse.config import Calibration
+    from emdiffuse.config.settings import parse
+    from emdiffuse.evaluation.calibration import calibrate as run
+
+    run(restored, dataset, truth, out, parse(Calibration, settings, "calibration"))
+
+
+@app.command()
+def baselines(
+    dataset: Store,
+    truth: Store,
+    out: Path,
+    task: Annotated[str, typer.Option(help="What models restore of the dataset, such as vemdiffuse-i.")],
+    lpips: Lpips = None,
+) -> None:
+    """Measure classical methods against the truth, once for all restorations of a dataset."""
+    from emdiffuse.config.tasks import TASKS
+    from emdiffuse.evaluation.evaluate import measure_baselines as run
+
+    if task not in TASKS:
+        raise ConfigError(f"--task: there is no '{task}'; known: {', '.join(TASKS)}")
+    run(dataset, truth, task, out, lpips)
+
+
+@app.command()
+def evaluate(
+    restored: Store,
+    dataset: Store,
+    truth: Store,
+    out: Path,
+    baselines: Annotated[
+        Path | None,
+        typer.Option(help="What `emdiffuse baselines` wrote; by default they are measured here."),
+    ] = None,
+    lpips: Lpips = None,
+) -> None:
+    """Measure a restored volume against the truth, beside classical methods on the same voxels."""
+    from emdiffuse.evaluation.evaluate import evaluate as run
+
+    run(restored, dataset, truth, out, baselines, lpips)
+
+
+@app.command()
+def report(results: Path, experiments: Path, out: Path, settings: Settings) -> None:
+    """Write the report: one HTML file with pictures, tables and parameters."""
+    from emdiffuse.config import Config
+    from emdiffuse.config.settings import parse
+    from emdiffuse.report.write import write_report
+
+    write_report(parse(Config, settings), results, experiments, out)
+
+
+def _share(text: str) -> tuple[int, int]:
+    """Read "I-of-N"."""
+    worker, _, workers = text.partition("-of-")
+    if not (worker.isdecimal() and workers.isdecimal() and 1 <= int(worker) <= int(workers)):
+        raise ConfigError(f"--worker: '{text}' is not of the form I-of-N with 1 <= I <= N, such as 1-of-4")
+    return int(worker), int(workers)
+
+
+def _batch(text: str) -> int | None:
+    """Read "auto" (None), or a number of tiles."""
+    if text == "auto":
+        return None
+    if not (text.isdecimal() and int(text) > 0):
+        raise ConfigError(f"--batch: '{text}' is neither auto nor a number of tiles, such as 4")
+    return int(text)
+
+
+def _mark(path: Path | None, content: str) -> None:
+    from emdiffuse.runtime.atomic import write_atomically
+
+    if path is not None:
+        write_atomically(path, f"{content}\n")

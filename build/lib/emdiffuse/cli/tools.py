@@ -1,0 +1,221 @@
+"""Commands beside the chain: models, and the configuration."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from emdiffuse.cli.app import Overwrite, app, model_named
+from emdiffuse.cli.options import enhancement_options, with_options
+from emdiffuse.runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from emdiffuse.enhance.one_file import Enhancement
+
+
+class Format(StrEnum):
+    """What a model, or a volume, is exported as."""
+
+    bioimageio = "bioimageio"
+    torch = "torch"
+    precomputed = "precomputed"
+
+
+@app.command()
+@with_options(how=enhancement_options)
+def enhance(
+    source: Annotated[
+        str, typer.Argument(metavar="INPUT", help="A file, a folder of numbered slices, or a store.")
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A .tif, or an .ome.zarr.")],
+    how: "Enhancement",
+    uncertainty: Annotated[
+        Path | None,
+        typer.Option(help="TIFF for the standard deviation over the samples; beside the output by default."),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Restore one image or volume, without a workflow."""
+    from emdiffuse.enhance.one_file import enhance as run
+    from emdiffuse.runtime.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    run(source, output, how, uncertainty, overwrite=overwrite)
+
+
+@app.command()
+@with_options(how=enhancement_options)
+def watch(
+    folder: Annotated[Path, typer.Argument(help="Folder that the microscope writes TIFFs to.")],
+    out: Annotated[Path, typer.Option(help="Folder for the restored TIFFs.")],
+    how: "Enhancement",
+    settle: Annotated[
+        float, typer.Option(help="Seconds without a change after which a file counts as complete.")
+    ] = 5,
+    patience: Annotated[
+        float, typer.Option(help="Seconds after which an unreadable file is set aside.")
+    ] = 60,
+    once: Annotated[bool, typer.Option(help="Stop when every file is restored or set aside.")] = False,
+) -> None:
+    """Restore each image that arrives in a folder, until Ctrl-C."""
+    from emdiffuse.enhance.watch import watch as run
+    from emdiffuse.runtime.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    run(folder, out, how, once, settle, patience)
+
+
+@app.command()
+def align(
+    moving: Annotated[Path, typer.Argument(help="The image to be warped: noisy, or of low resolution.")],
+    fixed: Annotated[Path, typer.Argument(help="The image of the same field that it is aligned to.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="TIFF for the warped image.")],
+    scale: Annotated[
+        int, typer.Option(min=1, max=2, help="Pixels of FIXED, along a side, that are one of MOVING.")
+    ] = 1,
+    weights: Annotated[
+        str, typer.Option(help="Of the optical flow (RAFT): shipped, torchvision, or a path.")
+    ] = "shipped",
+    overwrite: Overwrite = False,
+) -> None:
+    """Register one image to another; flow, mask and quality are written beside it."""
+    from emdiffuse.registration.align import align as run
+
+    run(moving, fixed, out, scale, weights, overwrite)
+
+
+@app.command()
+def train_raft(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Weights to write (.safetensors).")],
+    stack: Annotated[
+        list[Path] | None, typer.Option(help="A TIFF of a volume or of separate images; may be repeated.")
+    ] = None,
+    pair: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Registered TIFFs of one field, as NOISY,CLEAN; may be repeated.", metavar="NOISY,CLEAN"
+        ),
+    ] = None,
+    minutes: Annotated[float, typer.Option(min=0, help="Wall time; a second start goes on.")] = 45,
+    batch: Annotated[int, typer.Option(min=1, help="Crops a step.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of weights and samples.")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train the optical flow (RAFT) on micrographs of your own, under synthetic deformations."""
+    from emdiffuse.registration.raft_training import Recipe, read_sources
+    from emdiffuse.registration.raft_training import train_raft as run
+    from emdiffuse.runtime.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    pairs = []
+    for text in pair or []:
+        noisy, _, clean = text.partition(",")
+        if not clean:
+            raise ConfigError(f"--pair: '{text}' is not of the form NOISY,CLEAN")
+        pairs.append((Path(noisy), Path(clean)))
+    inputs = [*(stack or []), *(path for both in pairs for path in both)]
+    recipe = Recipe(minutes=minutes, batch=batch, seed=seed)
+    run(read_sources(stack or [], pairs), out, recipe, inputs, overwrite)
+
+
+@app.command()
+def import_weights(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            parser=model_named,
+            help="A published checkpoint (.pth), a shipped model, or a model's folder.",
+        ),
+    ],
+    task: Annotated[str, typer.Option(help="emdiffuse-n, emdiffuse-r, vemdiffuse-i or vemdiffuse-a.")],
+    out: Annotated[Path, typer.Option(help="Folder to write, such as experiments/published/best.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Read a published EMDiffuse checkpoint, or a model trained elsewhere, into a model folder."""
+    from emdiffuse.models.importing import import_model
+
+    import_model(source, task, out, overwrite)
+
+
+@app.command()
+def export(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            parser=model_named,
+            help="A model: shipped, or its folder. Or an OME-Zarr volume.",
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help="A .zip (bioimageio), .pt2 (torch) or folder (precomputed).")],
+    format: Annotated[
+        Format, typer.Option(help="Of a model: BioImage Model Zoo, or a graph. Of a volume: precomputed.")
+    ],
+    factor: Annotated[
+        int | None, typer.Option(help="Anisotropy factor, where a model knows several.")
+    ] = None,
+    license: Annotated[str, typer.Option(help="SPDX identifier of the package's licence.")] = "MIT",
+    side: Annotated[int, typer.Option(help="Height and width of the images that a graph takes.")] = 256,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a model's one-call mean, or a volume, for other programs."""
+    from emdiffuse.models import sharing
+    from emdiffuse.precomputed import export_precomputed
+
+    if format is Format.precomputed:
+        export_precomputed(source, out)
+    elif format is Format.bioimageio:
+        sharing.export_bioimageio(source, out, factor, license, overwrite)
+    else:
+        sharing.export_torch(source, out, factor, side, overwrite)
+
+
+@app.command()
+def provenance(
+    path: Annotated[Path, typer.Argument(help="A store, the folder of a model, or a JSON file of a result.")],
+) -> None:
+    """Print how a store, model or result was made: stages, their settings, and checksums of raw files."""
+    from emdiffuse.stores.provenance import read_link
+
+    print(read_link(path).told())
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of the configuration, as YAML, for editors that complete and check keys."""
+    import yaml
+
+    from emdiffuse.config import json_schema
+
+    print("# Generated by `emdiffuse schema`.")
+    print(yaml.safe_dump(json_schema(), sort_keys=False, width=110), end="")
+
+
+@app.command()
+def progress(
+    results: Annotated[Path, typer.Argument(help="Folder of the results.")] = Path("results"),
+) -> None:
+    """Say how far the restorations are, over all their workers: blocks done, voxels a second, time left."""
+    from emdiffuse.restoration import overview
+
+    print(overview.table(overview.states(results)))
+
+
+@app.command()
+def view(
+    path: Path,
+    host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine alone.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 0,
+    napari: Annotated[bool, typer.Option("--napari", help="Open napari instead of serving.")] = False,
+) -> None:
+    """Look at an OME-Zarr volume: serve it, and print a link to Neuroglancer; or open it in napari."""
+    from emdiffuse import viewing
+
+    if napari:
+        viewing.view_in_napari(path)
+    else:
+        viewing.view(path, host, port)

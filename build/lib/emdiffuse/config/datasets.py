@@ -1,0 +1,278 @@
+"""The `datasets` section of the configuration: raw data, what is derived from them, and voxel sizes."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from emdiffuse.config.reading import Reading
+from emdiffuse.config.settings import Section
+from emdiffuse.config.sources import parse_source
+from emdiffuse.runtime.errors import ConfigError
+from emdiffuse.runtime.units import NANOMETERS
+
+MINIMUM_FACTOR, MAXIMUM_FACTOR = 2, 12
+Factor = Annotated[int, Field(ge=MINIMUM_FACTOR, le=MAXIMUM_FACTOR)]
+Thickness = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+SMALLEST_PIXEL = 0.05
+"""Nanometers: a smaller number whose unit is not stated may be in micrometers."""
+
+
+class VoxelSize(Section):
+    """Size of a voxel along z, y and x."""
+
+    z: float = Field(gt=0, description="Distance between slices, in `unit`.")
+    y: float = Field(gt=0, description="Height of a pixel, in `unit`.")
+    x: float = Field(gt=0, description="Width of a pixel, in `unit`.")
+    unit: Literal["nanometer", "micrometer", "angstrom"] = Field(
+        "nanometer", description="Unit of the three numbers."
+    )
+    override: bool = Field(
+        False, description="This size counts, whatever the files tell; without it both must agree within 1 %."
+    )
+
+    @model_validator(mode="after")
+    def _square(self) -> VoxelSize:
+        if abs(self.y - self.x) > self.y / 1000:
+            raise ValueError(f"pixels must be square, but y is {self.y:g} and x is {self.x:g}")
+        if "unit" not in self.model_fields_set and self.x < SMALLEST_PIXEL:
+            raise ValueError(
+                f"pixels of {self.x:g} nm are smaller than atoms; state the `unit`, such as micrometer"
+            )
+        return self
+
+    @property
+    def nanometers(self) -> tuple[float, float, float]:
+        """Voxel size (z, y, x) in nanometers."""
+        scale = NANOMETERS[self.unit]
+        return (self.z * scale, self.y * scale, self.x * scale)
+
+
+class KeepEvery(Section):
+    """An anisotropic volume made from an isotropic one, which is the truth."""
+
+    dataset: Name = Field(description="The dataset that is thinned out.")
+    factor: int = Field(ge=2, le=12, description="Every factor-th slice is kept, from the first.")
+    thickness: Thickness = Field(
+        0.0,
+        description="Share of the distance of kept slices that each integrates over: 0 keeps single slices, "
+        "1 averages all.",
+    )
+
+
+Amount = Annotated[float, Field(ge=0)]
+Range = Amount | tuple[Amount, Amount]
+"""A number, or the lowest and highest one, between which it is drawn for every image."""
+
+
+def ends(value: Range) -> tuple[float, float]:
+    """Return the lowest and the highest number of a range."""
+    return (min(value), max(value)) if isinstance(value, tuple) else (value, value)
+
+
+class Noise(Section):
+    """Noise of a degraded image; each number may be a range, from which every image draws its own."""
+
+    electrons: Range | None = Field(
+        None,
+        description="Electrons a pixel at the brightest intensity (Poisson noise); none without. Drawn "
+        "evenly on a logarithmic scale.",
+    )
+    gaussian: Range = Field(
+        0.0, description="Standard deviation of Gaussian noise, as a share of the intensity range."
+    )
+    correlation: Range = Field(
+        0.0,
+        description="Correlation of the noise of neighbouring pixels of a line: detectors lag along x, the "
+        "fast axis of the scan.",
+    )
+    lines: Range = Field(
+        0.0, description="Standard deviation of the brightness of lines, as a share of the intensity range."
+    )
+
+    @field_validator("electrons")
+    @classmethod
+    def _some(cls, value: Range | None) -> Range | None:
+        if value is not None and min(ends(value)) <= 0:
+            raise ValueError("must be above 0")
+        return value
+
+    @field_validator("correlation")
+    @classmethod
+    def _below_one(cls, value: Range) -> Range:
+        if max(ends(value)) >= 1:
+            raise ValueError("must be below 1")
+        return value
+
+
+class Degrade(Section):
+    """Image pairs, degraded and clean, made from the slices of a clean volume."""
+
+    dataset: Name = Field(description="The clean volume.")
+    every: int = Field(1, ge=1, description="Every n-th slice is taken, from the first.")
+    blur: Range = Field(
+        0.0, description="Standard deviation of a Gaussian blur, in pixels; a number, or a range."
+    )
+    bin: Literal[1, 2] = Field(1, description="2: pixels twice as large, for emdiffuse-r.")
+    noise: Noise = Field(default_factory=Noise, description="Noise that is added last.")
+    seed: int = Field(0, ge=0, description="Seed of the noise.")
+
+
+class Alignment(Section):
+    """How pairs are registered, and how the alignment of a volume's slices is checked."""
+
+    method: Literal["auto", "check", "warp"] = Field(
+        "auto",
+        description="`check` measures and changes nothing; `warp` aligns; `auto` warps pairs and checks "
+        "volumes.",
+    )
+    tolerance: float = Field(
+        1.0,
+        gt=0,
+        description="Largest misplacement of a slice in an aligned volume, in pixels, for slices as far "
+        "apart as pixels; more is allowed the further they are apart.",
+    )
+    weights: str = Field(
+        "shipped",
+        description="Weights of the optical flow (RAFT): `shipped`, `torchvision` (downloaded), or a path.",
+    )
+    least_correlation: float = Field(
+        0.3, ge=0, lt=1, description="Pairs that correlate less after registration are not trained on."
+    )
+
+
+class Pairs(Section):
+    """Image pairs: the same fields imaged twice, noisy and clean, or of low and of high resolution."""
+
+    folder: str = Field(description="The folder that holds the images, also in folders within it.")
+    pattern: str | None = Field(
+        None,
+        description="How the files are named, if in none of the known layouts: `{role}` and `{field}`, and "
+        "if there are any `{specimen}` and `{level}`, such as `{specimen}/{role}-{field}.tif`.",
+    )
+    scale: Literal[1, 2] | None = Field(
+        None,
+        description="Pixels of the clean image that are one of the other along an axis: 1 to denoise, 2 for "
+        "super-resolution; needed where a folder holds both.",
+    )
+    keep_going: bool = Field(
+        False, description="Leave out pairs that cannot be used, with a warning, instead of stopping."
+    )
+
+
+class Dataset(Reading):
+    """A raw volume, one derived from another, or image pairs."""
+
+    source: str | None = Field(
+        None,
+        description="A file (TIFF, MRC, DM3, DM4, CZI, Amira, NRRD, FIB-SEM .dat, Imaris, bare pixels), an "
+        "array in one (file.h5:/path), a folder of numbered slices or a pattern of them (`s_{z}.tif`); Zarr, "
+        "OME-Zarr, N5, Neuroglancer precomputed or webknossos, also at an address.",
+    )
+    images: bool = Field(
+        False,
+        description="Separate images, not the slices of a volume; with `degrade`, only the degraded ones.",
+    )
+    voxel_size: VoxelSize | None = Field(
+        None,
+        description="Voxel size, of pairs that of the clean images; required but for a `source` that "
+        "tells its own, with which it must agree.",
+    )
+    invert: bool = Field(
+        False,
+        description="Networks see the contrast inverted, as of a model's other data; what is restored has "
+        "its own contrast again.",
+    )
+    repair: bool = Field(
+        False,
+        description="Slices of a volume that are missing, repeated, blank or saturated are marked as missing "
+        "and restored, instead of refused.",
+    )
+    slice_thickness: Thickness = Field(
+        0.0,
+        description="Of an anisotropic volume: share of the distance of its slices that each integrates "
+        "over, such as 1 for serial sections; 0 where a slice is as thin as a pixel is wide.",
+    )
+    keep_every: KeepEvery | None = Field(
+        None, description="Instead of `source`: keep every n-th slice of another dataset."
+    )
+    pairs: Pairs | None = Field(None, description="Instead of `source`: image pairs to learn from.")
+    degrade: Degrade | None = Field(
+        None, description="Instead of `source`: pairs made by degrading the slices of another dataset."
+    )
+    alignment: Alignment = Field(
+        default_factory=Alignment, description="Registration of pairs, and the check of slices."
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Dataset:
+        origins = (self.source, self.pairs, self.keep_every, self.degrade)
+        if sum(origin is not None for origin in origins) != 1:
+            raise ValueError("give one of `source`, `pairs`, `keep_every` and `degrade`")
+        if self.derived is None and self.voxel_size is None and not self._may_tell_its_size:
+            raise ValueError("`voxel_size` is missing")
+        if self.source is None and self.reading != Reading():
+            keys = [key for key in Reading.model_fields if getattr(self, key) != getattr(Reading(), key)]
+            raise ValueError(f"`{keys[0]}` says how a `source` is read; remove it")
+        if self.images and self.source is None and self.degrade is None:
+            raise ValueError("`images` says what a `source` holds; remove it")
+        if self.slice_thickness and (self.source is None or self.images):
+            raise ValueError("`slice_thickness` is of the slices of a `source` that is a volume; remove it")
+        if self.repair and (self.source is None or self.images):
+            raise ValueError("`repair` is for the slices of a volume; remove it")
+        name = "keep_every" if self.keep_every else "degrade"
+        if self.invert and self.derived is not None:
+            raise ValueError(f"`invert` follows from the dataset of `{name}`; remove it")
+        if self.derived is not None and self.voxel_size is not None:
+            raise ValueError(f"`voxel_size` follows from `{name}`; remove it")
+        return self
+
+    @property
+    def _may_tell_its_size(self) -> bool:
+        return self.source is not None and parse_source(self.source).kind != "raw"
+
+    @property
+    def derived(self) -> KeepEvery | Degrade | None:
+        """How it is made from another dataset, if it is."""
+        return self.keep_every or self.degrade
+
+    @property
+    def holds_pairs(self) -> bool:
+        """Whether it holds image pairs."""
+        return self.pairs is not None or (self.degrade is not None and not self.images)
+
+
+def anisotropy_factor(
+    voxel_size: tuple[float, float, float], key: str = "voxel_size", isotropic: bool = False
+) -> Fraction:
+    """Return the ratio of the axial to the lateral voxel size, exactly.
+
+    Parameters
+    ----------
+    voxel_size : tuple of float
+        Voxel size (z, y, x), in any one unit.
+    key : str
+        What to name in an error.
+    isotropic : bool
+        Whether the ratio may also be 1.
+
+    Raises
+    ------
+    ConfigError
+        If pixels are not square, or the ratio is not between 2 and 12.
+    """
+    z, y, x = (Fraction(v).limit_denominator(10**6) for v in voxel_size)
+    if abs(y - x) > y / 1000:
+        raise ConfigError(f"{key}: pixels must be square, but y is {float(y):g} and x is {float(x):g}")
+    factor = (z / y).limit_denominator(1000)
+    if not MINIMUM_FACTOR <= factor <= MAXIMUM_FACTOR and not (isotropic and factor == 1):
+        raise ConfigError(
+            f"{key}: the anisotropy factor z/y is {float(factor):g}; it must be between "
+            f"{MINIMUM_FACTOR} and {MAXIMUM_FACTOR}"
+        )
+    return factor

@@ -1,0 +1,47 @@
+"""The `evaluation` section of the configuration: measures that need weights of their own."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from pydantic import Field
+
+from emdiffuse.config.settings import Section
+from emdiffuse.runtime.errors import ConfigError
+
+ALEXNET = "download.pytorch.org/models/alexnet-owt-7be5be79.pth"
+
+
+class Evaluation(Section):
+    """What is measured of restorations that have a truth."""
+
+    lpips: str | None = Field(
+        None,
+        description="Also measure LPIPS: the file with torchvision's weights of AlexNet, which is never "
+        "downloaded; needs the extra `lpips`.",
+    )
+
+
+def require_lpips(weights: Path, key: str) -> None:
+    """Check that LPIPS can be measured.
+
+    Parameters
+    ----------
+    weights : Path
+        Torchvision's weights of AlexNet.
+    key : str
+        What to name in an error.
+
+    Raises
+    ------
+    ConfigError
+        If torchmetrics, which holds the weights of LPIPS itself, is not installed, or the file is missing.
+    """
+    if find_spec("torchmetrics") is None:
+        raise ConfigError(f"{key}: LPIPS needs torchmetrics; run pip install 'emdiffuse[lpips]'")
+    if not weights.is_file():
+        raise ConfigError(
+            f"{key}: there is no file '{weights}'; LPIPS needs the weights of AlexNet, which are not "
+            f"downloaded here: fetch {ALEXNET} (244 MB) where the network allows it, and give its path"
+        )

@@ -1,0 +1,236 @@
+"""The `models` section of the configuration: task, patches, network and training; or weights."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from emdiffuse.config.datasets import Factor, Name, Thickness
+from emdiffuse.config.settings import Section
+from emdiffuse.config.tasks import TASKS
+
+
+class Patches(Section):
+    """The patch store that a model is trained from."""
+
+    size: int = Field(
+        64, ge=16, le=4096, multiple_of=8, description="Height and width of a patch, in pixels."
+    )
+    overlap: float = Field(0.5, ge=0, lt=1, description="Share of a patch that its neighbour repeats.")
+    axes: tuple[Literal["z", "y", "x"], ...] = Field(
+        ("z",),
+        min_length=1,
+        description="Axes of an isotropic volume that gaps are cut along (vemdiffuse-i); others than z give "
+        "more patches, of tissue that changes from slice to slice as it does along those.",
+    )
+    left_out_slices: bool = Field(
+        False,
+        description="vemdiffuse-a also learns along z, at twice the volume's factor (12 at most): every "
+        "second slice is left out and is the target between its neighbours. Of thin slices.",
+    )
+    validation: float = Field(
+        0.125, gt=0, lt=1, description="Share of the volume, at its far end in z, kept for validation."
+    )
+    validation_datasets: tuple[Name, ...] = Field(
+        (),
+        description="Datasets that a part of is kept for validation; by default all. The others are trained "
+        "on as a whole.",
+    )
+    minimum_contrast: float = Field(
+        0.02, ge=0, description="Patches with a standard deviation below this (range [-1, 1]) are blank."
+    )
+    limit: int = Field(20000, ge=1, description="Most patches kept, drawn evenly from all.")
+    seed: int = Field(0, ge=0, description="Seed of that draw.")
+
+
+class Network(Section):
+    """The network."""
+
+    architecture: Literal["native", "unet", "unet3d"] = Field(
+        "native",
+        description="The native network; the U-Net of the published work; or that in 3-D, which restores all "
+        "slices of a gap together (unet3d: volumes, one factor).",
+    )
+    channels: int = Field(
+        32,
+        ge=8,
+        le=2048,
+        multiple_of=8,
+        description="Channels at the finest level, half resolution for native.",
+    )
+    multipliers: tuple[Annotated[int, Field(ge=1, le=64)], ...] | None = Field(
+        None,
+        min_length=1,
+        max_length=8,
+        description="Channels a level, times `channels`; by default [1, 2, 4], of U-Nets [1, 2, 4, 8].",
+    )
+    blocks: int = Field(2, ge=1, le=16, description="Residual blocks a level.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in the residual blocks (of the U-Nets).")
+    checkpointing: bool = Field(
+        False,
+        description="Compute activations again in the backward pass: less memory, more time.",
+    )
+
+    @model_validator(mode="after")
+    def _of_its_architecture(self) -> Network:
+        if self.architecture == "native" and self.dropout:
+            raise ValueError("`dropout` is for the architectures unet and unet3d; remove it")
+        if self.architecture != "native" and self.channels % 16:
+            raise ValueError(f"`channels` of the architecture {self.architecture} must be a multiple of 16")
+        return self
+
+
+class Augmentation(Section):
+    """What is changed at random in an example; degradations touch the condition alone, its range being 2."""
+
+    gain: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Largest relative change of the contrast of condition and target alike; their brightness "
+        "is shifted by up to half as much.",
+    )
+    inversion: float = Field(
+        0.0, ge=0, le=1, description="Share of examples whose contrast is inverted, in condition and target."
+    )
+
+    flips: bool = Field(True, description="Flip along y and x, and gaps along z, each every second time.")
+    transposition: bool = Field(True, description="Swap y and x every second time.")
+    blur: float = Field(0.0, ge=0, le=1, description="Share of examples whose condition is blurred.")
+    noise: float = Field(
+        0.0,
+        ge=0,
+        description="Largest standard deviation of the noise added to the condition (range [-1, 1]).",
+    )
+    contrast: float = Field(
+        0.0, ge=0, lt=1, description="Largest relative change of the condition's contrast, and its shift."
+    )
+    missing_slice: float = Field(
+        0.08, ge=0, le=1, description="Share of gaps without the outer real slice, on either side."
+    )
+    brightness_jump: float = Field(
+        0.0, ge=0, description="Largest shift of the intensity of one real slice of a gap (range [-1, 1])."
+    )
+
+
+class Training(Section):
+    """The training loop."""
+
+    steps: int = Field(20000, ge=1, description="Optimizer steps.")
+    minutes: float | None = Field(None, gt=0, description="Wall time after which training ends early.")
+    patience: int | None = Field(
+        10,
+        ge=1,
+        description="Validations in a row without a better PSNR after which training ends early; null: "
+        "never.",
+    )
+    batch: int = Field(8, ge=1, description="Patches a step.")
+    accumulate: int = Field(
+        1, ge=1, description="Parts that a batch is worked through in, one after another, to save memory."
+    )
+    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW.")
+    warmup: int = Field(100, ge=0, description="Steps of linear warm-up, before the cosine decay.")
+    weight_decay: float = Field(1e-4, ge=0, description="Weight decay of AdamW.")
+    ema: float = Field(0.999, ge=0, lt=1, description="Decay of the moving average of the weights.")
+    loss: Literal["mse", "difficulty"] = Field(
+        "mse", description="Squared error, or the published difficulty-aware loss (of the U-Nets)."
+    )
+    mean_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of a batch at pure noise, where a native network learns the posterior mean.",
+    )
+    validate_every: int = Field(500, ge=1, description="Steps between validations.")
+    feed: Literal["auto", "device", "workers"] = Field(
+        "auto",
+        description="Where examples are drawn and changed: on the device, which then keeps all patches in "
+        "its memory, or by threads that work ahead; auto: on a GPU that has room for them.",
+    )
+    checkpoint_minutes: float = Field(2.0, gt=0, description="Minutes between saved states.")
+    precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = Field(
+        "auto", description="Precision of the network; auto chooses by device."
+    )
+    init_from: str | None = Field(
+        None,
+        description="Another model of the configuration, a shipped one, or the folder of a trained or "
+        "imported one, whose weights are begun from (transfer); its network must be the same, or "
+        "have fewer `blocks` (native): those that are added change nothing at first.",
+    )
+    seed: int = Field(0, ge=0, description="Seed of the weights, the order of the data and the noise.")
+
+
+class Model(Section):
+    """A model: its task, the data that it is trained on, its network and its training; or its weights."""
+
+    task: Literal["emdiffuse-n", "emdiffuse-r", "vemdiffuse-i", "vemdiffuse-a"] = Field(
+        description="What the model learns."
+    )
+    datasets: tuple[Name, ...] = Field((), description="Datasets that it is trained on.")
+    weights: str | None = Field(
+        None,
+        description="Instead of all but `task`: a shipped model (emdiffuse-n, emdiffuse-r, vemdiffuse), the "
+        "folder of a model that is there (model.json, model.safetensors), or a published checkpoint (.pth); "
+        "it is used as it is.",
+    )
+    factor: Factor | tuple[Factor, ...] | None = Field(
+        None,
+        description="Anisotropy factors that it is trained for, one or several; required for volumes. It "
+        "also serves the factors between them.",
+    )
+    thickness: Thickness | tuple[Thickness, Thickness] = Field(
+        0.0,
+        description="Share of the distance of real slices that one integrates over in the gaps that it is "
+        "trained on, 0 to 1; one number, or a range that it is drawn from.",
+    )
+    patches: Patches = Field(default_factory=Patches, description="The patch store.")
+    augmentation: Augmentation = Field(
+        default_factory=Augmentation, description="What is changed at random in an example."
+    )
+    network: Network = Field(default_factory=Network, description="The network.")
+    training: Training = Field(default_factory=Training, description="The training loop.")
+
+    @property
+    def factors(self) -> tuple[int, ...]:
+        """The anisotropy factors, in increasing order; (1,) for images."""
+        if self.factor is None:
+            return (1,)
+        return (self.factor,) if isinstance(self.factor, int) else tuple(sorted(set(self.factor)))
+
+    @property
+    def thicknesses(self) -> tuple[float, float]:
+        """The range of thicknesses, lowest first."""
+        if isinstance(self.thickness, tuple):
+            return min(self.thickness), max(self.thickness)
+        return self.thickness, self.thickness
+
+    @model_validator(mode="after")
+    def _of_its_task(self) -> Model:
+        if self.weights is not None:
+            for key, field in type(self).model_fields.items():
+                given = key not in ("task", "weights") and getattr(self, key)
+                if given and given != field.get_default(call_default_factory=True):
+                    raise ValueError(f"`{key}` is for training, but `weights` are given; remove one of them")
+            return self
+        if not self.datasets:
+            raise ValueError("`datasets` is missing: name what it is trained on, or give `weights`")
+        if TASKS[self.task].volumetric and not self.factor:
+            raise ValueError(f"`factor` is missing: {self.task} is trained for anisotropy factors")
+        if not TASKS[self.task].volumetric and self.factor is not None:
+            raise ValueError(f"`factor` is for volumes; remove it, {self.task} restores images")
+        if not TASKS[self.task].volumetric and self.thickness:
+            raise ValueError(f"`thickness` is for volumes; remove it, {self.task} restores images")
+        if unknown := set(self.patches.validation_datasets) - set(self.datasets):
+            raise ValueError(
+                f"`patches.validation_datasets` names {min(unknown)}, which it is not trained on"
+            )
+        if self.patches.axes != Patches().axes and self.task != "vemdiffuse-i":
+            raise ValueError("`patches.axes` is for vemdiffuse-i; remove it")
+        if self.training.loss == "difficulty" and self.network.architecture == "native":
+            raise ValueError("`training.loss: difficulty` is for the architectures unet and unet3d")
+        if self.network.architecture == "unet3d" and not TASKS[self.task].volumetric:
+            raise ValueError(f"`network.architecture: unet3d` is for volumes; {self.task} takes unet")
+        if self.network.architecture == "unet3d" and len(self.factors) > 1:
+            raise ValueError("`network.architecture: unet3d` is trained for one `factor`; name one")
+        return self

@@ -1,0 +1,102 @@
+"""How a raw source is read: which part of it is meant, and what its gaps and its odd values stand for.
+
+Conventions
+-----------
+* Nothing here changes a value that is read, but for `square_pixels`. Indices count from 0.
+* The keys lie in a dataset beside `source`, and `emdiffuse enhance` and `watch` have them as options.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from emdiffuse.config.settings import Section
+
+Interval = tuple[int, int]
+
+
+class Crop(Section):
+    """A box of a source, in its own voxels: of each axis the first one, and the first one after it."""
+
+    z: Interval | None = Field(None, description="Slices, such as [100, 400]; all without it.")
+    y: Interval | None = Field(None, description="Rows.")
+    x: Interval | None = Field(None, description="Columns.")
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Crop:
+        for axis in "zyx":
+            side = getattr(self, axis)
+            if side is not None and not 0 <= side[0] < side[1]:
+                raise ValueError(f"{axis}: [{side[0]}, {side[1]}] is empty; the first must be below the last")
+        return self
+
+
+class Raw(Section):
+    """What a file of bare pixels does not say itself."""
+
+    shape: tuple[int, ...] = Field(description="Numbers of slices, rows and columns, or of rows and columns.")
+    dtype: Literal["uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"] = Field(
+        description="Type of a pixel."
+    )
+    offset: int = Field(0, ge=0, description="Bytes before the first pixel.")
+    byte_order: Literal["little", "big"] = Field("little", description="Order of the bytes of a pixel.")
+
+    @field_validator("shape")
+    @classmethod
+    def _positive(cls, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if len(shape) not in (2, 3) or min(shape) < 1:
+            raise ValueError("two or three numbers above zero are expected: slices, rows and columns")
+        return shape
+
+
+class Reading(Section):
+    """Which part of a source is meant."""
+
+    series: int | str | None = Field(
+        None, description="Which image of a file that holds several: its number (from 0) or its name."
+    )
+    channel: int | str | None = Field(None, description="Which channel: its number (from 0) or its name.")
+    timepoint: int | None = Field(None, ge=0, description="Which time point (from 0).")
+    level: int = Field(0, ge=0, description="Which level of a pyramid; 0 is the finest.")
+    axes: str | None = Field(
+        None,
+        pattern="^[zyxcts]{2,6}$",
+        description="Order of the axes as stored, slowest first, such as `xyz` or `zcyx`, where the file "
+        "does not say it, or says it wrongly.",
+    )
+    crop: Crop | None = Field(None, description="A box of it.")
+    step: int | None = Field(
+        None, ge=1, description="By how much the numbers of neighbouring slices differ; found without it."
+    )
+    raw: Raw | None = Field(None, description="Shape and type of a file of bare pixels.")
+    data_bar: Literal["auto"] | int = Field(
+        "auto",
+        description="Rows of the microscope's data bar at the bottom; 0: there is none; `auto`: found by "
+        "metadata or by its look.",
+    )
+    missing_chunks: Literal["refuse", "fill"] = Field(
+        "refuse", description="`fill`: chunks that a store lacks hold its fill value; they are no damage."
+    )
+    nan: Literal["refuse", "mask"] = Field(
+        "refuse", description="`mask`: NaN marks voxels without data, which count nowhere and stay NaN."
+    )
+
+    square_pixels: bool = Field(
+        False,
+        description="Resample pixels that are not square to the smaller of their sides, instead of refusing "
+        "them; the size of the pixels is then the smaller side.",
+    )
+
+    @field_validator("data_bar")
+    @classmethod
+    def _rows(cls, rows: str | int) -> str | int:
+        if isinstance(rows, int) and rows < 0:
+            raise ValueError("rows of a data bar are 0 or more")
+        return rows
+
+    @property
+    def reading(self) -> Reading:
+        """These keys alone, of a section that has others too."""
+        return Reading(**{key: getattr(self, key) for key in Reading.model_fields})

@@ -1,0 +1,139 @@
+"""The `restorations` section of the configuration: sampler and tiling."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from emdiffuse.config.datasets import Name
+from emdiffuse.config.settings import Section
+
+
+class Sampler(Section):
+    """How a trained network is run."""
+
+    name: Literal["ddpm", "ddim", "dpm++", "unipc", "heun"] | None = Field(
+        None, description="The sampler; by default the model's own."
+    )
+    steps: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description="Levels that a sample is walked through, one network call each (Heun: two); by default "
+        "the model's own number. Of a native model no samples are drawn unless `samples`, `texture` or "
+        "`steps` of 2 or more asks for them: 1 is the posterior mean in one call.",
+    )
+    samples: int = Field(
+        1,
+        ge=1,
+        le=100_000,
+        description="Samples; with 2 or more their standard deviation is written as the uncertainty.",
+    )
+    texture: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="How much of a sample's texture the restored volume has: t gives mean + t * (sample - "
+        "mean), at about (1 + t^2) times the squared error of the mean. By default 0, or 1 where `steps` "
+        "asks for a single sample.",
+    )
+    ensemble: Literal[1, 8] = Field(
+        1,
+        description="8: average the posterior mean in one call over the flips and turns of the plane, at 8 "
+        "times the calls; native models.",
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the noise.")
+    consistent: bool | None = Field(
+        None,
+        description="Of thick slices: change what is restored by as little as makes it, integrated again, "
+        "the slices that were measured. By default it is done wherever slices are thick.",
+    )
+
+    @model_validator(mode="after")
+    def _drawn(self) -> Sampler:
+        if self.steps == 1 and self.name is None and self.texture:
+            raise ValueError("`texture` needs a sample: leave `steps` out, or ask for 2 or more")
+        return self
+
+
+class Tiling(Section):
+    """How the work is cut."""
+
+    tile: int = Field(
+        256, ge=32, le=8192, multiple_of=16, description="Height and width of a tile, in pixels."
+    )
+    halo: int = Field(32, ge=0, description="Margin of a tile that is computed and thrown away, in pixels.")
+    blend: int = Field(
+        16, ge=8, multiple_of=2, description="Width of the seam in which two tiles blend, in pixels."
+    )
+    block: tuple[int, int, int] = Field(
+        (4, 2, 2),
+        description="Gaps, tiles along y and tiles along x in a block: the unit of work and of resume.",
+    )
+
+    @model_validator(mode="after")
+    def _room(self) -> Tiling:
+        if min(self.block) < 1:
+            raise ValueError("`block` needs at least one gap and one tile along each axis")
+        if 2 * self.halo + 3 * self.blend > self.tile:
+            raise ValueError("`tile` is too small: it must be at least 2 * `halo` + 3 * `blend`")
+        return self
+
+
+class Calibration(Section):
+    """How intervals are found that hold the truth."""
+
+    dataset: Name = Field(
+        description="Another dataset that the model restores with the same sampler, and that has a truth: "
+        "what the intervals are calibrated on."
+    )
+    alpha: float = Field(
+        0.1, gt=0, lt=1, description="Share of the voxels whose truth may lie outside of their interval."
+    )
+    delta: float = Field(0.1, gt=0, lt=1, description="Chance that more lie outside all the same.")
+    block: int = Field(
+        64,
+        ge=16,
+        description="Side in pixels of the blocks that count as independent, where there are fewer images "
+        "than the guarantee needs.",
+    )
+
+
+class Restoration(Section):
+    """One dataset restored by one model."""
+
+    dataset: Name = Field(description="The dataset to restore.")
+    model: Name = Field(description="The model that restores it.")
+    real_slices: Name | None = Field(
+        None,
+        description="Of a volume: the model (emdiffuse-n) whose restoration of the same dataset gives the "
+        "real slices, between which gaps are filled; by default they are the dataset's own, unchanged.",
+    )
+    sampler: Sampler = Field(default_factory=Sampler, description="The sampler.")
+    tiling: Tiling = Field(default_factory=Tiling, description="Tiles and blocks.")
+    truth: Name | None = Field(
+        None,
+        description="The isotropic dataset to compare with; a `keep_every` dataset has its origin as truth.",
+    )
+    calibration: Calibration | None = Field(
+        None, description="Also write an interval for every voxel, calibrated on other data."
+    )
+    reliable: float = Field(
+        0.12,
+        gt=0,
+        description="Score up to which an image is called reliable: the 99th percentile of its uncertainty, "
+        "as a share of the robust range of the intensities.",
+    )
+
+    @model_validator(mode="after")
+    def _samples(self) -> Restoration:
+        if self.calibration is not None and self.sampler.samples < 2:
+            raise ValueError("`calibration` needs `sampler.samples` of 2 or more")
+        if self.calibration is not None and self.sampler.texture:
+            raise ValueError("`calibration` sets intervals around the mean; remove it or `sampler.texture`")
+        if self.calibration is not None and self.real_slices is not None:
+            raise ValueError(
+                "`calibration` knows no interval of slices that `real_slices` restores; remove one of the two"
+            )
+        return self

@@ -1,0 +1,1 @@
+"""Restoration without a workflow: one file, or a folder that fills."""

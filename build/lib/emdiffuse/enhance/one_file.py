@@ -1,0 +1,301 @@
+"""Restore one file without a workflow: the stages of the chain one after another, in a folder of their own.
+
+Conventions
+-----------
+* The voxels are those of the chain with the same model, sampler and tiling, because the code is the same;
+  only the check of alignment is left out.
+* Voxel sizes are (z, y, x) in nanometers. Of a volume the ratio z/y must be known: from the file, or said.
+* The stages work in a hidden folder beside the output, which is removed at the end; the output appears whole,
+  or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+from emdiffuse.acquisition.acquire import acquire
+from emdiffuse.acquisition.sizes import agreed_voxel_size
+from emdiffuse.config import Restoration, Sampler
+from emdiffuse.config.reading import Reading
+from emdiffuse.config.sources import parse_source
+from emdiffuse.config.tasks import TASKS
+from emdiffuse.enhance.tiff import TiffFacts, facts_of, write_tiff
+from emdiffuse.models.description import read_description
+from emdiffuse.models.inference import RestorationModel
+from emdiffuse.readers import SUFFIXES, open_source
+from emdiffuse.readers.base import Source
+from emdiffuse.restoration.plan import Plan
+from emdiffuse.restoration.planning import make_plan
+from emdiffuse.restoration.stitch import pyramid, stitch, told_origin
+from emdiffuse.restoration.tiles import restore
+from emdiffuse.runtime.atomic import scratch, take_place, write_atomically
+from emdiffuse.runtime.devices import place_of
+from emdiffuse.runtime.errors import ConfigError, DataError, EmdiffuseError
+from emdiffuse.runtime.outputs import require_free, require_own_folder
+from emdiffuse.stores.array import Array
+from emdiffuse.stores.volume import open_volume
+
+ZARR = ".zarr"
+
+
+@dataclass(frozen=True)
+class Enhancement:
+    """How a file is restored.
+
+    Attributes
+    ----------
+    model : Path
+        Folder of the model.
+    sampler : Sampler
+        How the network is run.
+    factor : Fraction or None
+        Ratio of the distance of slices to the size of a pixel.
+    voxel_size : tuple of float or None
+        Voxel size (z, y, x); None to take it from the file.
+    override : bool
+        Whether that, or the factor, counts more than what the file says.
+    thickness : float
+        Of a volume: share of the distance of its slices that each integrates over.
+    reading : Reading
+        Which part of the file is meant.
+    device : str
+        "auto", "cpu" or a CUDA device.
+    """
+
+    model: Path
+    sampler: Sampler = field(default_factory=Sampler)
+    factor: Fraction | None = None
+    voxel_size: tuple[float, float, float] | None = None
+    override: bool = False
+    thickness: float = 0.0
+    reading: Reading = field(default_factory=Reading)
+    device: str = "auto"
+
+
+def enhance(
+    source: Path | str,
+    output: Path,
+    how: Enhancement,
+    uncertainty: Path | None = None,
+    model: RestorationModel | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Restore a file, or a folder of slices, of whatever format can be acquired.
+
+    Parameters
+    ----------
+    source : Path or str
+        An image, a stack of images (emdiffuse-n, -r) or a volume (vemdiffuse).
+    output : Path
+        What to write: ``.tif`` or ``.tiff``, of the same type as the source and with what it says of itself;
+        or ``.zarr``, an OME-Zarr group as the chain writes it. What this program wrote there before is
+        replaced.
+    how : Enhancement
+        Model and settings.
+    uncertainty : Path, optional
+        TIFF to write the standard deviation over the samples to, float32 in the source's intensities; of a
+        TIFF with more than one sample ``OUTPUT.uncertainty.tif`` by default.
+    model : RestorationModel, optional
+        The model of `how`, where it is loaded already.
+    overwrite : bool
+        Whether TIFFs of these names that this program did not write are replaced too.
+
+    Raises
+    ------
+    OutputError
+        If an output is the input, lies in it or holds it, or would replace what this program did not make.
+    ConfigError
+        If the output cannot be of this kind, or the ratio z/y of a volume is not known.
+    DataError
+        If the source cannot be used.
+    """
+    if uncertainty is None and how.sampler.samples > 1 and output.suffix != ZARR:
+        uncertainty = output.with_name(f"{output.stem}.uncertainty{output.suffix}")
+    task = TASKS[read_description(how.model).task]
+    place_of(how.device)  # before the work begins
+    images = not task.volumetric
+    slices = open_source(str(source), reading=how.reading, images=images)
+    inputs = [Path(parse_source(str(source)).place), *slices.files, how.model]
+    _check_outputs(inputs, output, how, uncertainty, overwrite)
+    facts = facts_of(slices)
+    size, known = voxel_size(slices, how, task.volumetric)
+    name = plain_name(Path(source).stem, "image")
+    with scratch(output) as work, speaking_of({work / "input.ome.zarr": source, work: output}):
+        acquire(
+            str(source),
+            size,
+            work / "input.ome.zarr",
+            name,
+            images=images,
+            reading=how.reading,
+            override=True,  # what the file tells is in `size` already
+            thickness=how.thickness,
+        )
+        model_name = plain_name(how.model.resolve().name, "model")
+        settings = Restoration(dataset=name, model=model_name, sampler=how.sampler)
+        path = work / "plan.json"
+        plan = make_plan(work / "input.ome.zarr", how.model, settings, path)
+        if uncertainty is not None and "uncertainty" not in plan.quantities:
+            raise ConfigError(
+                "--steps: samples of one call do not differ; leave it out, or ask for 2 or more beside "
+                "`--samples`"
+            )
+        same_grid = images and plan.scale == 1 and not how.reading.square_pixels
+        restore(path, 1, 1, how.device, model)
+        stitch(path, 1, 1)
+        pyramid(path)
+        if uncertainty is not None:
+            _write(plan, "uncertainty", uncertainty, facts, known, same_grid)
+        if output.suffix == ZARR:
+            if not known[1]:
+                forget_unit(plan.restored)
+            take_place(plan.restored, output)
+        else:
+            _write(plan, "restored", output, facts, known, same_grid)
+
+
+@contextlib.contextmanager
+def speaking_of(names: Mapping[Path, Path | str]) -> Iterator[None]:
+    """Let mistakes and warnings that name a hidden file name the user's instead."""
+
+    def plain(text: str) -> str:
+        for hidden, shown in names.items():
+            text = text.replace(str(hidden), str(shown))
+        return text
+
+    def rewrite(record: logging.LogRecord) -> bool:
+        record.msg, record.args = plain(record.getMessage()), ()
+        return True
+
+    handlers = [*logging.getLogger("emdiffuse").handlers, *logging.getLogger().handlers]
+    for handler in handlers:
+        handler.addFilter(rewrite)
+    try:
+        yield
+    except EmdiffuseError as error:
+        error.args = (plain(str(error)),)
+        raise
+    finally:
+        for handler in handlers:
+            handler.removeFilter(rewrite)
+
+
+def plain_name(text: str, otherwise: str) -> str:
+    """Return a name that the configuration takes for a text that the user chose: letters, digits, - and _."""
+    letters = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", letters).strip("_-") or otherwise
+
+
+def _check_outputs(
+    inputs: list[Path], output: Path, how: Enhancement, uncertainty: Path | None, overwrite: bool
+) -> None:
+    """Refuse what would fail at the end of the work, or destroy what is not this program's."""
+    if output.suffix.lower() not in (*SUFFIXES, ZARR):
+        raise ConfigError(f"{output}: say what to write by the ending: .tif or .ome.zarr")
+    if uncertainty is not None and uncertainty.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"--uncertainty: {uncertainty} must end in .tif")
+    if uncertainty is not None and how.sampler.samples < 2:
+        raise ConfigError("--uncertainty is the spread of samples: ask for `--samples` of 2 or more")
+    if output.suffix == ZARR:
+        require_own_folder(output, inputs)
+    else:
+        require_free(output, inputs, overwrite)
+    if uncertainty is not None:
+        require_free(uncertainty, inputs, overwrite)
+        if uncertainty.resolve() == output.resolve():
+            raise ConfigError(f"{output}: this is the file of the uncertainty too; choose another one")
+
+
+def voxel_size(
+    slices: Source, how: Enhancement, volumetric: bool
+) -> tuple[tuple[float, float, float], tuple[bool, bool]]:
+    """Return the voxel size (z, y, x) to restore a file with: as it was said, or as the file says.
+
+    Pixels of unknown size count as 1 nm: no voxel depends on it, but for the ratio that `factor` gives.
+
+    Returns
+    -------
+    size : tuple of float
+        Voxel size (z, y, x).
+    known : tuple of bool
+        Whether the distance of slices, and the size of a pixel, are known.
+
+    Raises
+    ------
+    ConfigError
+        If more is said than one thing.
+    DataError
+        If it is a volume whose distance of slices is not known, or what is said is not what the file says.
+    """
+    if how.factor is not None and how.voxel_size is not None:
+        raise ConfigError("say either `--factor` or `--voxel-size`, not both")
+    spacing, height, pixel = slices.voxel_size or (None, None, None)
+    square = not how.reading.square_pixels
+    if how.voxel_size is not None:
+        size = agreed_voxel_size(slices, how.voxel_size, how.override, not volumetric, square)
+        return size, (True, True)
+    if how.factor is not None:
+        sides = (height or 1.0, pixel or 1.0)
+        z = float(how.factor * Fraction(min(sides)).limit_denominator(10**6))
+        size = agreed_voxel_size(slices, (z, *sides), how.override, not volumetric, square)
+        return size, (True, pixel is not None)
+    if not volumetric:
+        _, y, x = agreed_voxel_size(slices, None, False, True, square) if pixel is not None else (1.0,) * 3
+        return (spacing or x, y, x), (spacing is not None, pixel is not None)
+    if pixel is None or spacing is None:
+        raise DataError(
+            f"{slices.name}: the file does not say how far its slices are apart; add `--factor` (6, or "
+            "45/8) or `--voxel-size` (z,y,x in nanometers, such as 60,10,10)"
+        )
+    return agreed_voxel_size(slices, None, square=square), (True, True)
+
+
+def forget_unit(image: Path) -> None:
+    """Take the unit off the axes of OME-Zarr images (and those below) whose voxel size nobody knows."""
+    for path in sorted(image.rglob("zarr.json")):
+        metadata = json.loads(path.read_text())
+        multiscales = metadata.get("attributes", {}).get("ome", {}).get("multiscales", [])
+        for axis in (axis for found in multiscales for axis in found["axes"]):
+            axis.pop("unit", None)
+        if multiscales:
+            write_atomically(path, json.dumps(metadata, indent=2))
+
+
+def _write(
+    plan: Plan, quantity: str, path: Path, facts: TiffFacts, known: tuple[bool, bool], same_grid: bool
+) -> None:
+    """Write a quantity as a TIFF; sizes that nobody knows are not made up."""
+    z, y, _ = open_volume(plan.restored / quantity).voxel_size
+    spacing_known, pixel_known = known
+    with scratch(path) as work:
+        file = work / path.name
+        write_tiff(
+            file,
+            Array(plan.restored / quantity / "0"),
+            facts,
+            y if pixel_known else None,
+            z if spacing_known and pixel_known else None,
+            same_grid,
+            _history(plan, quantity),
+            intensities=quantity == "restored",
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(path)
+
+
+def _history(plan: Plan, quantity: str) -> str:
+    """Say how a quantity was made: of which files, by which model and settings; in ASCII, as TIFF has it."""
+    facts = plan.facts
+    sources = ", ".join(f"{Path(source.path).name} SHA-256 {source.sha256}" for source in facts.sources)
+    sampler = facts.sampler.model_dump_json(exclude_none=True) if facts.sampler is not None else "default"
+    what = "" if quantity == "restored" else f"{quantity} of what was "
+    text = f"{what}{told_origin(plan)}; sources: {sources}; sampler: {sampler}; settings: {plan.hash}"
+    return text.encode("ascii", "backslashreplace").decode()

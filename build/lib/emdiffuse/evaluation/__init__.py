@@ -1,0 +1,1 @@
+"""Restored data measured against ground truth, beside classical methods."""

@@ -1,0 +1,196 @@
+"""Calibration: how wide intervals must be for the truth to lie inside, with a guarantee.
+
+Conventions
+-----------
+* An interval is the restored value plus and minus ``scale`` times the uncertainty (the standard deviation of
+  the samples), which counts as at least ``floor``: one 255th of the range of its slice. Bounds are rounded
+  outwards and clipped to the dtype.
+* The guarantee is that of risk-controlling prediction sets: with a confidence of 1 - delta over the choice of
+  the held-out data, the expected share of voxels outside is at most alpha. Bates, Angelopoulos, Lei, Malik
+  and Jordan 2021, doi 10.1145/3478535.
+* What is exchangeable, and counted by the bound, is a *unit*, never a voxel: an image, where there are enough
+  images for the bound; else a block of some pixels a side, of one image or one gap. Blocks of one field
+  resemble each other: then the guarantee is for other blocks of fields like these, not for other specimens.
+* Voxels of real slices, which are passed on, do not count. What was trained on is refused (`comparison`).
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+from collections.abc import Iterator
+from math import ceil, exp, log
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emdiffuse.config import Calibration
+from emdiffuse.evaluation.comparison import Comparison, compare, read
+from emdiffuse.restoration.intervals import FLOOR, floors
+from emdiffuse.runtime.atomic import write_atomically
+from emdiffuse.runtime.errors import DataError
+from emdiffuse.runtime.progress import logger, progress
+from emdiffuse.stores.array import Box
+from emdiffuse.stores.facts import CalibrationFacts, Coverage
+from emdiffuse.stores.provenance import made_by
+
+SCALES = np.geomspace(0.01, 1000, 2001)
+"""Scales that are tried, 0.6 % apart."""
+LEVELS = (0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
+"""Shares outside (alpha) that a scale is found for where there are enough units, for the report."""
+
+
+def hoeffding_bentkus(risk: float, alpha: float, units: int) -> float:
+    """Return the p-value of the hypothesis that the true risk is above alpha.
+
+    Parameters
+    ----------
+    risk : float
+        Mean loss of the units; losses lie in [0, 1].
+    alpha : float
+        The risk that is to be ruled out.
+    units : int
+        Number of independent units.
+
+    Returns
+    -------
+    float
+        The smaller of Hoeffding's bound in its tight form, exp(-n h(min(risk, alpha), alpha)) with h the
+        relative entropy of two coins, and Bentkus's, e P(Binomial(n, alpha) <= ceil(n risk)).
+    """
+    from scipy.special import bdtr, xlogy
+
+    low = min(risk, alpha)
+    entropy = float(xlogy(low, low / alpha) + xlogy(1 - low, (1 - low) / (1 - alpha)))
+    # A sum of losses that is whole but for rounding counts as whole.
+    tail = float(bdtr(ceil(units * risk - 1e-9), units, alpha))
+    return min(exp(-units * entropy), exp(1) * tail)
+
+
+def units_needed(alpha: float, delta: float) -> int:
+    """Return how many units the bound needs at least: (1 - alpha)**n, without any loss, is to reach delta."""
+    return ceil(log(delta) / log(1 - alpha))
+
+
+def scale_of(losses: NDArray[np.float64], alpha: float, delta: float) -> float | None:
+    """Return the smallest scale whose risk is controlled, or None when there are too few units.
+
+    Parameters
+    ----------
+    losses : ndarray
+        (units, len(SCALES)): share of each unit's voxels outside, at every scale; it falls with the scale.
+    alpha, delta : float
+        Risk, and chance that it is passed all the same.
+    """
+    risks = losses.mean(axis=0)
+    first = bisect_left(
+        range(len(SCALES)),
+        True,
+        key=lambda i: hoeffding_bentkus(float(risks[i]), alpha, len(losses)) <= delta,
+    )
+    return float(SCALES[first]) if first < len(SCALES) else None
+
+
+def losses_of(ratios: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the share of a unit's voxels outside at every scale, from error divided by uncertainty."""
+    inside = np.searchsorted(np.sort(ratios, axis=None), SCALES, side="right")
+    return 1 - inside / ratios.size
+
+
+def calibrate(
+    restored: Path, dataset: Path, truth: Path, out: Path, settings: Calibration
+) -> CalibrationFacts:
+    """Find the scale of the intervals of a model and sampler, on held-out data.
+
+    Parameters
+    ----------
+    restored : Path
+        Restored volume or images, with their uncertainty.
+    dataset, truth : Path
+        What was restored, and the registered truth.
+    out : Path
+        JSON file to write.
+    settings : Calibration
+        alpha, delta and the side of a block.
+
+    Raises
+    ------
+    DataError
+        If the model was trained on these data, there is no uncertainty, or there are too few units.
+    """
+    found = compare(restored, dataset, truth)
+    if "uncertainty" not in found.extras:
+        raise DataError(
+            f"{restored}: it has no uncertainty to calibrate; restore with `samples` of 2 or more"
+        )
+    facts = found.restored.restoration
+    if facts.sampler is None or facts.weights is None:
+        raise DataError(
+            f"{restored}: it does not say how it was restored; run the stage `plan` again", restored
+        )
+    inputs = [volume.made for volume in (found.restored, found.input, found.truth)]
+    made = made_by("calibrate", facts.dataset or "", settings.model_dump(exclude={"dataset"}), *inputs)
+    needed = units_needed(settings.alpha, settings.delta)
+    whole = found.images and found.shape[0] >= needed
+    boxes = list(units_of(found, None if whole else settings.block))
+    if len(boxes) < needed:
+        raise DataError(
+            f"{restored}: {len(boxes)} blocks are too few to calibrate on, alpha {settings.alpha:g} and "
+            f"delta {settings.delta:g} need {needed}; take more data, or a smaller `block`"
+        )
+    rows = [losses_of(ratios(found, box)) for box in progress(boxes, len(boxes), "calibrate", "unit")]
+    losses = np.stack(rows)
+    scale = scale_of(losses, settings.alpha, settings.delta)
+    if scale is None:
+        raise DataError(
+            f"{restored}: even intervals of {SCALES[-1]:g} times the uncertainty miss too much of the truth; "
+            "are these the same fields?"
+        )
+    result = CalibrationFacts(
+        **found.names(),
+        made=made,
+        scale=scale,
+        floor=FLOOR,
+        alpha=settings.alpha,
+        delta=settings.delta,
+        unit="image" if whole else f"block of {settings.block} x {settings.block} pixels",
+        units=len(boxes),
+        risk=float(losses.mean(axis=0)[np.searchsorted(SCALES, scale)]),
+        levels=tuple(
+            Coverage(alpha=alpha, scale=scale_of(losses, alpha, settings.delta)) for alpha in LEVELS
+        ),
+        sampler=facts.sampler,
+        weights=facts.weights,
+        sources=facts.sources,
+    )
+    write_atomically(out, json.dumps(result.as_json(), indent=2))
+    logger.info("%s: intervals of %.3g standard deviations, from %d units", out, scale, len(boxes))
+    return result
+
+
+def units_of(found: Comparison, side: int | None, most: int | None = None) -> Iterator[Box]:
+    """Yield the units: an image or gap each, cut into blocks of about `side` pixels unless that is None.
+
+    Of more than `most` units as many are drawn, always the same.
+    """
+    cuts = []
+    for length in found.shape[1:]:
+        parts = max(round(length / side), 1) if side else 1
+        cuts.append([slice(length * i // parts, length * (i + 1) // parts) for i in range(parts)])
+    gaps = [zs for gap in range(found.grid.gaps) if (zs := found.grid.generated(gap))]
+    rows, columns = (len(cut) for cut in cuts)
+    numbers = np.arange(len(gaps) * rows * columns)
+    if most is not None and len(numbers) > most:
+        numbers = np.sort(np.random.default_rng(0).choice(numbers, most, replace=False))
+    for number in numbers.tolist():
+        zs = gaps[number // (rows * columns)]
+        yield (slice(zs.start, zs.stop), cuts[0][number // columns % rows], cuts[1][number % columns])
+
+
+def ratios(found: Comparison, box: Box) -> NDArray[np.float32]:
+    """Return the error of every voxel, divided by its uncertainty, that counts as at least the floor."""
+    floor = floors(found.restored.intensity.at(range(box[0].start, box[0].stop)))
+    error = read(found.restored, box).astype(np.float32) - read(found.truth, box)
+    return np.abs(error) / np.maximum(read(found.extras["uncertainty"], box), floor)

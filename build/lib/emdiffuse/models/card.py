@@ -1,0 +1,138 @@
+"""The card of a model, ``README.md`` in its folder: what it is, what it learned from, how well it did.
+
+Conventions
+-----------
+* A card says what ``model.json`` and ``metrics.json`` know, and nothing else; whoever shares a model adds to
+  it.
+* Its front matter is that of the Hugging Face hub (Mitchell et al. 2019, "Model cards", arXiv 1810.03993).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from emdiffuse.config.tasks import TASKS
+from emdiffuse.models.description import Description, read_description
+from emdiffuse.runtime.atomic import write_atomically
+from emdiffuse.runtime.progress import clock
+
+CARD_FILE = "README.md"
+SOURCES_NAMED = 10
+
+
+def write_card(directory: Path) -> None:
+    """Write the card of a trained or imported model into its folder.
+
+    Parameters
+    ----------
+    directory : Path
+        Folder of the model, with ``model.json`` and, if it was trained here, ``metrics.json``.
+
+    Raises
+    ------
+    ModelError
+        If the folder holds no model.
+    """
+    metrics = directory / "metrics.json"
+    trained = json.loads(metrics.read_text()) if metrics.exists() else None
+    write_atomically(directory / CARD_FILE, card_text(read_description(directory), trained))
+
+
+def card_text(description: Description, trained: dict[str, Any] | None) -> str:
+    """Return the card as Markdown.
+
+    Parameters
+    ----------
+    description : Description
+        ``model.json``.
+    trained : dict, optional
+        ``metrics.json``: steps, seconds and the history of the training.
+    """
+    task = TASKS[description.task]
+    name = description.name or description.task
+    parts = [
+        "---",
+        "library_name: emdiffuse",
+        "pipeline_tag: image-to-image",
+        "tags: [electron-microscopy, image-restoration, diffusion]",
+        "---",
+        f"# {name}",
+        "",
+        f"Task `{description.task}`: {task.title}.",
+        "",
+        *_use(description),
+        "",
+        "## Learned from",
+        "",
+        *_sources(description),
+        "",
+        "## How well it does",
+        "",
+        *_quality(description, trained),
+        "",
+        "## Limits",
+        "",
+        *_limits(description),
+        "",
+        "The method: Lu et al., Nature Communications 2024, doi 10.1038/s41467-024-49125-z.",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _use(description: Description) -> list[str]:
+    """Say how it is run."""
+    network = description.network.model_dump(exclude={"residual_scale"})
+    how = "--factor N " if TASKS[description.task].volumetric else ""
+    return [
+        f"    emdiffuse enhance INPUT.tif OUTPUT.tif {how}--model FOLDER",
+        "",
+        f"Network: {', '.join(f'{key} {value}' for key, value in network.items())}. "
+        f"A sample takes {description.sampler.steps} calls ({description.sampler.name}) by default.",
+    ]
+
+
+def _sources(description: Description) -> list[str]:
+    """List the files that it learned from."""
+    sources = description.sources
+    listed = [f"* `{source.path}` (sha256 `{source.sha256[:16]}…`)" for source in sources[:SOURCES_NAMED]]
+    if len(sources) > SOURCES_NAMED:
+        listed.append(f"* and {len(sources) - SOURCES_NAMED} more files, see `model.json`")
+    return listed or ["The files are not known."]
+
+
+def _quality(description: Description, trained: dict[str, Any] | None) -> list[str]:
+    """State the figures of the validation, beside their baseline."""
+    if trained is None:
+        return ["Not measured here: its weights were imported."]
+    entry = max(trained["history"], key=lambda e: e["validation_psnr"])
+    plain = "linear interpolation" if TASKS[description.task].volumetric else "the (enlarged) input"
+    first, outlook = trained["history"][0], trained.get("outlook")
+    started = [first] if first["step"] == 0 else []
+    return [
+        f"{trained['steps']} steps in {clock(trained['seconds'])} on {trained['device']}. On patches of its "
+        "datasets that it was not trained on:",
+        "",
+        "| | PSNR (dB) | SSIM |",
+        "| --- | --- | --- |",
+        f"| this model | {entry['validation_psnr']:.2f} | {entry['validation_ssim']:.3f} |",
+        *(
+            f"| the model that it began from | {e['validation_psnr']:.2f} | {e['validation_ssim']:.3f} |"
+            for e in started
+        ),
+        f"| {plain} | {entry['plain_psnr']:.2f} | {entry['plain_ssim']:.3f} |",
+        *(["", *(f"* {sentence}." for sentence in outlook["sentences"])] if outlook else []),
+    ]
+
+
+def _limits(description: Description) -> list[str]:
+    """Say where it should not be trusted."""
+    limits = [
+        "* What it adds is what such data usually look like, not what was measured: it can be wrong, and "
+        "look convincing. Measure it on data of your own with a known truth (`emdiffuse evaluate`).",
+        "* Other tissue, stain, microscope or voxel size than it learned from is not covered by its figures.",
+    ]
+    if TASKS[description.task].volumetric and description.factors:
+        limits.append(f"* Anisotropy factors from {min(description.factors)} to {max(description.factors)}.")
+    return limits

@@ -1,0 +1,1 @@
+"""The networks, each as published or as our own."""

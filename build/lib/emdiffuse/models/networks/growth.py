@@ -1,0 +1,53 @@
+"""A native network made deeper: it keeps what it has learned, and the blocks that are added change nothing.
+
+Source: the identity transfer of Chen et al. 2016 (Net2Net, arXiv 1511.05641), by blocks with a residual of 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from emdiffuse.models.networks.native import NativeNetwork, ResidualBlock
+
+
+@torch.no_grad()
+def grow(small: NativeNetwork, large: NativeNetwork) -> None:
+    """Copy the weights of a network into one with more blocks a level, which then answers alike.
+
+    Parameters
+    ----------
+    small : NativeNetwork
+        What is copied.
+    large : NativeNetwork
+        Of the same channels and levels, with as many blocks a level or more; changed in place.
+    """
+    others = {
+        name: tensor for name, tensor in small.state_dict().items() if not name.startswith(("down.", "up."))
+    }
+    large.load_state_dict(others, strict=False)
+    for few, many in ((small.down, large.down), (small.up, large.up)):
+        for own, other in zip(_samplers(few), _samplers(many), strict=True):
+            other.load_state_dict(own.state_dict())
+        for level, deeper in zip(_levels(few), _levels(many), strict=True):
+            for own, other in zip(level, deeper, strict=False):
+                other.load_state_dict(own.state_dict())
+            for added in deeper[len(level) :]:
+                for parameter in added.conv2.parameters():
+                    nn.init.zeros_(parameter)
+
+
+def _samplers(path: nn.ModuleList) -> list[nn.Module]:
+    """Return what changes the resolution, in order."""
+    return [module for module in path if not isinstance(module, ResidualBlock)]
+
+
+def _levels(path: nn.ModuleList) -> list[list[ResidualBlock]]:
+    """Return the blocks between the changes of resolution."""
+    levels: list[list[ResidualBlock]] = [[]]
+    for module in path:
+        if isinstance(module, ResidualBlock):
+            levels[-1].append(module)
+        else:
+            levels.append([])
+    return levels

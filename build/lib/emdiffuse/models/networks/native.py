@@ -1,0 +1,424 @@
+"""The native network: images from images, and slices at any position of a gap, for any anisotropy factor.
+
+Conventions
+-----------
+* Images are scaled to [-1, 1]. What is diffused is the *residual* to a plain estimate, in units of
+  `residual_scale`, so that its variance is near one. The plain estimate of a slice in a gap is the linear
+  interpolation of the two real slices around it; that of an image is the input itself (upsampled, for
+  super-resolution).
+* A slice is known by its *position* in the gap alone: 0 at the centre of the real slice before it, 1 at that
+  of the one after it, slightly outside at the ends of a volume of thick slices. Positions are a continuous
+  condition: the condition passes through the trunk once, and each slice is read off the trunk's features by
+  one shared head, scaled and shifted by smooth features of its position. So one set of weights serves every
+  factor, integer or not, and all weights are trained by any factor. An image is a slice at position 1/2.
+* Noisy slices enter the trunk as a set: they are mixed by learned smooth functions of their positions into
+  `MIXED` images (one, for an image). The head sees each slice's own noisy image again: at low noise the
+  answer is made of its finest detail, which would not pass through the few channels of the trunk. The last
+  block sees the condition and the mixed images again for the same reason.
+* Factors and thicknesses are shown within the range that the network was trained for: beyond it the nearest
+  one that it knows is a better guess than an extrapolated weight.
+* At pure noise (gamma = 0) the noisy slices say nothing and are not shown: the network's answer there is a
+  function of the condition alone, the posterior mean.
+* No convolution runs at full resolution: 2 x 2 pixels become channels at the entry (space to depth).
+* What the condition and the positions give is computed once for all calls of a sampler
+  (`NativeNetwork.bind`). Absent slices cost nothing.
+* Pixels are stored with their channels side by side (channels last), which convolutions and norms are fastest
+  with. Without autograd, activations are overwritten.
+* Normalisation is local: over the channels of a pixel (Ba et al. 2016, arXiv 1607.06450), and there is no
+  global attention. So a tile with enough halo gives what the whole image would give.
+
+The set of noisy slices follows Zaheer et al. 2017 (arXiv 1703.06114), the modulation Perez et al. 2018 (arXiv
+1709.07871).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from emdiffuse.config.tasks import CONDITION_OFFSETS
+from emdiffuse.models.networks.blocks import silu
+
+MIXED = 6
+"""Images that the noisy slices of a gap are mixed into."""
+TIME_FEATURES = 16
+"""Frequencies that the time of the flow is embedded by."""
+PLACE_FEATURES = 7
+"""Features of a slice's position; see `place_features`."""
+
+
+def linear_interpolation(condition: Tensor, positions: Tensor) -> Tensor:
+    """Interpolate between the two real slices around a gap.
+
+    Parameters
+    ----------
+    condition : Tensor
+        (N, 4, H, W): the real slices at `tasks.CONDITION_OFFSETS`.
+    positions : Tensor
+        (N, D); NaN gives the slice before the gap. Outside the gap the nearest slice is repeated.
+
+    Returns
+    -------
+    Tensor
+        (N, D, H, W).
+    """
+    before, after = condition[:, 1:2], condition[:, 2:3]
+    t = positions.nan_to_num(0.0).clamp(0, 1)[:, :, None, None]
+    return before + t * (after - before)
+
+
+def place_features(positions: Tensor, factor: Tensor, thickness: Tensor) -> Tensor:
+    """Describe where slices lie by smooth functions of low order, which hold between the trained positions.
+
+    Parameters
+    ----------
+    positions : Tensor
+        (N, D), without NaN.
+    factor, thickness : Tensor
+        (N,).
+
+    Returns
+    -------
+    Tensor
+        (N, D, `PLACE_FEATURES`), of order one: position from the middle, its square and cube, distances from
+        the two real slices in output voxels on a logarithmic scale, factor, thickness.
+    """
+    middle = 2 * positions - 1
+    to_before, to_after = positions * factor[:, None], (1 - positions) * factor[:, None]
+    features = [
+        middle,
+        middle.square(),
+        middle**3,
+        (1 + to_before.square()).log2() / 4,
+        (1 + to_after.square()).log2() / 4,
+        (factor.log2() / 2)[:, None].expand_as(positions),
+        thickness[:, None].expand_as(positions),
+    ]
+    return torch.stack(features, -1)
+
+
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """Return x + y; overwrites `x` where autograd does not need it."""
+    return x + y if torch.is_grad_enabled() else x.add_(y)
+
+
+def rows(x: Tensor, numbers: Tensor) -> Tensor:
+    """Return ``x[numbers]``, channels last, which indexing alone would copy channel by channel."""
+    return x.permute(0, 2, 3, 1)[numbers].permute(0, 3, 1, 2)
+
+
+def space_to_depth(x: Tensor) -> Tensor:
+    """Make channels of 2 x 2 pixels: (N, C, H, W) to (N, 4 C, H / 2, W / 2), channels last."""
+    return F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)
+
+
+def depth_to_space(x: Tensor) -> Tensor:
+    """Undo `space_to_depth`; faster from channels last than `F.pixel_shuffle`."""
+    count, channels, height, width = x.shape
+    split = x.unflatten(1, (channels // 4, 2, 2)).permute(0, 1, 4, 2, 5, 3)
+    return split.reshape(count, channels // 4, 2 * height, 2 * width)
+
+
+class PixelNorm(nn.Module):
+    """Normalisation over the channels of each pixel, with a learned scale."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor, modulation: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Return ``norm(x)``, or ``norm(x) * (1 + scale) + shift``.
+
+        Parameters
+        ----------
+        x : Tensor
+            (N, C, H, W).
+        modulation : (Tensor, Tensor), optional
+            Scale and shift, each (N, C, 1, 1).
+
+        Returns
+        -------
+        Tensor
+            (N, C, H, W); the norm has unit mean square over the channels, before the learned scale.
+        """
+        length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
+        h = x * torch.rsqrt(length.square() / x.shape[1] + 1e-6)
+        weight, out = self.weight[:, None, None], None if torch.is_grad_enabled() else h
+        if modulation is None:
+            return torch.mul(h, weight, out=out)
+        scale, shift = modulation
+        return torch.addcmul(shift, h, weight * (1 + scale), out=out)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions around a scale and a shift given by the embedding."""
+
+    def __init__(self, channels: int, out_channels: int, embedding: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = PixelNorm(channels), PixelNorm(out_channels)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.affine = nn.Linear(embedding, 2 * out_channels)
+        self.skip = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.affine.weight)
+        nn.init.zeros_(self.affine.bias)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Map x (N, C, H, W) to (N, C', H, W)."""
+        h = self.conv1(silu(self.norm1(x)))
+        scale, shift = self.affine(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = self.conv2(silu(self.norm2(h, (scale, shift))))
+        return add(h, self.skip(x))
+
+
+class Head(nn.Module):
+    """What reads slices off the trunk's features: one convolution, scaled and shifted by their positions."""
+
+    def __init__(self, channels: int, embedding: int) -> None:
+        super().__init__()
+        self.norm = PixelNorm(channels)
+        self.affine = nn.Linear(embedding, 2 * channels)
+        self.own = nn.Conv2d(4, channels, 3, padding=1, bias=False)
+        self.exit = nn.Conv2d(channels, 4, 1)
+        for parameter in self.exit.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, features: Tensor, noisy: Tensor, embedding: Tensor, gaps: Tensor) -> Tensor:
+        """Return slices with 2 x 2 pixels as channels.
+
+        Parameters
+        ----------
+        features : Tensor
+            (N, C, H, W), of N gaps.
+        noisy : Tensor
+            (P, 4, H, W), the noisy slices; zeros where they are not shown.
+        embedding : Tensor
+            (P, E), of level and position of each slice.
+        gaps : Tensor
+            (P,), the gap of each slice.
+
+        Returns
+        -------
+        Tensor
+            (P, 4, H, W).
+        """
+        h = rows(self.norm(features), gaps)
+        scale, shift = self.affine(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = torch.addcmul(shift, h, 1 + scale, out=None if torch.is_grad_enabled() else h)
+        h = add(h, self.own(noisy))
+        out: Tensor = self.exit(silu(h))
+        return out
+
+
+def plain_estimate(condition: Tensor, positions: Tensor) -> Tensor:
+    """Return what the residual is added to: interpolated slices, or the input image.
+
+    Parameters
+    ----------
+    condition : Tensor
+        (N, 4, H, W), the real slices around a gap, or (N, 1, H, W), an image.
+    positions : Tensor
+        (N, D), positions in the gap; of an image only the shape (N, 1) matters.
+
+    Returns
+    -------
+    Tensor
+        (N, D, H, W).
+    """
+    if condition.shape[1] == 1:
+        return condition
+    return linear_interpolation(condition, positions)
+
+
+class NativeNetwork(nn.Module):
+    """U-Net over the real slices of a gap, or an image, at half resolution, and a head that reads off slices.
+
+    Parameters
+    ----------
+    conditions : int
+        Images that condition it: 4 real slices around a gap, or 1.
+    channels : int
+        Channels at half resolution.
+    multipliers : sequence of int
+        Channels of each level, times `channels`; each level halves the resolution.
+    blocks : int
+        Residual blocks a level.
+    residual_scale : float
+        Standard deviation of the residual to the plain estimate in the training data.
+    factors, thickness : sequence of float
+        Lowest and highest anisotropy factor, and share of the distance of slices that one integrates over,
+        in the training data; others are shown as the nearest of these.
+    checkpointing : bool
+        Whether the blocks' activations are computed again in the backward pass instead of kept (arXiv
+        1604.06174).
+    """
+
+    def __init__(
+        self,
+        conditions: int = len(CONDITION_OFFSETS),
+        channels: int = 32,
+        multipliers: Sequence[int] = (1, 2, 4),
+        blocks: int = 2,
+        residual_scale: float = 1.0,
+        factors: Sequence[float] = (1.0, 12.0),
+        thickness: Sequence[float] = (0.0, 1.0),
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.checkpointing = checkpointing
+        self.residual_scale = residual_scale
+        self.factors, self.thickness = factors, thickness
+        self.stride = 2 ** len(multipliers)
+        width = 4 * channels
+        self.embed = nn.Sequential(
+            nn.Linear(2 * TIME_FEATURES + 2, width), nn.SiLU(), nn.Linear(width, width)
+        )
+        self.place = nn.Sequential(nn.Linear(PLACE_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+        mixed = MIXED if conditions > 1 else 1
+        self.mix = nn.Linear(width, mixed)
+        widths = [channels * m for m in multipliers]
+        known, noisy = 4 * (conditions + (1 if conditions > 1 else 0)), 4 * mixed
+        self.entry = nn.Conv2d(known, widths[0], 3, padding=1)
+        self.noisy_entry = nn.Conv2d(noisy, widths[0], 3, padding=1, bias=False)
+        self.down = nn.ModuleList()
+        self.up = nn.ModuleList()
+        current = widths[0]
+        for level, w in enumerate(widths):
+            if level:
+                self.down.append(nn.Conv2d(current, w, 2, stride=2))
+                current = w
+            self.down.extend(ResidualBlock(current, w, width) for _ in range(blocks))
+        for level, w in reversed(list(enumerate(widths))):
+            for i in range(blocks):
+                self.up.append(
+                    ResidualBlock(current + (w if i == 0 and level < len(widths) - 1 else 0), w, width)
+                )
+                current = w
+            if level:
+                self.up.append(nn.ConvTranspose2d(current, widths[level - 1], 2, stride=2))
+                current = widths[level - 1]
+        last = 3 * channels // 2
+        self.last = ResidualBlock(current + known + noisy, last, width)
+        self.head = Head(last, width)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(
+        self,
+        x: Tensor,
+        gamma: Tensor,
+        condition: Tensor,
+        positions: Tensor,
+        factor: Tensor,
+        thickness: Tensor,
+    ) -> Tensor:
+        """Predict the flow of the noisy residual.
+
+        Parameters
+        ----------
+        x : Tensor
+            (N, D, H, W), the noisy residual at a gap's slices, sqrt(gamma) x0 + sqrt(1 - gamma) eps.
+        gamma : Tensor
+            (N,), the signal's share of the variance, 0 (pure noise) to 1.
+        condition : Tensor
+            (N, conditions, H, W), the real slices or the image, in [-1, 1].
+        positions : Tensor
+            (N, D), positions in the gap; NaN where a slice is absent.
+        factor : Tensor
+            (N,), anisotropy factor; 1 for images.
+        thickness : Tensor
+            (N,), share of the distance of real slices that one integrates over; 0 for images.
+
+        Returns
+        -------
+        Tensor
+            (N, D, H, W): eps - x0 (Liu et al. 2022, arXiv 2209.03003), zero where a slice is absent; at gamma
+            = 0 it is minus the posterior mean.
+        """
+        return self.bind(condition, positions, factor, thickness)(x, gamma)
+
+    def bind(
+        self, condition: Tensor, positions: Tensor, factor: Tensor, thickness: Tensor
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """Compute once what is the same in all calls of a sampler.
+
+        Parameters
+        ----------
+        condition, positions, factor, thickness : Tensor
+            See `forward`.
+
+        Returns
+        -------
+        callable
+            ``flow(x, gamma)``, which gives what `forward` does.
+        """
+        factor, thickness = factor.clamp(*self.factors), thickness.clamp(*self.thickness)
+        shown = [condition]
+        if condition.shape[1] > 1:
+            shown.append((condition[:, 2:3] - condition[:, 1:2]) / self.residual_scale)
+        known = space_to_depth(torch.cat(shown, 1))
+        entered = self.entry(known)
+        present = ~positions.isnan()
+        places = self.place(place_features(positions.nan_to_num(0.5), factor, thickness))
+        # the root keeps the variance of noise whatever the number of slices
+        share = present / present.sum(1, keepdim=True).clamp(min=1).sqrt()
+        mixing = self.mix(F.silu(places)) * share[:, :, None]
+        if torch.compiler.is_compiling():  # the shapes of a graph must not follow from values
+            grid = torch.meshgrid(
+                *(torch.arange(n, device=present.device) for n in present.shape), indexing="ij"
+            )
+            gaps, numbers = (axis.flatten() for axis in grid)
+        else:
+            gaps, numbers = present.nonzero(as_tuple=True)
+
+        def flow(x: Tensor, gamma: Tensor) -> Tensor:
+            x = x * (gamma > 0).to(x.dtype)[:, None, None, None]
+            mixed = space_to_depth(torch.einsum("ndm,ndhw->nmhw", mixing, x))
+            h = self.noisy_entry(mixed) + entered
+            level = self.embed(self._features(gamma, factor, thickness))
+            embedding = F.silu(level)
+            h = self._levels(h, embedding)
+            h = self._block(self.last, torch.cat([h, known, mixed], 1), embedding)
+            own = F.silu(level[gaps] + places[gaps, numbers])
+            noisy = space_to_depth(x[gaps, numbers][:, None])
+            out = depth_to_space(self._block(self.head, h, noisy, own, gaps))
+            return torch.zeros_like(x).to(out.dtype).index_put((gaps, numbers), out[:, 0])
+
+        return flow
+
+    def _levels(self, h: Tensor, embedding: Tensor) -> Tensor:
+        """Run the levels, down and up, on the entry's output."""
+        skips = []
+        for module in self.down:
+            if isinstance(module, ResidualBlock):
+                h = self._block(module, h, embedding)
+            else:
+                skips.append(h)
+                h = module(h)
+        for module in self.up:
+            if isinstance(module, ResidualBlock):
+                h = self._block(module, h, embedding)
+            else:
+                h = torch.cat([module(h), skips.pop()], 1)
+        return h
+
+    def _block(self, block: nn.Module, h: Tensor, *arguments: Tensor) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            out: Tensor = checkpoint(block, h, *arguments, use_reentrant=False)
+        else:
+            out = block(h, *arguments)
+        return out
+
+    @staticmethod
+    def _features(gamma: Tensor, factor: Tensor, thickness: Tensor) -> Tensor:
+        """Embed the time of the flow by cosines and sines; add factor and thickness as they are."""
+        alpha, sigma = gamma.sqrt(), (1 - gamma).clamp(min=0).sqrt()
+        time = sigma / (alpha + sigma)
+        rates = torch.exp(torch.arange(TIME_FEATURES, device=gamma.device) * (math.log(100) / TIME_FEATURES))
+        angles = time[:, None] * math.pi * rates
+        return torch.cat([angles.cos(), angles.sin(), factor.log2()[:, None] / 2, thickness[:, None]], 1)

@@ -1,0 +1,297 @@
+"""Models for other programs: a graph of the one-call mean, and a package of the BioImage Model Zoo.
+
+Conventions
+-----------
+* What is exported is the *posterior mean in one call* of a native model. Sampling, tiling and the choice of
+  real slices are this package's; a graph does none of them.
+* Images are (N, C, H, W), float32, in [-1, 1], where -1 and 1 are the 0.5 and 99.5 percentiles of a dataset.
+  A gap's channels are the real slices at `tasks.CONDITION_OFFSETS`, and its output's the slices of the gap.
+* H and W are multiples of the network's stride (before enlarging, of half of it for super-resolution).
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from emdiffuse.config.tasks import CONDITION_OFFSETS, TASKS
+from emdiffuse.models.card import CARD_FILE, card_text
+from emdiffuse.models.description import read_description
+from emdiffuse.models.networks.build import load_network
+from emdiffuse.models.networks.export import export_network
+from emdiffuse.models.networks.native import NativeNetwork, plain_estimate
+from emdiffuse.runtime.atomic import replaced_file, scratch
+from emdiffuse.runtime.errors import ConfigError
+from emdiffuse.runtime.outputs import require_free, sign_zip
+
+SIDE = 64
+"""Height and width of the test image in a package, and the least that a package takes."""
+
+LARGEST_SIDE = 8192
+"""Height and width of the images that a graph takes, at most."""
+
+LOW, HIGH = 0.5, 99.5
+"""Percentiles of an image that a package takes for -1 and 1, where this package takes those of a dataset."""
+
+
+class PosteriorMean(nn.Module):
+    """A native network with all but the image fixed: what it restores in one call.
+
+    Parameters
+    ----------
+    network : NativeNetwork
+        In eval mode.
+    factor : int
+        Anisotropy factor; 1 for images.
+    scale : int
+        Output pixels of an input pixel, along y and x.
+    """
+
+    positions: Tensor
+
+    def __init__(self, network: NativeNetwork, factor: int = 1, scale: int = 1) -> None:
+        super().__init__()
+        self.network, self.factor, self.scale = network, factor, scale
+        positions = torch.arange(1, factor) / factor if factor > 1 else torch.tensor([0.5])
+        self.register_buffer("positions", positions)
+
+    def forward(self, condition: Tensor) -> Tensor:
+        """Restore (N, C, H, W) to (N, D, scale * H, scale * W)."""
+        if self.scale > 1:  # as `resampling.enlarge`
+            condition = F.interpolate(condition, scale_factor=self.scale, mode="bicubic", antialias=True)
+        pure = torch.zeros_like(condition[:, 0, 0, 0])
+        positions = self.positions.expand(condition.shape[0], -1)
+        base = plain_estimate(condition, positions)
+        flow = self.network(torch.zeros_like(base), pure, condition, positions, pure + self.factor, pure)
+        mean: Tensor = base - self.network.residual_scale * flow
+        return mean
+
+
+def load_mean(model: Path, factor: int | None = None) -> PosteriorMean:
+    """Open a model as its one-call mean.
+
+    Parameters
+    ----------
+    model : Path
+        Folder of a native model.
+    factor : int, optional
+        Anisotropy factor, of a model of volumes that knows several.
+
+    Raises
+    ------
+    ModelError
+        If the folder holds no model.
+    ConfigError
+        If the model is not native, or the factor is missing or not one that it was trained for.
+    """
+    description = read_description(model)
+    network = load_network(model)
+    if not isinstance(network, NativeNetwork):
+        raise ConfigError(
+            f"{model}: only native models can be exported: a published network needs many calls for one image"
+        )
+    task = TASKS[description.task]
+    if not task.volumetric:
+        if factor is not None:
+            raise ConfigError(f"--factor: {model} restores images; leave it out")
+        return PosteriorMean(network, 1, task.scale).eval()
+    factors = list(description.factors)
+    if factor is None and len(factors) > 1:
+        raise ConfigError(f"--factor: {model} was trained for {factors}; say which one is exported")
+    factor = factor or factors[0]
+    if not min(factors) <= factor <= max(factors):
+        raise ConfigError(f"--factor: {model} was trained for {factors}, not {factor}")
+    return PosteriorMean(network, factor).eval()
+
+
+def export_torch(
+    model: Path, out: Path, factor: int | None = None, side: int = 256, overwrite: bool = False
+) -> None:
+    """Write the one-call mean as a graph of `torch.export` (.pt2), for one size of image.
+
+    Parameters
+    ----------
+    model, factor
+        See `load_mean`.
+    out : Path
+        File to write; ``torch.export.load(out).module()`` is called with one condition.
+    side : int
+        Height and width of the condition.
+    overwrite : bool
+        Whether a file of that name that this program did not write is replaced.
+
+    Raises
+    ------
+    OutputError
+        If there is such a file, or it lies in the model's folder.
+    ConfigError
+        As `load_mean`; if the side is not a multiple of the network's stride.
+    """
+    require_free(out, [model], overwrite)
+    mean = load_mean(model, factor)
+    if not 1 <= side <= LARGEST_SIDE or side * mean.scale % mean.network.stride:
+        raise ConfigError(
+            f"--side: {side} is not a multiple of {mean.network.stride // mean.scale} up to {LARGEST_SIDE}"
+        )
+    graph = export_network(mean, example(mean, side))
+    with replaced_file(out) as partial:
+        partial.write_bytes(_serialised(torch.export.save, graph))
+        sign_zip(partial)
+
+
+def _serialised(save: Callable[[Any, io.BytesIO], None], graph: Any) -> bytes:
+    """Return what a graph is saved as, made in memory: on a full disk torch's own writer ends the process."""
+    buffer = io.BytesIO()
+    save(graph, buffer)
+    return buffer.getvalue()
+
+
+def example(mean: PosteriorMean, side: int = SIDE) -> Tensor:
+    """Return a condition to try a model with, (1, C, side, side): smooth noise in [-1, 1]."""
+    channels = len(CONDITION_OFFSETS) if mean.factor > 1 else 1
+    coarse = torch.rand((1, channels, 8, 8), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return F.interpolate(coarse, (side, side), mode="bilinear")
+
+
+def export_bioimageio(
+    model: Path, out: Path, factor: int | None = None, license_id: str = "MIT", overwrite: bool = False
+) -> None:
+    """Write the one-call mean as a package of the BioImage Model Zoo (a ZIP with TorchScript weights).
+
+    Parameters
+    ----------
+    model, factor
+        See `load_mean`.
+    out : Path
+        The ``.zip`` to write; ``bioimageio test`` runs it.
+    license_id : str
+        SPDX identifier of the licence under which it is shared.
+    overwrite : bool
+        Whether a file of that name that this program did not write is replaced.
+
+    Raises
+    ------
+    OutputError
+        If there is such a file, or it lies in the model's folder.
+    ConfigError
+        As `load_mean`; if bioimageio.spec is not installed or does not accept the package.
+    """
+    require_free(out, [model], overwrite)
+    if find_spec("bioimageio") is None or find_spec("bioimageio.spec") is None:
+        raise ConfigError("--format bioimageio needs bioimageio.spec: pip install 'emdiffuse[bioimageio]'")
+    from bioimageio.spec import save_bioimageio_package
+    from pydantic import ValidationError
+
+    mean = load_mean(model, factor)
+    condition = example(mean)
+    low, high = np.percentile(condition, [LOW, HIGH])
+    with torch.no_grad(), warnings.catch_warnings():
+        # the zoo has no newer form of a graph; branches on the number of channels are meant to be fixed
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        restored = mean((condition - low) / (high - low) * 2 - 1)
+        graph = torch.jit.trace(mean, condition)
+    with scratch(out.absolute()) as folder:
+        (folder / "weights.pt").write_bytes(_serialised(torch.jit.save, graph))
+        np.save(folder / "test_input.npy", condition.numpy())
+        np.save(folder / "test_output.npy", restored.numpy())
+        (folder / "cover.png").write_bytes(_cover(condition, restored))
+        card = card_text(read_description(model), None) if not (model / CARD_FILE).exists() else ""
+        (folder / CARD_FILE).write_text(card or (model / CARD_FILE).read_text())
+        try:
+            described = _describe(model, mean, folder, license_id)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(
+                f"{out}: bioimageio.spec refuses the package: {where}: {first['msg']}"
+            ) from None
+        with replaced_file(out) as partial:
+            save_bioimageio_package(described, output_path=partial)
+            sign_zip(partial)
+
+
+def _describe(model: Path, mean: PosteriorMean, folder: Path, license_id: str) -> Any:
+    """Describe the package in `folder` in the terms of bioimageio.spec."""
+    from bioimageio.spec.common import FileDescr
+    from bioimageio.spec.model import v0_5
+
+    description = read_description(model)
+    task = TASKS[description.task]
+    step = mean.network.stride // mean.scale
+    size = v0_5.ParameterizedSize(min=SIDE, step=step)
+    inputs = [f"slice {offset:+d}" for offset in CONDITION_OFFSETS] if task.volumetric else ["image"]
+    outputs = [f"slice {i} of the gap" for i in range(1, mean.factor)] if task.volumetric else ["restored"]
+
+    def described(file: str) -> Any:
+        return FileDescr(source=folder / file)
+
+    def space(axis: str) -> Any:
+        reference = v0_5.SizeReference(tensor_id="input", axis_id=axis)
+        return v0_5.SpaceOutputAxis(id=axis, size=reference, scale=1 / mean.scale)
+
+    unit = [
+        v0_5.ScaleRangeDescr(kwargs=v0_5.ScaleRangeKwargs(min_percentile=LOW, max_percentile=HIGH)),
+        v0_5.ScaleLinearDescr(kwargs=v0_5.ScaleLinearKwargs(gain=2.0, offset=-1.0)),
+    ]
+    return v0_5.ModelDescr(
+        name=f"emdiffuse {description.name or description.task}",
+        description=f"EMDiffuse, {task.title}: the posterior mean in one call.",
+        authors=[v0_5.Author(name="made with emdiffuse")],
+        cite=[v0_5.CiteEntry(text="Lu et al., Nature Communications 2024", doi="10.1038/s41467-024-49125-z")],
+        license=license_id,
+        documentation=described(CARD_FILE),
+        covers=[described("cover.png")],
+        tags=["electron-microscopy", "image-restoration", "diffusion", description.task],
+        inputs=[
+            v0_5.InputTensorDescr(
+                id="input",
+                axes=[
+                    v0_5.BatchAxis(),
+                    v0_5.ChannelAxis(channel_names=inputs),
+                    v0_5.SpaceInputAxis(id="y", size=size),
+                    v0_5.SpaceInputAxis(id="x", size=size),
+                ],
+                test_tensor=described("test_input.npy"),
+                preprocessing=unit,
+            )
+        ],
+        outputs=[
+            v0_5.OutputTensorDescr(
+                id="output",
+                description="In [-1, 1], the range of the scaled input.",
+                axes=[
+                    v0_5.BatchAxis(),
+                    v0_5.ChannelAxis(channel_names=outputs),
+                    space("y"),
+                    space("x"),
+                ],
+                test_tensor=described("test_output.npy"),
+            )
+        ],
+        weights=v0_5.WeightsDescr(
+            torchscript=v0_5.TorchscriptWeightsDescr(
+                source=folder / "weights.pt", pytorch_version=torch.__version__.split("+")[0]
+            )
+        ),
+    )
+
+
+def _cover(condition: Tensor, restored: Tensor) -> bytes:
+    """Draw the test image, and what is made of it, as a PNG of the 2:1 shape that the zoo shows."""
+    from matplotlib import image
+
+    pictures = [F.interpolate(values[:, :1], (256, 256), mode="nearest") for values in (condition, restored)]
+    pixels = ((torch.cat(pictures, 3)[0, 0] + 1) / 2).clamp(0, 1).numpy()
+    buffer = io.BytesIO()
+    image.imsave(buffer, pixels, cmap="gray", vmin=0, vmax=1, format="png")
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""Training patches, cut from registered data into one store."""

@@ -1,0 +1,219 @@
+"""The patch store: stacks cut from volumes and image pairs, from which a model is trained.
+
+Conventions
+-----------
+* A row is one patch: `condition` is what is known, `target` what is to be restored, both float16 in [-1, 1]
+  by the range of their slice or image (`stores.intensity`).
+* Of a volume a patch is a gap: the condition is the real slices at `tasks.CONDITION_OFFSETS`, the target the
+  slices inside the gap, as many as the deepest gap has, NaN where another has none, with their `positions`.
+  See `patches.gaps`; and `patches.images` for patches of image pairs, which have one image each.
+* Patches are drawn from each dataset and factor by the square root of its number of places: a small volume is
+  not lost beside a large one, nor a large factor, of which fewer gaps fit into a volume.
+* Validation patches never share a voxel with training patches; both are cut on regular grids.
+* A patch whose standard deviation is below `minimum_contrast` is blank, and is left out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emdiffuse.config import Model
+from emdiffuse.config.tasks import TASKS
+from emdiffuse.patches.gaps import GapSource
+from emdiffuse.patches.images import PairSource
+from emdiffuse.patches.origins import ORIGIN_COLUMNS, TRAINING, VALIDATION, Origin, PatchSource
+from emdiffuse.runtime.atomic import replaced
+from emdiffuse.runtime.errors import DataError
+from emdiffuse.runtime.progress import logger, progress
+from emdiffuse.stores.array import Array, create_array
+from emdiffuse.stores.facts import PatchFacts, parse_facts, require_made
+from emdiffuse.stores.provenance import Link, made_by, reuse
+from emdiffuse.stores.volume import known_of, write_group
+
+__all__ = ["ORIGIN_COLUMNS", "TRAINING", "VALIDATION", "PatchStore", "cut_patches"]
+
+PATCHES_PER_SHARD = 64
+
+
+def cut_patches(stores: list[Path], model: Model, out: Path) -> None:
+    """Cut the patches of a model from registered datasets into a store.
+
+    Parameters
+    ----------
+    stores : list of Path
+        Registered OME-Zarr volumes, or stores of pairs, in the order of ``model.datasets``.
+    model : Model
+        Its task, factors and patch settings.
+    out : Path
+        The store: arrays ``condition`` (N, C, H, W) and ``target`` (N, D, H, W), float16, ``positions`` (N,
+        D), float32, and ``origin`` (N, 9), int64, with the columns `ORIGIN_COLUMNS`.
+
+    Raises
+    ------
+    DataError
+        If a dataset does not suit the task, or is too small to hold a patch for training and one for
+        validation.
+    """
+    source: type[PatchSource] = GapSource if TASKS[model.task].volumetric else PairSource
+    validated = [name in (model.patches.validation_datasets or model.datasets) for name in model.datasets]
+    sources = [source(path, model, kept) for path, kept in zip(stores, validated, strict=True)]
+    made = _made(model, sources, validated)
+    if reuse(out, lambda: made):
+        return
+    chosen, places = _draw(sources, model)
+    size = model.patches.size
+    logger.info("%d patches of %d x %d pixels are cut, of %d places", len(chosen), size, size, places)
+    with replaced(out, stores) as partial:
+        first = sources[chosen[0].dataset].cut(chosen[0])
+        arrays = {
+            name: create_array(
+                partial / name,
+                (len(chosen), *values.shape),
+                np.float16,
+                chunk=(1, *values.shape),
+                shard=(PATCHES_PER_SHARD, *values.shape),
+            )
+            for name, values in zip(("condition", "target"), first[:2], strict=True)
+        }
+        positions = np.empty((len(chosen), len(first.positions)), np.float32)
+        starts = range(0, len(chosen), PATCHES_PER_SHARD)
+        for start in progress(starts, len(starts), "patches", "shard"):
+            part = chosen[start : start + PATCHES_PER_SHARD]
+            cut = [sources[o.dataset].cut(o) for o in part]
+            box = (slice(start, start + len(part)), *(slice(None) for _ in range(3)))
+            arrays["condition"][box] = np.stack([c.condition for c in cut]).astype(np.float16)
+            arrays["target"][box] = np.stack([c.target for c in cut]).astype(np.float16)
+            positions[start : start + len(part)] = [c.positions for c in cut]
+        table: NDArray[Any]
+        for name, table in (("origin", np.array(chosen, np.int64)), ("positions", positions)):
+            create_array(partial / name, table.shape, table.dtype, chunk=table.shape)[:, :] = table
+        facts = PatchFacts(
+            made=made,
+            task=model.task,
+            factors=tuple(sorted({o.factor for o in chosen})),
+            datasets=model.datasets,
+            columns=ORIGIN_COLUMNS,
+            sources=tuple(file for own in sources for file in own.facts.sources),
+            residual_scale=_residual_scale(sources, chosen),
+        )
+        write_group(partial, {"emdiffuse": facts.as_json()})
+
+
+def _made(model: Model, sources: list[PatchSource], validated: list[bool]) -> Link:
+    """Return how the patches of a model are made: of datasets known by their content, not by their names."""
+    settings = {
+        "task": model.task,
+        "factors": list(model.factors),
+        "thicknesses": list(model.thicknesses),
+        "validated": validated,
+        **model.patches.model_dump(mode="json", exclude={"validation_datasets"}),
+    }
+    inputs = [require_made(source.facts, source.path) for source in sources]
+    return made_by("patches", " and ".join(model.datasets), settings, *inputs)
+
+
+def _draw(sources: list[PatchSource], model: Model) -> tuple[list[Origin], int]:
+    """Leave out blank patches, and draw at most `limit` of the rest; see the module."""
+    settings = model.patches
+    origins = [o for number, source in enumerate(sources) for o in source.origins(number)]
+    _require_factors(sources, origins, model)
+    order = _balanced_order(origins, np.random.default_rng(settings.seed))
+    kept: list[int] = []
+    left_out = 0
+    for i in order:
+        if not sources[origins[i].dataset].usable(origins[i]):
+            left_out += 1
+            continue
+        kept.append(int(i))
+        if len(kept) == settings.limit:
+            break
+    if left_out:
+        logger.info("%d blank or invalid patches are left out", left_out)
+    chosen = [origins[i] for i in sorted(kept)]
+    for split, name in ((TRAINING, "training"), (VALIDATION, "validation")):
+        if not any(o.split == split for o in chosen):
+            paths = ", ".join(str(source.path) for source in sources)
+            raise DataError(
+                f"{paths}: no patch is left for {name}; lower `patches.minimum_contrast` or `patches.size`"
+            )
+    return chosen, len(origins)
+
+
+def _require_factors(sources: list[PatchSource], origins: list[Origin], model: Model) -> None:
+    """Require that every factor has a place in some dataset."""
+    if lost := set(model.factors) - {o.factor for o in origins if o.split == TRAINING}:
+        paths = ", ".join(str(source.path) for source in sources)
+        raise DataError(
+            f"{paths}: too small for gaps of factor {max(lost)}; use a larger volume, or a smaller "
+            "`patches.size` or `factor`"
+        )
+
+
+def _balanced_order(origins: list[Origin], random: np.random.Generator) -> NDArray[np.int64]:
+    """Return a random order in which every beginning holds each dataset and factor by the root of its share.
+
+    Weighted sampling without replacement by exponential keys (Efraimidis and Spirakis 2006,
+    doi 10.1016/j.ipl.2005.11.003).
+    """
+    kinds = np.array([(o.dataset, o.factor, o.split) for o in origins])
+    _, kind, counts = np.unique(kinds, axis=0, return_inverse=True, return_counts=True)
+    keys = random.exponential(size=len(origins)) * np.sqrt(counts)[kind.ravel()]
+    return np.argsort(keys)
+
+
+def _residual_scale(sources: list[PatchSource], chosen: list[Origin]) -> float:
+    """Return the standard deviation of target less plain estimate, over about 512 training patches."""
+    training = [o for o in chosen if o.split == TRAINING]
+    squares = []
+    for origin in training[:: max(len(training) // 512, 1)]:
+        condition, target, positions = sources[origin.dataset].cut(origin)
+        depth = int((~np.isnan(positions)).sum())
+        plain = condition
+        if len(condition) > 1:
+            t = positions[:depth, None, None].clip(0, 1)
+            plain = condition[1] + t * (condition[2] - condition[1])
+        squares.append(float(np.mean((target[:depth] - plain) ** 2)))
+    return float(np.sqrt(np.mean(squares)))
+
+
+class PatchStore:
+    """A finished patch store, opened for reading.
+
+    Attributes
+    ----------
+    condition, target : Array
+        (N, C, H, W) and (N, D, H, W), float16 in [-1, 1].
+    positions : ndarray
+        (N, D), float32: positions of the target's slices, NaN where one is absent.
+    factor, thickness : ndarray
+        (N,), float32: anisotropy factor of each row, 1 for images, and thickness of its slices.
+    origins : ndarray
+        (N, 9), int64, with the columns `ORIGIN_COLUMNS`.
+    training, validation : ndarray
+        Row numbers of each split.
+    facts : PatchFacts
+        What `cut_patches` noted.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.facts = parse_facts(PatchFacts, known_of(path), path)
+        self.condition, self.target = Array(path / "condition"), Array(path / "target")
+        self.origins, self.positions = Array(path / "origin")[:, :], Array(path / "positions")[:, :]
+        split, factor, permille = (
+            self.origins[:, ORIGIN_COLUMNS.index(name)] for name in ("split", "factor", "permille")
+        )
+        self.factor, self.thickness = factor.astype(np.float32), (permille / 1000).astype(np.float32)
+        self.training = np.flatnonzero(split == TRAINING)
+        self.validation = np.flatnonzero(split == VALIDATION)
+
+    def read(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the condition and target of rows, (N, C, H, W) and (N, D, H, W), float32."""
+        full = (slice(None),) * 3
+        parts = [[array[(slice(i, i + 1), *full)] for i in rows] for array in (self.condition, self.target)]
+        condition, target = (np.concatenate(part).astype(np.float32) for part in parts)
+        return condition, target

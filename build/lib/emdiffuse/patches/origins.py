@@ -1,0 +1,82 @@
+"""Where patches come from: what a source of patches must offer.
+
+Conventions
+-----------
+* An *origin* says where a patch was cut; its first voxel is (z, y, x) in the voxels of its dataset.
+* What is cut is condition (C, H, W) and target (D, H, W), float32 in [-1, 1], and the positions (D,) of the
+  target's slices in their gap (`emdiffuse.models.processes`); absent slices come last, as NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emdiffuse.config import Model
+from emdiffuse.stores.facts import PairsFacts, VolumeFacts
+
+TRAINING, VALIDATION = 0, 1
+ORIGIN_COLUMNS = ("dataset", "axis", "z", "y", "x", "factor", "split", "permille", "end")
+
+
+class Cut(NamedTuple):
+    """What is cut at an origin; see the module."""
+
+    condition: NDArray[np.float32]
+    target: NDArray[np.float32]
+    positions: NDArray[np.float32]
+
+
+class Origin(NamedTuple):
+    """Number of the dataset, axis taken as depth (or number of the field), first voxel, factor, split.
+
+    Of gaps also the thickness of slices, in thousandths of their distance, and whether the gap stands for the
+    first of a volume, with no slice before it.
+    """
+
+    dataset: int
+    axis: int
+    z: int
+    y: int
+    x: int
+    factor: int
+    split: int
+    permille: int = 0
+    end: int = 0
+
+
+class PatchSource(Protocol):
+    """A dataset that patches are cut from, with a part kept for validation where it is `validated`."""
+
+    path: Path
+
+    def __init__(self, path: Path, model: Model, validated: bool = True) -> None: ...
+
+    @property
+    def facts(self) -> VolumeFacts | PairsFacts:
+        """What the dataset says of itself."""
+
+    def origins(self, number: int) -> Iterator[Origin]:
+        """Yield the places of all patches, of both splits; `number` is that of the dataset."""
+
+    def usable(self, origin: Origin) -> bool:
+        """Tell whether a patch is neither blank nor invalid."""
+
+    def cut(self, origin: Origin) -> Cut:
+        """Return condition, target and positions."""
+
+
+def training_length(length: int, share: float, unit: int, gap: int) -> tuple[int, int]:
+    """Split a length into what is trained on and, behind a gap, what is kept for validation.
+
+    Returns
+    -------
+    tuple of int
+        End of the training part, and begin of the validation part, which holds at least `unit`.
+    """
+    kept = max(round(length * share), unit)
+    return length - kept - gap, length - kept

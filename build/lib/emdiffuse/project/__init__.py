@@ -1,0 +1,1 @@
+"""A workflow folder for data of one's own: what `emdiffuse init` looks at, asks, and writes."""

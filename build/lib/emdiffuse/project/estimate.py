@@ -1,0 +1,296 @@
+"""`emdiffuse estimate`: what a configuration will cost, before a cluster burns it.
+
+Conventions
+-----------
+* Voxels, tiles, blocks and files are counted exactly, by the arithmetic that restores them; the sizes of
+  stores are those before compression, and so are never too small.
+* Time is that of the networks alone: reading, blending, registering and measuring come on top.
+* A training step costs three evaluations of each of its patches: one forward, two backward.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from math import ceil, prod
+from pathlib import Path
+
+import numpy as np
+
+from emdiffuse.config import Config, Model, Restoration, anisotropy_factor
+from emdiffuse.config.tasks import CONDITION_OFFSETS, TASKS
+from emdiffuse.models.description import Description, UnetSpec, read_description
+from emdiffuse.readers import open_source
+from emdiffuse.restoration.footprint import memory_mb
+from emdiffuse.restoration.geometry import BlockGrid, TileAxis
+from emdiffuse.restoration.slice_grid import ImageStack, SliceGrid
+from emdiffuse.runtime.errors import ConfigError
+from emdiffuse.stores.array import shard_shape
+
+PYRAMID = 8 / 7
+"""All levels of a pyramid that halves three axes, for one of its finest."""
+BACKWARD = 3
+"""Evaluations that a training step costs, in those of a restoration."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The size of a dataset.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Shape (z, y, x).
+    itemsize : int
+        Bytes of a voxel.
+    size : tuple of float or None
+        Voxel size (z, y, x) in nanometers.
+    thickness : float
+        Share of the distance of slices that one integrates over.
+    """
+
+    shape: tuple[int, int, int]
+    itemsize: int
+    size: tuple[float, float, float] | None
+    thickness: float = 0.0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all voxels."""
+        return prod(self.shape) * self.itemsize
+
+
+@dataclass(frozen=True)
+class RestorationCost:
+    """What a restoration costs.
+
+    Attributes
+    ----------
+    item : Restoration
+        The restoration.
+    description : Description
+        Its model.
+    extent : Extent
+        What is restored.
+    grid : BlockGrid
+        Its blocks.
+    """
+
+    item: Restoration
+    description: Description
+    extent: Extent
+    grid: BlockGrid
+
+    @property
+    def slices(self) -> int:
+        """Slices that an evaluation gives: those of a gap."""
+        return max((len(self.grid.z.generated(gap)) for gap in range(min(self.grid.z.gaps, 64))), default=1)
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of all gaps or images."""
+        return self.grid.z.gaps * len(self.grid.y.starts) * len(self.grid.x.starts)
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations, of a tile each."""
+        return self.tiles * self.description.calls(self.item.sampler)
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of these evaluations, margins included."""
+        return self.evaluations * self.grid.y.tile * self.grid.x.tile
+
+    @property
+    def voxels(self) -> int:
+        """Voxels of the restored volume."""
+        return prod(self.grid.volume)
+
+    @cached_property
+    def quantities(self) -> int:
+        """What is kept of each voxel while it is restored."""
+        return 1 + (self.item.sampler.samples > 1)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of the tile store."""
+        return len(self.grid) * prod(self.grid.chunk) * self.quantities * 4
+
+    @property
+    def result_bytes(self) -> int:
+        """Bytes of the restored volume, with its uncertainty and intervals, in all levels."""
+        voxel = self.extent.itemsize * (1 + 2 * (self.item.calibration is not None))
+        voxel += 4 * (self.item.sampler.samples > 1)
+        return ceil(self.voxels * voxel * PYRAMID)
+
+    @property
+    def files(self) -> tuple[int, int]:
+        """Files while it is restored, and of the result: a block each, and the shards of all levels."""
+        images = self.quantities + 2 * (self.item.calibration is not None)
+        shards, shape = 0, self.grid.volume
+        while True:
+            shard = shard_shape(shape)
+            shards += prod(ceil(n / s) for n, s in zip(shape, shard, strict=True))
+            if max(shape) <= max(shard):
+                break
+            shape = tuple(ceil(n / 2) for n in shape)  # type: ignore[assignment]
+        return len(self.grid), shards * images
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Memory of a worker in MB, by stage."""
+        return memory_mb(self.grid, self.quantities, self.description)
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """What a training costs.
+
+    Attributes
+    ----------
+    name : str
+        The model's name.
+    model : Model
+        Its settings.
+    description : Description
+        What it will be.
+    """
+
+    name: str
+    model: Model
+    description: Description
+
+    @property
+    def slices(self) -> int:
+        """Slices of a gap."""
+        return max(self.model.factors) - 1 or 1
+
+    @property
+    def evaluations(self) -> int:
+        """Patches of all steps, each forward and back."""
+        return self.model.training.steps * self.model.training.batch * BACKWARD
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of these evaluations."""
+        return self.evaluations * self.model.patches.size**2
+
+    @property
+    def patch_bytes(self) -> int:
+        """Bytes of the largest patch store that the settings allow; half precision."""
+        volumetric = TASKS[self.model.task].volumetric
+        planes = len(CONDITION_OFFSETS) + max(self.model.factors) - 1 if volumetric else 2
+        return self.model.patches.limit * planes * self.model.patches.size**2 * 2
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a configuration costs.
+
+    Attributes
+    ----------
+    acquired : int
+        Bytes of the datasets as the workflow stores them; registered volumes share them.
+    restorations, trainings
+        What is restored and trained.
+    """
+
+    acquired: int
+    restorations: tuple[RestorationCost, ...]
+    trainings: tuple[TrainingCost, ...]
+
+    @property
+    def peak_bytes(self) -> int:
+        """Bytes on disk at the end, when nothing is removed."""
+        restored = sum(cost.scratch_bytes + cost.result_bytes for cost in self.restorations)
+        return self.acquired + restored + sum(cost.patch_bytes for cost in self.trainings)
+
+
+def estimate(config: Config) -> Estimate:
+    """Count the work of a configuration; no pixel is read.
+
+    Raises
+    ------
+    DataError
+        If data that it names cannot be opened.
+    ConfigError
+        If a voxel size is neither said nor told by the data.
+    """
+    from emdiffuse.training.state import network_spec
+
+    extents = {
+        name: _extent(config, name) for name in config.datasets if not config.datasets[name].holds_pairs
+    }
+    descriptions = {
+        name: _described(model) if model.weights else Description(
+            task=model.task, factors=model.factors, network=network_spec(model, 1.0)
+        )
+        for name, model in config.models.items()
+    }  # fmt: skip
+    restorations = tuple(
+        RestorationCost(
+            item,
+            descriptions[item.model],
+            extents[item.dataset],
+            grid_of(item, descriptions[item.model], extents[item.dataset]),
+        )
+        for item in config.restorations
+    )
+    trainings = tuple(
+        TrainingCost(name, model, descriptions[name])
+        for name, model in config.models.items()
+        if not model.weights
+    )
+    return Estimate(sum(extent.bytes for extent in extents.values()), restorations, trainings)
+
+
+def _described(model: Model) -> Description:
+    """Return what a model that is there is: a folder says so, and a published checkpoint is known."""
+    assert model.weights is not None
+    if Path(model.weights).is_dir():
+        return read_description(model.weights)
+    task = TASKS[model.task]
+    spec = UnetSpec(in_channels=task.published_channels, slice_index=task.volumetric)
+    return Description(task=model.task, network=spec)
+
+
+def _extent(config: Config, name: str) -> Extent:
+    """Return the size of a dataset: a raw one's is that of its files, a derived one's follows."""
+    dataset = config.datasets[name]
+    origin = config.datasets[config.origin(name)]
+    assert origin.source is not None
+    source = open_source(origin.source, origin.repair, origin.reading, origin.images)
+    z, y, x = source.shape
+    size = config.voxel_size(name)
+    if size is None and source.voxel_size is not None and None not in source.voxel_size:
+        told = source.voxel_size
+        assert told[0] is not None and told[1] is not None and told[2] is not None
+        size = (told[0], told[1], told[2])
+        if dataset.keep_every:
+            size = (size[0] * dataset.keep_every.factor, size[1], size[2])
+    if dataset.keep_every:
+        z = ceil(z / dataset.keep_every.factor)
+    if dataset.degrade:
+        z, y, x = ceil(z / dataset.degrade.every), y // dataset.degrade.bin, x // dataset.degrade.bin
+    thickness = dataset.keep_every.thickness if dataset.keep_every else origin.slice_thickness
+    return Extent((z, y, x), np.dtype(source.dtype).itemsize, size, thickness)
+
+
+def grid_of(item: Restoration, description: Description, extent: Extent) -> BlockGrid:
+    """Return the blocks of a restoration, as `restoration.plan` will make them."""
+    slices, height, width = extent.shape
+    task, tiling = TASKS[description.task], item.tiling
+    z: SliceGrid | ImageStack = ImageStack(slices)
+    if task.volumetric:
+        if extent.size is None:
+            raise ConfigError(
+                f"datasets.{item.dataset}: neither the configuration nor the data say the voxel size; add "
+                "`voxel_size`"
+            )
+        factor = anisotropy_factor(extent.size, item.dataset, isotropic=True)
+        z = SliceGrid(slices, factor, (), Fraction(extent.thickness).limit_denominator(1000))
+    y, x = (
+        TileAxis(length * task.scale, tiling.tile, tiling.halo, tiling.blend) for length in (height, width)
+    )
+    return BlockGrid(z, y, x, tiling.block)

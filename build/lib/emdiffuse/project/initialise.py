@@ -1,0 +1,188 @@
+"""`emdiffuse init`: from raw data to a workflow folder that runs.
+
+Conventions
+-----------
+* What the files do not say is taken from the wishes, or asked. Where nobody may be asked, a sentence names
+  the option to add: what nobody knows is not made up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import yaml
+
+from emdiffuse.config import validate
+from emdiffuse.project.proposal import GivenModel, Proposal, propose
+from emdiffuse.project.survey import Finding, survey
+from emdiffuse.project.write import (
+    LARGEST_LIST,
+    Cluster,
+    config_text,
+    local_profile,
+    sheet_text,
+    slurm_profile,
+    write_folder,
+)
+from emdiffuse.readers.sizes import Size
+from emdiffuse.runtime import machine
+from emdiffuse.runtime.errors import ConfigError, DataError
+from emdiffuse.runtime.progress import logger
+
+Ask = Callable[[str, str], str]
+"""Asks a person: question and default to answer. An empty default must be answered."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What was said on the command line.
+
+    Attributes
+    ----------
+    raw : tuple of str
+        The data.
+    sizes : tuple of tuple
+        Voxel sizes (z, y, x) in nanometers: one for all, or one for each of `raw`.
+    images : bool
+        Whether stacks hold separate images.
+    model : GivenModel or None
+        The model to use.
+    sheet : bool
+        Whether the data are written as a sheet in any case.
+    cluster : Cluster
+        What is known of the cluster.
+    """
+
+    raw: tuple[str, ...]
+    sizes: tuple[tuple[float, float, float], ...] = ()
+    images: bool = False
+    model: GivenModel | None = None
+    sheet: bool = False
+    cluster: Cluster = field(default_factory=Cluster)
+
+
+def initialise(folder: Path, wishes: Wishes, ask: Ask | None = None) -> Proposal:
+    """Write a workflow folder.
+
+    Parameters
+    ----------
+    folder : Path
+        Where to; made if it is missing. Nothing in it is replaced.
+    wishes : Wishes
+        What is known.
+    ask : callable, optional
+        Asks what is not; without it, what is not known is an error.
+
+    Raises
+    ------
+    DataError
+        If data cannot be read.
+    ConfigError
+        If something is not known, or the folder holds a workflow already.
+    """
+    found = _look(folder, wishes)
+    for one in found:
+        logger.info("%s", one)
+    found = [_completed(one, wishes, ask) for one in found]
+    proposal = propose(found, wishes.model)
+    logger.info("%s", proposal.why)
+    sheet = bool(proposal.restored) and (wishes.sheet or len(proposal.restored) > LARGEST_LIST)
+    files = {
+        "config.yaml": config_text(proposal, sheet),
+        "Snakefile": (Path(__file__).parent / "templates" / "Snakefile").read_text(),
+        "profiles/local/profile.yaml": local_profile(machine.cores(), len(machine.gpus())),
+        "profiles/slurm/profile.yaml": slurm_profile(_cluster(wishes.cluster, ask)),
+    }
+    if sheet:
+        files["datasets.tsv"] = sheet_text(proposal.restored)
+    write_folder(folder, files)
+    with contextlib.chdir(folder):
+        validate(yaml.safe_load(files["config.yaml"]), str(folder / "config.yaml"))
+    return proposal
+
+
+def _look(folder: Path, wishes: Wishes) -> list[Finding]:
+    """Look at all data, and give them the sizes that were said."""
+    if len(wishes.sizes) not in (0, 1, len(wishes.raw)):
+        raise ConfigError(
+            f"--voxel-size is said {len(wishes.sizes)} times for {len(wishes.raw)} of --raw; say it once for "
+            "all, or once for each"
+        )
+    found = survey(wishes.raw, folder)
+    if not wishes.sizes:
+        return found
+    if len(wishes.sizes) == 1:
+        return [replace(one, size=wishes.sizes[0]) for one in found]
+    sized = []
+    for path, size in zip(wishes.raw, wishes.sizes, strict=True):
+        sources = {one.source for one in survey([path], folder)}
+        sized += [replace(one, size=size) for one in found if one.source in sources]
+    return sized
+
+
+def _completed(one: Finding, wishes: Wishes, ask: Ask | None) -> Finding:
+    """Find out what the files do not say: whether it is a volume, and the voxel size."""
+    if one.kind == "volume" and wishes.images:
+        one = replace(one, kind="images")
+    elif one.kind == "volume" and ask is not None and one.size[0] is None:
+        answer = ask(f"{one.source}: are these slices of one volume (v), or separate images (i)?", "v")
+        one = replace(one, kind="images" if answer.lower().startswith("i") else "volume")
+    if None not in one.size:
+        return one
+    if one.kind != "volume" and one.size[1] is not None:
+        return replace(one, size=(one.size[1], one.size[1], one.size[1]))  # slices that have no distance
+    if ask is None:
+        raise DataError(
+            f"{one.source}: the files do not say the size of a voxel; add --voxel-size Z,Y,X (nanometers: "
+            "distance of slices, height and width of a pixel)"
+        )
+    return replace(one, size=_asked_size(one, ask))
+
+
+def _asked_size(one: Finding, ask: Ask) -> Size:
+    """Ask for a voxel size until it is one."""
+    what = "distance of slices, height and width of a pixel" if one.kind == "volume" else "of a pixel"
+    while True:
+        answer = ask(f"{one.source}: voxel size in nanometers ({what}; such as 50,8,8)?", "")
+        with contextlib.suppress(ConfigError):
+            return parse_size(answer)
+
+
+def parse_size(text: str) -> tuple[float, float, float]:
+    """Read "Z,Y,X", or one number for a pixel.
+
+    Raises
+    ------
+    ConfigError
+        If it is neither, or not above zero.
+    """
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) == 1:
+        numbers *= 3
+    if len(numbers) != 3 or min(numbers) <= 0:
+        raise ConfigError(f"--voxel-size: '{text}' is not of the form Z,Y,X in nanometers, such as 60,10,10")
+    z, y, x = numbers
+    return (z, y, x)
+
+
+def _cluster(known: Cluster, ask: Ask | None) -> Cluster:
+    """Complete what is known of the cluster by what SLURM says, and by a person."""
+    there = machine.partitions()
+    if not there:
+        return known
+    with_gpu = [one.name for one in there if one.gpus]
+    usual = next((one.name for one in there if one.default), there[0].name)
+    partition = known.partition or usual
+    gpu_partition = known.gpu_partition or (with_gpu[0] if with_gpu else None)
+    if ask is not None and known.partition is None:
+        names = ", ".join(one.name for one in there)
+        partition = ask(f"Partition for jobs without a GPU ({names})?", usual)
+        if with_gpu and known.gpu_partition is None:
+            gpu_partition = ask(f"Partition for jobs with a GPU ({', '.join(with_gpu)})?", with_gpu[0])
+    return replace(known, partition=partition, gpu_partition=gpu_partition, gpu=gpu_partition is not None)

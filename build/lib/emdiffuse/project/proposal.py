@@ -1,0 +1,181 @@
+"""What to do with data that were found: which model restores them, and what it learns from.
+
+Conventions
+-----------
+* Volumes of cubic voxels are learned from, or restored slice by slice; anisotropic ones are restored. Pairs
+  are learned from, images are restored.
+* A *given* model is used as it is: its folder, or the name of one that comes with the package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, floor
+
+from emdiffuse.config import MAXIMUM_FACTOR, MINIMUM_FACTOR
+from emdiffuse.config.tasks import TASKS
+from emdiffuse.project.survey import Finding
+from emdiffuse.runtime.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class GivenModel:
+    """A model that is there.
+
+    Attributes
+    ----------
+    weights : str
+        What the configuration calls it.
+    task : str
+        Its task.
+    """
+
+    weights: str
+    task: str
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A model that is trained.
+
+    Attributes
+    ----------
+    name, task : str
+        Its name, and what it learns.
+    datasets : tuple of str
+        What it learns from.
+    factors : tuple of int
+        Anisotropy factors; none of images.
+    """
+
+    name: str
+    task: str
+    datasets: tuple[str, ...]
+    factors: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A configuration in short.
+
+    Attributes
+    ----------
+    model : GivenModel or Learned
+        What restores.
+    restored : tuple of Finding
+        What is restored.
+    learned : tuple of Finding
+        What is learned from, and not restored.
+    thinned : tuple of Finding
+        Isotropic volumes of which slices are left out, to be restored and compared.
+    factor : int
+        Every how manyth slice of these is kept.
+    why : str
+        A sentence about the choice.
+    """
+
+    model: GivenModel | Learned
+    restored: tuple[Finding, ...]
+    learned: tuple[Finding, ...] = ()
+    thinned: tuple[Finding, ...] = ()
+    factor: int = 0
+    why: str = ""
+
+    @property
+    def model_name(self) -> str:
+        """Name of the model."""
+        return self.model.name if isinstance(self.model, Learned) else "restorer"
+
+
+def propose(found: Sequence[Finding], given: GivenModel | None = None, factor: int = 6) -> Proposal:
+    """Choose a model, and what it restores.
+
+    Parameters
+    ----------
+    found : sequence of Finding
+        The data; the voxel sizes of volumes are known.
+    given : GivenModel, optional
+        A model that is to be used.
+    factor : int
+        How volumes are thinned where all of them are isotropic.
+
+    Raises
+    ------
+    ConfigError
+        If no model can be had, or there is nothing to restore; the sentence says what to add.
+    """
+    for volume in (one for one in found if one.kind == "volume"):
+        if not volume.isotropic and not MINIMUM_FACTOR <= volume.ratio <= MAXIMUM_FACTOR:
+            raise ConfigError(
+                f"{volume.source}: its voxels are {volume.ratio:g} times as long as wide, neither cubes nor "
+                f"{MINIMUM_FACTOR} to {MAXIMUM_FACTOR} times; correct --voxel-size, or leave it out"
+            )
+    if given is not None:
+        return _by_given(found, given)
+    pairs = tuple(one for one in found if one.kind == "pairs")
+    images = tuple(one for one in found if one.kind == "images")
+    thick = tuple(one for one in found if one.kind == "volume" and not one.isotropic)
+    cubes = tuple(one for one in found if one.kind == "volume" and one.isotropic)
+    if pairs:
+        return _from_pairs(pairs, images or thick or cubes)
+    if thick:
+        return _of_gaps(thick, cubes)
+    if len(cubes) > 1:
+        model = Learned("gaps", "vemdiffuse-i", tuple(one.name for one in cubes[:-1]), (factor,))
+        why = f"{cubes[-1].name} is thinned to every {factor}th slice, restored, and compared with itself"
+        return Proposal(model, (), cubes[:-1], cubes[-1:], factor, why)
+    if cubes:
+        raise ConfigError(
+            f"{cubes[0].source}: an isotropic volume to learn from, but nothing to restore; add an "
+            "anisotropic one by a further --raw, or a second isotropic one to measure with"
+        )
+    raise ConfigError(
+        f"{images[0].source}: images to restore, but no model; name one by --model, or add a folder of image "
+        "pairs (noisy beside clean) by a further --raw"
+    )
+
+
+def _by_given(found: Sequence[Finding], given: GivenModel) -> Proposal:
+    """Restore what a model can restore."""
+    volumetric = TASKS[given.task].volumetric
+    fit = tuple(
+        one
+        for one in found
+        if (one.kind == "volume" and not (volumetric and one.isotropic))
+        or (one.kind == "images" and not volumetric)
+    )
+    if not fit:
+        wanted = "an anisotropic volume" if volumetric else "images or a volume"
+        raise ConfigError(f"--model {given.weights}: it restores {wanted}, and --raw gives none; add one")
+    return Proposal(given, fit, why=f"all are restored by {given.weights} ({TASKS[given.task].title})")
+
+
+def _from_pairs(pairs: tuple[Finding, ...], restored: tuple[Finding, ...]) -> Proposal:
+    """Learn from pairs, to restore images or the slices of volumes."""
+    if not restored:
+        raise ConfigError(
+            f"{pairs[0].source}: image pairs to learn from, but nothing to restore; add images or a "
+            "volume by a further --raw"
+        )
+    task = "emdiffuse-r" if pairs[0].scale == 2 else "emdiffuse-n"
+    name = "sharpen" if task == "emdiffuse-r" else "denoise"
+    model = Learned(name, task, tuple(one.name for one in pairs))
+    return Proposal(model, restored, pairs, why=f"{name} learns from the pairs ({TASKS[task].title})")
+
+
+def _of_gaps(thick: tuple[Finding, ...], cubes: tuple[Finding, ...]) -> Proposal:
+    """Fill the gaps of anisotropic volumes, as learned from isotropic ones or from their own planes."""
+    around = {edge(one.ratio) for one in thick for edge in (floor, ceil)}
+    factors = tuple(sorted(value for value in around if MINIMUM_FACTOR <= value <= MAXIMUM_FACTOR))
+    if cubes:
+        model = Learned("gaps", "vemdiffuse-i", tuple(one.name for one in cubes), factors)
+        return Proposal(
+            model, thick, cubes, why="gaps learns what lies between slices from isotropic volumes"
+        )
+    model = Learned("gaps", "vemdiffuse-a", tuple(one.name for one in thick), factors)
+    return Proposal(
+        model,
+        thick,
+        why="there is no isotropic volume, so gaps learns from the planes of the volumes themselves",
+    )

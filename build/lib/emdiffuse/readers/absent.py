@@ -1,0 +1,57 @@
+"""Chunks that a store does not hold: they are damage, unless the user says that their fill value is meant.
+
+Conventions
+-----------
+* A box (z, y, x) is what a chunk covers of the stack.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+
+from emdiffuse.config.reading import Reading
+from emdiffuse.readers.base import Box, Source
+from emdiffuse.runtime.errors import DataError
+
+SHOWN = 3
+"""Chunks that a message names."""
+logger = logging.getLogger(__name__)
+
+
+def boxes_of(shape: Sequence[int], steps: Sequence[int]) -> Iterator[Box]:
+    """Yield the boxes (z, y, x) of chunks."""
+    sides = [range(0, n, step) for n, step in zip(shape, steps, strict=True)]
+    for corner in itertools.product(*sides):
+        z, y, x = (slice(a, min(a + step, n)) for a, step, n in zip(corner, steps, shape, strict=True))
+        yield z, y, x
+
+
+def require_chunks(source: Source, reading: Reading) -> None:
+    """Refuse a source that lacks chunks, unless the user says that their fill value is meant.
+
+    What lies outside of a crop need not be there.
+
+    Raises
+    ------
+    DataError
+        If there are any: they are counted, and the first are named.
+    """
+    if not source.absent:
+        return
+    missing = [_told(box) for box in source.absent]
+    more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+    what = (
+        f"{source.name}: {len(missing)} of {source.chunks} chunks are missing "
+        f"({'; '.join(missing[:SHOWN])}{more})"
+    )
+    if reading.missing_chunks != "fill":
+        raise DataError(
+            f"{what}; copy the store again, or say `missing_chunks: fill` if they stand for its fill value"
+        )
+    logger.warning("%s; they are filled with the fill value, as `missing_chunks` says", what)
+
+
+def _told(box: Sequence[slice]) -> str:
+    return ", ".join(f"{axis} {side.start}-{side.stop}" for axis, side in zip("zyx", box, strict=True))

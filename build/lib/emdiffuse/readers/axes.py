@@ -1,0 +1,260 @@
+"""What the axes of a stored array are, and which part of it is the stack (z, y, x) that is meant.
+
+Conventions
+-----------
+* An axis has one letter: ``z``, ``y``, ``x``, ``c`` (channels), ``t`` (time), ``s`` (the samples of a colour)
+  or ``?``. What a file calls its axes is honoured; where it has no names, the last three are (z, y, x).
+* A channel, or a time point, is never chosen silently where there are several.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emdiffuse.config.reading import Reading
+from emdiffuse.runtime.errors import DataError
+
+NAMES = {
+    "plane": "z", "slice": "z", "depth": "z", "section": "z", "row": "y", "height": "y", "column": "x",
+    "col": "x", "width": "x", "channel": "c", "channels": "c", "ch": "c", "band": "c", "time": "t",
+    "frame": "t", "timepoint": "t", "rgb": "s",
+}  # fmt: skip
+COLOURS = (3, 4)
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the stack lies in a stored array.
+
+    Attributes
+    ----------
+    letters : str
+        The axes as stored, slowest first; those of ``fixed`` are indexed, the others kept.
+    lengths : tuple of int
+        Their lengths.
+    fixed : dict
+        Index along each axis that is not part of the stack, by its place.
+    """
+
+    letters: str
+    lengths: tuple[int, ...]
+    fixed: dict[int, int]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape (z, y, x) of the stack; one slice where there is no z."""
+        z, y, x = (self.lengths[self.letters.index(a)] if a in self.letters else 1 for a in "zyx")
+        return z, y, x
+
+    @property
+    def samples(self) -> int:
+        """Samples of a pixel: 1, or those of a colour."""
+        return self.lengths[self.letters.index("s")] if "s" in self.letters else 1
+
+    def along(self, sizes: Sequence[int] | None) -> tuple[int, int, int]:
+        """Return what is told of each stored axis, such as the shape of a chunk, as (z, y, x)."""
+        if sizes is None:
+            return (1, 1, 1)
+        z, y, x = (int(sizes[self.letters.index(a)]) if a in self.letters else 1 for a in "zyx")
+        return z, y, x
+
+    def region(self, z0: int, z1: int, y: slice, x: slice) -> tuple[int | slice, ...]:
+        """Return the index of a part of the stack in the stored array."""
+        parts = {"z": slice(z0, z1), "y": y, "x": x}
+        return tuple(
+            self.fixed[i] if i in self.fixed else parts.get(letter, slice(None))
+            for i, letter in enumerate(self.letters)
+        )
+
+    def arranged(self, where: str, values: NDArray[Any]) -> NDArray[Any]:
+        """Return what a region gave as (z, y, x), a colour of equal samples as one.
+
+        Raises
+        ------
+        DataError
+            If it is a real colour.
+        """
+        kept = "".join(a for i, a in enumerate(self.letters) if i not in self.fixed)
+        order = [kept.index(a) for a in "zyxs" if a in kept]
+        moved = values.transpose(order)
+        if "z" not in kept:
+            moved = moved[None]
+        return grey(where, moved) if "s" in kept else moved
+
+
+def grey(where: str, values: NDArray[Any]) -> NDArray[Any]:
+    """Return an image whose last axis holds equal samples (and perhaps an alpha) with one sample.
+
+    Raises
+    ------
+    DataError
+        If the samples differ.
+    """
+    colours = values[..., : values.shape[-1] - (values.shape[-1] in (2, 4))]
+    if (colours != colours[..., :1]).any():
+        raise DataError(
+            f"{where}: this is a colour image, whose red, green and blue differ; convert it to one grayscale "
+            "channel"
+        )
+    first: NDArray[Any] = np.ascontiguousarray(colours[..., 0])
+    return first
+
+
+def letters_of(names: Sequence[str | None]) -> str:
+    """Return one letter an axis; ``?`` for a name that says nothing."""
+    plain = [str(name or "?").strip().lower() for name in names]
+    return "".join(a if a in "zyxcts" and len(a) == 1 else NAMES.get(a, "?") for a in plain)
+
+
+def guessed(lengths: Sequence[int]) -> str:
+    """Return the axes of an array without names: the last three, axes of length 1 at either end aside."""
+    letters = ["?"] * len(lengths)
+    rest = list(range(len(lengths)))
+    while len(rest) > 3 and lengths[rest[0]] == 1:
+        rest.pop(0)
+    while len(rest) > 2 and lengths[rest[-1]] == 1 and lengths[rest[0]] != 1:
+        rest.pop()  # channel last
+    while len(rest) > 3 and lengths[rest[-1]] == 1:
+        rest.pop()
+    for place, letter in zip(rest[-3:], "zyx"[-len(rest) :] if len(rest) < 3 else "zyx", strict=True):
+        letters[place] = letter
+    return "".join(letters)
+
+
+def lay_out(
+    where: str,
+    lengths: Sequence[int],
+    names: Sequence[str | None] | None,
+    reading: Reading,
+    channels: Sequence[str] = (),
+) -> Layout:
+    """Find the stack in a stored array.
+
+    Parameters
+    ----------
+    where : str
+        What the user calls it.
+    lengths : sequence of int
+        The shape as stored.
+    names : sequence of str, optional
+        What the file calls its axes; None, or names that say nothing, where it does not.
+    reading : Reading
+        What the user chose.
+    channels : sequence of str
+        Names of the channels.
+
+    Raises
+    ------
+    DataError
+        If the axes are not those of one stack, or something must be chosen.
+    """
+    lengths = tuple(int(n) for n in lengths)
+    letters = _stated(where, lengths, names, reading)
+    if reading.axes is None and "t" in letters and reading.timepoint is None:
+        letters = _time_as_depth(where, letters, lengths)
+    if "z" not in letters and letters.count("?") >= 1:
+        long = [i for i, a in enumerate(letters) if a == "?" and lengths[i] > 1]
+        if len(long) == 1:
+            letters = letters[: long[0]] + "z" + letters[long[0] + 1 :]
+    if "y" not in letters or "x" not in letters:
+        raise DataError(
+            f"{where}: an array of three axes (z, y, x) is expected, but the axes are "
+            f"{_spelled(letters, lengths)}; say which is which by `axes`"
+        )
+    fixed = {}
+    for i, (letter, length) in enumerate(zip(letters, lengths, strict=True)):
+        if letter == "c":
+            fixed[i] = _chosen(where, "channel", length, reading.channel, channels)
+        elif letter == "t":
+            fixed[i] = _chosen(where, "timepoint", length, reading.timepoint, ())
+        elif letter == "?":
+            if length > 1:
+                raise DataError(
+                    f"{where}: an array of three axes (z, y, x) is expected, but its shape is "
+                    f"{' x '.join(map(str, lengths))}; say by `axes` what they are, such as `axes: "
+                    f"{'tczyx'[-len(lengths) :]}`"
+                )
+            fixed[i] = 0
+    for option, letter in (("channel", "c"), ("timepoint", "t")):
+        choice = getattr(reading, option)
+        if letter not in letters and choice not in (None, 0, *channels[:1]):
+            raise DataError(f"{where}: `{option}` is {choice!r}, but there is only one; remove it")
+    return Layout(letters, lengths, fixed)
+
+
+def _stated(
+    where: str, lengths: tuple[int, ...], names: Sequence[str | None] | None, reading: Reading
+) -> str:
+    """Return the axes that the user states, or the file, or else the usual ones."""
+    if reading.axes is not None:
+        letters = reading.axes
+        if len(letters) < len(lengths) and all(n == 1 for n in lengths[: len(lengths) - len(letters)]):
+            letters = "?" * (len(lengths) - len(letters)) + letters
+        if len(letters) != len(lengths) or any(letters.count(a) > 1 for a in "zyxcts"):
+            raise DataError(
+                f"{where}: `axes` is '{reading.axes}', but the shape is {' x '.join(map(str, lengths))}; "
+                "give one letter an axis, each once"
+            )
+        return letters
+    letters = letters_of(names) if names is not None and len(names) == len(lengths) else ""
+    if any(letters.count(a) > 1 for a in "zyxcts") or not {"y", "x"} <= set(letters):
+        letters = ""
+    if letters:
+        return letters
+    letters = guessed(lengths)
+    if letters.endswith("zyx") and lengths[-1] in COLOURS and min(lengths[-3:-1]) > 8 * lengths[-1]:
+        raise DataError(
+            f"{where}: its shape is {' x '.join(map(str, lengths))}: {lengths[-1]} columns, or the "
+            "colours of an "
+            "image? say which axes these are: `axes: yxs`, or `axes: zyx`"
+        )
+    return letters
+
+
+def _time_as_depth(where: str, letters: str, lengths: tuple[int, ...]) -> str:
+    """Take time points for slices, with a warning, where there is no other depth."""
+    time = letters.index("t")
+    depth = letters.index("z") if "z" in letters else None
+    if lengths[time] == 1 or (depth is not None and lengths[depth] > 1):
+        return letters
+    logger.warning(
+        "%s: it is labelled as %d time points; taken as slices (`timepoint` chooses one)",
+        where,
+        lengths[time],
+    )
+    swapped = list(letters)
+    if depth is not None:
+        swapped[depth] = "?"
+    swapped[time] = "z"
+    return "".join(swapped)
+
+
+def _chosen(where: str, option: str, length: int, choice: int | str | None, names: Sequence[str]) -> int:
+    """Return the index of a channel or a time point."""
+    what = {"channel": "channels", "timepoint": "time points"}[option]
+    if choice is None and length == 1:
+        return 0
+    listed = f" ({', '.join(names)})" if names else ""
+    if choice is None:
+        raise DataError(f"{where}: there are {length} {what}{listed}; choose one by `{option}`, such as 0")
+    if isinstance(choice, str) and choice in names:
+        return list(names).index(choice)
+    if isinstance(choice, str) and choice.isdigit():
+        choice = int(choice)
+    if isinstance(choice, str) or not 0 <= choice < length:
+        raise DataError(
+            f"{where}: `{option}` is {choice!r}, but there "
+            + (f"are {length} {what}{listed}, counted from 0" if length > 1 else "is only one")
+        )
+    return choice
+
+
+def _spelled(letters: str, lengths: Sequence[int]) -> str:
+    return " and ".join(f"{n} along {a}" for a, n in zip(letters, lengths, strict=True)) or "none"

@@ -1,0 +1,150 @@
+"""Files in which the pixels lie uncompressed behind one another: MRC, raw, FIB-SEM, Amira, NRRD, old TIFF.
+
+Conventions
+-----------
+* See `base`. Files are read through memory maps that are opened anew for each part, so that what was read
+  does not stay in memory.
+* A file that is packed as a whole (``.gz``, ``.bz2``) is unpacked once, into a scratch file that has no name
+  and goes with the process.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emdiffuse.config.reading import Raw, Reading
+from emdiffuse.readers.axes import Layout, lay_out
+from emdiffuse.readers.base import Source, named
+from emdiffuse.readers.sizes import Size
+from emdiffuse.runtime.errors import DataError
+
+KEPT_BYTES = 2**22
+"""Bytes of the file that stay mapped at a time, about."""
+PACKED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open}
+
+
+class FlatFile(Source):
+    """A file of uncompressed pixels.
+
+    Parameters
+    ----------
+    name : str
+        What the user calls it.
+    file : Path
+        The file.
+    layout : Layout
+        Where the stack lies in the stored array.
+    stored : numpy.dtype
+        Type as stored, with its byte order.
+    offset : int
+        First byte of the pixels.
+    voxel_size : tuple of float, optional
+        Voxel size (z, y, x) in nanometers.
+    unpacked : file, optional
+        What holds the bytes of a file that is packed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        file: Path,
+        layout: Layout,
+        stored: np.dtype[Any],
+        offset: int,
+        voxel_size: Size | None,
+        unpacked: IO[bytes] | None = None,
+    ) -> None:
+        super().__init__(name, layout.shape, stored, (1, 1, 1), [file], voxel_size)
+        self._layout = layout
+        self._as_stored = stored
+        self._offset = offset
+        self._unpacked = unpacked
+
+    def _read(self, z0: int, z1: int, y: slice, x: slice) -> NDArray[Any]:
+        layout, (_, height, width) = self._layout, self.shape
+        rows, columns = len(range(*y.indices(10**9))), len(range(*x.indices(10**9)))
+        values = np.empty((z1 - z0, rows, columns), self.stored)
+        step = max(1, KEPT_BYTES // (height * width * layout.samples * self.stored.itemsize))
+        for z in range(z0, z1, step):
+            end = min(z + step, z1)
+            part = self._mapped()[layout.region(z, end, y, x)]
+            values[z - z0 : end - z0] = layout.arranged(self.where(z), part)
+        return values
+
+    def _mapped(self) -> NDArray[Any]:
+        source: Any = self._unpacked or self.files[0]
+        return np.memmap(source, self._as_stored, "r", self._offset, self._layout.lengths)
+
+
+def opened(file: Path) -> tuple[IO[bytes] | None, int]:
+    """Return the bytes of a packed file (None of one that is not packed), and how many there are."""
+    reader = PACKED.get(file.suffix.lower())
+    if reader is None:
+        return None, file.stat().st_size
+    with named(str(file), "packed file"):
+        scratch = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the source)
+        with reader(file, "rb") as packed:
+            shutil.copyfileobj(packed, scratch, 2**20)
+        return scratch, scratch.tell()
+
+
+def head(file: Path, unpacked: IO[bytes] | None, count: int) -> bytes:
+    """Return the first bytes of a file, or of what it was unpacked to."""
+    if unpacked is None:
+        with file.open("rb") as source:
+            return source.read(count)
+    unpacked.seek(0)
+    return unpacked.read(count)
+
+
+def require_bytes(name: str, found: int, offset: int, layout: Layout, stored: np.dtype[Any]) -> None:
+    """Refuse a file that ends before its pixels do.
+
+    Raises
+    ------
+    DataError
+        If it does: what it lacks is said.
+    """
+    needed = offset + int(np.prod(layout.lengths)) * stored.itemsize
+    if found < needed:
+        raise DataError(
+            f"{name}: the file is truncated: its header tells of "
+            f"{' x '.join(map(str, layout.lengths))} pixels of "
+            f"{stored.name}, which are {needed} bytes, but there are {found}; copy or export it again"
+        )
+
+
+def open_raw(file: Path, reading: Reading) -> FlatFile:
+    """Open a file of bare pixels, of which the user states shape and type.
+
+    Raises
+    ------
+    DataError
+        If nothing is stated, or it does not fit the size of the file.
+    """
+    raw: Raw | None = reading.raw
+    if raw is None:
+        raise DataError(
+            f"{file}: a file of bare pixels does not say its shape; give `raw: "
+            f"{{shape: [z, y, x], dtype: uint8}}`"
+        )
+    stored = np.dtype(raw.dtype).newbyteorder("<" if raw.byte_order == "little" else ">")
+    layout = lay_out(str(file), raw.shape, None, reading)
+    unpacked, size = opened(file)
+    needed = raw.offset + int(np.prod(raw.shape)) * stored.itemsize
+    if size != needed:
+        raise DataError(
+            f"{file}: `raw` tells of {' x '.join(map(str, raw.shape))} pixels of {raw.dtype} behind "
+            f"{raw.offset} "
+            f"bytes, which makes {needed} bytes, but the file has {size}; correct `raw`"
+        )
+    return FlatFile(str(file), file, layout, stored, raw.offset, None, unpacked)

@@ -1,0 +1,1 @@
+"""Registration of image pairs, and alignment of slices."""

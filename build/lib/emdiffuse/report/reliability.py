@@ -1,0 +1,120 @@
+"""How far to trust a restoration, in the report: sentences, curves and a table, as plain values.
+
+Conventions
+-----------
+* What is said was measured by `evaluation.trust`, and scored by the stage `pyramid`; without a truth the
+  scores alone are told.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emdiffuse.report.charts import plot
+from emdiffuse.stores.facts import Reliability
+
+LISTED = 12
+"""Slices or images that are named as not reliable, at most."""
+UNCALIBRATED = (
+    "The intervals are not calibrated: the standard deviation of the samples promises nothing by itself. The "
+    "diagram shows how many true values Gaussian intervals of that width would hold."
+)
+
+
+def trust_section(
+    evaluation: dict[str, Any] | None, reliability: Reliability | None, unit: str
+) -> dict[str, Any] | None:
+    """Return what is said of a restoration's uncertainty; None when it has none.
+
+    Parameters
+    ----------
+    evaluation : dict or None
+        What `evaluation.evaluate` wrote.
+    reliability : Reliability or None
+        The scores of the restored volume.
+    unit : str
+        What is scored: "slice" or "image".
+    """
+    found = (evaluation or {}).get("trust")
+    if reliability is None and found is None:
+        return None
+    sentences = [_scored(reliability, unit)] if reliability else []
+    if not found:
+        return {"sentences": sentences, "charts": [], "rows": []}
+    sentences += _kept(found, evaluation or {}) if found["calibration"] else [UNCALIBRATED]
+    sentences.append(
+        f"Does the uncertainty point at the errors? The area between the two curves (AUSE) is "
+        f"{found['ause']:.3f}; it would be 0 if it ranked voxels as their errors do, and "
+        f"{found['ause_random']:.3f} if it ranked them at random."
+    )
+    charts = [_diagram(found["diagram"]), _sparsification(found["sparsification"])]
+    return {"sentences": sentences, "charts": charts, "rows": _rows(found)}
+
+
+def _percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+def _scored(reliability: Reliability, unit: str) -> str:
+    """Say how many slices or images are reliable, and which are not."""
+    scores, threshold, slices = reliability.scores, reliability.threshold, reliability.slices
+    first = 1 if unit == "image" else 0  # as the viewer counts them
+    doubtful = [f"{unit} {z + first}" for z, score in zip(slices, scores, strict=True) if score > threshold]
+    said = (
+        f"{reliability.reliable} of {len(slices)} {unit}s count as reliable: "
+        "their score, the 99th percentile of the standard deviation as a share of the intensity range, is at "
+        f"most {threshold:g}. The largest score is {max(scores):.3f}."
+    )
+    if not doubtful:
+        return said
+    more = f" and {len(doubtful) - LISTED} more" if len(doubtful) > LISTED else ""
+    return f"{said} Not reliable: {', '.join(doubtful[:LISTED])}{more}."
+
+
+def _kept(found: dict[str, Any], evaluation: dict[str, Any]) -> list[str]:
+    """Say what the intervals promise, what they hold, and where they hold less."""
+    made, everything = found["calibration"], found["coverage"][0]
+    held = "; ".join(found["doubtful"])
+    return [
+        f"Intervals of {made['scale']:.2f} standard deviations were calibrated on {made['dataset']}. They "
+        f"promise, with {_percent(1 - made['delta'], 0)} confidence, that at least "
+        f"{_percent(1 - made['alpha'], 0)} of the true values lie inside, on average over fields like those. "
+        f"The promise rests on {made['units']} independent units, each one {made['unit']}.",
+        f"On these data, which nothing was calibrated on, {_percent(everything['mean'])} lie inside (95 % "
+        f"interval {_percent(everything['low'])} to {_percent(everything['high'])}). The average interval is "
+        f"{found['width']:.3g} wide, in an intensity range of {evaluation['data_range']:g}.",
+        f"The promise is not kept for {held}. Do not trust the intervals there."
+        if held
+        else "In no group of voxels do they hold significantly less than promised.",
+    ]
+
+
+def _diagram(rows: list[dict[str, float]]) -> dict[str, Any]:
+    """Draw nominal against observed coverage, in per cent."""
+    lines = {
+        name: [(100 * row["nominal"], 100 * row[key]) for row in rows if key in row]
+        for key, name in (("calibrated", "calibrated"), ("gaussian", "Gaussian"), ("nominal", "promised"))
+    }
+    return plot("True values inside (%), by the share promised", lines, "{:.0f} % promised")
+
+
+def _sparsification(rows: list[dict[str, float]]) -> dict[str, Any]:
+    """Draw the error that is left, by the share of voxels removed, in per cent."""
+    lines = {
+        name: [(100 * row["share"], row[key]) for row in rows]
+        for key, name in (("uncertainty", "uncertainty"), ("oracle", "oracle"))
+    }
+    return plot("Relative error left, most uncertain voxels removed", lines, "{:.0f} % removed")
+
+
+def _rows(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the table of coverage as text."""
+    return [
+        {
+            "group": row["group"],
+            "mean": _percent(row["mean"]),
+            "interval": f"{_percent(row['low'])} to {_percent(row['high'])}",
+            "doubtful": row["group"] in found["doubtful"],
+        }
+        for row in found.get("coverage", [])
+    ]

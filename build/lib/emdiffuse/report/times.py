@@ -1,0 +1,111 @@
+"""How long the stages took, from what Snakemake measured of their jobs (its ``benchmark`` files).
+
+Conventions
+-----------
+* ``results/benchmarks/{stage}/{what}.tsv`` is one job: its wall time in seconds (``s``) and the most memory
+  that it held (``max_rss``, MiB). A job that was killed and went on counts from its last start.
+* Workers are ``...-1-of-4.tsv``; files of an earlier run with another number of workers do not count.
+* A training's own count, which goes on over its starts and leaves out the waiting in a queue, replaces the
+  job's.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emdiffuse.runtime.progress import clock
+
+STAGES = (
+    "acquire",
+    "register",
+    "patches",
+    "train",
+    "plan",
+    "restore",
+    "stitch",
+    "pyramid",
+    "baselines",
+    "evaluate",
+)
+"""The order of the chain; a stage that is not among them comes last."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A measured job: wall time in seconds, and its peak of memory in MiB (not a number if not known)."""
+
+    seconds: float
+    memory: float
+
+
+def stage_times(results: Path, names: set[str], training: dict[str, float]) -> list[dict[str, Any]]:
+    """Sum up the jobs of every stage.
+
+    Parameters
+    ----------
+    results : Path
+        The folder of the results.
+    names : set of str
+        What the run is about: datasets, models, and ``dataset-model``; other files do not count.
+    training : dict
+        Seconds that the training of each model counted itself.
+
+    Returns
+    -------
+    list of dict
+        stage, jobs, seconds (the sum over jobs), longest (seconds), memory (MiB, of the largest job), and the
+        durations as text; only stages that were measured.
+    """
+    found = []
+    folders = [path for path in (results / "benchmarks").glob("*") if path.is_dir()]
+    places = {name: place for place, name in enumerate(STAGES)}
+    for folder in sorted(folders, key=lambda path: (places.get(path.name, len(places)), path.name)):
+        jobs = [
+            Job(training.get(name, job.seconds), job.memory) if folder.name == "train" else job
+            for name, job in _jobs(folder, names)
+        ]
+        if jobs:
+            seconds, longest = sum(job.seconds for job in jobs), max(job.seconds for job in jobs)
+            found.append(
+                {
+                    "stage": folder.name,
+                    "jobs": len(jobs),
+                    "seconds": seconds,
+                    "longest": longest,
+                    "memory": max((job.memory for job in jobs if job.memory == job.memory), default=None),
+                    "texts": [clock(seconds), clock(longest)],
+                }
+            )
+    return found
+
+
+def _jobs(folder: Path, names: set[str]) -> list[tuple[str, Job]]:
+    """Return the jobs of a stage with what each is about; of workers those of the newest run alone."""
+    files: dict[tuple[str, int], list[Path]] = {}
+    for path in sorted(folder.glob("*.tsv")):
+        worker = re.fullmatch(r"(.+?)(?:-(\d+)-of-(\d+))?", path.stem)
+        assert worker is not None
+        if worker[1] in names:
+            files.setdefault((worker[1], int(worker[3] or 1)), []).append(path)
+    newest: dict[str, list[Path]] = {}
+    for name, workers in sorted(files, key=lambda key: max(path.stat().st_mtime for path in files[key])):
+        newest[name] = files[name, workers]
+    return [(name, job) for name, paths in newest.items() for path in paths for job in _read_jobs(path)]
+
+
+def _read_jobs(path: Path) -> list[Job]:
+    with path.open() as file:
+        return [
+            Job(float(row["s"]), _number(row.get("max_rss"))) for row in csv.DictReader(file, delimiter="\t")
+        ]
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text or "nan")
+    except ValueError:  # Snakemake writes NA or - for jobs that end before they are looked at
+        return float("nan")

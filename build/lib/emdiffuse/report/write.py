@@ -1,0 +1,89 @@
+"""The report: one self-contained HTML file with pictures, tables, curves and parameters.
+
+Conventions
+-----------
+* Nothing here changes a number: what is shown was measured by `evaluation`, `registration` and `training`,
+  and what they did not write is left out.
+* The first screen is one table of all restorations (`overview`); details follow, restoration by restoration.
+* The file needs no network, and refuses to use one (its content security policy). Below 15 MB.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jinja2
+
+from emdiffuse.config import Config
+from emdiffuse.evaluation.methods import label
+from emdiffuse.report.files import as_json, finite, read_evaluation, read_json
+from emdiffuse.report.overview import summary
+from emdiffuse.report.preparation import alignment, training
+from emdiffuse.report.references import references
+from emdiffuse.report.restorations import gather
+from emdiffuse.report.settings import datasets_of, models_of, parameters, subjects_of, versions
+from emdiffuse.report.tables import as_csv, heading
+from emdiffuse.report.times import stage_times
+from emdiffuse.runtime.atomic import write_atomically
+
+SIZE, LEAST = 14_000_000, 4_000_000
+"""Characters that all pictures of the file may take together, and those of the restorations in any case."""
+
+
+def write_report(config: Config, results: Path, experiments: Path, out: Path) -> None:
+    """Write the report, and its numbers as ``.json`` and its tables as ``.csv`` beside it.
+
+    Parameters
+    ----------
+    config : Config
+        The configuration of the run.
+    results, experiments : Path
+        Folders that the stages wrote to.
+    out : Path
+        HTML file to write.
+
+    Raises
+    ------
+    StoreError
+        If a restored volume, or one that it is compared with, is missing, or a file of numbers is damaged.
+    """
+    alignments = [found for name in datasets_of(config) if (found := alignment(results, name))]
+    histories = {name: read_json(experiments / name / "best" / "metrics.json") for name in models_of(config)}
+    trainings = {name: found for name, found in histories.items() if found}
+    trained = [training(experiments / name, name, found) for name, found in trainings.items()]
+    embedded = sum(len(found["image"] or "") for found in alignments)
+    embedded += sum(len(found["batch"] or "") for found in trained)
+    restorations = gather(config, results, max(SIZE - embedded, LEAST) * 3 // 4)
+    evaluations = [found for item in config.restorations if (found := read_evaluation(results, item))]
+    seconds = {name: found["seconds"] for name, found in trainings.items() if "seconds" in found}
+    times = stage_times(results, subjects_of(config), seconds)
+    numbers = {
+        "title": config.report.title,
+        "evaluations": evaluations,
+        "trainings": trainings,
+        "times": [{key: value for key, value in row.items() if key != "texts"} for row in times],
+        "versions": versions(),
+    }
+    rows = [item["overview"] for item in restorations]
+    page = _template().render(
+        title=config.report.title,
+        overview=rows,
+        summary=summary(rows),
+        restorations=restorations,
+        alignments=alignments,
+        trainings=trained,
+        times=times,
+        parameters=parameters(config),
+        versions=numbers["versions"],
+        references=references(config, evaluations),
+    )
+    write_atomically(out.with_suffix(".json"), as_json(numbers))
+    write_atomically(out.with_suffix(".csv"), as_csv(evaluations))
+    write_atomically(out, page)
+
+
+def _template() -> jinja2.Template:
+    loader = jinja2.PackageLoader("emdiffuse.report")
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"label": label, "heading": heading, "finite": finite}
+    return environment.get_template("report.html.j2")

@@ -1,0 +1,201 @@
+"""Plan a restoration: check that input, model and settings fit each other, and create the empty stores."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+from emdiffuse import __version__
+from emdiffuse.config import Restoration, Sampler
+from emdiffuse.config.tasks import TASKS
+from emdiffuse.models.description import (
+    WEIGHTS_FILE,
+    Description,
+    model_link,
+    read_description,
+    weights_hash,
+)
+from emdiffuse.models.numbers import require_numbers
+from emdiffuse.restoration.footprint import memory_mb
+from emdiffuse.restoration.intervals import read_calibration
+from emdiffuse.restoration.plan import Plan, belongs, create_output, create_tiles
+from emdiffuse.restoration.slice_grid import ImageStack, SliceGrid, slice_grid
+from emdiffuse.runtime.atomic import write_atomically
+from emdiffuse.runtime.errors import ConfigError, DataError
+from emdiffuse.runtime.outputs import emptied, require_apart
+from emdiffuse.runtime.progress import logger
+from emdiffuse.stores.facts import RealSlices, RestoredFacts, require_made
+from emdiffuse.stores.provenance import Link, made_by
+from emdiffuse.stores.volume import Volume, open_volume
+
+
+def make_plan(
+    dataset: Path, model: Path, settings: Restoration, out: Path, calibration: Path | None = None
+) -> Plan:
+    """Plan the restoration of a volume, and make its empty stores.
+
+    Parameters
+    ----------
+    dataset : Path
+        Registered OME-Zarr volume, anisotropic; where `settings` names `real_slices`, as that model restored
+        it.
+    model : Path
+        Folder of a trained model.
+    settings : Restoration
+        Sampler, tiling, and what else is written.
+    calibration : Path, optional
+        What the stage `calibrate` wrote for this model and sampler.
+    out : Path
+        ``plan.json``. The tile store and the level 0 of the restored volume are made beside it, unless they
+        are there with the same hash.
+
+    Raises
+    ------
+    DataError
+        If the volume has fewer than two slices, or no anisotropy that a model could remove, or was restored
+        otherwise than `settings` says.
+    """
+    volume, description = open_volume(dataset), read_description(model)
+    task = TASKS[description.task]
+    slices, height, width = volume.array.shape
+    grid: SliceGrid | ImageStack = ImageStack(slices)
+    if task.volumetric:
+        if slices < 2:
+            raise DataError(f"{dataset}: one slice has no gap to fill; at least two are needed", dataset)
+        grid = slice_grid(volume)
+        _check_gaps(grid, dataset, model, description)
+    require_numbers(model / WEIGHTS_FILE)
+    facts, link = _facts(volume, model, description, settings, grid, calibration)
+    plan = Plan(
+        folder=out.parent,
+        input=dataset,
+        model=model,
+        images=not task.volumetric,
+        scale=task.scale,
+        slices=slices,
+        thickness=grid.thickness if isinstance(grid, SliceGrid) else Fraction(0),
+        missing=volume.facts.missing if task.volumetric else (),
+        shape=(grid.length, height * task.scale, width * task.scale),
+        tiling=settings.tiling,
+        reliable=settings.reliable,
+        restored_by=link,
+        facts=facts,
+    )
+    blocks = plan.grid
+    known = {"blocks": len(blocks), "memory_mb": memory_mb(blocks, len(plan.quantities), description)}
+    plan = Plan(**{**dict(plan), **known, "checksum": ""})
+    _make_stores(plan, volume)
+    logger.info(
+        "%s voxels in %d blocks of at most %s voxels; %d calls a tile",
+        " x ".join(map(str, plan.shape)), len(blocks), " x ".join(map(str, blocks.chunk)),
+        description.calls(plan.sampler),
+    )  # fmt: skip
+    write_atomically(out, json.dumps(plan.model_dump(mode="json", exclude_none=True), indent=2))
+    return plan
+
+
+def _facts(
+    volume: Volume,
+    model: Path,
+    description: Description,
+    settings: Restoration,
+    grid: SliceGrid | ImageStack,
+    calibration: Path | None,
+) -> tuple[RestoredFacts, Link]:
+    """Return what the restored volume says of itself, and how its tiles are made."""
+    sampler = description.resolve(settings.sampler)
+    if sampler.ensemble > 1 and not description.native:
+        raise ConfigError(
+            f"sampler.ensemble: {model} is a published network, which has no mean in one call; leave it out"
+        )
+    sampler = sampler.model_copy(update={"consistent": _consistent(sampler, grid, volume.path)})
+    weights, name = weights_hash(model), f"{settings.dataset} by {settings.model}"
+    how = {"sampler": sampler.model_dump(mode="json"), "tiling": settings.tiling.model_dump(mode="json")}
+    made = link = made_by("restore", name, how, volume.made, model_link(model))
+    calibrated = None
+    if calibration is not None:
+        found = read_calibration(calibration, weights, sampler, volume.facts.sources)
+        made = made_by("intervals", name, {}, link, require_made(found, calibration))
+        calibrated = found.model_copy(update={"made": None})  # it is in `made`
+    facts = RestoredFacts(
+        dataset=settings.dataset,
+        made=made,
+        kind=volume.facts.kind,
+        intensity=volume.intensity.stretched(
+            float(grid.factor), float(grid.centre(0)) if isinstance(grid, SliceGrid) else 0.0
+        ),
+        thickness=0.0 if TASKS[description.task].volumetric else volume.facts.thickness,
+        sources=volume.facts.sources,
+        missing=() if TASKS[description.task].volumetric else volume.facts.missing,
+        factor=grid.factor,
+        version=__version__,
+        model=settings.model,
+        task=description.task,
+        estimator=description.estimator(sampler),
+        sampler=sampler,
+        weights=weights,
+        calibration=calibrated,
+        training_sources=(*description.sources, *volume.restoration.training_sources),
+        real_slices=_restored_before(volume, settings),
+    )
+    return facts, link
+
+
+def _restored_before(volume: Volume, settings: Restoration) -> RealSlices | None:
+    """Return by what the slices of an input were restored; None where they are as they were acquired."""
+    facts = volume.restoration
+    if facts.model != settings.real_slices:
+        raise DataError(
+            f"{volume.path}: its slices were restored by {facts.model or 'no model'}, but "
+            f"`real_slices` says {settings.real_slices or 'none'}; give the volume that belongs to it",
+            volume.path,
+        )
+    if facts.model is None:
+        return None
+    return RealSlices(
+        model=facts.model,
+        estimator=facts.estimator or "",
+        weights=facts.weights or "",
+        hash=volume.made.hash,
+    )
+
+
+def _consistent(sampler: Sampler, grid: SliceGrid | ImageStack, dataset: Path) -> bool:
+    """Tell whether restored slices are made consistent with the real ones that integrate over them."""
+    if sampler.consistent and not grid.thick:
+        raise DataError(
+            f"{dataset}: `sampler.consistent` is for thick slices, but none is known to be; say "
+            "`slice_thickness`"
+        )
+    return grid.thick if sampler.consistent is None else sampler.consistent
+
+
+def _check_gaps(grid: SliceGrid, dataset: Path, model: Path, description: Description) -> None:
+    """Warn of gaps that the model was not trained for, and of missing slices that nothing can restore."""
+    widths = {grid.width(gap) for gap in range(grid.gaps) if grid.generated(gap)}
+    strange = sorted(width for width in widths if not description.trained_for(width))
+    if strange:
+        factors = ", ".join(map(str, strange))
+        logger.warning(
+            "%s: factor %s, but %s was trained for %s", dataset, factors, model, description.factors
+        )
+    if kept := sorted(set(grid.missing) & set(grid.good)):
+        logger.warning(
+            "%s: slices %s are missing at an end, where only one neighbour is: their copies stay",
+            dataset,
+            kept,
+        )
+
+
+def _make_stores(plan: Plan, volume: Volume) -> None:
+    """Make the tile store and the level 0 of the restored volume, unless they are of this very plan."""
+    inputs = (plan.input, plan.model)
+    for store in (plan.tiles, plan.restored):
+        require_apart(store, inputs)
+    if not belongs(plan, plan.tiles):
+        create_tiles(plan, emptied(plan.tiles, inputs))
+    if not all(belongs(plan, plan.restored / name / "0") for name in plan.outputs):
+        emptied(plan.restored, inputs)
+        for name in plan.outputs:
+            create_output(plan, name, plan.restored / name / "0", volume.array.dtype)

@@ -1,0 +1,1 @@
+"""What every stage runs on: devices, threads, progress, atomic writes, errors."""

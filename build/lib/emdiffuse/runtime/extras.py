@@ -1,0 +1,46 @@
+"""What is installed only on request: the extras of the package, and the sentence where one is missing."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from emdiffuse.runtime.errors import ConfigError
+
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "workflow": ("snakemake", "tensorboard"),
+    "cluster": ("snakemake_executor_plugin_slurm", "submitit"),
+    "formats": ("h5py", "hdf5plugin", "mrcfile", "pylibCZIrw", "nrrd", "rsciio"),
+    "napari": ("napari",),
+    "bioimageio": ("bioimageio.spec",),
+    "lpips": ("torchmetrics",),
+    "bm3d": ("bm3d",),
+}
+"""Extras of ``pyproject.toml``, and the modules by which it shows whether each is installed."""
+
+
+def require(module: str, extra: str, purpose: str) -> ModuleType:
+    """Import a module that belongs to an extra.
+
+    Parameters
+    ----------
+    module : str
+        Name of the module.
+    extra : str
+        The extra that installs it, a key of `EXTRAS`.
+    purpose : str
+        What it is needed for, as a sentence begins: "A training on SLURM".
+
+    Raises
+    ------
+    ConfigError
+        If it is not installed; the sentence says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module.startswith(error.name):
+            raise  # it is installed, and something that it needs is not
+        raise ConfigError(
+            f"{purpose} needs {module.partition('.')[0]}; run pip install 'emdiffuse[{extra}]'"
+        ) from None

@@ -1,0 +1,243 @@
+"""What may be replaced: what this program made, and never an input.
+
+Conventions
+-----------
+* A folder that the program makes (a Zarr store) holds the file `MARKER` from its first moment on. A folder
+  without it is somebody else's, and so is any file in it that is no part of a Zarr store: both are refused,
+  and left as they are. An empty folder may be filled.
+* A file that the program makes for a user says so in its own format: the software tag of a TIFF or PNG, the
+  metadata of safetensors, a key of JSON, the header of a model card, the comment of a ZIP. Another file of
+  the same name is replaced only where the user says so (``--overwrite``).
+* An output is never an input, nor a folder that holds one, nor a place in one. Places are compared by device
+  and inode, so that links of either kind and mounts do not hide that two are the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import struct
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from emdiffuse.runtime.errors import OutputError
+
+PROGRAM = "emdiffuse"
+MARKER = ".emdiffuse"
+MARKED = (
+    "This folder was made by emdiffuse, which replaces it as a whole when it is computed again: keep no "
+    "files of your own in it.\n"
+)
+_OF_A_STORE = re.compile(r"zarr\.json|\.zarr\.json\..*|slab\.scratch")
+_OF_THE_SYSTEM = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini|\.nfs[0-9a-f]+|\.snakemake_timestamp")
+
+
+def require_apart(output: Path, inputs: Iterable[Path | str]) -> None:
+    """Refuse an output that is an input, holds one, or lies in one.
+
+    Parameters
+    ----------
+    output : Path
+        What is to be written; it need not exist.
+    inputs : iterable of path
+        What is read; what is not on this disk does not count.
+
+    Raises
+    ------
+    OutputError
+        If it is so; names both.
+    """
+    own = _place(output)
+    above = {place for path in _parents(output) if (place := _place(path))}
+    holders: dict[Path, Path] = {}
+    for given in inputs:
+        path = Path(given)
+        if (place := _place(path)) is None:
+            continue
+        if place == own:
+            raise OutputError(f"{output}: this is the input {path}; choose another output")
+        if place in above:
+            raise OutputError(f"{output}: this lies in the input {path}; choose an output outside of it")
+        holders |= dict.fromkeys((parent for parent in _parents(path) if parent not in holders), path)
+    for holder, path in holders.items():
+        if own is not None and _place(holder) == own:
+            raise OutputError(f"{output}: this folder holds the input {path}; choose another output")
+
+
+def _place(path: Path) -> tuple[int, int] | None:
+    try:
+        facts = path.stat()
+    except (OSError, ValueError):
+        return None
+    return facts.st_dev, facts.st_ino
+
+
+def _parents(path: Path) -> Iterator[Path]:
+    """Yield the folders above a path, as it is written and as its links lead."""
+    yield from path.absolute().parents
+    yield from path.resolve().parents
+
+
+def require_own_folder(folder: Path, inputs: Iterable[Path | str] = ()) -> None:
+    """Refuse to replace a folder that this program did not make, or that holds files of somebody else's.
+
+    Raises
+    ------
+    OutputError
+        If it is such a folder, or `require_apart` refuses it; names the first foreign file.
+    """
+    require_apart(folder, inputs)
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise OutputError(f"{folder}: a file is in the way; move it, or choose another output")
+    if not any(folder.iterdir()):
+        return
+    if not is_marked(folder):
+        raise OutputError(
+            f"{folder}: this folder was not made by emdiffuse, and is not replaced; move it, or choose "
+            "another output"
+        )
+    if foreign := next(_foreign(folder), None):
+        raise OutputError(
+            f"{foreign}: this file is not part of what emdiffuse made in {folder}, which is to be replaced; "
+            "move the file elsewhere"
+        )
+
+
+def is_marked(folder: Path) -> bool:
+    """Tell whether a folder, or the store that it is a part of, was made by this program."""
+    place = folder.absolute()
+    return any((path / MARKER).is_file() for path in (place, *place.parents[:3]))
+
+
+def _foreign(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder that are no part of a Zarr store of this program's."""
+    for parent, folders, names in os.walk(folder):
+        inside = Path(parent).relative_to(folder).parts
+        yield from (Path(parent, name) for name in folders if Path(parent, name).is_symlink())
+        for name in names:
+            chunk = "c" in inside and name[:1].isdigit()
+            if not (chunk or name == MARKER or _OF_A_STORE.fullmatch(name) or _OF_THE_SYSTEM.fullmatch(name)):
+                yield Path(parent, name)
+
+
+def mark(folder: Path) -> None:
+    """Say that a folder is this program's."""
+    (folder / MARKER).write_text(MARKED)
+
+
+def emptied(folder: Path, inputs: Iterable[Path | str] = ()) -> Path:
+    """Empty a folder of this program's, or make one; the folder is marked as such, or a part of one that is.
+
+    Raises
+    ------
+    OutputError
+        As `require_own_folder`.
+    """
+    require_own_folder(folder, inputs)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not is_marked(folder):
+        mark(folder)
+    for path in folder.iterdir():
+        if path.name != MARKER:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return folder
+
+
+def require_free(file: Path, inputs: Iterable[Path | str] = (), overwrite: bool | None = False) -> None:
+    """Refuse to replace a file that this program did not write.
+
+    Parameters
+    ----------
+    file : Path
+        What is to be written.
+    inputs : iterable of path
+        What is read, and never replaced.
+    overwrite : bool or None
+        Whether the user wants a file of somebody else's replaced; None where there is no such option.
+
+    Raises
+    ------
+    OutputError
+        If it is an input, a folder, or somebody else's.
+    """
+    require_apart(file, inputs)
+    if file.is_dir():
+        raise OutputError(f"{file}: a folder is in the way; choose another output")
+    if os.path.lexists(file) and not overwrite and not is_own_file(file):
+        remedy = "move it" if overwrite is None else "say `--overwrite` to replace it"
+        raise OutputError(
+            f"{file}: this file was not written by emdiffuse; {remedy}, or choose another output"
+        )
+
+
+def is_own_file(file: Path) -> bool:
+    """Tell whether a file says of itself that this program wrote it."""
+    read = _SAYS.get(file.suffix.lower())
+    if read is None or not file.is_file():
+        return False
+    try:
+        return read(file)
+    except Exception:  # whatever a reader raises on a file of unknown origin, it is not ours
+        return False
+
+
+def _tiff_says(file: Path) -> bool:
+    import tifffile
+
+    with tifffile.TiffFile(file) as tif:
+        return bool(tif.pages.first.software == PROGRAM)
+
+
+def _png_says(file: Path) -> bool:
+    with file.open("rb") as png:
+        return f"tEXtSoftware\0{PROGRAM}".encode() in png.read(4096)
+
+
+def _json_says(file: Path) -> bool:
+    with file.open() as text:
+        content: dict[str, Any] = json.loads(text.read(2**26))
+    return content.get("program") == PROGRAM or content.get("format") == f"{PROGRAM}-model"
+
+
+def _safetensors_say(file: Path) -> bool:
+    with file.open("rb") as weights:
+        (length,) = struct.unpack("<Q", weights.read(8))
+        header: dict[str, Any] = json.loads(weights.read(min(length, 2**26)))
+    return bool(header["__metadata__"]["program"] == PROGRAM)
+
+
+def _markdown_says(file: Path) -> bool:
+    """Look at the header of a model's card."""
+    with file.open() as text:
+        return f"library_name: {PROGRAM}\n" in text.read(4096)
+
+
+def _zip_says(file: Path) -> bool:
+    with zipfile.ZipFile(file) as archive:
+        return archive.comment == PROGRAM.encode()
+
+
+_SAYS = {
+    ".tif": _tiff_says,
+    ".tiff": _tiff_says,
+    ".btf": _tiff_says,
+    ".tf8": _tiff_says,
+    ".png": _png_says,
+    ".json": _json_says,
+    ".md": _markdown_says,
+    ".safetensors": _safetensors_say,
+    ".zip": _zip_says,
+    ".pt2": _zip_says,
+}
+
+
+def sign_zip(file: Path) -> None:
+    """Say in a ZIP file that this program wrote it."""
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.comment = PROGRAM.encode()

@@ -1,0 +1,217 @@
+"""Intensity scaling: between stored values and the units of a network, [-1, 1].
+
+Conventions
+-----------
+* Every slice has a range of its own, `low` to `high`, which becomes -1 to 1 (or 1 to -1, of inverted
+  contrast): separate images by themselves, slices of a volume by ranges that vary smoothly along z (see
+  `acquisition.statistics`). They are measured once, at acquisition, and kept as facts of the store, so that
+  every tile and every worker scales alike.
+* Between two slices the range is interpolated linearly: what is generated there goes back to intensities by
+  it. Beyond the ends it is that of the outermost slice.
+* Nothing is clipped, but a network is not shown what it could not make sense of: a spike, padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from emdiffuse.stores.fill import fill
+
+BEARABLE = 5.0
+"""Largest distance from the middle of the range, in units of half of it, that a network is shown."""
+NEAR = 2
+"""Pixels on each side of one that cannot be shown, whose median is shown instead."""
+
+
+class Intensity(BaseModel):
+    """The intensity facts of a store.
+
+    Attributes
+    ----------
+    minimum, maximum : float
+        Of all finite values.
+    low, high : float
+        The range of a typical slice: the median over the slices.
+    lows, highs : tuple of float
+        The range of each slice; empty where all have that of the typical one.
+    distance : float
+        How many slices of the store lie from one of these entries to the next: 1, but in restored volumes.
+    start : float
+        The slice of the store that the first of these entries belongs to: 0, but in volumes restored from
+        thick slices, which lie at the centre of what they integrate.
+    invert : bool
+        Whether networks see the contrast inverted.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    minimum: float | None = None
+    maximum: float | None = None
+    low: float
+    high: float
+    lows: tuple[float, ...] = ()
+    highs: tuple[float, ...] = ()
+    distance: float = 1.0
+    start: float = 0.0
+    invert: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Intensity:
+        ranges = zip((self.low, *self.lows), (self.high, *self.highs), strict=True)
+        if self.distance <= 0 or any(low >= high for low, high in ranges):
+            raise ValueError("a range of intensities is empty")
+        return self
+
+    @cached_property
+    def ranges(self) -> NDArray[np.float64]:
+        """The low and the high end of each entry, (2, entries)."""
+        return np.array([self.lows or (self.low,), self.highs or (self.high,)])
+
+    @property
+    def span(self) -> float:
+        """High less low of a typical slice."""
+        return self.high - self.low
+
+    def at(self, slices: ArrayLike | Iterable[float] | None = None) -> Scaling:
+        """Return the scaling of slices.
+
+        Parameters
+        ----------
+        slices : sequence of float, or float, optional
+            Their numbers, whole or not; that of one slice for an image (y, x); that of the typical slice by
+            default.
+        """
+        sign = -1 if self.invert else 1
+        if slices is None:
+            return Scaling(np.array(self.low), np.array(self.high), sign)
+        wanted = slices if np.isscalar(slices) else list(slices)  # type: ignore[arg-type]
+        places = (np.asarray(wanted, np.float64) - self.start) / self.distance
+        low, high = (np.interp(places, np.arange(len(ends)), ends) for ends in self.ranges)
+        shape = (-1, 1, 1) if places.ndim else ()
+        return Scaling(np.reshape(low, shape), np.reshape(high, shape), sign)
+
+    def only(self, entry: int) -> Intensity:
+        """Return the facts of one of these images by itself."""
+        low, high = self.ranges[:, min(entry, self.ranges.shape[1] - 1)].tolist()
+        return Intensity(low=low, high=high, invert=self.invert)
+
+    def stretched(self, factor: float, start: float = 0.0) -> Intensity:
+        """Return the facts of a volume with `factor` slices from each of these to the next, after `start`."""
+        return self.model_copy(
+            update={"distance": self.distance * factor, "start": self.start * factor + start}
+        )
+
+    def as_facts(self) -> dict[str, Any]:
+        """Return JSON data, without what is as usual."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Ranges of intensities that become [-1, 1].
+
+    Attributes
+    ----------
+    low, high : ndarray
+        Of one slice, (), or of several, (z, 1, 1).
+    sign : int
+        -1 where the contrast is inverted.
+    """
+
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    sign: int = 1
+
+    @property
+    def span(self) -> NDArray[np.float64]:
+        """High less low."""
+        return self.high - self.low
+
+    def __getitem__(self, z: int) -> Scaling:
+        """Return the scaling of the z-th of several slices."""
+        return Scaling(self.low[z], self.high[z], self.sign)
+
+
+def cast_to(values: NDArray[np.floating[Any]], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Round and clip floating-point values to an integer type; other types are only converted."""
+    if np.issubdtype(dtype, np.integer):
+        limits = np.iinfo(dtype)
+        return np.clip(np.rint(values), limits.min, limits.max).astype(dtype)
+    return values.astype(dtype)
+
+
+def to_unit(values: ArrayLike, scaling: Scaling) -> NDArray[np.float32]:
+    """Map intensities so that `low` becomes -1 and `high` becomes 1 (or, if inverted, 1 and -1), unclipped.
+
+    Parameters
+    ----------
+    values : array_like
+        Intensities, (y, x) of one slice or (z, y, x) of several, of any type.
+    scaling : Scaling
+        Of these slices.
+
+    Returns
+    -------
+    ndarray
+        float32, of the same shape.
+    """
+    values = np.asarray(values)
+    # floats may lie far from 0, or be tiny: their differences need more digits than float32 has
+    exact = np.float64 if values.dtype.kind == "f" else np.float32
+    factor = (scaling.sign * 2 / scaling.span).astype(exact)
+    unit = (values.astype(exact) - scaling.low.astype(exact)) * factor
+    return unit.astype(np.float32) - np.float32(scaling.sign)
+
+
+def from_unit(values: ArrayLike, scaling: Scaling) -> NDArray[np.float32]:
+    """Map -1 to `low` and 1 to `high`: the inverse of `to_unit`, as float32, neither rounded nor clipped."""
+    unit: NDArray[np.float32] = np.asarray(values, np.float32) + np.float32(scaling.sign)
+    return unit * (scaling.sign * scaling.span / 2).astype(np.float32) + scaling.low.astype(np.float32)
+
+
+def shown(values: ArrayLike, scaling: Scaling) -> NDArray[np.float32]:
+    """Map intensities to what a network is shown: `to_unit`, but for what it could not make sense of.
+
+    That is a voxel that is not finite, or further than `BEARABLE` from the middle, or fill outside the range
+    (padding: its edge is no structure). Within `NEAR` pixels of others in its slice it becomes their median;
+    elsewhere it is clipped, and the middle if not a number.
+
+    Parameters
+    ----------
+    values : array_like
+        Intensities (z, y, x).
+    scaling : Scaling
+        Of these slices.
+
+    Returns
+    -------
+    ndarray
+        float32, (z, y, x), within `BEARABLE`.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        unit = to_unit(values, scaling)
+    strange = np.stack([fill(plane) for plane in np.asarray(values)]) & (np.abs(unit) > 1)
+    strange |= ~(np.abs(unit) <= BEARABLE)
+    if not strange.any():
+        return unit
+    # here, since every stage imports this module, and few volumes need it
+    from scipy.ndimage import maximum_filter
+
+    sides = ((0, 0), (NEAR, NEAR), (NEAR, NEAR))
+    known = np.pad(np.where(strange, np.nan, unit), sides, constant_values=np.nan)
+    unit = np.clip(np.nan_to_num(unit, nan=0.0), -BEARABLE, BEARABLE)
+    offsets = np.arange(2 * NEAR + 1)
+    near_others = maximum_filter(~strange, (1, len(offsets), len(offsets)), mode="constant")
+    places = np.argwhere(strange & near_others)
+    for start in range(0, len(places), 2**16):
+        part = places[start : start + 2**16]
+        z, y, x = part.T[:, :, None, None]
+        unit[tuple(part.T)] = np.nanmedian(known[z, y + offsets[:, None], x + offsets], (1, 2))
+    return unit

@@ -1,0 +1,239 @@
+"""Where everything comes from: one chain of hashes from the raw files to the last number.
+
+Conventions
+-----------
+* Every store, model and result says what it was *made* by: a `Link`, whose hash is that of its stage, of the
+  settings that can change a voxel, and of the hashes of its inputs. The first links are the raw files, known
+  by the checksums of their content; where they lie, and what data are called, is no part of a hash.
+* Whoever resumes, reuses, compares or refuses asks this hash alone.
+* What Snakemake declares as an output is removed before its job runs again. So a copy of the file by which a
+  store or result is known is *kept* beside it (``.NAME.kept``): a stage whose output has the right hash
+  already puts that back, and does nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePath
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
+
+from emdiffuse.config.settings import Record, Section
+from emdiffuse.runtime.atomic import write_atomically
+from emdiffuse.runtime.errors import StoreError
+from emdiffuse.runtime.progress import logger
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class SourceFile(Record):
+    """A raw file, a folder of chunks or an address that data were made of.
+
+    Attributes
+    ----------
+    path : str
+        Where it was.
+    bytes : int or None
+        Its size.
+    sha256 : str
+        Of its content; see `acquisition.checksums`.
+    kept_every : int or None
+        Of a thinned volume: every how many-th slice of it is there.
+    """
+
+    path: str
+    bytes: int | None = Field(None, ge=0)
+    sha256: Sha256
+    kept_every: int | None = Field(None, ge=2)
+
+
+def digest(*values: object) -> str:
+    """Return 32 hexadecimal digits that identify settings: sections, or plain JSON values."""
+    plain = [value.model_dump(mode="json") if isinstance(value, BaseModel) else value for value in values]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:32]
+
+
+class Link(Record):
+    """How something was made: a stage, its settings, and the links of what it was made of.
+
+    Attributes
+    ----------
+    stage : str
+        What made it.
+    name : str
+        Of the dataset, model or file, for people; no part of the hash.
+    settings : dict
+        Those of the stage's own that can change a voxel.
+    inputs : tuple of Link
+        What it was made of, in an order that matters.
+    hash : str
+        Of stage, settings and the inputs' hashes. One that was read is compared with the rest.
+    """
+
+    stage: str
+    name: str = ""
+    settings: dict[str, JsonValue] = Field(default_factory=dict)
+    inputs: tuple[Link, ...] = ()
+    hash: str = ""
+
+    @model_validator(mode="after")
+    def _own_hash(self) -> Link:
+        own = digest(self.stage, self.settings, [link.hash for link in self.inputs])
+        if self.hash not in ("", own):
+            raise ValueError("its hash is not that of its stage, settings and inputs: it was edited")
+        object.__setattr__(self, "hash", own)  # a record is frozen for all others
+        return self
+
+    def chain(self, depth: int = 0) -> Iterator[tuple[int, Link]]:
+        """Yield this link and all before it, each with its depth."""
+        yield depth, self
+        for link in self.inputs:
+            yield from link.chain(depth + 1)
+
+    def told(self) -> str:
+        """Return the chain as text: a line for each link, indented by its depth, inputs below."""
+        return "\n".join(f"{'    ' * depth}{link._line()}" for depth, link in self.chain())
+
+    def _line(self) -> str:
+        settings = ", ".join(f"{key} {_short(value)}" for key, value in self.settings.items())
+        return f"{self.hash[:12]}  {self.stage} {self.name}{f'  ({settings})' if settings else ''}"
+
+
+def _short(value: JsonValue) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def made_by(stage: str, name: str, settings: Section | dict[str, Any], *inputs: Link) -> Link:
+    """Return the link of a stage, from its settings and the links of its inputs."""
+    plain = settings.model_dump(mode="json") if isinstance(settings, Section) else settings
+    return Link(stage=stage, name=name, settings=plain, inputs=inputs)
+
+
+def raw(sources: Sequence[SourceFile]) -> Link:
+    """Return the link of raw files: their content, and of several the names that tell them apart.
+
+    Parameters
+    ----------
+    sources : sequence of SourceFile
+        In the order in which they are used.
+    """
+    paths = [PurePath(source.path) for source in sources]
+    folder = os.path.commonpath([path.parent for path in paths]) if len(paths) > 1 else ""
+    names = [path.relative_to(folder).as_posix() if folder else "" for path in paths]
+    content = digest([[name, source.sha256] for name, source in zip(names, sources, strict=True)])
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    name = f"{paths[0].name}{more}" if paths else "nothing"
+    return made_by("raw", name, {"sha256": sources[0].sha256 if len(sources) == 1 else content})
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def raw_file(path: Path) -> Link:
+    """Return the link of one raw file."""
+    return raw([SourceFile(path=str(path), sha256=file_sha256(path))])
+
+
+def kept_copy(path: Path) -> Path:
+    """Return where the copy of a file is kept."""
+    return path.with_name(f".{path.name}.kept")
+
+
+def write_and_keep(path: Path, content: dict[str, Any]) -> None:
+    """Write the JSON file by which a store or result is known, and a copy to be kept."""
+    text = json.dumps(content, indent=2, allow_nan=False)
+    write_atomically(kept_copy(path), text)
+    write_atomically(path, text)
+
+
+def put_back(path: Path, made: Link) -> dict[str, Any] | None:
+    """Write a file from its kept copy, if that has the right hash; return what is in it, or None.
+
+    Parameters
+    ----------
+    path : Path
+        ``zarr.json`` of a store, or a result.
+    made : Link
+        How it would be made now.
+    """
+    try:
+        text = kept_copy(path).read_text()
+        content: dict[str, Any] = json.loads(text)
+        own = _known(content)["made"]["hash"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if own != made.hash:
+        return None
+    if not path.exists():
+        write_atomically(path, text)
+    return content
+
+
+def forget(path: Path) -> None:
+    """Remove a file by which a store or result is known, and its copy: it is then made again."""
+    for file in (kept_copy(path), path):
+        file.unlink(missing_ok=True)
+
+
+def reuse(path: Path, made: Callable[[], Link]) -> bool:
+    """Tell whether a store that would be made stands already; its ``zarr.json`` is then in its place again.
+
+    Parameters
+    ----------
+    path : Path
+        The store.
+    made : callable
+        How it would be made now; asked for only where there is something to compare it with, since it may
+        take reading all raw files.
+    """
+    file = path / "zarr.json"
+    if not kept_copy(file).exists():
+        return False
+    if put_back(file, made()) is None:
+        logger.info("%s: it was made of other data, or with other settings; it is recomputed", path)
+        return False
+    logger.info("%s: made of the same data with the same settings; nothing to do", path)
+    return True
+
+
+def _known(content: Any) -> Any:
+    """Return what the program knows of a store or result, from the JSON that it is known by."""
+    return content["attributes"]["emdiffuse"] if "node_type" in content else content
+
+
+FILES = ("zarr.json", "best/model.json", "model.json", "plan.json")
+"""By what a folder is known, in the order in which it is asked."""
+
+
+def read_link(path: Path) -> Link:
+    """Return how a store, model or result was made.
+
+    Parameters
+    ----------
+    path : Path
+        The folder of a store or model, or a JSON file of a result.
+
+    Raises
+    ------
+    StoreError
+        If it says nothing of that, or was edited since.
+    """
+    file = next((path / name for name in FILES if (path / name).is_file()), path)
+    try:
+        return Link.model_validate(_known(json.loads(file.read_text()))["made"])
+    except OSError as error:
+        raise StoreError(
+            f"{file}: cannot be read ({error.strerror}); give a store, a model or a result", path
+        ) from None
+    except ValidationError as error:
+        raise StoreError(f"{file}: {error.errors()[0]['msg'].removeprefix('Value error, ')}", file) from None
+    except (ValueError, KeyError, TypeError):
+        raise StoreError(f"{file}: it does not say what it was made of; make it again", file) from None

@@ -1,0 +1,191 @@
+"""Augmentation: what is changed at random in examples before the network sees them, on any device.
+
+Conventions
+-----------
+* What happens to an example follows from its row of uniform numbers (`CHOICES` of them, on the CPU): each
+  setting has columns of its own, so that it changes nothing but what it says.
+* Geometry and tone are changed in condition and target alike; degradations touch the condition alone.
+* Intensities are in [-1, 1]. An example of a gap has its real slices as condition, that of an image has one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from enum import IntEnum, auto
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from emdiffuse.config import Augmentation
+from emdiffuse.config.tasks import CONDITION_OFFSETS
+
+
+class Choice(IntEnum):
+    """Columns of the uniform numbers."""
+
+    FLIP_Z = 0
+    FLIP_Y = auto()
+    FLIP_X = auto()
+    TRANSPOSE = auto()
+    NO_FIRST = auto()
+    NO_LAST = auto()
+    BLUR = auto()
+    NOISE = auto()
+    SLOPE = auto()
+    OFFSET = auto()
+    JUMP = auto()
+    JUMPING = auto()
+    GAIN = auto()
+    SHIFT = auto()
+    INVERT = auto()
+
+
+CHOICES = len(Choice)
+BLUR = 3.0
+"""Standard deviation of the Gaussian that conditions are blurred by, in pixels: as published."""
+
+
+def augment(
+    condition: Tensor,
+    target: Tensor,
+    positions: Tensor,
+    settings: Augmentation,
+    choices: Tensor,
+    noise: Callable[[], Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Change examples at random.
+
+    Parameters
+    ----------
+    condition : Tensor
+        (N, C, H, W), float32, with H = W.
+    target : Tensor
+        (N, D, H, W), float32, NaN where a slice is absent; those come last.
+    positions : Tensor
+        (N, D), float32: positions of the target's slices in the gap.
+    settings : Augmentation
+        What is done, how often and how much.
+    choices : Tensor
+        (N, `CHOICES`), uniform in [0, 1), on the CPU.
+    noise : callable
+        Returns standard normal numbers of the shape and on the device of the condition; called where the
+        settings add noise.
+
+    Returns
+    -------
+    tuple of Tensor
+        Condition, target and positions of the same shapes, where the inputs were.
+    """
+    gap = condition.shape[1] == len(CONDITION_OFFSETS)
+    if settings.flips and gap:
+        condition, target, positions = _reversed(condition, target, positions, choices)
+    condition, target = _turned(condition, target, settings, choices)
+    condition = _degraded(condition, gap, settings, choices, noise)
+    return *_toned(condition, target, settings, choices), positions
+
+
+def _reversed(
+    condition: Tensor, target: Tensor, positions: Tensor, choices: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Flip every second gap along z; absent slices stay last."""
+    flip = (choices[:, Choice.FLIP_Z] < 0.5).to(condition.device)[:, None]
+    count = (~positions.isnan()).sum(1, keepdim=True)
+    place = torch.arange(positions.shape[1], device=positions.device)[None]
+    order = torch.where(flip & (place < count), count - 1 - place, place)
+    moved = positions.gather(1, order)
+    target = target.gather(1, order[:, :, None, None].expand_as(target))
+    condition = torch.where(flip[:, :, None, None], condition.flip(1), condition)
+    return condition, target, torch.where(flip, 1 - moved, moved)
+
+
+@functools.cache
+def _symmetries(side: int, device: torch.device) -> Tensor:
+    """Return where each pixel comes from, (8, side * side), for every flip and transposition."""
+    tables = []
+    for code in range(8):
+        image = torch.arange(side * side).view(side, side)
+        axes = [axis for axis in (0, 1) if code >> axis & 1]
+        image = image.flip(axes)
+        tables.append((image.T if code >> 2 & 1 else image).flatten())
+    return torch.stack(tables).to(device)
+
+
+def _turned(
+    condition: Tensor, target: Tensor, settings: Augmentation, choices: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Flip along y and x, and transpose: together these are all turns by quarters, too."""
+    code = torch.zeros(len(choices), dtype=torch.int64)
+    for bit, choice, wanted in (
+        (0, Choice.FLIP_Y, settings.flips),
+        (1, Choice.FLIP_X, settings.flips),
+        (2, Choice.TRANSPOSE, settings.transposition),
+    ):
+        code += ((choices[:, choice] < 0.5) & wanted).long() << bit
+    if not code.any():
+        return condition, target
+    source = _symmetries(condition.shape[-1], condition.device)[code.to(condition.device)]
+
+    def moved(images: Tensor) -> Tensor:
+        flat = images.flatten(2)
+        return flat.gather(2, source[:, None].expand_as(flat)).view_as(images)
+
+    return moved(condition), moved(target)
+
+
+def _degraded(
+    condition: Tensor, gap: bool, settings: Augmentation, choices: Tensor, noise: Callable[[], Tensor]
+) -> Tensor:
+    """Blur, change the contrast, add noise; of gaps, brighten one real slice and take outer ones away."""
+
+    def column(choice: Choice) -> Tensor:
+        return choices[:, choice, None, None, None].to(condition.device)
+
+    blurred = (choices[:, Choice.BLUR] < settings.blur).nonzero().flatten().to(condition.device)
+    out = condition
+    if len(blurred):
+        out = out.index_copy(0, blurred, gaussian_blur(out[blurred], BLUR))
+    if settings.contrast:
+        slope, offset = (2 * column(choice) - 1 for choice in (Choice.SLOPE, Choice.OFFSET))
+        out = out * (1 + settings.contrast * slope) + settings.contrast * offset
+    if settings.noise:
+        out = out + settings.noise * column(Choice.NOISE) * noise()
+    if not gap:
+        return out
+    if settings.brightness_jump:
+        slices = torch.arange(out.shape[1], device=out.device)[None, :, None, None]
+        jumping = (len(CONDITION_OFFSETS) * column(Choice.JUMPING)).long() == slices
+        out = out + settings.brightness_jump * (2 * column(Choice.JUMP) - 1) * jumping
+    first, last = (column(choice) < settings.missing_slice for choice in (Choice.NO_FIRST, Choice.NO_LAST))
+    parts = out.split(1, 1)
+    outer = torch.where(first, parts[1], parts[0]), torch.where(last, parts[2], parts[3])
+    return torch.cat([outer[0], parts[1], parts[2], outer[1]], 1)
+
+
+def _toned(
+    condition: Tensor, target: Tensor, settings: Augmentation, choices: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Change gain and offset of condition and target alike, and invert their contrast."""
+    if not (settings.gain or settings.inversion):
+        return condition, target
+    gain, shift, inverted = (choices[:, c] for c in (Choice.GAIN, Choice.SHIFT, Choice.INVERT))
+    sign = torch.where(inverted < settings.inversion, -1.0, 1.0)
+    slope, offset = sign * (1 + settings.gain * (2 * gain - 1)), settings.gain * (2 * shift - 1) / 2
+    slope, offset = (values.to(condition.device)[:, None, None, None] for values in (slope, offset))
+    return slope * condition + offset, slope * target + offset
+
+
+def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
+    """Blur images (N, C, H, W) by a Gaussian that is cut off at four standard deviations, edges mirrored."""
+    radius = round(4 * sigma)
+    distance = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
+    kernel = torch.exp(-0.5 * (distance / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    flat = images.flatten(0, 1)[:, None]
+    for _ in range(2):  # along y, then along x
+        flat = flat.transpose(2, 3)
+        side = flat.shape[-1]
+        place = torch.arange(-radius, side + radius, device=images.device) % (2 * side)
+        flat = F.conv2d(flat[..., torch.minimum(place, 2 * side - 1 - place)], kernel.view(1, 1, 1, -1))
+    return flat.view_as(images)

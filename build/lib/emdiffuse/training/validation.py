@@ -1,0 +1,140 @@
+"""Validation: what the network restores of held-out patches, in numbers and pictures.
+
+Conventions
+-----------
+* A native network is validated by its posterior mean in one call, the published one by 8 calls on fewer
+  patches; beside it stands the plain estimate (the input, or linear interpolation).
+* Measures are of [-1, 1], a range of 2. Pictures are uint8, -1 black and 1 white.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from emdiffuse.config import Sampler
+from emdiffuse.evaluation.metrics import psnr, ssim
+from emdiffuse.models.description import PUBLISHED_SAMPLER, OwnSampler
+from emdiffuse.models.networks.native import NativeNetwork, plain_estimate
+from emdiffuse.models.processes import Batch
+from emdiffuse.patches.cut import PatchStore
+from emdiffuse.runtime import checkpoints
+from emdiffuse.runtime.atomic import write_atomically
+from emdiffuse.runtime.progress import clock, logger
+from emdiffuse.training.feed import VALIDATING, read_batch, seed_of
+from emdiffuse.training.state import TrainingState
+
+if TYPE_CHECKING:  # which is installed for training alone
+    from torch.utils.tensorboard import SummaryWriter
+
+PATCHES = 64
+"""Patches that are restored, or network calls that are made, at a validation."""
+SHOWN = 6
+"""Examples in a picture."""
+
+Picture = NDArray[np.uint8]
+
+
+def validate(
+    state: TrainingState,
+    patches: PatchStore,
+    run: Path,
+    board: SummaryWriter,
+    device: torch.device,
+) -> None:
+    """Restore validation patches, note what was found, and keep the best weights.
+
+    Parameters
+    ----------
+    state : TrainingState
+        Its `history`, `best` and `stale` are brought up to date.
+    patches : PatchStore
+    run : Path
+        ``stats.jsonl`` gets a line for each validation, ``best.pt`` the best weights.
+    board : SummaryWriter
+        TensorBoard's, for numbers and a picture.
+    device : torch.device
+        Where the network lies.
+    """
+    numbers, picture = _measure(state, patches, device)
+    entry: dict[str, float] = {"step": state.step, "seconds": round(state.seconds, 1)}
+    if state.losses:
+        entry["loss"] = float(np.mean(state.losses))
+    entry |= numbers
+    state.history.append(entry)
+    write_atomically(run / "stats.jsonl", "".join(json.dumps(e) + "\n" for e in state.history))
+    for name, value in entry.items():
+        board.add_scalar(name, value, state.step)
+    board.add_image("validation: condition, plain, restored, target", picture, state.step, dataformats="HW")
+    logger.info(
+        "step %d (%s): validation PSNR %.2f dB (plain %.2f), SSIM %.3f (plain %.3f)",
+        state.step, clock(state.seconds), entry["validation_psnr"], entry["plain_psnr"],
+        entry["validation_ssim"], entry["plain_ssim"],
+    )  # fmt: skip
+    state.stale += 1
+    if entry["validation_psnr"] > state.best:
+        state.best, state.stale = entry["validation_psnr"], 0
+        checkpoints.write(run / "best.pt", state.average.state_dict())
+
+
+@torch.inference_mode()
+def _measure(
+    state: TrainingState, patches: PatchStore, device: torch.device
+) -> tuple[dict[str, float], Picture]:
+    """Return mean PSNR and SSIM of what is restored and of the plain estimate, and a picture of the first."""
+    few = OwnSampler(name="dpm++", steps=1) if isinstance(state.network, NativeNetwork) else PUBLISHED_SAMPLER
+    sampler = Sampler(name=few.name, steps=few.steps)
+    assert sampler.steps is not None
+    wanted = PATCHES // sampler.steps
+    rows = patches.validation[:: max(len(patches.validation) // wanted, 1)][:wanted]
+    numbers: dict[str, list[float]] = {
+        k: [] for k in ("validation_psnr", "validation_ssim", "plain_psnr", "plain_ssim")
+    }
+    shown: list[list[NDArray[np.float32]]] = []
+    for row in rows:
+        batch, target = read_batch(patches, np.array([row]))
+        batch = batch.to(device)
+
+        def white(step: int, row: int = int(row), shape: tuple[int, ...] = batch.shape) -> Tensor:
+            generator = torch.Generator().manual_seed(seed_of(row, step, VALIDATING))
+            return torch.randn(shape, generator=generator).to(device)
+
+        with state.autocast:
+            restored = state.process.sample(state.average, batch, sampler, white)
+        present = ~torch.isnan(target[0, :, 0, 0])
+        truth = target[0][present].numpy()
+        found = {"plain": plain_estimate(batch.condition, batch.positions), "validation": restored}
+        images = {name: image[0].float().cpu()[present].numpy() for name, image in found.items()}
+        for name, values in images.items():
+            numbers[f"{name}_psnr"].append(psnr(values, truth, 2.0))
+            numbers[f"{name}_ssim"] += [ssim(a, b, 2.0) for a, b in zip(values, truth, strict=True)]
+        if len(shown) < SHOWN:
+            middle = len(truth) // 2
+            known = batch.condition[0, len(batch.condition[0]) // 2].cpu().numpy()
+            shown.append([known, *(values[middle] for values in images.values()), truth[middle]])
+    return {name: float(np.mean(values)) for name, values in numbers.items()}, montage(shown)
+
+
+def batch_picture(batch: Batch, target: Tensor) -> Picture:
+    """Draw examples as the network sees them, one a row: what is known, then the middle of what is wanted."""
+    depths = (~target[:, :, 0, 0].isnan()).sum(1).tolist()
+    rows = [
+        [*known, wanted[depth // 2]]
+        for known, wanted, depth in zip(batch.condition.numpy(), target.numpy(), depths, strict=True)
+    ]
+    return montage(rows[:SHOWN])
+
+
+def montage(rows: list[list[NDArray[np.float32]]], edge: int = 2) -> Picture:
+    """Set images (H, W) in [-1, 1] side by side, rows of them below each other, with white edges between."""
+    framed = [
+        np.concatenate([np.pad(image, edge, constant_values=1.0) for image in row], axis=1) for row in rows
+    ]
+    shades: Picture = np.rint((np.clip(np.concatenate(framed), -1, 1) + 1) * 127.5).astype(np.uint8)
+    return shades

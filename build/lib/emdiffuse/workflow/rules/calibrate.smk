@@ -1,0 +1,25 @@
+# How wide the intervals of a restoration must be, found on another dataset that the same model restored.
+
+
+rule calibrate:
+    input:
+        restored=calibration_restored,
+        dataset=calibration_dataset,
+        truth=calibration_truth,
+    output:
+        "results/calibration/{dataset}/{model}.json",
+    log:
+        "logs/calibrate/{dataset}-{model}.log",
+    benchmark:
+        "results/benchmarks/calibrate/{dataset}-{model}.tsv"
+    conda:
+        "../envs/emdiffuse.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(4000),
+        runtime=60,
+    params:
+        settings=calibration_settings,
+    shell:
+        "emdiffuse --log {log} --threads {threads} calibrate {input.restored} {input.dataset} {input.truth}"
+        " {output} --settings {params.settings:q}"

@@ -1,0 +1,31 @@
+# Registers image pairs; checks the alignment of a volume's slices (with `method: warp` it aligns them), and passes an
+# aligned volume on (hard links, no copy). A picture of every pair lies in results/registered/{dataset}.quality/.
+
+
+rule register:
+    input:
+        "results/acquired/{dataset}.ome.zarr/zarr.json",
+    output:
+        volume="results/registered/{dataset}.ome.zarr/zarr.json",
+        quality="results/registered/{dataset}.quality.json",
+        figure=report(
+            "results/registered/{dataset}.quality.png",
+            caption="../report/register.rst",
+            category="Registration",
+        ),
+    log:
+        "logs/register/{dataset}.log",
+    benchmark:
+        "results/benchmarks/register/{dataset}.tsv"
+    conda:
+        "../envs/emdiffuse.yaml"
+    threads: 2
+    resources:
+        mem_mb=memory(4000),
+        runtime=240,
+    params:
+        settings=alignment_settings,
+        state=flow_state,
+    shell:
+        "emdiffuse --log {log} --threads {threads} register {input}"
+        " {output.volume} {output.quality} {output.figure} --settings {params.settings:q}"

@@ -1,0 +1,29 @@
+# The report reads finished stores and numbers; what it is told changes no number.
+
+
+rule report:
+    input:
+        restored=restored_volumes,
+        alignments=alignments,
+        truths=truths,
+        histories=training_histories,
+        evaluations=evaluations,
+    output:
+        report(
+            multiext("results/report", html=".html", csv=".csv", json=".json"),
+            caption="../report/report.rst",
+            category="Report",
+        ),
+    log:
+        "logs/report.log",
+    conda:
+        "../envs/emdiffuse.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(4000),
+        runtime=60,
+    params:
+        settings=CONFIG.canonical(),
+    shell:
+        "emdiffuse --log {log} --threads {threads} report results experiments {output.html}"
+        " --settings {params.settings:q}"

@@ -1,0 +1,65 @@
+# Models: trained here, or there already.
+
+
+# What a resume needs lies in experiments/{model}/run, which no rule declares and so nothing deletes.
+# The rule runs where Snakemake runs: on a cluster it is a light process that submits the training itself, and follows
+# a job that requeues itself, or that an earlier run has submitted.
+rule train:
+    input:
+        patches="results/patches/{model}.zarr/zarr.json",
+        begun_from=begun_from,
+    output:
+        "experiments/{model}/best/model.safetensors",
+        "experiments/{model}/best/model.json",
+        "experiments/{model}/best/metrics.json",
+        "experiments/{model}/best/batch.png",
+    log:
+        "logs/train/{model}.log",
+    benchmark:
+        "results/benchmarks/train/{model}.tsv"
+    wildcard_constraints:
+        model=one_of(TRAINED),
+    retries: 0  # a job of SLURM requeues itself: never both
+    localrule: True
+    conda:
+        "../envs/emdiffuse.yaml"
+    threads: 8  # or all cores of a smaller machine; a small network gains no more
+    resources:
+        mem_mb=8000,
+        runtime=1440,
+        launcher="local",
+    params:
+        settings=model_settings,
+        state=begun_state,
+        launch=launch_options,
+    shell:
+        "emdiffuse --log {log} --threads {threads} train {input.patches} {wildcards.model}"
+        " experiments/{wildcards.model} --settings {params.settings:q} {params.launch}"
+
+
+# A model whose weights are there: a published checkpoint, or a model trained elsewhere.
+rule import_weights:
+    input:
+        ancient(given_weights),
+    output:
+        "experiments/{model}/best/model.safetensors",
+        "experiments/{model}/best/model.json",
+    log:
+        "logs/import_weights/{model}.log",
+    benchmark:
+        "results/benchmarks/import_weights/{model}.tsv"
+    wildcard_constraints:
+        model=one_of(IMPORTED),
+    conda:
+        "../envs/emdiffuse.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(4000),
+        runtime=30,
+    params:
+        source=given_model,
+        task=task_of,
+        state=given_state,
+    shell:
+        "emdiffuse --log {log} --threads {threads} import-weights {params.source:q} --task {params.task}"
+        " --out experiments/{wildcards.model}/best"
