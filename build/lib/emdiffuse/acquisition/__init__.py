@@ -1,1 +1,0 @@
-"""Raw files to canonical OME-Zarr."""

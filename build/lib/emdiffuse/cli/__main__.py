@@ -1,5 +1,0 @@
-"""``python -m emdiffuse.cli``."""
-
-from emdiffuse.cli import main
-
-main()

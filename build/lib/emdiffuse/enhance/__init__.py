@@ -1,1 +1,0 @@
-"""Restoration without a workflow: one file, or a folder that fills."""

@@ -1,1 +1,0 @@
-"""Restored data measured against ground truth, beside classical methods."""

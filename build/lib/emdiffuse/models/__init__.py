@@ -1,1 +1,0 @@
-"""Trained models: their networks, description, weights, sampling, card and exports."""

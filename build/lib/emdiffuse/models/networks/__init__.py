@@ -1,1 +1,0 @@
-"""The networks, each as published or as our own."""

@@ -1,1 +1,0 @@
-"""Training patches, cut from registered data into one store."""

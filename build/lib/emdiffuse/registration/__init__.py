@@ -1,1 +1,0 @@
-"""Registration of image pairs, and alignment of slices."""

@@ -1,1 +1,0 @@
-"""Restoring a volume: plan, tiles, blending, stitching; any number of workers gives the same result."""

@@ -1,1 +1,0 @@
-"""What every stage runs on: devices, threads, progress, atomic writes, errors."""

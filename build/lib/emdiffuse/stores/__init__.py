@@ -1,1 +1,0 @@
-"""What lies on disk between stages: OME-Zarr volumes, image pairs, intensity scaling."""
