@@ -52,7 +52,9 @@ def write_volume(
     return path
 
 
-def write_pairs(path: Path, pairs: list[tuple[np.ndarray, np.ndarray]], scale: int = 1) -> Path:
+def write_pairs(
+    path: Path, pairs: list[tuple[np.ndarray, np.ndarray]], scale: int = 1, **facts: object
+) -> Path:
     """Write a store of registered image pairs (moving, fixed), each a field, as the chain would."""
     fields = []
     made = made_by("test", "", {"content": hashlib.sha256(repr(pairs).encode()).hexdigest()})
@@ -62,8 +64,8 @@ def write_pairs(path: Path, pairs: list[tuple[np.ndarray, np.ndarray]], scale: i
             write_volume(path / group / name, image[None], (side, side, side))
         fields.append(PairField(group=group, name=f"cell_1/noise_level_1/image{number}"))
     name = path.name.split(".")[0]
-    facts = PairsFacts(stage="register", dataset=name, made=made, scale=scale, fields=tuple(fields))
-    finish_pairs(path, facts)
+    known = {"stage": "register", "dataset": name, "made": made, "scale": scale, "fields": tuple(fields)}
+    finish_pairs(path, PairsFacts.model_validate({**known, **facts}))
     return path
 
 

@@ -152,7 +152,7 @@ def _write_images(
         made=made,
         derived_from=origin.facts.dataset or origin.path.name,
         degraded=settings.model_dump(mode="json"),
-        sources=origin.facts.sources,
+        sources=tuple(file.model_copy(update={"seen_as": "degraded"}) for file in origin.facts.sources),
         intensity=statistics.intensity(name, images=True, invert=origin.intensity.invert),
         valid=None if origin.facts.valid is None else (0, rows.stop, 0, columns.stop),
     )

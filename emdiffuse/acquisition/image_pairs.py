@@ -54,6 +54,7 @@ def acquire_pairs(
     scale: int | None = None,
     invert: bool = False,
     override: bool = False,
+    scans: Sequence[str] | None = None,
 ) -> None:
     """Convert image pairs to one store, with intensity statistics and a checksum of every file.
 
@@ -77,13 +78,16 @@ def acquire_pairs(
         Whether networks see the contrast inverted.
     override : bool
         Whether `voxel_size` counts more than what the fixed images tell.
+    scans : sequence of str, optional
+        Where no image is clean: the names of the noisy scans of each field.
 
     Raises
     ------
     DataError
         If no pairs are found, or one cannot be used: it is named.
     """
-    found = find_pairs(Path(folder), pattern, scale)
+    scale = 1 if scans else scale
+    found = find_pairs(Path(folder), pattern, scale, scans)
     logger.info("%s: %s", folder, found.summary())
     settings = {
         "kind": "pairs",
@@ -92,6 +96,7 @@ def acquire_pairs(
         "scale": scale,
         "keep_going": keep_going,
         "invert": invert,
+        **({"scans": list(scans)} if scans else {}),
     }
     files = [Path(path) for path in found.files()]
     if reuse(out, lambda: made_by("acquire", name, settings, raw(file_checksums(files, name)))):
@@ -139,6 +144,7 @@ def acquire_pairs(
             scale=scale,
             sources=tuple(source for source in sources if Path(source.path) in used),
             skipped=skipped,
+            scans=tuple(scans) if scans else None,
             fields=tuple(fields),
         )
         finish_pairs(partial, facts)

@@ -8,6 +8,7 @@ Conventions
   level). A placeholder matches anything but a slash.
 * In a dwell-time series (``<region>/<stem>_<number>.tif``) every number but the highest is a noisy image of
   the one field, and the highest is the clean one.
+* Where no scan is clean, the names of the noisy scans are given (`scans`) and stand for ``{role}``.
 * Where the stems of a region end in magnifications (``Brain__2w``, ``Brain__4w``), the clean image is that of
   the highest. To denoise, the noisy ones are of the same magnification; for super-resolution all images of
   half of it: these show twice the field, in whose middle the clean one lies.
@@ -16,7 +17,9 @@ Conventions
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 from emdiffuse.config.sources import PICTURES, SUFFIXES, is_slice
@@ -71,7 +74,12 @@ def _counted(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
-def find_pairs(folder: Path, pattern: str | None = None, scale: int | None = None) -> Found:
+def find_pairs(
+    folder: Path,
+    pattern: str | None = None,
+    scale: int | None = None,
+    scans: Sequence[str] | None = None,
+) -> Found:
     """Find the image pairs in a folder.
 
     Parameters
@@ -82,6 +90,9 @@ def find_pairs(folder: Path, pattern: str | None = None, scale: int | None = Non
         See the module; without it the known layouts are tried.
     scale : int, optional
         1 to denoise, 2 for super-resolution: which pairs to take from series of several magnifications.
+    scans : sequence of str, optional
+        Names that ``{role}`` takes for noisy scans of each field: every two that follow each other are a
+        pair.
 
     Returns
     -------
@@ -102,6 +113,8 @@ def find_pairs(folder: Path, pattern: str | None = None, scale: int | None = Non
     )
     if not files:
         raise DataError(f"{folder}: there are no images here; check the path")
+    if scans is not None:
+        return _repeated(folder, files, pattern, scans)
     if pattern is not None:
         found = _by_pattern(folder, files, pattern)
         if not found.pairs:
@@ -120,7 +133,33 @@ def find_pairs(folder: Path, pattern: str | None = None, scale: int | None = Non
     return best
 
 
-def _by_pattern(folder: Path, files: list[str], pattern: str) -> Found:
+def _repeated(folder: Path, files: list[str], pattern: str | None, scans: Sequence[str]) -> Found:
+    """Pair the first scan of each field with the second, that with the third, and so on."""
+    patterns = PATTERNS if pattern is None else (pattern,)
+    found = [
+        [_by_pattern(folder, files, known, ((a.lower(),), (b.lower(),))) for a, b in pairwise(scans)]
+        for known in patterns
+    ]
+    best = max(found, key=lambda parts: sum(len(part.pairs) for part in parts))
+    pairs = [
+        replace(pair, name=f"{pair.name}/{a}-{b}")
+        for part, (a, b) in zip(best, pairwise(scans), strict=True)
+        for pair in part.pairs
+    ]
+    if not pairs:
+        raise DataError(
+            f"{folder}: no two scans named {' and '.join(scans)} show the same field; the first file is "
+            f"{files[0]}; describe the names by `pattern`, with {{role}} where the scan is named"
+        )
+    return Found(tuple(pairs), tuple(dict.fromkeys(name for part in best for name in part.alone)))
+
+
+def _by_pattern(
+    folder: Path,
+    files: list[str],
+    pattern: str,
+    roles: tuple[Sequence[str], Sequence[str]] = (MOVING, FIXED),
+) -> Found:
     """Match files against a pattern, and put the two roles of a field together."""
     expression = _expression(pattern)
     sides: tuple[dict[tuple[str, str, str], str], ...] = ({}, {})
@@ -130,9 +169,9 @@ def _by_pattern(folder: Path, files: list[str], pattern: str) -> Found:
             continue
         parts = match.groupdict()
         role = parts["role"].lower()
-        if role in (*MOVING, *FIXED):
+        if role in (*roles[0], *roles[1]):
             key = (parts.get("specimen") or "", parts.get("level") or "", parts["field"])
-            sides[role in FIXED][key] = file
+            sides[role in roles[1]][key] = file
     moving, fixed = sides
     pairs = [
         Pair(

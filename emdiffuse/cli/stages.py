@@ -66,6 +66,7 @@ def acquire(name: str, out: Store, settings: Settings) -> None:
             pairs.scale,
             dataset.invert,
             override,
+            pairs.scans,
         )
     elif dataset.source is not None:
         acquire_volume(

@@ -132,11 +132,12 @@ class Config(Section):
             for dataset in model.datasets:
                 self._known(f"models.{name}.datasets", dataset, self.datasets)
                 wants = not TASKS[model.task].volumetric
-                if wants != self.datasets[dataset].holds_pairs:
+                if wants != self.datasets[dataset].holds_pairs and model.task != "emdiffuse-n":
                     kind = "image pairs" if wants else "volumes"
                     raise ValueError(
                         f"models.{name}.datasets: {model.task} learns from {kind}, not '{dataset}'"
                     )
+            self._noisy(name)
             self._transfer(name)
         for index, item in enumerate(self.restorations):
             key = f"restorations.{index}"
@@ -150,6 +151,11 @@ class Config(Section):
             if (item.dataset, item.model) in pairs:
                 raise ValueError(f"{key}: '{item.dataset}' by '{item.model}' is listed twice")
             pairs.add((item.dataset, item.model))
+            if self.learns_from_noisy(item.model) and item.sampler.draws:
+                raise ValueError(
+                    f"{key}.sampler: '{item.model}' learns from noisy images alone, so that it knows their "
+                    "mean and has no samples; remove `samples`, `steps` and `texture`"
+                )
             task = self.models[item.model].task
             if TASKS[task].volumetric and self.holds_images(item.dataset):
                 raise ValueError(
@@ -169,6 +175,34 @@ class Config(Section):
                 self._calibrated(f"{key}.calibration.dataset", item)
         return self
 
+    def learns_from_noisy(self, model: str) -> bool:
+        """Tell whether a model learns from noisy images alone, since some of its data have no truth.
+
+        Pairs with a truth beside those are measured on, and not learned from.
+        """
+        own = self.models[model]
+        return own.task == "emdiffuse-n" and not all(
+            self.datasets[name].holds_clean_images for name in own.datasets
+        )
+
+    def _noisy(self, name: str) -> None:
+        """Refuse to learn in two ways at once, and neighbours of images that have none."""
+        model = self.models[name]
+        own = [self.datasets[dataset] for dataset in model.datasets]
+        scans = [dataset.pairs is not None and bool(dataset.pairs.scans) for dataset in own]
+        if any(scans) and not all(dataset.holds_pairs for dataset in own):
+            raise ValueError(
+                f"models.{name}.datasets: repeated scans (`pairs.scans`) and single images are learned from "
+                "in different ways; make a model of each"
+            )
+        for dataset, key in zip(own, model.datasets, strict=True):
+            separate = dataset.pairs is not None or (dataset.images and not dataset.degrade)
+            if model.patches.context and (separate or (dataset.degrade and dataset.degrade.every > 1)):
+                raise ValueError(
+                    f"models.{name}.patches.context: '{key}' holds separate images, which have no "
+                    "neighbouring slices; remove this key"
+                )
+
     def _transfer(self, name: str) -> None:
         """Refuse a model that is begun from itself, in whatever many steps, or from another network."""
         begun, seen = name, [name]
@@ -180,7 +214,11 @@ class Config(Section):
                 return  # what network that is, training finds out
             models = self.models[name], self.models[begun]
             own, other = (
-                (TASKS[model.task].volumetric, *model.network.model_dump(include=SHAPE).values())
+                (
+                    TASKS[model.task].volumetric,
+                    model.patches.context,
+                    *model.network.model_dump(include=SHAPE).values(),
+                )
                 for model in models
             )
             more = models[0].network.blocks - models[1].network.blocks
@@ -197,16 +235,24 @@ class Config(Section):
     def _separate(self, key: str, item: Restoration, truth: str) -> None:
         """Refuse to evaluate a model on a volume that it, or one that it is begun from, was trained on.
 
-        The slices kept of a volume may be learned from (vemdiffuse-a) where those left out are measured.
+        The slices kept of a volume may be learned from (vemdiffuse-a) where those left out are measured, and
+        so may noisy images by a model that never saw the clean ones.
         """
         keep = self.datasets[item.dataset].keep_every
         allowed = item.dataset if keep and keep.dataset == truth else None
         models = self.lineage(item.model) + (self.lineage(item.real_slices) if item.real_slices else [])
-        names = {name for model in models for name in self.models[model].datasets}
-        trained = {self.origin(name) for name in names - {allowed}}
+        learned = [
+            (name, self.learns_from_noisy(model)) for model in models for name in self.models[model].datasets
+        ]
+        trained = {
+            self.origin(name) for name, noisy in learned if name != (item.dataset if noisy else allowed)
+        }
         sources = {self.datasets[name].source for name in trained} - {None}
+        # as they are: noisy images that were learned from are no truth
+        shown = {self.datasets[name].source for name, _ in learned} - {None}
         for name in (item.dataset, truth):
-            if self.origin(name) in trained or self.datasets[self.origin(name)].source in sources:
+            source = self.datasets[self.origin(name)].source
+            if self.origin(name) in trained or source in (shown if name == truth else sources):
                 model = " or ".join(f"'{own}'" for own in (item.model, item.real_slices) if own)
                 raise ValueError(
                     f"{key}: model {model} was trained on '{self.origin(name)}' and cannot be evaluated on it"

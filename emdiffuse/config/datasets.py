@@ -155,6 +155,12 @@ class Pairs(Section):
         description="How the files are named, if in none of the known layouts: `{role}` and `{field}`, and "
         "if there are any `{specimen}` and `{level}`, such as `{specimen}/{role}-{field}.tif`.",
     )
+    scans: tuple[str, ...] | None = Field(
+        None,
+        min_length=2,
+        description="Where none of them is clean: the `{role}` names of two or more noisy scans of each "
+        "field. Each scan learns to foretell the next, and the other way round (Noise2Noise).",
+    )
     scale: Literal[1, 2] | None = Field(
         None,
         description="Pixels of the clean image that are one of the other along an axis: 1 to denoise, 2 for "
@@ -163,6 +169,14 @@ class Pairs(Section):
     keep_going: bool = Field(
         False, description="Leave out pairs that cannot be used, with a warning, instead of stopping."
     )
+
+    @model_validator(mode="after")
+    def _scans_differ(self) -> Pairs:
+        if self.scans and len({name.lower() for name in self.scans}) < len(self.scans):
+            raise ValueError("`scans` names one of them twice")
+        if self.scans and self.scale == 2:
+            raise ValueError("`scans` are of one resolution; remove `scale`")
+        return self
 
 
 class Dataset(Reading):
@@ -245,6 +259,11 @@ class Dataset(Reading):
     def holds_pairs(self) -> bool:
         """Whether it holds image pairs."""
         return self.pairs is not None or (self.degrade is not None and not self.images)
+
+    @property
+    def holds_clean_images(self) -> bool:
+        """Whether a denoiser may learn from it what is clean: pairs that are no repeated noisy scans."""
+        return self.holds_pairs and not (self.pairs is not None and self.pairs.scans)
 
 
 def anisotropy_factor(

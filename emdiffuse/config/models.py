@@ -10,6 +10,8 @@ from emdiffuse.config.datasets import Factor, Name, Thickness
 from emdiffuse.config.settings import Section
 from emdiffuse.config.tasks import TASKS
 
+Reach = Annotated[int, Field(ge=0, le=16)]
+
 
 class Patches(Section):
     """The patch store that a model is trained from."""
@@ -36,6 +38,11 @@ class Patches(Section):
         (),
         description="Datasets that a part of is kept for validation; by default all. The others are trained "
         "on as a whole.",
+    )
+    context: Literal[0, 1] = Field(
+        0,
+        description="Slices on each side that a denoiser of volumes (emdiffuse-n, native) is shown beside "
+        "the one that it restores: they show nearly the same, under noise of their own.",
     )
     minimum_contrast: float = Field(
         0.02, ge=0, description="Patches with a standard deviation below this (range [-1, 1]) are blank."
@@ -142,6 +149,12 @@ class Training(Section):
         le=1,
         description="Share of a batch at pure noise, where a native network learns the posterior mean.",
     )
+    blind_spot: tuple[Reach, Reach] | None = Field(
+        None,
+        description="Where it learns from noisy images alone: how many pixels on each side of a hidden one "
+        "are hidden with it, along y and along x. [0, 0] hides single pixels (Noise2Void); by default as far "
+        "as the noise was found to be correlated.",
+    )
     validate_every: int = Field(500, ge=1, description="Steps between validations.")
     feed: Literal["auto", "device", "workers"] = Field(
         "auto",
@@ -227,6 +240,16 @@ class Model(Section):
             )
         if self.patches.axes != Patches().axes and self.task != "vemdiffuse-i":
             raise ValueError("`patches.axes` is for vemdiffuse-i; remove it")
+        if self.patches.context and self.task != "emdiffuse-n":
+            raise ValueError(f"`patches.context` is for emdiffuse-n; remove it, {self.task} sees more slices")
+        for key in ("patches.context", "training.blind_spot"):
+            section, name = key.split(".")
+            if getattr(getattr(self, section), name) and self.network.architecture != "native":
+                raise ValueError(f"`{key}` is for the native network; remove it")
+        if self.training.blind_spot and self.task != "emdiffuse-n":
+            raise ValueError(
+                f"`training.blind_spot` is for emdiffuse-n; remove it, {self.task} hides nothing"
+            )
         if self.training.loss == "difficulty" and self.network.architecture == "native":
             raise ValueError("`training.loss: difficulty` is for the architectures unet and unet3d")
         if self.network.architecture == "unet3d" and not TASKS[self.task].volumetric:

@@ -50,6 +50,11 @@ class Sampler(Section):
         "the slices that were measured. By default it is done wherever slices are thick.",
     )
 
+    @property
+    def draws(self) -> bool:
+        """Whether more is asked for than the posterior mean in one call of a native model."""
+        return self.samples > 1 or bool(self.texture) or (self.steps or 1) > 1
+
     @model_validator(mode="after")
     def _drawn(self) -> Sampler:
         if self.steps == 1 and self.name is None and self.texture:

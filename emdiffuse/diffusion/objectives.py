@@ -116,6 +116,14 @@ def split_difficulty(output: Tensor) -> tuple[Tensor, Tensor]:
     return prediction, F.softplus(raw.float()) + SMALLEST_DIFFICULTY
 
 
+def error_where_known(output: Tensor, wanted: Tensor) -> Tensor:
+    """Return the mean squared error where `wanted` (N, ...) is not NaN, of each example, then of all."""
+    known, axes = ~wanted.isnan(), tuple(range(1, wanted.ndim))
+    # before the difference: the gradient of a NaN that is left out afterwards is NaN all the same
+    errors = (output.float() - wanted.nan_to_num(0.0)).square() * known
+    return (errors.sum(axes) / known.sum(axes).clamp(min=1)).mean()
+
+
 def difficulty_aware(target: Tensor, output: Tensor) -> Tensor:
     """Difficulty-aware loss: the mean of ``|target - prediction|^2 / phi^2 + log(phi)`` over all pixels.
 

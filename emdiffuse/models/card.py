@@ -106,6 +106,8 @@ def _quality(description: Description, trained: dict[str, Any] | None) -> list[s
     """State the figures of the validation, beside their baseline."""
     if trained is None:
         return ["Not measured here: its weights were imported."]
+    if "validation_psnr" not in trained["history"][-1]:
+        return _quality_without_truth(description, trained)
     entry = max(trained["history"], key=lambda e: e["validation_psnr"])
     plain = "linear interpolation" if TASKS[description.task].volumetric else "the (enlarged) input"
     first, outlook = trained["history"][0], trained.get("outlook")
@@ -126,6 +128,26 @@ def _quality(description: Description, trained: dict[str, Any] | None) -> list[s
     ]
 
 
+def _quality_without_truth(description: Description, trained: dict[str, Any]) -> list[str]:
+    """State the error to noisy pixels, which is all that was there to compare with."""
+    entry = min(trained["history"], key=lambda e: e["validation_loss"])
+    hidden, outlook = description.learned_from == "hidden pixels", trained.get("outlook")
+    noisy, plain = (
+        ("hidden noisy pixels", "the pixels around them") if hidden else ("the second scan", "the first")
+    )
+    return [
+        f"{trained['steps']} steps in {clock(trained['seconds'])} on {trained['device']}. Nothing clean was "
+        "there to compare with. On patches of its datasets that it was not trained on, squared error to "
+        f"{noisy}, which holds the variance of the noise (intensities in [-1, 1]):",
+        "",
+        "| | squared error |",
+        "| --- | --- |",
+        f"| this model | {entry['validation_loss']:.5f} |",
+        f"| {plain} | {entry['plain_loss']:.5f} |",
+        *(["", *(f"* {sentence}." for sentence in outlook["sentences"])] if outlook else []),
+    ]
+
+
 def _limits(description: Description) -> list[str]:
     """Say where it should not be trusted."""
     limits = [
@@ -133,6 +155,17 @@ def _limits(description: Description) -> list[str]:
         "look convincing. Measure it on data of your own with a known truth (`emdiffuse evaluate`).",
         "* Other tissue, stain, microscope or voxel size than it learned from is not covered by its figures.",
     ]
+    if description.learned_from:
+        limits.append(
+            f"* It learned from noisy images alone ({description.learned_from}). It gives the mean of what "
+            "the clean image may be, and draws no samples: there is no uncertainty."
+        )
+    if description.network.architecture == "native" and description.network.blind_spot:
+        y, x = description.network.blind_spot
+        limits.append(
+            f"* It takes noise for independent beyond {x} pixels along x, the fast scan axis, and {y} along "
+            "y. Noise that reaches further stays in its images."
+        )
     if TASKS[description.task].volumetric and description.factors:
         limits.append(f"* Anisotropy factors from {min(description.factors)} to {max(description.factors)}.")
     return limits

@@ -20,10 +20,11 @@ from pydantic import Field, JsonValue, model_validator
 
 from emdiffuse.config import MAXIMUM_FACTOR, Sampler
 from emdiffuse.config.datasets import Thickness
+from emdiffuse.config.models import Reach
 from emdiffuse.config.settings import Record, parse_record
 from emdiffuse.config.tasks import CONDITION_OFFSETS, TASKS
 from emdiffuse.runtime.disks import read_plain
-from emdiffuse.runtime.errors import ModelError
+from emdiffuse.runtime.errors import ConfigError, ModelError
 from emdiffuse.stores.provenance import Link, SourceFile, file_sha256, made_by
 
 WEIGHTS_FILE, DESCRIPTION_FILE = "model.safetensors", "model.json"
@@ -43,13 +44,14 @@ class NativeSpec(Record):
     """The native network: arguments of `networks.native.NativeNetwork`, which explains them."""
 
     architecture: Literal["native"] = "native"
-    conditions: Literal[1, 4] = 4
+    conditions: Literal[1, 3, 4] = 4
     channels: Channels = 32
     multipliers: Multipliers = (1, 2, 4)
     blocks: Blocks = 2
     residual_scale: float = Field(1.0, gt=0, le=100)
     factors: tuple[Known, Known] = (1, MAXIMUM_FACTOR)
     thickness: tuple[Thickness, Thickness] = (0.0, 1.0)
+    blind_spot: tuple[Reach, Reach] | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> NativeSpec:
@@ -61,7 +63,7 @@ class NativeSpec(Record):
 
     def fits(self, volumetric: bool) -> bool:
         """Tell whether the network takes the images of a task."""
-        return self.conditions == (len(CONDITION_OFFSETS) if volumetric else 1)
+        return (self.conditions == len(CONDITION_OFFSETS)) == volumetric
 
 
 class UnetSpec(Record):
@@ -153,6 +155,9 @@ class Description(Record):
         What it was trained for; no factors where that is not known.
     network
         The network, with all its sizes.
+    learned_from
+        Where nothing that it learned from was clean: "hidden pixels" of noisy images, or a "second scan". It
+        then knows the posterior mean, and has no samples.
     objective, training, augmentation, emdiffuse
         For the record: nothing here reads them.
     sources
@@ -167,6 +172,7 @@ class Description(Record):
     task: Literal["emdiffuse-n", "emdiffuse-r", "vemdiffuse-i", "vemdiffuse-a"]
     factors: tuple[Annotated[int, Field(ge=1, le=MAXIMUM_FACTOR)], ...] = ()
     network: NetworkSpec
+    learned_from: Literal["hidden pixels", "second scan"] | None = None
     objective: Objective | None = None
     sampler: OwnSampler = PUBLISHED_SAMPLER
     training: dict[str, JsonValue] | None = None
@@ -179,6 +185,12 @@ class Description(Record):
     def _network_of_the_task(self) -> Description:
         if not self.network.fits(TASKS[self.task].volumetric):
             raise ValueError(f"`network` takes other images than {self.task} has")
+        if self.learned_from and not (self.native and self.task == "emdiffuse-n"):
+            raise ValueError("`learned_from` noisy images is for native networks of emdiffuse-n")
+        if (self.learned_from == "hidden pixels") != (getattr(self.network, "blind_spot", None) is not None):
+            raise ValueError(
+                "`network.blind_spot` is for a network that learned from hidden pixels, and needed"
+            )
         if self.native and TASKS[self.task].volumetric and not self.factors:
             raise ValueError("`factors` is missing: which anisotropy factors was it trained for?")
         return self
@@ -188,11 +200,26 @@ class Description(Record):
         """Whether the network gives the posterior mean in one call."""
         return self.network.architecture == "native"
 
+    @property
+    def context(self) -> int:
+        """Neighbouring slices on each side that it is shown beside an image."""
+        return 1 if isinstance(self.network, NativeSpec) and self.network.conditions == 3 else 0
+
     def resolve(self, sampler: Sampler) -> Sampler:
         """Fill in what a sampler's settings leave open: whether samples are drawn, and how.
 
         A native model's volume is the posterior mean in one call, unless samples are asked for.
+
+        Raises
+        ------
+        ConfigError
+            If samples are asked for of a model that learned from noisy images alone.
         """
+        if self.learned_from and sampler.draws:
+            raise ConfigError(
+                f"sampler: {self.name or 'this model'} learned from noisy images alone, so that it knows "
+                "their mean and has no samples; leave out `samples`, `steps` and `texture`"
+            )
         name = sampler.name or self.sampler.name
         own = TASKS[self.task].published_steps if name == "ddpm" else self.sampler.steps
         drawn = not self.native or sampler.samples > 1 or bool(sampler.texture)
@@ -205,6 +232,28 @@ class Description(Record):
         if not self.native and sampler.samples == 1:  # which is its own mean
             settled["texture"] = 0.0
         return sampler.model_copy(update=settled)
+
+    def require_ensemble(self, sampler: Sampler, model: Path) -> None:
+        """Refuse to average over flips and turns where that makes no sense; `model` is named.
+
+        Raises
+        ------
+        ConfigError
+            If the network has no mean in one call, or knows how noise lies along the axes of the scan.
+        """
+        if sampler.ensemble == 1:
+            return
+        if not self.native:
+            raise ConfigError(
+                f"sampler.ensemble: {model} is a published network, which has no mean in one call; leave it "
+                "out"
+            )
+        spot = self.network.blind_spot if isinstance(self.network, NativeSpec) else None
+        if spot is not None and spot[0] != spot[1]:
+            raise ConfigError(
+                f"sampler.ensemble: {model} knows how noise lies along the scan axis, which quarter turns "
+                "would turn; leave it out"
+            )
 
     def samples_differ(self, sampler: Sampler) -> bool:
         """Tell whether samples are drawn, and differ: not where a native network gives the posterior mean."""
@@ -245,6 +294,8 @@ class Description(Record):
             said += f", averaged over {sampler.ensemble} flips and turns"
         if sampler.texture:
             said += f", and {sampler.texture:g} of the texture of a sample of {each}"
+        if self.learned_from:
+            said += "; learned from noisy images alone, so that there are no samples"
         if sampler.samples > 1:
             said += f"; its uncertainty by {several} of {each}"
         return said

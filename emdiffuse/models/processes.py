@@ -29,14 +29,17 @@ from emdiffuse.diffusion.objectives import (
     Denoiser,
     as_denoiser,
     difficulty_aware,
+    error_where_known,
     split_difficulty,
     training_target,
 )
 from emdiffuse.diffusion.samplers import SAMPLERS, ddpm
 from emdiffuse.diffusion.schedules import PUBLISHED_TRAIN, Levels, linear_gammas, log_snr_levels, q_sample
 from emdiffuse.models.description import PUBLISHED_GAMMAS, Description, NativeSpec, Unet3dSpec
+from emdiffuse.models.draws import Draws
 from emdiffuse.models.networks.native import NativeNetwork, plain_estimate
 from emdiffuse.models.networks.unet import UNet
+from emdiffuse.models.surroundings import Reach
 from emdiffuse.runtime.devices import widest_float
 from emdiffuse.runtime.errors import DataError
 
@@ -80,48 +83,6 @@ class Batch(NamedTuple):
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
-class Draws:
-    """Random numbers of a whole batch, of which a process takes its rows.
-
-    Parameters
-    ----------
-    seed : int
-        What follows from is the same in every process.
-    count : int
-        Examples of the whole batch.
-    rows : Tensor, optional
-        Those of this process; all by default.
-    device : device or str
-        Where they are drawn, and stay: millions of normal values a step are too many for a CPU that feeds a
-        GPU. Each kind of device has numbers of its own.
-    """
-
-    def __init__(
-        self, seed: int, count: int, rows: Tensor | None = None, device: torch.device | str = "cpu"
-    ) -> None:
-        self.count, self.device = count, device
-        self.rows = (torch.arange(count) if rows is None else rows).to(device)
-        self._generator = torch.Generator(device).manual_seed(seed)
-
-    def normal(self, *shape: int) -> Tensor:
-        """Return standard normal numbers, (N, *shape)."""
-        return torch.randn((self.count, *shape), generator=self._generator, device=self.device)[self.rows]
-
-    def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return numbers in [0, 1), (N, *shape)."""
-        size = (self.count, *shape)
-        return torch.rand(size, generator=self._generator, dtype=dtype, device=self.device)[self.rows]
-
-    def integers(self, low: int, high: int) -> Tensor:
-        """Return integers from `low` to `high` - 1, (N,)."""
-        size = (self.count,)
-        return torch.randint(low, high, size, generator=self._generator, device=self.device)[self.rows]
-
-    def first(self, share: float) -> Tensor:
-        """Tell which examples are among the first of the whole batch, (N,) bool: a share of it."""
-        return self.rows < round(share * self.count)
-
-
 class Process(Protocol):
     """How a network is trained and sampled; see the module."""
 
@@ -145,10 +106,13 @@ class NativeProcess:
         Standard deviation of the residual.
     mean_share : float
         Share of a training batch at pure noise, where the network learns the posterior mean.
+    blind_spot : tuple of int, optional
+        Of a network that learns from hidden pixels: how far they reach along y and x.
     """
 
     scale: float
     mean_share: float = 0.5
+    blind_spot: Reach | None = None
 
     def example(self, batch: Batch, target: Tensor, draws: Draws) -> tuple[tuple[Tensor, ...], Tensor]:
         """See `Process`; the wanted answer is the flow ``eps - x0``, minus the posterior mean at pure noise.
@@ -157,7 +121,7 @@ class NativeProcess:
         ----------
         batch : Batch
         target : Tensor
-            (N, D, H, W), in [-1, 1]; NaN where a slice is absent.
+            (N, D, H, W), in [-1, 1]; NaN where a slice is absent, or a pixel was not hidden.
         draws : Draws
             What levels and noise come from.
 
@@ -166,7 +130,7 @@ class NativeProcess:
         tuple
             (x, gamma, *batch), and the flow (N, D, H, W).
         """
-        x0 = (target - plain_estimate(batch.condition, batch.positions)) / self.scale
+        x0 = (target - self.plain(batch)) / self.scale
         means = draws.first(self.mean_share).to(x0.device)
         time = torch.sigmoid(draws.normal()).to(x0.device)
         time[means] = 1.0
@@ -181,8 +145,10 @@ class NativeProcess:
 
         Each example counts by its error over that of a poorer answer, nothing, so that a tissue or a factor
         that changes little from slice to slice is learned as well as others; `FLOOR` keeps what is empty from
-        counting most.
+        counting most. Where pixels were hidden, these alone count.
         """
+        if self.blind_spot is not None:  # alike: the power of few noisy pixels would be noise
+            return error_where_known(output, wanted)
         present = ~wanted[:, :, :1, :1].isnan()
         target = wanted.nan_to_num(0.0)
         errors = ((output.float() - target).square() * present).mean((2, 3)).sum(1) / present.sum((1, 2, 3))
@@ -192,12 +158,16 @@ class NativeProcess:
     def sample(self, network: nn.Module, batch: Batch, sampler: Sampler, white: White) -> Tensor:
         """See `Process`; one step gives the posterior mean, for which no noise is drawn."""
         denoise = self.denoiser(network, batch)
-        base = plain_estimate(batch.condition, batch.positions)
+        base = self.plain(batch)
         if sampler.steps == 1:
             residual = denoise(torch.zeros_like(base), torch.zeros(len(base), device=base.device))
             return base + self.scale * residual
         levels = log_snr_levels(calls(sampler), 0.0, GAMMA_LAST)
         return base + self.scale * _walk(sampler, denoise, levels, white)
+
+    def plain(self, batch: Batch) -> Tensor:
+        """Return what the residual is added to, (N, D, H, W)."""
+        return plain_estimate(batch.condition, batch.positions, self.blind_spot)
 
     @staticmethod
     def denoiser(network: nn.Module, batch: Batch) -> Denoiser:
@@ -383,15 +353,16 @@ def process_of(description: Description) -> Process:
     """Return the process of a model from its description."""
     network = description.network
     if isinstance(network, NativeSpec):
-        return NativeProcess(network.residual_scale)
+        return NativeProcess(network.residual_scale, blind_spot=network.blind_spot)
     kind = JointProcess if isinstance(network, Unet3dSpec) else PublishedProcess
     return kind(network.out_channels == 2)
 
 
-def new_process(network: nn.Module, training: Training) -> Process:
-    """Return the process by which a new network is trained."""
+def new_process(network: nn.Module, training: Training, noisy: bool = False) -> Process:
+    """Return the process by which a new network is trained; from `noisy` data it learns the mean alone."""
     if isinstance(network, NativeNetwork):
-        return NativeProcess(network.residual_scale, training.mean_share)
+        share = 1.0 if noisy else training.mean_share
+        return NativeProcess(network.residual_scale, share, network.blind_spot)
     kind = JointProcess if isinstance(network, UNet) and network.dims == 3 else PublishedProcess
     return kind(training.loss == "difficulty")
 

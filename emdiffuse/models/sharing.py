@@ -70,7 +70,7 @@ class PosteriorMean(nn.Module):
             condition = F.interpolate(condition, scale_factor=self.scale, mode="bicubic", antialias=True)
         pure = torch.zeros_like(condition[:, 0, 0, 0])
         positions = self.positions.expand(condition.shape[0], -1)
-        base = plain_estimate(condition, positions)
+        base = plain_estimate(condition, positions, self.network.blind_spot)
         flow = self.network(torch.zeros_like(base), pure, condition, positions, pure + self.factor, pure)
         mean: Tensor = base - self.network.residual_scale * flow
         return mean

@@ -16,27 +16,32 @@ Conventions
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emdiffuse.config import Model
-from emdiffuse.config.tasks import TASKS
+from emdiffuse.config.tasks import CONDITION_OFFSETS, TASKS
+from emdiffuse.patches.correlation import noise_correlation
 from emdiffuse.patches.gaps import GapSource
-from emdiffuse.patches.images import PairSource
+from emdiffuse.patches.images import NoisySource, PairSource
 from emdiffuse.patches.origins import ORIGIN_COLUMNS, TRAINING, VALIDATION, Origin, PatchSource
 from emdiffuse.runtime.atomic import replaced
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.runtime.progress import logger, progress
 from emdiffuse.stores.array import Array, create_array
-from emdiffuse.stores.facts import PatchFacts, parse_facts, require_made
-from emdiffuse.stores.provenance import Link, made_by, reuse
+from emdiffuse.stores.facts import NoiseCorrelation, PatchFacts, parse_facts, require_made
+from emdiffuse.stores.pairs import holds_pairs
+from emdiffuse.stores.provenance import Link, SourceFile, made_by, reuse
 from emdiffuse.stores.volume import known_of, write_group
 
 __all__ = ["ORIGIN_COLUMNS", "TRAINING", "VALIDATION", "PatchStore", "cut_patches"]
 
 PATCHES_PER_SHARD = 64
+MEASURED = 16
+"""Images of each dataset in which the correlation of the noise is measured."""
+Noisy = Literal["hidden pixels", "second scan"]
 
 
 def cut_patches(stores: list[Path], model: Model, out: Path) -> None:
@@ -58,9 +63,9 @@ def cut_patches(stores: list[Path], model: Model, out: Path) -> None:
         If a dataset does not suit the task, or is too small to hold a patch for training and one for
         validation.
     """
-    source: type[PatchSource] = GapSource if TASKS[model.task].volumetric else PairSource
     validated = [name in (model.patches.validation_datasets or model.datasets) for name in model.datasets]
-    sources = [source(path, model, kept) for path, kept in zip(stores, validated, strict=True)]
+    sources = [_source(path, model, kept) for path, kept in zip(stores, validated, strict=True)]
+    noisy = _noisy(sources)
     made = _made(model, sources, validated)
     if reuse(out, lambda: made):
         return
@@ -97,10 +102,69 @@ def cut_patches(stores: list[Path], model: Model, out: Path) -> None:
             factors=tuple(sorted({o.factor for o in chosen})),
             datasets=model.datasets,
             columns=ORIGIN_COLUMNS,
-            sources=tuple(file for own in sources for file in own.facts.sources),
+            sources=_learned_from(sources, noisy),
             residual_scale=_residual_scale(sources, chosen),
+            noisy=noisy,
+            measured=not noisy or any(isinstance(s, PairSource) and s.measures for s in sources),
+            noise=_correlation(sources) if noisy == "hidden pixels" else None,
         )
         write_group(partial, {"emdiffuse": facts.as_json()})
+
+
+def _source(path: Path, model: Model, validated: bool) -> PatchSource:
+    """Open a dataset as what patches of a task are cut from."""
+    if TASKS[model.task].volumetric:
+        return GapSource(path, model, validated)
+    return (PairSource if holds_pairs(path) else NoisySource)(path, model, validated)
+
+
+def _noisy(sources: list[PatchSource]) -> Noisy | None:
+    """Tell how is learned where data without a truth are among the sources; pairs with one then measure.
+
+    Raises
+    ------
+    DataError
+        If there are single images and repeated scans.
+    """
+    scans = [s for s in sources if isinstance(s, PairSource) and s.facts.scans]
+    single = [s for s in sources if isinstance(s, NoisySource)]
+    if scans and single:
+        raise DataError(
+            f"{single[0].path}: single noisy images beside the repeated scans of {scans[0].path}; make a "
+            "model of each"
+        )
+    if not scans and not single:
+        return None
+    clean = [s for s in sources if isinstance(s, PairSource) and not s.facts.scans]
+    for source in clean:
+        source.measures = True
+    if clean:
+        for own in (*scans, *single):
+            own.validated = False
+        names = ", ".join(str(source.path) for source in clean)
+        logger.info("%s: its clean images measure, and nothing is learned from them", names)
+    return "second scan" if scans else "hidden pixels"
+
+
+def _learned_from(sources: list[PatchSource], noisy: Noisy | None) -> tuple[SourceFile, ...]:
+    """Return the files that are learned from; of noisy ones it is noted that they are."""
+    learned = [s for s in sources if not (isinstance(s, PairSource) and s.measures)]
+    files = [file for own in learned for file in own.facts.sources]
+    if noisy:
+        files = [file.model_copy(update={"seen_as": file.seen_as or "noisy"}) for file in files]
+    return tuple(files)
+
+
+def _correlation(sources: list[PatchSource]) -> NoiseCorrelation:
+    """Measure how far the noise of single noisy images is correlated, and say so."""
+    own = [source for source in sources if isinstance(source, NoisySource)]
+    found = noise_correlation(image for source in own for image in source.samples(MEASURED))
+    logger.info(
+        "the noise of neighbouring pixels is correlated by %.2f along x, the fast scan axis, and by %.2f "
+        "along y",
+        found.x[0], found.y[0],
+    )  # fmt: skip
+    return found
 
 
 def _made(model: Model, sources: list[PatchSource], validated: list[bool]) -> Link:
@@ -172,8 +236,8 @@ def _residual_scale(sources: list[PatchSource], chosen: list[Origin]) -> float:
     for origin in training[:: max(len(training) // 512, 1)]:
         condition, target, positions = sources[origin.dataset].cut(origin)
         depth = int((~np.isnan(positions)).sum())
-        plain = condition
-        if len(condition) > 1:
+        plain = condition[len(condition) // 2][None]  # of an image, or a slice between its neighbours
+        if len(condition) == len(CONDITION_OFFSETS):
             t = positions[:depth, None, None].clip(0, 1)
             plain = condition[1] + t * (condition[2] - condition[1])
         squares.append(float(np.mean((target[:depth] - plain) ** 2)))

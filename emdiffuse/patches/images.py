@@ -1,4 +1,4 @@
-"""Patches cut from registered image pairs, for emdiffuse-n and emdiffuse-r.
+"""Patches cut from images: registered pairs, for emdiffuse-n and emdiffuse-r, or noisy images alone.
 
 Conventions
 -----------
@@ -6,15 +6,21 @@ Conventions
   applied.
 * The condition is the moving image (noisy, or of low resolution and then enlarged to the pixel grid of the
   other), the target the fixed one. Sizes and origins are in pixels of the fixed image.
+* Of repeated scans, which are all noisy, each image of a field is once the condition and once the target.
+* Of noisy images alone (separate ones, or the slices of a volume), condition and target are the same image:
+  what is learned from is hidden when it is learned (`training.blind_spot`).
+* A denoiser of volumes is shown the slices before and after (`patches.context`), in this order: before, the
+  slice itself, after; see `stores.neighbours`.
 * The grid of patches begins where the registration's mask does. A patch with a pixel outside the mask is left
   out, and so is a field that registration excluded.
-* Whole fields are kept for validation; of a single field, its lower end, `MARGIN` pixels away from what is
-  trained on.
+* Whole fields are kept for validation, and with context none that are shown beside them are trained on; of a
+  single field, or too few, the lower end is kept, `MARGIN` pixels away from what is trained on.
 """
 
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,24 +32,98 @@ from emdiffuse.config.tasks import TASKS
 from emdiffuse.patches.origins import TRAINING, VALIDATION, Cut, Origin, training_length
 from emdiffuse.restoration.geometry import ceil_to
 from emdiffuse.runtime.errors import DataError
-from emdiffuse.stores.facts import PairsFacts
+from emdiffuse.stores.facts import PairsFacts, VolumeFacts
 from emdiffuse.stores.intensity import shown
+from emdiffuse.stores.neighbours import beside, require_neighbours
 from emdiffuse.stores.pairs import holds_pairs, open_pairs
 from emdiffuse.stores.resampling import enlarge
-from emdiffuse.stores.volume import Volume
+from emdiffuse.stores.volume import Volume, open_volume
 
 MARGIN = 16
+SAMPLE = 1024
+"""Most pixels a side of an image in which the correlation of its noise is measured."""
 MASKED = 0.1
 """Share of a row or column at the edge of a field of which more is masked: the grid begins behind it."""
 
 
-class PairSource:
-    """A store of registered pairs that patches are cut from; see the module, and `origins.PatchSource`."""
+class FieldSource(ABC):
+    """Fields that patches are cut from on regular grids; see the module, and `origins.PatchSource`.
+
+    Attributes
+    ----------
+    count : int
+        Number of fields.
+    scale : int
+        Pixels of the target that are one of the condition.
+    measures : bool
+        Whether all fields are kept for validation: they measure, and nothing is learned from them.
+    """
+
+    count: int
+    scale = 1
+    measures = False
+    directions: tuple[int, ...] = (0,)
+    """Which image of a field is the condition: 0 the moving one, 1 the fixed one."""
 
     def __init__(self, path: Path, model: Model, validated: bool = True) -> None:
         self.path = path
         self.model = model
         self.validated = validated
+
+    @property
+    @abstractmethod
+    def facts(self) -> PairsFacts | VolumeFacts:
+        """What the store says of itself."""
+
+    @abstractmethod
+    def area(self, field: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return begin and end of a field along y and x, without its masked edges."""
+
+    @abstractmethod
+    def usable(self, origin: Origin) -> bool:
+        """Tell whether a patch has contrast, and lies inside the mask."""
+
+    @abstractmethod
+    def cut(self, origin: Origin) -> Cut:
+        """Return condition (C, H, W), target (1, H, W), and the position of an image, 1/2."""
+
+    def origins(self, number: int) -> Iterator[Origin]:
+        """Yield the places of all patches: regular grids in the fields, or the region, of each split."""
+        settings = self.model.patches
+        size, share, margin = settings.size, settings.validation, 2 * settings.context
+        trained, kept = training_length(self.count, share, 1, margin)
+        for field in range(self.count):
+            (top, bottom), (left, right) = self.area(field)
+            regions = {TRAINING: (top, bottom)}
+            if self.measures:
+                regions = {VALIDATION: (top, bottom)}
+            elif self.validated and trained < 1:  # too few fields to keep whole ones
+                end, begin = training_length(bottom - top, share, size, MARGIN)
+                regions = {TRAINING: (top, top + end), VALIDATION: (top + begin, bottom)}
+            elif self.validated and field >= kept:
+                regions = {VALIDATION: (top, bottom)}
+            elif self.validated and field >= trained:
+                continue  # shown beside those of the validation
+            for split, (low, high) in regions.items():
+                step = size if split == VALIDATION else max(round(size * (1 - settings.overlap)), 1)
+                step = ceil_to(step, self.scale)
+                rows = range(ceil_to(low, self.scale), high - size + 1, step)
+                columns = range(ceil_to(left, self.scale), right - size + 1, step)
+                for y, x, end in itertools.product(rows, columns, self.directions):
+                    yield Origin(number, field, 0, y, x, 1, split, end=end)
+
+    def box(self, origin: Origin, scale: int = 1) -> tuple[slice, slice]:
+        """Return the pixels (y, x) of a patch, in pixels that `scale` of the target are one of."""
+        size = self.model.patches.size // scale
+        y, x = origin.y // scale, origin.x // scale
+        return slice(y, y + size), slice(x, x + size)
+
+
+class PairSource(FieldSource):
+    """A store of registered pairs that patches are cut from; see the module, and `origins.PatchSource`."""
+
+    def __init__(self, path: Path, model: Model, validated: bool = True) -> None:
+        super().__init__(path, model, validated)
         if not holds_pairs(path):
             raise DataError(f"{path}: {model.task} learns from image pairs, but this is a volume")
         self.pairs = open_pairs(path)
@@ -56,6 +136,15 @@ class PairSource:
         self.fields = [field for field in self.pairs.fields if not field.excluded]
         if not self.fields:
             raise DataError(f"{path}: every field was excluded by registration; look at its quality")
+        self.count = len(self.fields)
+        self.directions = (0, 1) if self.facts.scans else (0,)
+        degraded = self.facts.degraded or {}
+        neighbours = degraded.get("every") == 1 and len(self.fields) == len(self.pairs.fields)
+        if model.patches.context and not neighbours:
+            raise DataError(
+                f"{path}: `patches.context` needs neighbouring slices, and these pairs are separate fields; "
+                "take pairs made by `degrade` of every slice, or a noisy volume"
+            )
 
     @property
     def facts(self) -> PairsFacts:
@@ -66,25 +155,7 @@ class PairSource:
         """Open an image of a field: "moving", "fixed" or "mask"."""
         return self.pairs.image(self.fields[field], name)
 
-    def origins(self, number: int) -> Iterator[Origin]:
-        """Yield the places of all patches: regular grids in the fields, or the region, of each split."""
-        size, share = self.model.patches.size, self.model.patches.validation
-        trained, _ = training_length(len(self.fields), share, 1, 0)
-        for field in range(len(self.fields)):
-            (top, bottom), (left, right) = self._shown(field)
-            regions = {TRAINING if field < trained or not self.validated else VALIDATION: (top, bottom)}
-            if len(self.fields) == 1 and self.validated:
-                end, begin = training_length(bottom - top, share, size, MARGIN)
-                regions = {TRAINING: (top, top + end), VALIDATION: (top + begin, bottom)}
-            for split, (low, high) in regions.items():
-                step = size if split == VALIDATION else max(round(size * (1 - self.model.patches.overlap)), 1)
-                step = ceil_to(step, self.scale)
-                rows = range(ceil_to(low, self.scale), high - size + 1, step)
-                columns = range(ceil_to(left, self.scale), right - size + 1, step)
-                for y, x in itertools.product(rows, columns):
-                    yield Origin(number, field, 0, y, x, 1, split)
-
-    def _shown(self, field: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    def area(self, field: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return begin and end of a field along y and x, without its masked edges."""
         _, height, width = self.image(field, "fixed").array.shape
         if not self.pairs.has_mask(self.fields[field]):
@@ -94,23 +165,73 @@ class PairSource:
     def usable(self, origin: Origin) -> bool:
         """Tell whether a patch has contrast, and lies inside the mask."""
         if self.pairs.has_mask(self.fields[origin.axis]):
-            mask = self.image(origin.axis, "mask").array[self._box(origin, 1)]
+            mask = self.image(origin.axis, "mask").array[slice(0, 1), *self.box(origin)]
             if not mask.all():
                 return False
         return bool(self.cut(origin).target.std() >= self.model.patches.minimum_contrast)
 
     def cut(self, origin: Origin) -> Cut:
-        """Return condition and target, each (1, H, W), and the position of an image, 1/2."""
-        moving, fixed = (self.image(origin.axis, name) for name in ("moving", "fixed"))
-        scaling = moving.intensity.at([0])
-        condition = enlarge(shown(moving.array[self._box(origin, self.scale)], scaling), self.scale)
-        target = shown(fixed.array[self._box(origin, 1)], scaling)
-        return Cut(condition, target, np.array([0.5], np.float32))
+        """Return condition (C, H, W) and target (1, H, W), and the position of an image, 1/2."""
+        known, wanted = ("fixed", "moving") if origin.end else ("moving", "fixed")
+        scaling = self.image(origin.axis, known).intensity.at([0])
+        context = self.model.patches.context
+        fields = beside(origin.axis, self.count) if context else (origin.axis,)
+        parts = []
+        for field in fields:
+            image = self.image(field, known)
+            values = image.array[slice(0, 1), *self.box(origin, self.scale)]
+            parts.append(enlarge(shown(values, image.intensity.at([0])), self.scale))
+        target = shown(self.image(origin.axis, wanted).array[slice(0, 1), *self.box(origin)], scaling)
+        return Cut(np.concatenate(parts), target, np.array([0.5], np.float32))
 
-    def _box(self, origin: Origin, scale: int) -> tuple[slice, slice, slice]:
-        size = self.model.patches.size // scale
-        y, x = origin.y // scale, origin.x // scale
-        return slice(0, 1), slice(y, y + size), slice(x, x + size)
+
+class NoisySource(FieldSource):
+    """Noisy images without a truth, separate or the slices of a volume; see the module."""
+
+    def __init__(self, path: Path, model: Model, validated: bool = True) -> None:
+        super().__init__(path, model, validated)
+        if TASKS[model.task].scale > 1:
+            raise DataError(f"{path}: {model.task} learns from image pairs, but this is a volume")
+        self.volume = open_volume(path)
+        if model.patches.context:
+            require_neighbours(self.volume)
+        lost = frozenset(self.facts.missing)
+        self.slices = [z for z in range(self.volume.array.shape[0]) if z not in lost]
+        self.count = len(self.slices)
+
+    @property
+    def facts(self) -> VolumeFacts:
+        """What the store says of itself."""
+        return self.volume.facts
+
+    def area(self, field: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return begin and end of the images along y and x, without a data bar."""
+        rows, columns = self.volume.valid
+        return (rows.start, rows.stop), (columns.start, columns.stop)
+
+    def samples(self, count: int) -> Iterator[NDArray[np.float32]]:
+        """Yield the middle of up to `count` images, spread over all, in [-1, 1]."""
+        for z in np.unique(np.linspace(0, self.count - 1, count).astype(int)).tolist():
+            box = [
+                slice(max((a + b - SAMPLE) // 2, a), min((a + b + SAMPLE) // 2, b)) for a, b in self.area(z)
+            ]
+            number = self.slices[z]
+            values = self.volume.array[slice(number, number + 1), *box]
+            yield shown(values, self.volume.intensity.at([number]))[0]
+
+    def usable(self, origin: Origin) -> bool:
+        """Tell whether a patch has contrast."""
+        return bool(self.cut(origin).target.std() >= self.model.patches.minimum_contrast)
+
+    def cut(self, origin: Origin) -> Cut:
+        """Return the noisy image with its neighbours (C, H, W), and itself as target (1, H, W)."""
+        z = self.slices[origin.axis]
+        context = self.model.patches.context
+        slices = beside(z, self.volume.array.shape[0], self.facts.missing) if context else (z,)
+        values = np.concatenate([self.volume.array[slice(s, s + 1), *self.box(origin)] for s in slices])
+        condition = shown(values, self.volume.intensity.at(slices))
+        middle = len(slices) // 2
+        return Cut(condition, condition[middle : middle + 1], np.array([0.5], np.float32))
 
 
 def framed(valid: NDArray[np.bool_]) -> tuple[tuple[int, int], tuple[int, int]]:

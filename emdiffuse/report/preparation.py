@@ -30,10 +30,16 @@ def training(experiment: Path, name: str, found: dict[str, Any]) -> dict[str, An
     facts = [f"{found['steps']} steps"] if "steps" in found else []
     facts += [f"{found['seconds'] / 60:.1f} minutes"] if "seconds" in found else []
     facts += [f"on {found['device']}"] if "device" in found else []
+    facts += [found["learned"]] if "learned" in found else []
     history = [entry for entry in found.get("history", []) if "step" in entry]
     charts = [
         chart("Training loss", history, {"loss": "training"}),
         chart("Validation PSNR (dB)", history, {"validation_psnr": "model", "plain_psnr": "input or linear"}),
+        chart(
+            "Validation error to noisy pixels (range 2, the noise included)",
+            history,
+            {"validation_loss": "model", "plain_loss": "surroundings or first scan"},
+        ),
         chart("Validation SSIM", history, {"validation_ssim": "model", "plain_ssim": "input or linear"}),
     ]
     return {

@@ -55,6 +55,8 @@ class Plan(Record):
         Whether each slice is restored by itself, rather than gaps between slices.
     scale : int
         Output pixels of one input pixel along y and x.
+    context : int
+        Neighbouring slices on each side that each image is restored beside.
     slices : int
         Slices of the input.
     missing : tuple of int
@@ -85,6 +87,7 @@ class Plan(Record):
     thickness: Fraction
     images: bool
     scale: Literal[1, 2]
+    context: Literal[0, 1] = 0
     slices: int = Field(ge=1)
     missing: tuple[int, ...]
     shape: tuple[int, int, int]

@@ -22,10 +22,11 @@ from emdiffuse.restoration.intervals import read_calibration
 from emdiffuse.restoration.plan import Plan, belongs, create_output, create_tiles
 from emdiffuse.restoration.slice_grid import ImageStack, SliceGrid, slice_grid
 from emdiffuse.runtime.atomic import write_atomically
-from emdiffuse.runtime.errors import ConfigError, DataError
+from emdiffuse.runtime.errors import DataError
 from emdiffuse.runtime.outputs import emptied, require_apart
 from emdiffuse.runtime.progress import logger
 from emdiffuse.stores.facts import RealSlices, RestoredFacts, require_made
+from emdiffuse.stores.neighbours import require_neighbours
 from emdiffuse.stores.provenance import Link, made_by
 from emdiffuse.stores.volume import Volume, open_volume
 
@@ -65,6 +66,8 @@ def make_plan(
             raise DataError(f"{dataset}: one slice has no gap to fill; at least two are needed", dataset)
         grid = slice_grid(volume)
         _check_gaps(grid, dataset, model, description)
+    if description.context:
+        require_neighbours(volume)
     require_numbers(model / WEIGHTS_FILE)
     facts, link = _facts(volume, model, description, settings, grid, calibration)
     plan = Plan(
@@ -73,6 +76,7 @@ def make_plan(
         model=model,
         images=not task.volumetric,
         scale=task.scale,
+        context=description.context,
         slices=slices,
         thickness=grid.thickness if isinstance(grid, SliceGrid) else Fraction(0),
         missing=volume.facts.missing if task.volumetric else (),
@@ -105,10 +109,7 @@ def _facts(
 ) -> tuple[RestoredFacts, Link]:
     """Return what the restored volume says of itself, and how its tiles are made."""
     sampler = description.resolve(settings.sampler)
-    if sampler.ensemble > 1 and not description.native:
-        raise ConfigError(
-            f"sampler.ensemble: {model} is a published network, which has no mean in one call; leave it out"
-        )
+    description.require_ensemble(sampler, model)
     sampler = sampler.model_copy(update={"consistent": _consistent(sampler, grid, volume.path)})
     weights, name = weights_hash(model), f"{settings.dataset} by {settings.model}"
     how = {"sampler": sampler.model_dump(mode="json"), "tiling": settings.tiling.model_dump(mode="json")}

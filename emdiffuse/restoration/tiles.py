@@ -10,7 +10,8 @@ Conventions
   is as large as its memory allows, and halved where that was too much all the same.
 * Beyond the volume's edges the input is mirrored.
 * Images (emdiffuse-n, emdiffuse-r) take the same path: a stack of slices, each restored by itself, whose
-  tiles lie on the pixel grid of the output, `scale` times as fine as the input's.
+  tiles lie on the pixel grid of the output, `scale` times as fine as the input's. A denoiser of volumes is
+  shown the slices before and after, too (`stores.neighbours`).
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from emdiffuse.runtime.progress import logger, progress
 from emdiffuse.runtime.threads import ahead, allowed, behind
 from emdiffuse.stores.array import Array
 from emdiffuse.stores.intensity import shown
+from emdiffuse.stores.neighbours import beside
 from emdiffuse.stores.resampling import enlarge
 from emdiffuse.stores.volume import Volume
 
@@ -287,7 +289,9 @@ def _read_batch(plan: Plan, grid: BlockGrid, tiles: Iterable[Tile], volume: Volu
     for gap, row, column in tiles:
         origin = (grid.y.starts[row], grid.x.starts[column])
         if isinstance(grid.z, ImageStack):
-            conditions.append(read_image(volume, gap, origin, shape, plan.scale))
+            slices = beside(gap, plan.slices, volume.facts.missing) if plan.context else (gap,)
+            images = [read_image(volume, z, origin, shape, plan.scale) for z in slices]
+            conditions.append(np.concatenate(images))
         else:
             conditions.append(read_condition(volume, grid.z.around(gap), origin, shape))
         positions.append(grid.z.positions(gap))

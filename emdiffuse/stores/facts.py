@@ -141,7 +141,15 @@ class PairField(Record):
 
 
 class PairsFacts(Facts):
-    """Of a store of image pairs; `skipped` says which images were left out at acquisition, and why."""
+    """Of a store of image pairs.
+
+    Attributes
+    ----------
+    skipped
+        Which images were left out at acquisition, and why.
+    scans
+        Names of the scans, where both images of a pair are noisy.
+    """
 
     stage: Literal["acquire", "register"]
     kind: Literal["pairs"] = "pairs"
@@ -149,12 +157,30 @@ class PairsFacts(Facts):
     sources: tuple[SourceFile, ...] = ()
     fields: tuple[PairField, ...] = Field(min_length=1)
     skipped: dict[str, str] = Field(default_factory=dict)
+    scans: tuple[str, ...] | None = None
     derived_from: str | None = None
     degraded: Told | None = None
 
 
+class NoiseCorrelation(Record):
+    """Correlation of the noise of pixels 1, 2, ... apart; see `patches.correlation`."""
+
+    y: tuple[float, ...]
+    x: tuple[float, ...]
+
+
 class PatchFacts(Facts):
-    """Of a patch store; see `patches.cut`."""
+    """Of a patch store; see `patches.cut`.
+
+    Attributes
+    ----------
+    noisy
+        How is learned where nothing is clean: from hidden pixels, or from a second scan.
+    measured
+        Whether the validation patches have a truth.
+    noise
+        How far the noise of single noisy images is correlated.
+    """
 
     stage: Literal["patches"] = "patches"
     task: Task
@@ -163,6 +189,9 @@ class PatchFacts(Facts):
     columns: tuple[str, ...]
     sources: tuple[SourceFile, ...] = ()
     residual_scale: float = Field(ge=0)
+    noisy: Literal["hidden pixels", "second scan"] | None = None
+    measured: bool = True
+    noise: NoiseCorrelation | None = None
 
 
 FactsType = TypeVar("FactsType", bound=Facts)

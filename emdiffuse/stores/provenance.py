@@ -18,7 +18,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
 
@@ -43,12 +43,16 @@ class SourceFile(Record):
         Of its content; see `acquisition.checksums`.
     kept_every : int or None
         Of a thinned volume: every how many-th slice of it is there.
+    seen_as : "noisy", "degraded" or None
+        Of images without a truth: that a model learned from the noisy pixels of this file, or from degraded
+        copies of them, and never saw what is clean.
     """
 
     path: str
     bytes: int | None = Field(None, ge=0)
     sha256: Sha256
     kept_every: int | None = Field(None, ge=2)
+    seen_as: Literal["noisy", "degraded"] | None = None
 
 
 def digest(*values: object) -> str:

@@ -81,6 +81,9 @@ def augment(
     gap = condition.shape[1] == len(CONDITION_OFFSETS)
     if settings.flips and gap:
         condition, target, positions = _reversed(condition, target, positions, choices)
+    if settings.flips and condition.shape[1] == 3:  # a slice between its neighbours
+        flip = (choices[:, Choice.FLIP_Z] < 0.5).to(condition.device)[:, None, None, None]
+        condition = torch.where(flip, condition.flip(1), condition)
     condition, target = _turned(condition, target, settings, choices)
     condition = _degraded(condition, gap, settings, choices, noise)
     return *_toned(condition, target, settings, choices), positions

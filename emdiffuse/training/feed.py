@@ -23,19 +23,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from emdiffuse.config import Model, Training
-from emdiffuse.models.processes import Batch, Draws
+from emdiffuse.models.draws import Draws
+from emdiffuse.models.processes import Batch
 from emdiffuse.patches.cut import PatchStore
 from emdiffuse.runtime.devices import memory_of, pinned
 from emdiffuse.runtime.progress import logger
 from emdiffuse.training.augmentation import CHOICES, augment
+from emdiffuse.training.blind_spot import blind_spot_of, hide, keeping_scan
 
 WORKERS = 2
 """Threads that read and change examples while the network works."""
 AHEAD = 4
 """Batches that may be ready before they are needed."""
-DRAWING, AUGMENTING, DROPPING, VALIDATING, ADDING = 1, 5, 3, 2, 4
-"""Streams of random numbers: of levels and noise, of augmentation, of dropout, of validation's samples, and
-of the noise that augmentation adds."""
+DRAWING, AUGMENTING, DROPPING, VALIDATING, ADDING, HIDING = 1, 5, 3, 2, 4, 6
+"""Streams of random numbers: of levels and noise, of augmentation, of dropout, of validation's samples, of
+the noise that augmentation adds, and of the pixels that are hidden."""
 RESIDENT = 0.5
 """Share of a GPU's free memory that a patch store may take, to be kept there."""
 
@@ -114,8 +116,12 @@ def draw_batch(
         draws = Draws(seed_of(training.seed, step, ADDING), training.batch, own, device)
         return draws.normal(*condition.shape[1:])
 
+    if (spot := blind_spot_of(patches, training)) is not None:
+        hiding = Draws(seed_of(training.seed, step, HIDING), training.batch, own, device)
+        condition, target = hide(condition, target, spot, hiding.uniform)
     positions = torch.from_numpy(patches.positions[rows]).to(device)
-    condition, target, positions = augment(condition, target, positions, model.augmentation, choices, noise)
+    settings = keeping_scan(model.augmentation, patches, training)
+    condition, target, positions = augment(condition, target, positions, settings, choices, noise)
     return _batch(patches, rows, condition, positions), target
 
 

@@ -3,6 +3,7 @@
 Conventions
 -----------
 * A *history* is what was found at each validation, in order: `step`, `seconds`, `validation_psnr` (dB), ...
+  Where nothing is clean there is `validation_loss` instead, the squared error to noisy pixels: see `score`.
   An entry of step 0 is of the model that the weights are begun from, which is scored before anything is
   learned. The best entry is kept, the first of equals: nothing learned is kept where nothing is better.
 * The *slope* of the curve is that of a line through its last third, by least squares, with its standard error
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import math
 import time
+from operator import itemgetter
 from typing import Literal
 
 import numpy as np
@@ -107,8 +109,8 @@ def outlook(history: History, ended: str) -> Outlook:
     ended : str
         Why the training ended.
     """
-    best = max(history, key=lambda entry: entry["validation_psnr"])
-    gain = best["validation_psnr"] - history[0]["validation_psnr"] if begun(history) else None
+    best = max(history, key=score)
+    gain = score(best) - score(history[0]) if begun(history) else None
     found = slope(history)
     known = {"ended": ended, "kept_step": int(best["step"]), "gain": gain}
     if found is None:
@@ -118,6 +120,13 @@ def outlook(history: History, ended: str) -> Outlook:
     if abs(rise) > CLEAR * error:
         verdict = "more" if rise > 0 else "enough"
     return Outlook(**known, rise=rise, error=error, verdict=verdict)
+
+
+def score(entry: dict[str, float]) -> float:
+    """Return what weights are chosen by, in dB: PSNR to the truth, or where there is none to noisy pixels."""
+    if "validation_psnr" in entry:
+        return entry["validation_psnr"]
+    return 10 * math.log10(4 / max(entry["validation_loss"], 1e-12))
 
 
 def begun(history: History) -> bool:
@@ -140,7 +149,7 @@ def slope(history: History) -> tuple[float, float] | None:
     """
     if len(history) < FEWEST:
         return None
-    steps, values = (np.array([e[key] for e in history], float) for key in ("step", "validation_psnr"))
+    steps, values = (np.array([of(e) for e in history], float) for of in (itemgetter("step"), score))
     first = min(np.searchsorted(steps, math.floor(steps[-1] * (1 - LAST_SHARE))), len(steps) - FEWEST)
     x, y = steps[first:], values[first:]
     x = (x - x.mean()) / (x[-1] - x[0])

@@ -40,12 +40,14 @@ from emdiffuse.models.networks.native import NativeNetwork
 from emdiffuse.models.networks.precision import autocast_for
 from emdiffuse.models.networks.weights import load_weights, save_model
 from emdiffuse.models.processes import Process, new_process
+from emdiffuse.models.surroundings import Reach
 from emdiffuse.patches.cut import PatchStore
 from emdiffuse.runtime import checkpoints
 from emdiffuse.runtime.atomic import write_atomically
-from emdiffuse.runtime.errors import DataError
+from emdiffuse.runtime.errors import ConfigError, DataError
 from emdiffuse.runtime.progress import logger
 from emdiffuse.stores.provenance import Link, SourceFile
+from emdiffuse.training.blind_spot import blind_spot_of, learned, residual_scale
 from emdiffuse.training.outlook import outlook
 
 NATIVE_SAMPLER = OwnSampler(name="unipc", steps=8)
@@ -94,12 +96,17 @@ def new_state(model: Model, patches: PatchStore, device: torch.device) -> Traini
     """Build the network, its average and the optimizer."""
     training = model.training
     torch.manual_seed(training.seed)
-    scale = patches.facts.residual_scale
+    spot = blind_spot_of(patches, training)
+    scale = patches.facts.residual_scale if spot is None else residual_scale(patches, spot)
     begun_from = training.init_from and model_folder(training.init_from)
     begun = read_description(begun_from).network if begun_from else None
     if scale == 0 and begun is None:
         raise DataError(f"{patches.path}: every target equals its plain estimate; there is nothing to learn")
-    spec = network_spec(model, scale, begun)
+    for sentence in learned(patches, training).values():
+        logger.info("%s", sentence)
+    if patches.facts.noisy and model.network.architecture != "native":
+        raise ConfigError("network.architecture: noisy images alone are learned from by the native network")
+    spec = network_spec(model, scale, begun, spot)
     network, average = (build_network(spec, model.network.checkpointing) for _ in range(2))
     if begun_from:
         _begin(network, spec, begun_from, begun)
@@ -109,7 +116,7 @@ def new_state(model: Model, patches: PatchStore, device: torch.device) -> Traini
     optimizer = torch.optim.AdamW(
         network.parameters(), training.learning_rate, weight_decay=training.weight_decay
     )
-    process = new_process(network, training)
+    process = new_process(network, training, noisy=patches.facts.noisy is not None)
     return TrainingState(
         process, spec, network, average, optimizer, *autocast_for(device, training.precision)
     )
@@ -128,7 +135,9 @@ def _begin(network: nn.Module, spec: NetworkSpec, folder: Path, begun: NetworkSp
     load_weights(folder, network)
 
 
-def network_spec(model: Model, residual_scale: float, begun: NetworkSpec | None = None) -> NetworkSpec:
+def network_spec(
+    model: Model, residual_scale: float, begun: NetworkSpec | None = None, blind_spot: Reach | None = None
+) -> NetworkSpec:
     """Return the network that a model's settings ask for.
 
     One that is begun from another keeps the scale of its residual, in whose units it answers, and knows the
@@ -143,7 +152,8 @@ def network_spec(model: Model, residual_scale: float, begun: NetworkSpec | None 
             residual_scale = begun.residual_scale
             factors, thickness = [*factors, *begun.factors], [*thickness, *begun.thickness]
         return NativeSpec(
-            **({} if volumetric else {"conditions": 1}),
+            **({} if volumetric else {"conditions": 1 + 2 * model.patches.context}),
+            blind_spot=blind_spot,
             factors=(min(factors), max(factors)),
             thickness=(min(thickness), max(thickness)),
             channels=settings.channels,
@@ -213,6 +223,7 @@ def finish(
             task=model.task,
             factors=model.factors,
             network=state.spec,
+            learned_from=patches.facts.noisy,
             objective=Objective(prediction="flow" if native else "epsilon"),
             sampler=NATIVE_SAMPLER if native else PUBLISHED_SAMPLER,
             training={**model.training.model_dump(mode="json"), "ended": found.ended},
@@ -225,6 +236,7 @@ def finish(
         "steps": state.step,
         "seconds": round(state.seconds, 1),
         "device": str(device),
+        **learned(patches, model.training),
         "outlook": found.as_json(),
         "history": state.history,
     }

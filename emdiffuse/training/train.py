@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from emdiffuse.config import Model, Training
+from emdiffuse.models.draws import Draws
 from emdiffuse.models.networks.weights import require_place
-from emdiffuse.models.processes import Batch, Draws
+from emdiffuse.models.processes import Batch
 from emdiffuse.patches.cut import ORIGIN_COLUMNS, PatchStore
 from emdiffuse.runtime import checkpoints
 from emdiffuse.runtime.atomic import replaced_file, write_atomically

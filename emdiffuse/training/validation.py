@@ -4,6 +4,9 @@ Conventions
 -----------
 * A native network is validated by its posterior mean in one call, the published one by 8 calls on fewer
   patches; beside it stands the plain estimate (the input, or linear interpolation).
+* Where nothing is clean there is no PSNR to a truth: what is measured is the mean squared error to noisy
+  pixels that were hidden, or to the second scan (`validation_loss`, `plain_loss`). Both hold the variance of
+  the noise, below which no model gets; they compare models on the same pixels.
 * Measures are of [-1, 1], a range of 2. Pictures are uint8, -1 black and 1 white.
 """
 
@@ -21,13 +24,16 @@ from torch import Tensor
 from emdiffuse.config import Sampler
 from emdiffuse.evaluation.metrics import psnr, ssim
 from emdiffuse.models.description import PUBLISHED_SAMPLER, OwnSampler
+from emdiffuse.models.draws import Draws
 from emdiffuse.models.networks.native import NativeNetwork, plain_estimate
-from emdiffuse.models.processes import Batch
+from emdiffuse.models.processes import Batch, NativeProcess
 from emdiffuse.patches.cut import PatchStore
 from emdiffuse.runtime import checkpoints
 from emdiffuse.runtime.atomic import write_atomically
 from emdiffuse.runtime.progress import clock, logger
-from emdiffuse.training.feed import VALIDATING, read_batch, seed_of
+from emdiffuse.training.blind_spot import hide
+from emdiffuse.training.feed import HIDING, VALIDATING, read_batch, seed_of
+from emdiffuse.training.outlook import score
 from emdiffuse.training.state import TrainingState
 
 if TYPE_CHECKING:  # which is installed for training alone
@@ -72,19 +78,70 @@ def validate(
     for name, value in entry.items():
         board.add_scalar(name, value, state.step)
     board.add_image("validation: condition, plain, restored, target", picture, state.step, dataformats="HW")
-    logger.info(
-        "step %d (%s): validation PSNR %.2f dB (plain %.2f), SSIM %.3f (plain %.3f)",
-        state.step, clock(state.seconds), entry["validation_psnr"], entry["plain_psnr"],
-        entry["validation_ssim"], entry["plain_ssim"],
-    )  # fmt: skip
+    logger.info("step %d (%s): validation %s", state.step, clock(state.seconds), _said(entry))
     state.stale += 1
-    if entry["validation_psnr"] > state.best:
-        state.best, state.stale = entry["validation_psnr"], 0
+    if score(entry) > state.best:
+        state.best, state.stale = score(entry), 0
         checkpoints.write(run / "best.pt", state.average.state_dict())
 
 
-@torch.inference_mode()
+def _said(entry: dict[str, float]) -> str:
+    """Say in words what was found at a validation."""
+    if "validation_psnr" not in entry:
+        return (
+            f"error {entry['validation_loss']:.5f} to noisy pixels, the noise included (plain "
+            f"{entry['plain_loss']:.5f})"
+        )
+    return (
+        f"PSNR {entry['validation_psnr']:.2f} dB (plain {entry['plain_psnr']:.2f}), SSIM "
+        f"{entry['validation_ssim']:.3f} (plain {entry['plain_ssim']:.3f})"
+    )
+
+
 def _measure(
+    state: TrainingState, patches: PatchStore, device: torch.device
+) -> tuple[dict[str, float], Picture]:
+    """Measure by what there is to be compared with: a truth, or noisy pixels."""
+    measure = _measure_truth if patches.facts.measured else _measure_noisy
+    return measure(state, patches, device)
+
+
+@torch.inference_mode()
+def _measure_noisy(
+    state: TrainingState, patches: PatchStore, device: torch.device
+) -> tuple[dict[str, float], Picture]:
+    """Return the mean squared error to noisy pixels, of what is restored and of the plain estimate."""
+    assert isinstance(state.process, NativeProcess)
+    spot = state.process.blind_spot
+    rows = patches.validation[:: max(len(patches.validation) // PATCHES, 1)][:PATCHES]
+    errors: dict[str, list[float]] = {"validation_loss": [], "plain_loss": []}
+    shown: list[list[NDArray[np.float32]]] = []
+    for row in rows:
+        batch, target = read_batch(patches, np.array([row]))
+        noisy = target[0, 0].numpy()
+        if spot is not None:
+            hiding = Draws(seed_of(int(row), 0, HIDING), 1)
+            condition, target = hide(batch.condition, target, spot, hiding.uniform)
+            batch = batch._replace(condition=condition)
+        batch, hidden = batch.to(device), ~target.isnan()
+        with state.autocast:
+            restored = state.process.sample(state.average, batch, Sampler(steps=1), _no_noise)
+        images = {"plain": state.process.plain(batch), "validation": restored}
+        images = {name: image.float().cpu() for name, image in images.items()}
+        for name, image in images.items():
+            errors[f"{name}_loss"].append(float((image - target)[hidden].square().mean()))
+        if len(shown) < SHOWN:
+            known = batch.condition[0, batch.condition.shape[1] // 2].cpu().numpy()
+            shown.append([known, *(image[0, 0].numpy() for image in images.values()), noisy])
+    return {name: float(np.mean(values)) for name, values in errors.items()}, montage(shown)
+
+
+def _no_noise(step: int) -> Tensor:
+    raise AssertionError("the posterior mean in one call draws no noise")
+
+
+@torch.inference_mode()
+def _measure_truth(
     state: TrainingState, patches: PatchStore, device: torch.device
 ) -> tuple[dict[str, float], Picture]:
     """Return mean PSNR and SSIM of what is restored and of the plain estimate, and a picture of the first."""
@@ -109,7 +166,9 @@ def _measure(
             restored = state.process.sample(state.average, batch, sampler, white)
         present = ~torch.isnan(target[0, :, 0, 0])
         truth = target[0][present].numpy()
-        found = {"plain": plain_estimate(batch.condition, batch.positions), "validation": restored}
+        spot = state.process.blind_spot if isinstance(state.process, NativeProcess) else None
+        plain = plain_estimate(batch.condition, batch.positions, spot)
+        found = {"plain": plain, "validation": restored}
         images = {name: image[0].float().cpu()[present].numpy() for name, image in found.items()}
         for name, values in images.items():
             numbers[f"{name}_psnr"].append(psnr(values, truth, 2.0))
@@ -122,11 +181,14 @@ def _measure(
 
 
 def batch_picture(batch: Batch, target: Tensor) -> Picture:
-    """Draw examples as the network sees them, one a row: what is known, then the middle of what is wanted."""
-    depths = (~target[:, :, 0, 0].isnan()).sum(1).tolist()
+    """Draw examples as the network sees them, one a row: what is known, then the middle of what is wanted.
+
+    Of hidden pixels, what is wanted is black elsewhere.
+    """
+    depths = (~target.isnan()).any(3).any(2).sum(1).tolist()
     rows = [
-        [*known, wanted[depth // 2]]
-        for known, wanted, depth in zip(batch.condition.numpy(), target.numpy(), depths, strict=True)
+        [*known, wanted[depth // 2].nan_to_num(-1.0).numpy()]
+        for known, wanted, depth in zip(batch.condition.numpy(), target, depths, strict=True)
     ]
     return montage(rows[:SHOWN])
 

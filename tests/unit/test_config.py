@@ -84,6 +84,10 @@ MISTAKES = {
     "pairs as images": (("datasets", "medulla_test_coarse", "images"), False, "say `images: true` beside `degrade`"),
     "learned from the truth": (("models", "gap6", "datasets"), ["medulla_train", "medulla_test"], "cannot be evaluated on it"),
     "axes of images": (("models", "denoise", "patches", "axes"), ["x"], "`patches.axes` is for vemdiffuse-i"),
+    "context of gaps": (("models", "gap6", "patches", "context"), 1, "`patches.context` is for emdiffuse-n"),
+    "neighbours of separate pairs": (("models", "denoise", "patches", "context"), 1, "models.denoise.patches.context: '.*' holds separate images"),
+    "a blind spot of gaps": (("models", "gap6", "training", "blind_spot"), [0, 1], "`training.blind_spot` is for emdiffuse-n"),
+    "a scan named twice": (("datasets", "x"), {"pairs": {"folder": "resources", "scans": ["a", "A"]}, "voxel_size": {"z": 1, "y": 1, "x": 1}}, "`scans` names one of them twice"),
     "task of another day": (("models", "gap6", "task"), "vemdiffuse-z", "models.gap6.task: .*'vemdiffuse-z'"),
 }  # fmt: skip
 
@@ -119,6 +123,36 @@ def test_restorations_of_one_dataset_stand_beside_each_other():
     assert all(config.beside(other) == [] for other in others)
     apart = validate(changed(("restorations", 0, "truth"), "brain_test_clean"))
     assert apart.beside(apart.restorations[0]) == [], "another truth"
+
+
+def test_a_model_of_noisy_images_draws_no_samples_and_may_restore_what_it_learned_from():
+    scans = {
+        "source": "resources/demo/brain_test_noisy.tif",
+        "images": True,
+        "voxel_size": {"z": 4, "y": 4, "x": 4},
+    }
+    item = {"dataset": "scans", "model": "own"}
+    values = {
+        "datasets": {"scans": scans, "clean": {**scans, "source": "resources/demo/brain_test_clean.tif"}},
+        "models": {"own": {"task": "emdiffuse-n", "datasets": ["scans"]}},
+        "restorations": [{**item, "truth": "clean"}],
+    }
+    config = validate(values)
+    assert config.learns_from_noisy("own") and config.truth(config.restorations[0]) == "clean"
+    for sampler in ({"samples": 2}, {"steps": 4}, {"texture": 0.5}):
+        with pytest.raises(
+            ConfigError, match=r"restorations.0.sampler: 'own' learns from noisy images alone"
+        ):
+            validate({**values, "restorations": [{**item, "sampler": sampler}]})
+    with pytest.raises(ConfigError, match="cannot be evaluated on it"):
+        validate({**values, "restorations": [{**item, "truth": "scans"}]})
+    values["datasets"]["twice"] = {
+        "pairs": {"folder": "resources", "scans": ["a", "b"]},
+        "voxel_size": scans["voxel_size"],
+    }
+    values["models"]["own"]["datasets"] = ["scans", "twice"]
+    with pytest.raises(ConfigError, match=r"models.own.datasets: repeated scans .* and single images"):
+        validate(values)
 
 
 def test_a_model_may_be_there_already(tmp_path):

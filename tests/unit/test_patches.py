@@ -183,7 +183,7 @@ def test_data_that_does_not_suit_the_task_is_refused(medulla, tmp_path):
     with pytest.raises(DataError, match="pairs of scale 2, but these have scale 1"):
         cut_patches([store], model("emdiffuse-r"), tmp_path / "p.zarr")
     with pytest.raises(DataError, match="learns from image pairs, but this is a volume"):
-        cut_patches([volume], model("emdiffuse-n"), tmp_path / "p.zarr")
+        cut_patches([volume], model("emdiffuse-r"), tmp_path / "p.zarr")
     pairs = open_pairs(store)
     excluded = (pairs.fields[0].model_copy(update={"excluded": "blurred"}),)
     finish_pairs(store, pairs.facts.model_copy(update={"fields": excluded}))

@@ -7,8 +7,9 @@ import torch
 
 from emdiffuse.config import Sampler
 from emdiffuse.diffusion.schedules import PUBLISHED_TRAIN, linear_gammas
+from emdiffuse.models.draws import Draws
 from emdiffuse.models.networks.native import NativeNetwork
-from emdiffuse.models.processes import Batch, Draws, NativeProcess, PublishedProcess, published_levels
+from emdiffuse.models.processes import Batch, NativeProcess, PublishedProcess, published_levels
 from emdiffuse.runtime.errors import DataError
 
 NAN = math.nan

@@ -30,7 +30,7 @@ OTHER = {
         "learning_rate": 2e-3, "warmup": 3, "weight_decay": 0.5, "ema": 0.5,
         "loss": "difficulty", "feed": "device",
         "mean_share": 0.25, "validate_every": 3, "checkpoint_minutes": 1.0, "precision": "float32", "seed": 9,
-        "init_from": None,
+        "init_from": None, "blind_spot": (0, 1),
     },
     Augmentation: {
         "gain": 0.1, "inversion": 0.5, "flips": False, "transposition": False, "quarter_turns": True,

@@ -11,8 +11,9 @@ from learning import model_settings, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from emdiffuse.config import Augmentation, Model, Network, Sampler
+from emdiffuse.models.draws import Draws
 from emdiffuse.models.inference import RestorationModel
-from emdiffuse.models.processes import Batch, Draws, NativeProcess
+from emdiffuse.models.processes import Batch, NativeProcess
 from emdiffuse.patches.cut import ORIGIN_COLUMNS, TRAINING, VALIDATION, PatchStore, cut_patches
 from emdiffuse.runtime.errors import DataError, EmdiffuseError
 from emdiffuse.stores.array import Array

@@ -10,8 +10,9 @@ from restoring import content, run
 from emdiffuse.config import Model, Sampler
 from emdiffuse.config.settings import parse
 from emdiffuse.evaluation.evaluate import evaluate
+from emdiffuse.models.draws import Draws
 from emdiffuse.models.inference import RestorationModel
-from emdiffuse.models.processes import Batch, Draws, JointProcess
+from emdiffuse.models.processes import Batch, JointProcess
 from emdiffuse.patches.cut import cut_patches
 from emdiffuse.runtime.errors import ConfigError
 from emdiffuse.stores.volume import open_volume

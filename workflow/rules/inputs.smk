@@ -15,7 +15,8 @@ def raw_files_of(name):
         if dataset.pairs is None:
             return source_files(dataset.source)
         folder = Path(dataset.pairs.folder)
-        found = find_pairs(folder, dataset.pairs.pattern, dataset.pairs.scale)
+        pairs = dataset.pairs
+        found = find_pairs(folder, pairs.pattern, pairs.scale, pairs.scans)
     except EmdiffuseError as error:
         raise WorkflowError(f"datasets.{name}: {error}") from None
     if workflow.is_main_process:

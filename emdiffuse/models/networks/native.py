@@ -5,7 +5,7 @@ Conventions
 * Images are scaled to [-1, 1]. What is diffused is the *residual* to a plain estimate, in units of
   `residual_scale`, so that its variance is near one. The plain estimate of a slice in a gap is the linear
   interpolation of the two real slices around it; that of an image is the input itself (upsampled, for
-  super-resolution).
+  super-resolution), or what surrounds each of its pixels, for a network that learned from hidden ones.
 * A slice is known by its *position* in the gap alone: 0 at the centre of the real slice before it, 1 at that
   of the one after it, slightly outside at the ends of a volume of thick slices. Positions are a continuous
   condition: the condition passes through the trunk once, and each slice is read off the trunk's features by
@@ -43,6 +43,7 @@ from torch.utils.checkpoint import checkpoint
 
 from emdiffuse.config.tasks import CONDITION_OFFSETS
 from emdiffuse.models.networks.blocks import silu
+from emdiffuse.models.surroundings import Reach, surroundings
 
 MIXED = 6
 """Images that the noisy slices of a gap are mixed into."""
@@ -216,24 +217,29 @@ class Head(nn.Module):
         return out
 
 
-def plain_estimate(condition: Tensor, positions: Tensor) -> Tensor:
-    """Return what the residual is added to: interpolated slices, or the input image.
+def plain_estimate(condition: Tensor, positions: Tensor, blind_spot: Reach | None = None) -> Tensor:
+    """Return what the residual is added to: interpolated slices, the image, or what surrounds its pixels.
 
     Parameters
     ----------
     condition : Tensor
-        (N, 4, H, W), the real slices around a gap, or (N, 1, H, W), an image.
+        (N, 4, H, W), the real slices around a gap, (N, 1, H, W), an image, or (N, 3, H, W), a slice between
+        its neighbours.
     positions : Tensor
         (N, D), positions in the gap; of an image only the shape (N, 1) matters.
+    blind_spot : tuple of int, optional
+        Of a model that learned from hidden pixels: how far they reach along y and x.
 
     Returns
     -------
     Tensor
         (N, D, H, W).
     """
-    if condition.shape[1] == 1:
-        return condition
-    return linear_interpolation(condition, positions)
+    if condition.shape[1] == len(CONDITION_OFFSETS):
+        return linear_interpolation(condition, positions)
+    middle = condition.shape[1] // 2
+    image = condition[:, middle : middle + 1]
+    return image if blind_spot is None else surroundings(image, blind_spot)
 
 
 class NativeNetwork(nn.Module):
@@ -242,7 +248,7 @@ class NativeNetwork(nn.Module):
     Parameters
     ----------
     conditions : int
-        Images that condition it: 4 real slices around a gap, or 1.
+        Images that condition it: 4 real slices around a gap, 1, or 3: a slice between its neighbours.
     channels : int
         Channels at half resolution.
     multipliers : sequence of int
@@ -254,6 +260,9 @@ class NativeNetwork(nn.Module):
     factors, thickness : sequence of float
         Lowest and highest anisotropy factor, and share of the distance of slices that one integrates over,
         in the training data; others are shown as the nearest of these.
+    blind_spot : tuple of int, optional
+        Of a network that learns from hidden pixels: how far a blind spot reaches along y and x. The plain
+        estimate then leaves it out.
     checkpointing : bool
         Whether the blocks' activations are computed again in the backward pass instead of kept (arXiv
         1604.06174).
@@ -268,9 +277,11 @@ class NativeNetwork(nn.Module):
         residual_scale: float = 1.0,
         factors: Sequence[float] = (1.0, 12.0),
         thickness: Sequence[float] = (0.0, 1.0),
+        blind_spot: Reach | None = None,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.blind_spot = blind_spot
         self.checkpointing = checkpointing
         self.residual_scale = residual_scale
         self.factors, self.thickness = factors, thickness
@@ -280,10 +291,11 @@ class NativeNetwork(nn.Module):
             nn.Linear(2 * TIME_FEATURES + 2, width), nn.SiLU(), nn.Linear(width, width)
         )
         self.place = nn.Sequential(nn.Linear(PLACE_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
-        mixed = MIXED if conditions > 1 else 1
+        gap = conditions == len(CONDITION_OFFSETS)
+        mixed = MIXED if gap else 1
         self.mix = nn.Linear(width, mixed)
         widths = [channels * m for m in multipliers]
-        known, noisy = 4 * (conditions + (1 if conditions > 1 else 0)), 4 * mixed
+        known, noisy = 4 * (conditions + (1 if gap else 0)), 4 * mixed
         self.entry = nn.Conv2d(known, widths[0], 3, padding=1)
         self.noisy_entry = nn.Conv2d(noisy, widths[0], 3, padding=1, bias=False)
         self.down = nn.ModuleList()
@@ -359,7 +371,7 @@ class NativeNetwork(nn.Module):
         """
         factor, thickness = factor.clamp(*self.factors), thickness.clamp(*self.thickness)
         shown = [condition]
-        if condition.shape[1] > 1:
+        if condition.shape[1] == len(CONDITION_OFFSETS):
             shown.append((condition[:, 2:3] - condition[:, 1:2]) / self.residual_scale)
         known = space_to_depth(torch.cat(shown, 1))
         entered = self.entry(known)

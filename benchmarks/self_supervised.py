@@ -1,0 +1,233 @@
+"""Denoisers that learn from noisy images alone, beside one that learns from pairs, and classical methods.
+
+    python benchmarks/self_supervised.py shared/data --minutes 2 --careamics CAREAMICS_ENV/bin/python
+
+Real pairs: their clean images measure, and only the method called "pairs" learns from clean ones, of other
+fields. Each training has the same processor time on one thread. Measured: PSNR over 255 (dB) and SSIM, after
+a linear fit of the intensities to the clean image, which every method gets (a fast and a slow scan differ in
+brightness and contrast).
+
+- `n2v`, `structn2v`: single noisy images, with a blind spot of one pixel, and with that of the measured
+  correlation of the noise. They learn from the measured images, too, as their users would.
+- `n2n`: two noisy scans. No pair here was scanned twice: the second scan is the clean image with the noise
+  (noisy less clean) of another field, or of another part of it.
+- `pairs`: emdiffuse-n as ever, from other fields than those that are measured.
+- `careamics`: its N2V, and its structN2V along x, by its own defaults but for the size of patches, in an
+  environment of its own: `pip install careamics`.
+- The width of the Gaussian and the strength of non-local means are the best for each image (an oracle, which
+  nobody has); BM3D gets the standard deviation of the noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+Images = NDArray[Any]
+SIZE = 64
+SIGMAS = np.arange(0.4, 3.1, 0.2)
+CAREAMICS = """
+import sys, time, numpy as np, torch
+torch.set_num_threads(1)
+from pytorch_lightning.callbacks import Callback
+from careamics import CAREamist
+from careamics.config import create_n2v_configuration
+noisy, out, seconds, reach, work = sys.argv[1:]
+seconds, reach = float(seconds), int(reach)
+class Limit(Callback):
+    def on_train_batch_end(self, trainer, *_):
+        if time.process_time() - start > seconds:
+            trainer.should_stop = True
+            trainer.limit_val_batches = 0
+images = np.load(noisy).astype(np.float32)
+struct = dict(struct_n2v_axis="horizontal", struct_n2v_span=2 * reach + 1) if reach else {}
+config = create_n2v_configuration("b", data_type="array", axes="SYX", patch_size=[64, 64], batch_size=8,
+    num_epochs=1000, **struct)
+engine = CAREamist(config, work_dir=work, callbacks=[Limit()])
+start = time.process_time()
+engine.train(train_source=images)
+made = engine.predict(images, data_type="array", axes="SYX")
+np.save(out, np.concatenate([np.asarray(m).reshape(-1, *images.shape[1:]) for m in made]))
+"""
+
+
+def fields(folder: Path) -> Iterator[tuple[str, Images, Images, int]]:
+    """Yield name, noisy and clean images (N, H, W), and how many of them "pairs" learns from."""
+    brain = [tifffile.imread(folder / f"brain22_level07_{kind}.tif") for kind in ("input", "gt")]
+    noisy, clean = (np.stack([image[:384], image[384:]]) for image in brain)
+    yield "brain", noisy, clean, 1
+    for kind, learned in (("dwell", 9), ("line", 4)):
+        images = [
+            tifffile.imread(folder / f"more/kriss_sem_{kind}_{role}.tif") for role in ("noisy", "clean")
+        ]
+        yield kind, images[0], images[1], learned
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--minutes", type=float, default=2, help="Processor time of each training.")
+    parser.add_argument("--careamics", help="Python of an environment with CAREamics.")
+    parser.add_argument("--only", nargs="+", help="Some of the pairs: brain, dwell, line.")
+    parser.add_argument("--methods", nargs="+", help="Some of the methods.")
+    options = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(1)
+    print("| pairs | method | PSNR (dB) | SSIM | processor (s) |\n| --- | --- | --- | --- | --- |")
+    for name, noisy, clean, learned in fields(options.data):
+        if options.only and name not in options.only:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            for method, made, seconds in methods(options, Path(folder), noisy, clean, learned):
+                scores = [quality(a, b) for a, b in zip(made[learned:], clean[learned:], strict=True)]
+                psnr, ssim = np.mean(scores, axis=0)
+                print(f"| {name} | {method} | {psnr:.2f} | {ssim:.3f} | {seconds:.0f} |", flush=True)
+
+
+def quality(image: Images, clean: Images) -> tuple[float, float]:
+    """Return PSNR and SSIM after a linear fit."""
+    from emdiffuse.evaluation.metrics import psnr, ssim
+
+    slope, offset = np.polyfit(image.ravel().astype(float), clean.ravel().astype(float), 1)
+    fitted = (slope * image + offset).astype(np.float32)
+    return psnr(fitted, clean.astype(np.float32), 255), ssim(fitted, clean.astype(np.float32), 255)
+
+
+def methods(
+    options: argparse.Namespace, folder: Path, noisy: Images, clean: Images, learned: int
+) -> Iterator[tuple[str, Images, float]]:
+    """Yield name, restored images and processor time of every method."""
+    wanted = set(options.methods or ("classical", "n2v", "structn2v", "n2n", "pairs", "careamics"))
+    if "classical" in wanted:
+        yield from classical(noisy, clean)
+    shifted = np.roll(noisy.astype(float) - clean, 1, axis=0)
+    second = np.clip(np.rint(clean + shifted), 0, 255).astype(np.uint8)
+    taught = slice(0, learned)
+    trained = {
+        "n2v": ({"blind_spot": [0, 0]}, None),
+        "structn2v": ({}, None),
+        "n2n": ({}, (noisy, second, ["first", "second"])),
+        "pairs": ({}, (noisy[taught], clean[taught], None)),
+    }
+    for method, (training, pairs) in trained.items():
+        if method in wanted:
+            yield method, *ours(folder / method, noisy, pairs, {**training, "minutes": options.minutes})
+    if "careamics" in wanted and options.careamics:
+        for method, reach in (("careamics n2v", 0), ("careamics structn2v", 2)):
+            yield method, *careamics(options, folder, noisy, reach)
+
+
+def classical(noisy: Images, clean: Images) -> Iterator[tuple[str, Images, float]]:
+    """Yield the input, the best Gaussian, the best non-local means, and BM3D."""
+    from scipy.ndimage import gaussian_filter
+    from skimage.restoration import denoise_nl_means
+
+    yield "input", noisy, 0.0
+    floats = noisy.astype(np.float32)
+
+    def best(made: list[Images], truth: Images) -> Images:
+        return max(made, key=lambda image: quality(image, truth)[0])
+
+    start = time.process_time()
+    smooth = [best([gaussian_filter(a, s) for s in SIGMAS], b) for a, b in zip(floats, clean, strict=True)]
+    yield "best Gaussian", np.stack(smooth), time.process_time() - start
+    deviations = [float((a - b).std()) for a, b in zip(floats, clean, strict=True)]
+    start = time.process_time()
+    means = [
+        best([denoise_nl_means(a, 5, 6, h=k * d, fast_mode=True) for k in (0.6, 0.9, 1.2)], b)
+        for a, b, d in zip(floats, clean, deviations, strict=True)
+    ]
+    yield "best non-local means", np.stack(means), time.process_time() - start
+    try:
+        import bm3d
+    except ImportError:
+        print("BM3D is not installed here", flush=True)
+        return
+    start = time.process_time()
+    made = [bm3d.bm3d(a, d) for a, d in zip(floats, deviations, strict=True)]
+    yield "BM3D", np.stack(made), time.process_time() - start
+
+
+def ours(
+    folder: Path, noisy: Images, pairs: tuple[Images, Images, Any] | None, training: dict[str, Any]
+) -> tuple[Images, float]:
+    """Train by the chain for a processor time, and restore the noisy images by what came of it."""
+    from emdiffuse.acquisition.acquire import acquire
+    from emdiffuse.acquisition.image_pairs import acquire_pairs
+    from emdiffuse.config import Model
+    from emdiffuse.enhance.one_file import Enhancement, enhance
+    from emdiffuse.patches.cut import cut_patches
+    from emdiffuse.training import train as loop
+
+    folder.mkdir(parents=True)
+    tifffile.imwrite(folder / "noisy.tif", noisy, photometric="minisblack")
+    size = (4.0, 4.0, 4.0)
+    store = folder / "a.ome.zarr"
+    if pairs is None:
+        acquire(str(folder / "noisy.tif"), size, store, "a", images=True)
+    else:
+        first, second, scans = pairs
+        for role, images in zip(scans or ("noisy", "clean"), (first, second), strict=True):
+            (folder / "pairs" / role).mkdir(parents=True)
+            for number, image in enumerate(images):
+                tifffile.imwrite(folder / f"pairs/{role}/{number:02d}.tif", image)
+        acquire_pairs(str(folder / "pairs"), size, store, "a", scans=scans)
+    model = Model.model_validate(
+        {
+            "task": "emdiffuse-n",
+            "datasets": ["a"],
+            "patches": {"size": SIZE, "overlap": 0.5},
+            "network": {"channels": 32, "blocks": 1},
+            "training": {
+                "steps": 1000000,
+                "validate_every": 250,
+                "ema": 0.995,
+                "precision": "float32",
+                **training,
+            },
+        }
+    )
+    cut_patches([store], model, folder / "p.zarr")
+    start = time.process_time()
+    # the limit of minutes counts processor time here: others may use the machine
+    loop.time = SimpleNamespace(monotonic=time.process_time)  # type: ignore[attr-defined, assignment]
+    loop.train(folder / "p.zarr", model, "a", folder / "e", "cpu")
+    seconds = time.process_time() - start
+    enhance(folder / "noisy.tif", folder / "made.tif", Enhancement(folder / "e/best", device="cpu"))
+    return tifffile.imread(folder / "made.tif").reshape(noisy.shape), seconds
+
+
+def careamics(options: argparse.Namespace, folder: Path, noisy: Images, reach: int) -> tuple[Images, float]:
+    """Train CAREamics for a processor time in an environment of its own, and restore."""
+    work = folder / f"careamics{reach}"
+    work.mkdir()
+    np.save(work / "noisy.npy", noisy)
+    (work / "run.py").write_text(CAREAMICS)
+    command = [
+        options.careamics,
+        "run.py",
+        "noisy.npy",
+        "made.npy",
+        str(60 * options.minutes),
+        str(reach),
+        ".",
+    ]
+    start = time.process_time()
+    subprocess.run(command, cwd=work, check=True, capture_output=True, text=True)
+    del start
+    return np.load(work / "made.npy"), 60 * options.minutes
+
+
+if __name__ == "__main__":
+    main()
