@@ -49,7 +49,7 @@ def export_precomputed(volume: Path, out: Path) -> None:
     DataError
         If it has other axes, or is of a type that the format does not know.
     OutputError
-        If something of somebody else's lies at `out`.
+        If a foreign file or folder lies at `out`.
     """
     images = find_images(volume)
     if len(images) > 1:

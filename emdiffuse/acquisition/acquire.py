@@ -5,7 +5,7 @@ Conventions
 * Axes are (z, y, x), voxel sizes are in nanometers; values keep the type they were stored with.
 * Memory does not grow with the volume: see `streaming`. What was measured goes into the facts: `intensity`,
   and for a volume `missing` (see `repair`).
-* Each slice has its range of intensities, measured here once for all stages: see `statistics` and
+* Each slice has its intensity range, measured here once for all stages: see `statistics` and
   `emdiffuse.stores.intensity`.
 * A volume is written beside its place and renamed: an interrupted run leaves nothing that a later one trusts.
 """

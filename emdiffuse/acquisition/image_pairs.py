@@ -7,7 +7,7 @@ Conventions
   of the files: pairs need not be aligned here, but a moving image must have the size of its partner, or half.
   One that shows twice the field in as many pixels is cut to its middle half, where its partner lies.
 * Scale and type are those of most pairs; the others cannot be used.
-* Every image has a range of intensities of its own.
+* Every image has its own intensity range.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def write_fields(
     statistics: Mapping[str, Statistics],
     invert: bool,
 ) -> None:
-    """Finish the images of all fields, each with its range of intensities.
+    """Finish the images of all fields, each with its intensity range.
 
     Parameters
     ----------

@@ -4,7 +4,7 @@ Conventions
 -----------
 * Slices are counted from 0. The fact ``missing`` of a volume lists, in order, those whose pixels are not to
   be trusted; in their place lies a copy of the nearest slice that is.
-* Whoever restores the volume fills them; whoever learns from it, or judges its alignment, leaves them out.
+* Restoration fills them; training and the alignment check leave them out.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def fill_untrusted(array: Array, untrusted: Sequence[int]) -> None:
     Parameters
     ----------
     array : Array
-        The volume (z, y, x); each shard that has such a slice is written once more.
+        The volume (z, y, x); each shard with such a slice is rewritten.
     untrusted : sequence of int
         The slices.
     """

@@ -2,7 +2,7 @@
 
 Conventions
 -----------
-* Sizes are (z, y, x) in nanometers; None for an axis that nobody knows. Nothing is made up.
+* Sizes are (z, y, x) in nanometers; None for an unknown axis. Nothing is invented.
 * Pixels are square, or are resampled so: networks know no others.
 """
 

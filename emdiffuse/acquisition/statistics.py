@@ -1,4 +1,4 @@
-"""The range of intensities of every slice of a dataset, and slices that are doubtful; in one pass.
+"""The intensity range of every slice of a dataset, and slices that are doubtful; in one pass.
 
 Conventions
 -----------
@@ -206,7 +206,7 @@ class Statistics:
         Parameters
         ----------
         missing : collection of int
-            Slices that are known to be missing, and are not looked at.
+            Slices known to be missing, which are skipped.
         """
         known = {z: plane for z, plane in enumerate(self.slices) if z not in missing}
         ranges = np.nan_to_num([plane.high - plane.low for plane in known.values()])
@@ -340,7 +340,7 @@ def _warn(where: str, own: NDArray[np.float64], ranges: NDArray[np.float64], dty
         more = f" and {len(little) - NAMED} more" if len(little) > NAMED else ""
         widest = float(np.nan_to_num(widths[little]).max())
         logger.warning(
-            "%s: slices %s%s (counted from 0) use little of the range of intensities: %.3g at most; look at "
+            "%s: slices %s%s (counted from 0) use little of the intensity range: %.3g at most; look at "
             "their contrast, since detail that was lost in rounding cannot be restored",
             where, names, more, widest,
         )  # fmt: skip

@@ -124,7 +124,7 @@ def _gather(
 def _in_order(
     pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Iterator[Result]:
-    """Yield the results of some work in the order of its items, of which few are begun ahead."""
+    """Yield the results of some work in the order of its items, starting a few ahead."""
     pending: deque[Future[Result]] = deque()
     try:
         for item in items:
@@ -151,7 +151,7 @@ def _slab(array: Array, depth: int) -> Iterator[Callable[[], NDArray[Any]]]:
     try:
         with path.open("w+b") as file:
             os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error now, and not a signal later
-        # mapped anew each time: what was read or written does not stay in this process's memory
+        # mapped again each time, so that pages do not stay in this process's memory
         yield lambda: np.memmap(path, array.dtype, "r+", shape=shape)
     finally:
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Adapting a model to data of one's own."""
+"""Adapting a model to your own data."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

@@ -1,4 +1,4 @@
-"""Commands before the chain: a workflow folder for data of one's own."""
+"""Commands before the chain: a workflow folder for your own data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The configuration: pydantic models that are the one truth of every key.
+"""The configuration: pydantic models, the single source of truth for every key.
 
 Conventions
 -----------
@@ -204,7 +204,7 @@ class Config(Section):
                 )
 
     def _transfer(self, name: str) -> None:
-        """Refuse a model that is begun from itself, in whatever many steps, or from another network."""
+        """Refuse a model that starts from itself, directly or not, or from a different network."""
         begun, seen = name, [name]
         while (begun := self.models[begun].training.init_from or "") in self.models:
             if begun in seen:
@@ -233,7 +233,7 @@ class Config(Section):
             raise ValueError(f"{key}: there is no '{name}'; known: {', '.join(names)}")
 
     def _separate(self, key: str, item: Restoration, truth: str) -> None:
-        """Refuse to evaluate a model on a volume that it, or one that it is begun from, was trained on.
+        """Refuse to evaluate a model on a volume that it, or a model it starts from, was trained on.
 
         The slices kept of a volume may be learned from (vemdiffuse-a) where those left out are measured, and
         so may noisy images by a model that never saw the clean ones.
@@ -315,7 +315,7 @@ class Config(Section):
         return f"{kind}-of-{self.truth(item)}{between}"
 
     def lineage(self, model: str) -> list[str]:
-        """Return a model, the model that it is begun from, and so on."""
+        """Return a model, the model it starts from, and so on."""
         found = [model]
         while (name := self.models[found[-1]].training.init_from) in self.models:
             assert name is not None
@@ -401,7 +401,7 @@ def validate(values: Any, where: str = "config") -> Config:
 
 
 def read_config(path: Path) -> Config:
-    """Read a configuration file; paths in it count from the folder that the process is in.
+    """Read a configuration file; its paths are relative to the working directory.
 
     Raises
     ------

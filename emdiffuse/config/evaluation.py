@@ -14,7 +14,7 @@ ALEXNET = "download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 
 
 class Evaluation(Section):
-    """What is measured of restorations that have a truth."""
+    """What is measured of restorations with ground truth."""
 
     lpips: str | None = Field(
         None,

@@ -89,7 +89,7 @@ class Network(Section):
 
 
 class Augmentation(Section):
-    """What is changed at random in an example; degradations touch the condition alone, its range being 2."""
+    """Random changes of an example; degradations touch only the condition, whose range is 2."""
 
     gain: float = Field(
         0.0,
@@ -168,7 +168,7 @@ class Training(Section):
     init_from: str | None = Field(
         None,
         description="Another model of the configuration, a shipped one, or the folder of a trained or "
-        "imported one, whose weights are begun from (transfer); its network must be the same, or "
+        "imported one, whose weights are the starting point (transfer); its network must be the same, or "
         "have fewer `blocks` (native): those that are added change nothing at first.",
     )
     seed: int = Field(0, ge=0, description="Seed of the weights, the order of the data and the noise.")
@@ -194,7 +194,7 @@ class Model(Section):
     )
     thickness: Thickness | tuple[Thickness, Thickness] = Field(
         0.0,
-        description="Share of the distance of real slices that one integrates over in the gaps that it is "
+        description="Fraction of the slice spacing that a real slice integrates over in the gaps that it is "
         "trained on, 0 to 1; one number, or a range that it is drawn from.",
     )
     patches: Patches = Field(default_factory=Patches, description="The patch store.")

@@ -34,7 +34,7 @@ class Crop(Section):
 
 
 class Raw(Section):
-    """What a file of bare pixels does not say itself."""
+    """What a headerless file does not tell."""
 
     shape: tuple[int, ...] = Field(description="Numbers of slices, rows and columns, or of rows and columns.")
     dtype: Literal["uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"] = Field(

@@ -87,7 +87,7 @@ class Tiling(Section):
 
 
 class Calibration(Section):
-    """How intervals are found that hold the truth."""
+    """How intervals that contain the truth are found."""
 
     dataset: Name = Field(
         description="Another dataset that the model restores with the same sampler, and that has a truth: "

@@ -5,7 +5,7 @@ Conventions
 * Unknown keys are errors (``extra="forbid"``), values are frozen.
 * A `Section` is what a user writes, a `Record` what a stage writes and another reads: types are strict there,
   and numbers finite.
-* A mistake of the user's raises `ConfigError`, whose text is one sentence that names the key.
+* A user's mistake raises `ConfigError`, whose text is one sentence that names the key.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def parse(section: type[SectionType], values: Any, where: str = "config") -> Sec
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML, and refuses a key that stands twice in a mapping: one of the two would be lost."""
+    """Reads YAML, and refuses a key that appears twice in a mapping: one of the two would be lost."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return a mapping; its own keys count, not those that ``<<`` merges into it."""
@@ -86,7 +86,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_text(text: str, where: str) -> Any:
-    """Read JSON, or YAML, in which no key stands twice.
+    """Read JSON or YAML without repeated keys.
 
     Raises
     ------
@@ -107,12 +107,12 @@ def read_text(text: str, where: str) -> Any:
 
 
 def require_unique_keys(path: Path) -> None:
-    """Refuse a configuration file in which a key stands twice, or that is no YAML.
+    """Refuse a configuration file with a repeated key, or that is not YAML.
 
     Raises
     ------
     ConfigError
-        If it is so; names the key and its line.
+        If so; names the key and its line.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -131,7 +131,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _require_sane(values: Any, where: str) -> None:
-    """Refuse numbers that no stage can count to, and text that no file or terminal can hold."""
+    """Refuse numbers too large for any stage, and text that is not valid Unicode."""
     if isinstance(values, dict):
         for key, value in values.items():
             _require_sane(key, where)

@@ -5,7 +5,7 @@ Conventions
 * The sheet is a table of tab-separated values with a line of headings. `name` and `source` are needed; the
   other columns are keys of a dataset, `z`, `y`, `x` and `unit` those of its voxel size. An empty cell leaves
   its key out.
-* Paths in it count from the folder of the run, as those of the configuration do.
+* Its paths are relative to the folder of the run, like those of the configuration.
 * A restoration whose dataset is ``"*"`` stands for one of every row.
 """
 

@@ -152,7 +152,7 @@ def matches(place: str) -> Iterable[Path]:
 
 
 def _on_disk(source: str) -> str:
-    """Take ``file://`` off, and what that encodes."""
+    """Remove ``file://`` and decode the rest."""
     if not source.startswith("file://"):
         return source
     return unquote(source.removeprefix("file://localhost").removeprefix("file://"))

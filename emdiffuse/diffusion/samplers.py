@@ -111,7 +111,7 @@ def unipc(denoise: Denoiser, x: Tensor, gammas: Gammas) -> Tensor:
 
 
 def heun(denoise: Denoiser, x: Tensor, gammas: Gammas) -> Tensor:
-    """Heun's method, of second order at two calls a step (Karras et al., arXiv 2206.00364, algorithm 1).
+    """Heun's method, of second order, in two evaluations a step (Karras et al., arXiv 2206.00364).
 
     It integrates the straight path of rectified flow, on which the probability-flow equation is
     ``dx/dt = (x - x0) / t`` and pure noise is the finite time t = 1 (arXiv 2209.03003).

@@ -93,7 +93,7 @@ def adapt(
     Interrupted
         If a signal came; the state is saved, and the same call resumes.
     OutputError
-        If the folder holds files of somebody else's, or is an input.
+        If the folder contains foreign files, or is an input.
     ConfigError
         If the model cannot learn without truth.
     DataError

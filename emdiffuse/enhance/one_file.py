@@ -58,7 +58,7 @@ class Enhancement:
     sampler : Sampler
         How the network is run.
     factor : Fraction or None
-        Ratio of the distance of slices to the size of a pixel.
+        Anisotropy factor: slice spacing over pixel size.
     voxel_size : tuple of float or None
         Voxel size (z, y, x); None to take it from the file.
     override : bool
@@ -96,7 +96,7 @@ def enhance(
     source : Path or str
         An image, a stack of images (emdiffuse-n, -r) or a volume (vemdiffuse).
     output : Path
-        What to write: ``.tif`` or ``.tiff``, of the same type as the source and with what it says of itself;
+        What to write: ``.tif`` or ``.tiff``, of the type and with the metadata of the source;
         or ``.zarr``, an OME-Zarr group as the chain writes it. What this program wrote there before is
         replaced.
     how : Enhancement
@@ -234,14 +234,14 @@ def voxel_size(
     size : tuple of float
         Voxel size (z, y, x).
     known : tuple of bool
-        Whether the distance of slices, and the size of a pixel, are known.
+        Whether slice spacing and pixel size are known.
 
     Raises
     ------
     ConfigError
         If more is said than one thing.
     DataError
-        If it is a volume whose distance of slices is not known, or what is said is not what the file says.
+        If it is a volume of unknown slice spacing, or the options contradict the file.
     """
     if how.factor is not None and how.voxel_size is not None:
         raise ConfigError("say either `--factor` or `--voxel-size`, not both")
@@ -267,7 +267,7 @@ def voxel_size(
 
 
 def forget_unit(image: Path) -> None:
-    """Take the unit off the axes of OME-Zarr images (and those below) whose voxel size nobody knows."""
+    """Take the unit off the axes of OME-Zarr images (and those below) of unknown voxel size."""
     for path in sorted(image.rglob("zarr.json")):
         metadata = json.loads(path.read_text())
         multiscales = metadata.get("attributes", {}).get("ome", {}).get("multiscales", [])
@@ -280,7 +280,7 @@ def forget_unit(image: Path) -> None:
 def _write(
     plan: Plan, quantity: str, path: Path, facts: TiffFacts, known: tuple[bool, bool], same_grid: bool
 ) -> None:
-    """Write a quantity as a TIFF; sizes that nobody knows are not made up."""
+    """Write a quantity as a TIFF; unknown sizes are left out."""
     z, y, _ = open_volume(plan.restored / quantity).voxel_size
     spacing_known, pixel_known = known
     with scratch(path) as work:

@@ -1,4 +1,4 @@
-"""TIFF files that say of themselves what another one said: pixel size, description, the microscope's tags.
+"""Write TIFFs that keep the source's metadata: pixel size, description, the microscope's tags.
 
 Conventions
 -----------
@@ -49,7 +49,7 @@ class TiffFacts:
     kind : str
         "imagej", "ome" or "plain".
     pixel, spacing : float or None
-        Size of a pixel, and distance of slices.
+        Pixel size and slice spacing.
     description : str or None
         Text of a plain file.
     imagej : dict
@@ -155,7 +155,7 @@ def write_tiff(
     facts : TiffFacts
         What the other file says.
     pixel, spacing : float or None
-        Size of a pixel and distance of slices of the array, in nanometers.
+        Pixel size and slice spacing of the array, in nanometers.
     same_grid : bool
         Whether pixel i of the array lies where pixel i of the other file lies.
     history : str

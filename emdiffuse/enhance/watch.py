@@ -4,14 +4,14 @@ Conventions
 -----------
 * An image ``FOLDER/x.tif`` becomes ``OUT/x.tif`` (and ``x.png`` becomes ``x.png.tif``), which carries the
   time of its input: an output of another time is of an older input, and is made again. So the folders
-  themselves say what is done, and a watch that was ended by anything goes on where it was.
+  themselves show what is done, and an interrupted watch resumes.
 * An image is taken when it has not changed for `settle` seconds. One that cannot be read after `patience`
   seconds is set aside: the reason is written to ``OUT/failed/x.tif.txt``; the image itself is not touched,
   and is tried again when it changes.
 * Nothing that an image is, or does to the libraries that read it, ends a watch: it is set aside. A trouble of
   the machine (a full disk, a share that does not answer) is no image's fault: it is said, and tried again.
 * A file in ``OUT`` that this program did not write is never replaced: its image is set aside.
-* Folders are looked at again and again, since network shares send no notices. One watch at a time writes to
+* Folders are polled, since network shares send no notifications. One watch at a time writes to
   an output folder, which holds the results of one model and one set of settings.
 """
 
@@ -161,7 +161,7 @@ def watch(
 
 
 def _wait(error: Exception, once: bool) -> None:
-    """Say what troubles the machine, and wait; raise it where nobody would wait for its end."""
+    """Report a problem of the machine and wait; raise it where waiting is pointless."""
     if once:
         raise error
     logger.warning("%s; tried again in %d seconds", error, PAUSE)

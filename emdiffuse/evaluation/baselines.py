@@ -306,7 +306,7 @@ def denoised(image: NDArray[Any], kind: str) -> NDArray[np.float32]:
     kind : str
         ``gaussian``; ``nlm``, non-local means of 5 x 5 patches within 6 pixels (Buades et al. 2005, doi
         10.1109/CVPR.2005.38; scikit-image's fast mode, filter strength 0.8 times the noise); or ``bm3d``
-        (Dabov et al. 2007, doi 10.1109/TIP.2007.901238). The latter two are told `noise_of` the plane.
+        (Dabov et al. 2007, doi 10.1109/TIP.2007.901238). The latter two get `noise_of` the plane.
     """
     plane = image.astype(np.float32)
     if kind == "gaussian":

@@ -37,7 +37,7 @@ class Ground:
     grid : SliceGrid or ImageStack
         Output slices.
     data_range : float
-        Range of intensities: 255 for 8-bit data, else that of a typical slice of the truth.
+        Intensity range: 255 for 8-bit data, else that of a typical slice of the truth.
     """
 
     input: Volume

@@ -2,7 +2,7 @@
 
 Conventions
 -----------
-* A card says what ``model.json`` and ``metrics.json`` know, and nothing else; whoever shares a model adds to
+* A card says what ``model.json`` and ``metrics.json`` know, and nothing else; who shares a model adds to
   it.
 * Its front matter is that of the Hugging Face hub (Mitchell et al. 2019, "Model cards", arXiv 1810.03993).
 """

@@ -161,7 +161,7 @@ class Description(Record):
     objective, training, augmentation, emdiffuse
         For the record: nothing here reads them.
     sources
-        The raw files that it learned from, also by way of the model that its weights were begun from.
+        The raw files that it learned from, including those of the model it started from.
     made
         How it was trained or imported; None for models of earlier versions.
     """

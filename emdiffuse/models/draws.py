@@ -12,7 +12,7 @@ class Draws:
     Parameters
     ----------
     seed : int
-        What follows from is the same in every process.
+        Seed of the noise, the same in every process.
     count : int
         Examples of the whole batch.
     rows : Tensor, optional

@@ -4,7 +4,7 @@ Conventions
 -----------
 * A *batch* is what a network is conditioned on: `condition` (N, C, H, W) in [-1, 1], the real slices at
   `tasks.CONDITION_OFFSETS` of a gap or one image; `positions` (N, D), the slices' places in the gap, NaN
-  where one is absent; `factor` (N,); `thickness` (N,), the share of the distance of real slices that one
+  where one is absent; `factor` (N,); `thickness` (N,), the fraction of the slice spacing that a real slice
   integrates over. An image has one slice, at position 1/2, factor 1 and thickness 0.
 * ``process.example(batch, target, draws)`` draws levels and noise, and gives the arguments of the network and
   what it should answer, each with N first, so that a batch can be worked through in parts.

@@ -4,7 +4,7 @@ Conventions
 -----------
 * The work runs in a thread of napari's; Qt is touched in the main thread alone.
 * A layer's scale is its voxel size. Where its unit is no length (napari's "pixel"), pixels count as 1 nm,
-  which changes no voxel, and the distance of slices is what the widget says.
+  which changes no voxel, and the slice spacing is the one in the widget.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class RestoreWidget(QWidget):
         self.models.addItem(OTHER, "")
 
     def add_model(self, folder: Path) -> None:
-        """List a model of one's own, and choose it; say why not where it is none."""
+        """Add a model folder to the list and choose it, or show why it is not a model."""
         try:
             description = read_description(folder)
         except EmdiffuseError as error:
@@ -161,7 +161,7 @@ class RestoreWidget(QWidget):
         return self._worker is not None
 
     def _take_layer(self, index: int = 0) -> None:
-        """Take the distance of slices from the layer's scale."""
+        """Take the slice spacing from the layer's scale."""
         if self.layer is not None and self.layer.ndim > 2:
             z, y = (float(value) for value in self.layer.scale[-3:-1])
             self.factor.setValue(z / y)
@@ -253,7 +253,7 @@ class RestoreWidget(QWidget):
             self.state.setText("Done.")
 
     def _failed(self, error: BaseException) -> None:
-        """Say a mistake in one sentence; a defect of ours goes on to napari's notifications."""
+        """Say a mistake in one sentence; a bug goes to napari's notifications."""
         self._timer = None
         self.state.setText(str(error))
         if not isinstance(error, EmdiffuseError):

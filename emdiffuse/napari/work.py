@@ -139,7 +139,7 @@ class Result:
 def run(job: Job) -> Iterator[tuple[int, int, Result | None]]:
     """Restore; yield how many parts are done, of how many, and in the end the result.
 
-    Whoever stops taking from it cancels: the folder is removed then, too.
+    Closing the generator cancels: the folder is removed then, too.
 
     Raises
     ------

@@ -73,7 +73,7 @@ class GapSource:
 
     @property
     def facts(self) -> VolumeFacts:
-        """What the volume says of itself."""
+        """The facts of the volume."""
         return self.volume.facts
 
     def extent(self, origin: Origin) -> tuple[int, int, int]:
@@ -238,7 +238,7 @@ def left_out_factor(ratio: float) -> int | None:
     Parameters
     ----------
     ratio : float
-        Of the distance of slices to the size of a pixel.
+        Slice spacing over pixel size.
     """
     factor = round(2 * ratio)
     return factor if ratio > 1 and factor <= MAXIMUM_FACTOR else None

@@ -148,7 +148,7 @@ class PairSource(FieldSource):
 
     @property
     def facts(self) -> PairsFacts:
-        """What the store says of itself."""
+        """The facts of the store."""
         return self.pairs.facts
 
     def image(self, field: int, name: str) -> Volume:

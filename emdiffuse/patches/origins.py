@@ -58,7 +58,7 @@ class PatchSource(Protocol):
 
     @property
     def facts(self) -> VolumeFacts | PairsFacts:
-        """What the dataset says of itself."""
+        """The facts of the dataset."""
 
     def origins(self, number: int) -> Iterator[Origin]:
         """Yield the places of all patches, of both splits; `number` is that of the dataset."""

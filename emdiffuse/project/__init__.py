@@ -1,1 +1,1 @@
-"""A workflow folder for data of one's own: what `emdiffuse init` looks at, asks, and writes."""
+"""A workflow folder for your own data: what `emdiffuse init` inspects, asks and writes."""

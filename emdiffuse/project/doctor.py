@@ -49,7 +49,7 @@ class Check:
     Attributes
     ----------
     what, found : str
-        What was looked at, and what is there.
+        What was checked, and what was found.
     advice : str
         What to change; empty where all is well.
     wrong : bool

@@ -2,8 +2,8 @@
 
 Conventions
 -----------
-* What the files do not say is taken from the wishes, or asked. Where nobody may be asked, a sentence names
-  the option to add: what nobody knows is not made up.
+* What the files do not tell is taken from the options, or asked. Without a terminal, a sentence names
+  the option to add: nothing is invented.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def _completed(one: Finding, wishes: Wishes, ask: Ask | None) -> Finding:
     if ask is None:
         raise DataError(
             f"{one.source}: the files do not give a voxel size; add --voxel-size Z,Y,X (nanometers: "
-            "distance of slices, height and width of a pixel), or --images if these are separate images"
+            "slice spacing, pixel height and width), or --images if these are separate images"
         )
     return replace(one, size=_asked_size(one, ask))
 
@@ -169,7 +169,7 @@ def _with_square_pixels(one: Finding) -> Finding:
 
 def _asked_size(one: Finding, ask: Ask) -> Size:
     """Ask for a voxel size until it is one."""
-    what = "distance of slices, height and width of a pixel" if one.kind == "volume" else "of a pixel"
+    what = "slice spacing, pixel height and width" if one.kind == "volume" else "of a pixel"
     while True:
         answer = ask(f"{one.source}: voxel size in nanometers ({what}; such as 50,8,8)?", "")
         with contextlib.suppress(ConfigError):

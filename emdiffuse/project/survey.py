@@ -1,4 +1,4 @@
-"""What lies at a path: volumes, images or pairs of images, and what their files say of themselves.
+"""What lies at a path: volumes, images or pairs of images, and the metadata of their files.
 
 Conventions
 -----------
@@ -92,7 +92,7 @@ def survey(paths: Iterable[str], folder: Path) -> list[Finding]:
     paths : iterable of str
         Files, folders, globs or addresses, as a `source` of the configuration may be.
     folder : Path
-        Folder of the workflow, from which the sources are told.
+        Folder of the workflow, which the paths of sources are relative to.
 
     Raises
     ------

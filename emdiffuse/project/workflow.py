@@ -16,7 +16,7 @@ _held: list[IO[str]] = []
 
 
 def snakefile() -> str:
-    """Return the Snakefile of the installed workflow, which a Snakefile of one's own names in `module`."""
+    """Return the Snakefile of the installed workflow, for the `module` of another Snakefile."""
     return str(PACKAGE / "workflow" / "Snakefile")
 
 

@@ -59,7 +59,7 @@ class Layout:
         return self.lengths[self.letters.index("s")] if "s" in self.letters else 1
 
     def along(self, sizes: Sequence[int] | None) -> tuple[int, int, int]:
-        """Return what is told of each stored axis, such as the shape of a chunk, as (z, y, x)."""
+        """Reorder a property of the stored axes, such as the chunk shape, to (z, y, x)."""
         if sizes is None:
             return (1, 1, 1)
         z, y, x = (int(sizes[self.letters.index(a)]) if a in self.letters else 1 for a in "zyx")

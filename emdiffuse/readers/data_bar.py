@@ -32,7 +32,7 @@ IMAGE_TONE = 0.3
 
 
 def bar_of_tiff(tif: Any, file: Path, height: int) -> int:
-    """Return the rows of a data bar by what a TIFF says of itself; 0 where it says nothing."""
+    """Return the rows of a data bar from a TIFF's metadata; 0 if they mention none."""
     with contextlib.suppress(KeyError, TypeError, ValueError, IndexError, OSError):
         if tif.fei_metadata:
             said = tif.fei_metadata

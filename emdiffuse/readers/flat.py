@@ -2,7 +2,7 @@
 
 Conventions
 -----------
-* See `base`. Files are read through memory maps that are opened anew for each part, so that what was read
+* See `base`. Files are read through memory maps that are reopened for each part, so that what was read
   does not stay in memory.
 * A file that is packed as a whole (``.gz``, ``.bz2``) is unpacked once, into a scratch file that has no name
   and goes with the process.

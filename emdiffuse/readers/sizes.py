@@ -1,4 +1,4 @@
-"""Lengths that files tell, in nanometers; None for what nobody knows.
+"""Lengths from the metadata of files, in nanometers; None where unknown.
 
 Conventions
 -----------

@@ -4,7 +4,7 @@ Conventions
 -----------
 * See `base`. Public buckets are read without an account, unless the environment names one.
 * An address that does not answer is given up after `PATIENCE` seconds, also in the midst of reading; one that
-  is slow is not, as long as something comes. What it answers is told apart: forbidden is not the same as not
+  is slow is not, as long as something comes. Its answers are distinguished: forbidden is not the same as not
   there.
 * A chunk that is not there is damage, unless the user says that its fill value is meant.
 """
@@ -72,7 +72,7 @@ class StoredArray(Source):
     voxel_size : tuple of float, optional
         Voxel size (z, y, x) in nanometers.
     metadata : mapping
-        What the store says of itself.
+        The facts of the store.
     absent : sequence of boxes, optional
         Chunks that are known to be missing; without it they are looked for.
     """

@@ -280,7 +280,7 @@ def _array_names(array: Facts, attributes: Facts) -> list[str | None] | None:
 
 
 def _ome_size(image: Facts | None, level: int) -> Size | None:
-    """Return the voxel size (z, y, x) of a level in nanometers, as far as scale and unit are told."""
+    """Return the voxel size (z, y, x) of a level in nanometers, as far as scale and unit are given."""
     axes = axis_names(image)
     if image is None or axes is None:
         return None

@@ -39,7 +39,7 @@ def spectra(field: NDArray[np.float32]) -> NDArray[np.complex64]:
 
 
 def correlate(before: NDArray[np.complex64], after: NDArray[np.complex64]) -> NDArray[np.float32]:
-    """Return the correlation of each patch with its neighbour, for all shifts that are looked at.
+    """Return the correlation of each patch with its neighbour, for all shifts in the search range.
 
     Returns
     -------

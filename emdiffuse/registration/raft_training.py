@@ -248,13 +248,13 @@ class _Training:
             self.average[name].lerp_(value, 1 - decay)
 
     def save(self, path: Path, identity: str) -> None:
-        """Write the state to go on from."""
+        """Write the state to resume from."""
         state = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
         facts = {"average": self.average, "step": self.step, "seconds": self.seconds, "identity": identity}
         checkpoints.write(path, {**state, **facts})
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Resume from a saved state."""
         self.network.load_state_dict(saved["network"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.average, self.step, self.seconds = saved["average"], saved["step"], saved["seconds"]
@@ -274,7 +274,7 @@ def train_raft(
     sources : sequence of Micrographs
         Stacks and pairs.
     out : Path
-        The weights to write: safetensors in float16. The state to go on from lies beside them until the end.
+        The weights to write: safetensors in float16. The state to resume from lies beside them until the end.
     recipe : Recipe
         How.
     inputs : iterable of Path

@@ -10,8 +10,9 @@ Conventions
 
       warped(z, p) = slice(z, p + path(z, p) - trend(z, p))
 
-* Slices are looked at reduced to at most `SIDE` pixels; paths are kept on a grid of `GRID` pixels of those.
-  The volume is read and written a shard at a time, and interpolated (cubic) once, in however many rounds.
+* Slices are compared after reduction to at most `SIDE` pixels; paths are kept on a grid of `GRID` pixels of
+  those. The volume is read and written a shard at a time, and interpolated (cubic) once, in however many
+  rounds.
 """
 
 from __future__ import annotations

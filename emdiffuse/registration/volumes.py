@@ -16,8 +16,9 @@ Conventions
   square root of the distance of the slices in pixels (at least 1).
 * The *drift* is the median of the shifts of all pairs: a steady movement. Oblique tissue shows one as well,
   so that it may be `tolerance` pixels for each pixel of distance.
-* Both can be told apart only in fields of many patches: of at least 24 pixels for each pixel of distance, and
-  40 more (184 pixels where slices are 6 pixels apart). Slices of smaller fields are taken as aligned.
+* The two can be distinguished only in fields of many patches: of at least 24 pixels for each pixel of
+  distance, and 40 more (184 pixels where slices are 6 pixels apart). Slices of smaller fields are taken as
+  aligned.
 * Correlations are phase correlations (Kuglin & Hines 1975) of Hann-windowed patches, band-passed, and
   whitened by the square root of the power only, which bears the noise of EM; peaks are refined by parabolas.
 """
@@ -72,7 +73,7 @@ class Measured:
     Attributes
     ----------
     field : tuple of int
-        Height and width of what was looked at.
+        Height and width of the compared field.
     shifts : dict
         For each slice z of a pair (z, z + 1) the shift (y, x) in pixels.
     ncc : dict
@@ -100,7 +101,7 @@ def check_alignment(
     volume : Path
         The acquired OME-Zarr image.
     alignment : Alignment
-        Tolerance in pixels, and how many pairs of slices are looked at.
+        Tolerance in pixels.
     out : Path
         The registered image: hard links to the same chunks, with its own metadata.
     quality, figure : Path

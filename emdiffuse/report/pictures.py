@@ -88,7 +88,7 @@ class View:
         """Return a box of a volume, or of the interpolated input (nearest for `input`)."""
         part = tuple(slice(r.start, r.stop) for r in box)
         if name == "input" or name not in self.volumes:
-            with np.errstate(invalid="ignore"):  # without a truth, nobody refused voxels that are no numbers
+            with np.errstate(invalid="ignore"):  # without ground truth, NaN voxels were never refused
                 values = make(name, self.volumes["input"].array, self.grid, part, self.scale)
         else:
             values = self.volumes[name].array[part]

@@ -3,7 +3,7 @@
 Conventions
 -----------
 * What is said was measured by `evaluation.trust`, and scored by the stage `pyramid`; without a truth the
-  scores alone are told.
+  only scores are shown.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def versions() -> dict[str, str]:
 
 
 def models_of(config: Config) -> list[str]:
-    """Return the models that are used, and those that they are begun from."""
+    """Return the models that are used, and those they start from."""
     return list(dict.fromkeys(name for item in config.restorations for name in config.lineage(item.model)))
 
 

@@ -5,7 +5,7 @@ Conventions
 * ``results/benchmarks/{stage}/{what}.tsv`` is one job: its wall time in seconds (``s``) and the most memory
   that it held (``max_rss``, MiB). A job that was killed and went on counts from its last start.
 * Workers are ``...-1-of-4.tsv``; files of an earlier run with another number of workers do not count.
-* A training's own count, which goes on over its starts and leaves out the waiting in a queue, replaces the
+* A training's own count, which adds up over its starts and leaves out the time in the queue, replaces the
   job's.
 """
 
@@ -107,5 +107,5 @@ def _read_jobs(path: Path) -> list[Job]:
 def _number(text: str | None) -> float:
     try:
         return float(text or "nan")
-    except ValueError:  # Snakemake writes NA or - for jobs that end before they are looked at
+    except ValueError:  # Snakemake writes NA or - for jobs that end before it looks at them
         return float("nan")

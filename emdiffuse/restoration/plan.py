@@ -70,7 +70,7 @@ class Plan(Record):
     restored_by : Link
         How the tiles are made: by sampler and tiling, of the input and the model.
     facts : RestoredFacts
-        What the restored volume says of itself; `made` of it is also of the calibration, where there is one.
+        Facts of the restored volume; its `made` includes the calibration, if there is one.
     blocks : int
         Number of blocks.
     memory_mb : dict

@@ -107,7 +107,7 @@ def _facts(
     grid: SliceGrid | ImageStack,
     calibration: Path | None,
 ) -> tuple[RestoredFacts, Link]:
-    """Return what the restored volume says of itself, and how its tiles are made."""
+    """Return the facts of the restored volume, and how its tiles are made."""
     sampler = description.resolve(settings.sampler)
     description.require_ensemble(sampler, model)
     sampler = sampler.model_copy(update={"consistent": _consistent(sampler, grid, volume.path)})

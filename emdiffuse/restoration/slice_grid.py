@@ -43,12 +43,13 @@ class SliceGrid:
     slices : int
         Number of real slices, at least 2.
     factor : Fraction
-        Anisotropy factor: distance of real slices in output voxels; need not be an integer.
+        Anisotropy factor: spacing of real slices in output voxels; need not be an integer.
     missing : tuple of int
         Real slices that are not to be trusted, in order. Those before the first or behind the last good one
         have no neighbour on one side: they count as good.
     thickness: Fraction
-        Share of the distance of real slices that one integrates over, 0 to 1; below 1 / `factor` it is thin.
+        Fraction of the slice spacing that a real slice integrates over, 0 to 1; below 1 / `factor` it is
+        thin.
     """
 
     slices: int

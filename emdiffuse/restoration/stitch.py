@@ -12,7 +12,7 @@ Conventions
   float32; in real slices it is the input's own, where a model restored these, else 0. There the interval of a
   calibrated restoration is the slice itself.
 * Where a chunk is missing, cut short, or fails its checksum, the marks of those that make such chunks are
-  removed: starting again makes it anew.
+  removed: starting again recomputes it.
 * The volume's ``zarr.json`` is written last, by the pyramid: without it the volume is not finished.
 """
 
@@ -220,7 +220,7 @@ def pyramid(path: Path) -> None:
 
 
 def told_origin(plan: Plan) -> str:
-    """Say in a sentence, for whoever opens the volume in another program, that it was not measured."""
+    """State in a sentence, for readers in other programs, that the volume was computed, not measured."""
     facts = plan.facts
     return (
         f"restored from the dataset '{facts.dataset}' by emdiffuse {facts.version} with the model "
@@ -236,7 +236,7 @@ def reliability(plan: Plan) -> Reliability:
     -------
     Reliability
         ``scores``: of every generated slice (or image) the 99th percentile of the uncertainty, as a share of
-        its range of intensities, to 1/1000; ``threshold``: the score up to which one is called reliable;
+        its intensity range, to 1/1000; ``threshold``: the score up to which one is called reliable;
         ``slices``: which these are; ``reliable``: how many of them are.
     """
     array, zs = Array(plan.restored / "uncertainty" / "0"), plan.grid.z

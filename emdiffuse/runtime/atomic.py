@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 BREATH = 0.5
 """Seconds that what is under way has to end, when the process is asked to."""
 STALE_SECONDS = 60
-"""Age after which a file that nobody holds counts as left by a killed process."""
+"""Age after which a file without a lock counts as left by a killed process."""
 LONGEST_NAME = 200
 """Bytes of a name that others are made of: file systems take 255."""
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
@@ -84,7 +84,7 @@ def _beside(path: Path) -> Path:
 
 
 def short(name: str) -> str:
-    """Return a name that can be made longer, and be told to any library: itself, or a hash of it."""
+    """Return a name that can be extended and passed to any library: the name itself, or a hash of it."""
     encoded = os.fsencode(name)
     plain = name.isprintable() and len(encoded) <= LONGEST_NAME  # which bytes that are no UTF-8 are not
     return name if plain else hashlib.sha256(encoded).hexdigest()
@@ -101,7 +101,7 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
         if not pattern.fullmatch(left.name) or left.is_symlink():
             continue
         with contextlib.suppress(OSError), _locked(left) as held:
-            if not held:  # whose it is cannot be told
+            if not held:  # it may be in use
                 continue
             if left.is_dir():
                 shutil.rmtree(left)
@@ -129,9 +129,7 @@ def scratch(path: Path) -> Iterator[Path]:
         try:
             yield partial
         except (KeyboardInterrupt, SystemExit):
-            time.sleep(
-                BREATH
-            )  # a thread of a library may be in the middle of a file, and would write it anew
+            time.sleep(BREATH)  # a thread of a library may be writing a file, and would write it again
             raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)

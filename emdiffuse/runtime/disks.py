@@ -59,7 +59,7 @@ def as_mistake(error: BaseException) -> EmdiffuseError | None:
     """Return the sentence for an error that is no defect of this program, None for one that may be.
 
     A mistake of the user's is its own sentence. What the operating system refuses (a full disk, a missing
-    permission, no memory) is told with its true cause. All else keeps its traceback.
+    permission, no memory) is reported with its true cause. All else keeps its traceback.
     """
     if isinstance(error, EmdiffuseError):
         return error

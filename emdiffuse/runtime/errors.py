@@ -2,7 +2,7 @@
 
 Every class derives from `EmdiffuseError`, which the command line prints as ``error: <sentence>`` and ends
 with the class's exit code. Anything else that escapes a stage is a defect of ours, and keeps its traceback.
-Whoever handles an error asks its class and its `path`; the sentence is for people.
+Code that handles an error checks its class and its `path`; the sentence is for people.
 """
 
 from __future__ import annotations

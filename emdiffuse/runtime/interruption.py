@@ -1,4 +1,4 @@
-"""Signals that end a work early: it is told, comes to a place where it can stop, saves, and stops.
+"""Signals that interrupt work: it saves at the next safe point, and stops.
 
 Conventions
 -----------

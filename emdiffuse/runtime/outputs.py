@@ -3,7 +3,7 @@
 Conventions
 -----------
 * A folder that the program makes (a Zarr store) holds the file `MARKER` from its first moment on. A folder
-  without it is somebody else's, and so is any file in it that is no part of a Zarr store: both are refused,
+  without it is foreign, and so is any file in it that is no part of a Zarr store: both are refused,
   and left as they are. An empty folder may be filled.
 * A file that the program makes for a user says so in its own format: the software tag of a TIFF or PNG, the
   metadata of safetensors, a key of JSON, the header of a model card, the comment of a ZIP. Another file of
@@ -83,7 +83,7 @@ def _parents(path: Path) -> Iterator[Path]:
 
 
 def require_own_folder(folder: Path, inputs: Iterable[Path | str] = ()) -> None:
-    """Refuse to replace a folder that this program did not make, or that holds files of somebody else's.
+    """Refuse to replace a folder that this program did not make, or that contains foreign files.
 
     Raises
     ------
@@ -159,12 +159,12 @@ def require_free(file: Path, inputs: Iterable[Path | str] = (), overwrite: bool 
     inputs : iterable of path
         What is read, and never replaced.
     overwrite : bool or None
-        Whether the user wants a file of somebody else's replaced; None where there is no such option.
+        Whether the user wants a foreign file replaced; None where there is no such option.
 
     Raises
     ------
     OutputError
-        If it is an input, a folder, or somebody else's.
+        If it is an input, a folder, or foreign.
     """
     require_apart(file, inputs)
     if file.is_dir():
@@ -177,7 +177,7 @@ def require_free(file: Path, inputs: Iterable[Path | str] = (), overwrite: bool 
 
 
 def is_own_file(file: Path) -> bool:
-    """Tell whether a file says of itself that this program wrote it."""
+    """Tell whether the metadata of a file name emdiffuse as its writer."""
     read = _SAYS.get(file.suffix.lower())
     if read is None or not file.is_file():
         return False

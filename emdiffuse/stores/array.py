@@ -164,7 +164,7 @@ class Array:
         return True
 
     def require_whole(self) -> None:
-        """Refuse an array of which a chunk (or shard) is missing.
+        """Refuse an array with a missing chunk (or shard).
 
         Raises
         ------
@@ -184,7 +184,7 @@ class Array:
         return found
 
     def tidy(self) -> None:
-        """Remove the temporary files of writers that were killed; nobody may be writing."""
+        """Remove the temporary files of killed writers; no writer may be active."""
         for path in _files(self.path / "c"):
             if not path.name.isdigit():
                 path.unlink()

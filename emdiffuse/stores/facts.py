@@ -1,10 +1,10 @@
-"""What a store says of itself: the attribute ``emdiffuse`` of its group, as typed records.
+"""Facts of a store: the attribute ``emdiffuse`` of its group, as typed records.
 
 Conventions
 -----------
 * A record is what the maker of a store writes, and all that anybody reads of it. Unknown keys, wrong types
   and numbers that are not finite are refused in one sentence: a store was edited, or is of another version.
-* An OME-Zarr image without that attribute is somebody else's; nothing is known of it, and it can be looked at
+* An OME-Zarr image without that attribute is foreign; nothing is known of it, and it can be looked at
   and compared with.
 """
 
@@ -24,12 +24,12 @@ from emdiffuse.stores.provenance import Link, SourceFile
 
 Task = Literal["emdiffuse-n", "emdiffuse-r", "vemdiffuse-i", "vemdiffuse-a"]
 Told = dict[str, JsonValue]
-"""What was measured and is told to people; no program reads it."""
+"""Measurements for people; no program reads them."""
 Terse = Annotated[Intensity, PlainSerializer(lambda intensity: intensity.as_facts())]
 
 
 class Facts(Record):
-    """What every store of the program says of itself."""
+    """Facts of every store."""
 
     dataset: str | None = None
     made: Link | None = None

@@ -115,7 +115,7 @@ class Intensity(BaseModel):
 
 @dataclass(frozen=True)
 class Scaling:
-    """Ranges of intensities that become [-1, 1].
+    """Intensity ranges that become [-1, 1].
 
     Attributes
     ----------

@@ -31,7 +31,7 @@ class Pairs:
     path : Path
         The folder.
     facts : PairsFacts
-        What the store says of itself.
+        The facts of the store.
     """
 
     path: Path

@@ -5,7 +5,7 @@ Conventions
 * Every store, model and result says what it was *made* by: a `Link`, whose hash is that of its stage, of the
   settings that can change a voxel, and of the hashes of its inputs. The first links are the raw files, known
   by the checksums of their content; where they lie, and what data are called, is no part of a hash.
-* Whoever resumes, reuses, compares or refuses asks this hash alone.
+* Resuming, reusing, comparing and refusing depend on this hash alone.
 * What Snakemake declares as an output is removed before its job runs again. So a copy of the file by which a
   store or result is known is *kept* beside it (``.NAME.kept``): a stage whose output has the right hash
   already puts that back, and does nothing else.

@@ -3,7 +3,7 @@
 Conventions
 -----------
 * See `volume`: the pixel at index i of level n averages the voxels from i to i + 1 of the level below.
-* A level that was begun for the same image is completed: a shard that can be read, as can all that it
+* An unfinished level of the same image is completed: a shard that can be read, as can all that it
   averages, is done.
 """
 
@@ -70,7 +70,7 @@ def build_pyramid(image: Path, voxel_size: Sequence[float], own: str = "") -> li
 
 
 def _level(path: Path, shape: Sequence[int], dtype: DTypeLike, own: str) -> Array:
-    """Open a level that was begun for the same image, or create it."""
+    """Open an unfinished level of the same image, or create one."""
     with contextlib.suppress(StoreError):
         level = Array(path)
         if own and level.attributes.get("hash") == own:
@@ -79,7 +79,7 @@ def _level(path: Path, shape: Sequence[int], dtype: DTypeLike, own: str) -> Arra
 
 
 def _require_readable(source: Array, box: Box, step: tuple[int, ...]) -> None:
-    """Read what a finished box was averaged from: it may have been damaged since, and nobody else looks."""
+    """Read what a finished box was averaged from: it may have been damaged since, and nothing else checks."""
     for _, fine in _rows(source, box, step):
         source[fine]
 

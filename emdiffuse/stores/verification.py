@@ -2,9 +2,9 @@
 
 Conventions
 -----------
-* What belongs to a store is told by its own metadata (the levels of an image, the fields of pairs, the arrays
-  of patches) and by what lies in its folder, so that neither a deleted level nor a deleted ``zarr.json`` is
-  overlooked.
+* What belongs to a store is defined by its own metadata (the levels of an image, the fields of pairs, the
+  arrays of patches) and by what lies in its folder, so that neither a deleted level nor a deleted
+  ``zarr.json`` is overlooked.
 * Chunks are read in full. A trouble of the machine (`AccessError`) ends the search: it says nothing about the
   data.
 * A store is repaired by the stage that made it. What is removed for that is its ``zarr.json``, without which
@@ -143,7 +143,7 @@ def losses(
     Returns
     -------
     tuple
-        The losses, and how many files were looked at.
+        The losses, and the number of files checked.
 
     Raises
     ------

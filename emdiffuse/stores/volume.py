@@ -28,7 +28,7 @@ from emdiffuse.stores.provenance import Link, write_and_keep
 
 
 def known_of(path: Path) -> dict[str, Any]:
-    """Return what a finished group says of itself, as JSON; nothing, of somebody else's."""
+    """Return the facts of a finished group as JSON; empty for a foreign one."""
     attributes = read_metadata(path, "group").get("attributes")
     known = attributes.get("emdiffuse") if isinstance(attributes, dict) else None
     return known if isinstance(known, dict) else {}
@@ -104,7 +104,7 @@ class Volume:
     voxel_size : tuple of float
         Voxel size (z, y, x) in nanometers.
     facts : VolumeFacts
-        What it says of itself: `RestoredFacts`, of a restored one.
+        Its facts: `RestoredFacts` if it was restored.
     """
 
     path: Path

@@ -3,7 +3,7 @@
 Conventions
 -----------
 * Functions take planes (rows, columns) of any real dtype, boxes (z, y, x) where a measure says so.
-* `data_range` is the range of intensities that a measure refers to, in the unit of the intensities: 255 for
+* `data_range` is the intensity range that a measure refers to, in the unit of the intensities: 255 for
   8-bit data, elsewhere the range that the data occupy. It is never guessed.
 * The truth is the second argument; only NRMSE and the power ratio depend on which of the two it is.
 * A *metric* is one object with `add` (a block) and `score` (all planes), whatever it is a metric of; a module

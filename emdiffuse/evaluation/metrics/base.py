@@ -58,7 +58,7 @@ class Setting:
     Attributes
     ----------
     data_range, low : float
-        Range of intensities that measures refer to, and where it begins.
+        Intensity range that measures refer to, and where it begins.
     whole : bool
         Whether intensities are integers.
     voxel : float
@@ -83,7 +83,7 @@ class Setting:
 
     @property
     def centre(self) -> float:
-        """The middle of the range of intensities, an integer where intensities are."""
+        """The middle of the intensity range, an integer where intensities are."""
         middle = self.low + self.data_range / 2
         return float(round(middle)) if self.whole else middle
 

@@ -144,7 +144,7 @@ def fsim(image: Image, truth: Image, data_range: float) -> float:
     image, truth : ndarray
         Planes of equal shape.
     data_range : float
-        Range of intensities.
+        Intensity range.
 
     Returns
     -------

@@ -32,7 +32,7 @@ def psnr(image: Image, truth: Image, data_range: float) -> float:
     image, truth : ndarray
         Equal shapes, any dimension.
     data_range : float
-        Range of intensities.
+        Intensity range.
 
     Returns
     -------

@@ -73,7 +73,7 @@ def _terms(ours: Terms, truth: Terms, product: Map, centre: float, data_range: f
     centre : float
         What was taken off all values.
     data_range : float
-        Range of intensities.
+        Intensity range.
     """
     (mean_a, square_a), (mean_b, square_b) = ours, truth
     c1, c2 = np.float32((0.01 * data_range) ** 2), np.float32((0.03 * data_range) ** 2)
@@ -99,7 +99,7 @@ def ssim_map(image: Image, truth: Image, data_range: float, axes: tuple[int, int
     image, truth : ndarray
         Equal shapes; planes along `axes`, other axes stack them.
     data_range : float
-        Range of intensities.
+        Intensity range.
     axes : tuple of int
         The two axes that span a plane.
 
@@ -151,7 +151,7 @@ def ms_ssim(image: Image, truth: Image, data_range: float) -> float:
     image, truth : ndarray
         Planes of equal shape.
     data_range : float
-        Range of intensities.
+        Intensity range.
 
     Returns
     -------

@@ -258,7 +258,7 @@ class NativeNetwork(nn.Module):
     residual_scale : float
         Standard deviation of the residual to the plain estimate in the training data.
     factors, thickness : sequence of float
-        Lowest and highest anisotropy factor, and share of the distance of slices that one integrates over,
+        Lowest and highest anisotropy factor, and fraction of the slice spacing that a slice integrates over,
         in the training data; others are shown as the nearest of these.
     blind_spot : tuple of int, optional
         Of a network that learns from hidden pixels: how far a blind spot reaches along y and x. The plain
@@ -344,7 +344,7 @@ class NativeNetwork(nn.Module):
         factor : Tensor
             (N,), anisotropy factor; 1 for images.
         thickness : Tensor
-            (N,), share of the distance of real slices that one integrates over; 0 for images.
+            (N,), fraction of the slice spacing that a real slice integrates over; 0 for images.
 
         Returns
         -------

@@ -71,7 +71,7 @@ def save_model(directory: Path | str, network: nn.Module, description: Descripti
 def require_place(
     directory: Path, inputs: Iterable[Path] = (), overwrite: bool = False, card: str = "README.md"
 ) -> None:
-    """Refuse a folder where a model's files would replace an input, or files of somebody else's.
+    """Refuse a folder where a model's files would replace an input, or foreign files.
 
     Raises
     ------
