@@ -217,7 +217,7 @@ def test_what_of_a_finished_volume_is_lost_is_found_and_made_again(plan, referen
         damage(lost)
     kept = {path: path.stat().st_mtime_ns for path in plan.restored.glob("*/0/c/0/0/0") if path != lost}
     before = content(plan.folder)
-    with pytest.raises(StoreError, match=r"verify .*/restored.ome.zarr --repair`, then start"):
+    with pytest.raises(StoreError, match=r"verify .*/restored.ome.zarr --repair`, then run"):
         verify_restoration(plan.folder / "plan.json")
     assert str(lost) in caplog.text
     assert content(plan.folder) == before, "what is only looked at is not changed"

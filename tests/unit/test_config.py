@@ -78,7 +78,7 @@ MISTAKES = {
     "LPIPS without weights": (("evaluation",), {"lpips": "no.pth"}, "evaluation.lpips: there is no file 'no.pth'"),
     "begun from nothing": (("models", "denoise", "training", "init_from"), "nothing", "models.denoise.training.init_from: 'nothing' is neither"),
     "begun from itself": (("models", "denoise_medulla", "training", "init_from"), "denoise", "would start from itself"),
-    "begun from another network": (("models", "denoise_medulla", "network"), {"channels": 16}, "'denoise_medulla' has another network"),
+    "begun from another network": (("models", "denoise_medulla", "network"), {"channels": 16}, "'denoise_medulla' has a different network"),
     "begun from what it is tested on": (("datasets", "medulla_noisy", "degrade", "dataset"), "brain_test_clean", "model 'denoise' was trained on 'brain_test_clean'"),
     "degraded of nothing": (("datasets", "medulla_noisy", "degrade", "dataset"), "medulla_test_60nm", "medulla_noisy.degrade.dataset: there is no raw dataset"),
     "pairs as images": (("datasets", "medulla_test_coarse", "images"), False, "say `images: true` beside `degrade`"),

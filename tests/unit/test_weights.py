@@ -231,7 +231,7 @@ def test_unreadable_checkpoints_and_unknown_tasks(tmp_path, published):
     (tmp_path / "empty.pth").touch()
     with pytest.raises(ModelError, match=r"empty\.pth is not a checkpoint"):
         import_published(tmp_path / "empty.pth", "emdiffuse-n")
-    with pytest.raises(ModelError, match="is no task"):
+    with pytest.raises(ModelError, match="is not a task"):
         import_published(tmp_path / "none.pth", "emdiffuse-x")
 
 
