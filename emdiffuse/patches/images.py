@@ -73,7 +73,7 @@ class FieldSource(ABC):
     @property
     @abstractmethod
     def facts(self) -> PairsFacts | VolumeFacts:
-        """What the store says of itself."""
+        """The facts of the store."""
 
     @abstractmethod
     def area(self, field: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -201,7 +201,7 @@ class NoisySource(FieldSource):
 
     @property
     def facts(self) -> VolumeFacts:
-        """What the store says of itself."""
+        """The facts of the store."""
         return self.volume.facts
 
     def area(self, field: int) -> tuple[tuple[int, int], tuple[int, int]]:
