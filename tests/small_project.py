@@ -59,6 +59,13 @@ class Project:
         for file in raw.iterdir():
             (folder / file.name).symlink_to(file)
 
+    @classmethod
+    def found(cls, folder: Path, config: dict[str, Any] = SMALL) -> "Project":
+        """A project whose folder is there already."""
+        project = object.__new__(cls)
+        project.folder, project.config = folder, copy.deepcopy(config)
+        return project
+
     def own(self, name: str) -> Path:
         """Give this project a raw file of its own, to change."""
         path = self.folder / name
@@ -115,6 +122,4 @@ class Project:
 def copy_project(source: Project, folder: Path) -> Project:
     """A copy of a project with its results, times kept."""
     shutil.copytree(source.folder, folder, symlinks=True)
-    other = object.__new__(Project)
-    other.folder, other.config = folder, copy.deepcopy(source.config)
-    return other
+    return Project.found(folder, source.config)

@@ -1,5 +1,7 @@
 """A finished run, and copies of it to change."""
 
+import fcntl
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +11,21 @@ from small_project import Project, copy_project
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, medulla: np.ndarray) -> Project:
-    """A project whose run is finished; tests work on copies of it."""
-    project = Project(tmp_path_factory.mktemp("run") / "project", medulla)
-    project.run()
+    """A project whose run is finished; tests work on copies of it.
+
+    The processes of pytest-xdist share one: the first that wants it runs it, and the others wait.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    done = base / "run.done"
+    with (base / "run.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if done.exists():
+            return Project.found(base / "run" / "project")
+        project = Project(base / "run" / "project", medulla)
+        project.run()
+        done.touch()
     return project
 
 
