@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from emdiffuse.config.reading import Reading
 from emdiffuse.config.settings import Section
@@ -16,7 +17,21 @@ from emdiffuse.runtime.units import NANOMETERS
 MINIMUM_FACTOR, MAXIMUM_FACTOR = 2, 12
 Factor = Annotated[int, Field(ge=MINIMUM_FACTOR, le=MAXIMUM_FACTOR)]
 Thickness = Annotated[float, Field(ge=0, le=1)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+NAME = r"^\w[\w.-]*$"
+
+
+def _plain_name(name: object) -> object:
+    """Refuse a name that is no part of a path, or that a shell would take apart."""
+    if isinstance(name, str) and not re.match(NAME, name):
+        plain = re.sub(r"[^\w.-]+", "_", name).strip("_.-") or "data"
+        raise ValueError(
+            "a name has letters, digits, '_', '-' and '.', and begins with a letter or a digit, such as "
+            f"'{plain}'"
+        )
+    return name
+
+
+Name = Annotated[str, BeforeValidator(_plain_name), Field(pattern=NAME)]
 
 
 SMALLEST_PIXEL = 0.05

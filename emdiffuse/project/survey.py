@@ -156,7 +156,7 @@ def _name(path: str) -> str:
     """Return a name for a dataset: the file's own, in the letters that a name may have."""
     stem = re.split(r"[/:]", path.rstrip("/*"))[-1]
     stem = re.sub(r"(\.ome)?\.\w+$", "", stem)
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_-") or "data"
+    return re.sub(r"[^\w-]+", "_", stem).strip("_-") or "data"
 
 
 def _told(path: str, folder: Path) -> str:

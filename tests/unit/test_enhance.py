@@ -1,5 +1,8 @@
 """One file restored without a workflow: the chain's voxels, the file's own metadata, nothing half-written."""
 
+import hashlib
+import html
+
 import numpy as np
 import pytest
 import tifffile
@@ -121,8 +124,15 @@ def test_an_image_keeps_what_its_file_says(medulla, image_models, tmp_path, task
         assert facts.description == "a cell"
         # the microscope's own words are of its pixels; who sat at it stays in any case
         assert {tag[0] for tag in facts.tags} == ({315, 34680} if scale == 1 else {315})
+    with tifffile.TiffFile(tmp_path / "out.tif") as tif:
+        history = tif.pages.first.tags["ImageHistory"].value
+        seen = {"imagej": facts.imagej.get("Info", ""), "ome": tif.ome_metadata or "", "plain": history}[kind]
+    weights = hashlib.sha256((image_models / task / "model.safetensors").read_bytes()).hexdigest()
+    source = hashlib.sha256(raw.read_bytes()).hexdigest()
+    for words in ("restored from the dataset 'raw' by emdiffuse", weights, f"raw.tif SHA-256 {source}"):
+        assert words in history and words in html.unescape(seen)
     if kind == "imagej":
-        assert facts.imagej["Info"] == "a cell"
+        assert facts.imagej["Info"].startswith("a cell\n")
 
 
 def test_pixels_of_unknown_size_stay_so(medulla, image_models, tmp_path):

@@ -3,13 +3,17 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tifffile
 import yaml
 from helpers import ROOT
+
+from emdiffuse.config.shipped import SHIPPED_FOLDER
 
 LATER = ("restore", "stitch", "pyramid")
 
@@ -73,3 +77,27 @@ def test_the_profiles_change_no_memory_that_a_plan_states():
     for path in sorted((ROOT / "profiles").glob("*/profile.yaml")):
         asked = yaml.safe_load(path.read_text()).get("set-resources", {})
         assert not any("mem_mb" in asked.get(rule, {}) for rule in LATER), path
+
+
+def test_names_with_braces_spaces_lines_and_accents_run_through_snakemake(tmp_path, medulla):
+    """Snakemake takes braces for wildcards, in the paths of inputs and in what parameters say."""
+    folder = tmp_path / "run {x} é"
+    (folder / "raw {1}\n2").mkdir(parents=True)
+    for i in range(3):
+        tifffile.imwrite(folder / f"raw {{1}}\n2/-5deg {{z}} {i}.tif", medulla[6 * i, :40, :40])
+    shutil.copytree(SHIPPED_FOLDER / "vemdiffuse", folder / "denoise v1.2 {m}")
+    size = {"z": 60, "y": 10, "x": 10}
+    config = {
+        "datasets": {"modèle.v1": {"source": "raw {1}\n2", "voxel_size": size}},
+        "models": {"v1.2-é": {"task": "vemdiffuse-i", "weights": "denoise v1.2 {m}"}},
+        "restorations": [{"dataset": "modèle.v1", "model": "v1.2-é"}],
+        "report": {"title": "{a} title"},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True))
+    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "workflow/Snakefile", "--cores", "1"]
+    done = subprocess.run(
+        [*command, "--configfile", "config.yaml", "--until", "plan"], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (folder / "results/restored/modèle.v1/v1.2-é/plan.json").is_file()
+

@@ -2,6 +2,7 @@
 # A store is known to rules by its zarr.json, and a model by its model.json: these are written last.
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -40,7 +41,7 @@ TRAINED = [name for name in CONFIG.models if name not in IMPORTED]
 
 def one_of(names):
     """A wildcard constraint that matches these names alone."""
-    return "|".join(names) or "(?!)"
+    return "|".join(map(re.escape, names)) or "(?!)"
 
 
 wildcard_constraints:

@@ -1,6 +1,7 @@
 # Which files the rules read: one function an input, in the order of the chain.
 from functools import cache
 
+from snakemake.io import contains_wildcard
 from snakemake.logging import logger
 
 from emdiffuse.acquisition.layouts import find_pairs
@@ -24,8 +25,16 @@ def raw_files_of(name):
     return found.files()
 
 
+def plain_names(files):
+    """The files that Snakemake can be told of: it takes braces in a name for a wildcard.
+
+    What changes in the others is noticed all the same, by the `state` among the parameters.
+    """
+    return [file for file in files if not contains_wildcard(str(file))]
+
+
 def raw_files(wildcards):
-    return raw_files_of(wildcards.dataset)
+    return plain_names(raw_files_of(wildcards.dataset))
 
 
 def origin_volume(wildcards):
@@ -44,11 +53,15 @@ def begun_from(wildcards):
     return multiext(f"experiments/{begun}/best/model", ".json", ".safetensors")
 
 
-def given_weights(wildcards):
+def given_files_of(name):
     """The files of a model that is not trained here."""
-    source = model_folder(CONFIG.models[wildcards.model].weights)
+    source = model_folder(CONFIG.models[name].weights)
     files = ("model.json", "model.safetensors")
-    return [source / name for name in files] if source.is_dir() else source
+    return [source / file for file in files] if source.is_dir() else [source]
+
+
+def given_weights(wildcards):
+    return plain_names(given_files_of(wildcards.model))
 
 
 def source_volume(wildcards):

@@ -14,7 +14,7 @@ def acquisition_settings(wildcards):
 
 def raw_state(wildcards):
     """Whether raw files may have changed: more than their times tell, so that these do not count."""
-    return state_of(raw_files(wildcards))
+    return state_of(raw_files_of(wildcards.dataset))
 
 
 def kept_factor(wildcards):
@@ -98,8 +98,7 @@ def launch_options(wildcards, resources, threads):
 
 def given_state(wildcards):
     """Whether given weights may have changed."""
-    given = given_weights(wildcards)
-    return state_of(given if isinstance(given, list) else [given])
+    return state_of(given_files_of(wildcards.model))
 
 
 def given_model(wildcards):
@@ -144,3 +143,8 @@ def lpips_option(wildcards):
     """The weights of LPIPS, where they are given."""
     weights = CONFIG.evaluation.lpips
     return f"--lpips {shlex.quote(weights)}" if weights else ""
+
+
+def report_settings(wildcards):
+    """All of the configuration, by a function: in a plain text Snakemake would take braces for wildcards."""
+    return CONFIG.canonical()

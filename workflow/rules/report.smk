@@ -23,7 +23,7 @@ rule report:
         mem_mb=memory(4000),
         runtime=60,
     params:
-        settings=CONFIG.canonical(),
+        settings=report_settings,
     shell:
         "emdiffuse --log {log} --threads {threads} report results experiments {output.html}"
         " --settings {params.settings:q}"
