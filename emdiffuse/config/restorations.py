@@ -44,6 +44,11 @@ class Sampler(Section):
         "times the calls; native models.",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the noise.")
+    empty: Literal["plain", "restore"] = Field(
+        "plain",
+        description="Where nothing is to be seen (empty resin, charged regions), `plain` generates nothing: "
+        "slices are interpolated, images averaged. `restore` treats all places alike.",
+    )
     consistent: bool | None = Field(
         None,
         description="Of thick slices: change what is restored by as little as makes it, integrated again, "

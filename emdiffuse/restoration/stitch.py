@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from emdiffuse.restoration.empty import leave_plain, write_layer
 from emdiffuse.restoration.geometry import owned
 from emdiffuse.restoration.intervals import floors, interval
 from emdiffuse.restoration.kept import with_kept, without_uncertainty
@@ -96,7 +97,7 @@ def stitch_box(plan: Plan, volume: Volume, tiles: Array, name: str, box: Box) ->
     if plan.sampler.consistent and name != "uncertainty":
         values = cast_to(_consistent(plan, volume, tiles, name, box), volume.array.dtype)
         return with_kept(plan, volume, values, box)
-    sums = _sums(plan, tiles, plan.quantities.index(name), box)
+    sums = leave_plain(plan, volume, _sums(plan, tiles, plan.quantities.index(name), box), name, box)
     scaling = _scaling(plan, box)
     if name == "uncertainty":
         sums *= (scaling.span / 2).astype(np.float32)
@@ -147,7 +148,8 @@ def _consistent(plan: Plan, volume: Volume, tiles: Array, name: str, box: Box) -
     begin = min([box[0].start, *(first for first, _ in windows)])
     end = max([box[0].stop, *(first + len(weights) for first, weights in windows)])
     whole = (slice(begin, end), *box[1:])
-    values, scaling = _sums(plan, tiles, quantity, whole), _scaling(plan, whole)
+    values = leave_plain(plan, volume, _sums(plan, tiles, quantity, whole), name, whole)
+    scaling = _scaling(plan, whole)
     for z, image in enumerate(values):
         values[z] = from_unit(image, scaling[z])
     lacking = np.zeros_like(values)
@@ -215,6 +217,7 @@ def pyramid(path: Path) -> None:
     facts = plan.facts
     if "uncertainty" in plan.outputs:
         facts = facts.model_copy(update={"reliability": reliability(plan)})
+    facts = facts.model_copy(update={"empty": write_layer(plan, open_input(plan), voxel_size)})
     ome = {"version": "0.5", "multiscales": images}
     write_group(plan.restored, {"ome": ome, "emdiffuse": facts.as_json()})
 

@@ -104,6 +104,25 @@ class Reliability(Record):
     reliable: int
 
 
+class EmptyFacts(Record):
+    """Where nothing was to be seen, and all was left plain: see `restoration.empty`.
+
+    Attributes
+    ----------
+    share
+        Share of the generated voxels that was left plain; those in transition count in part.
+    block
+        Pixels, along a side, of a place of the layer ``empty``.
+    contrast, noisy
+        The rule's thresholds.
+    """
+
+    share: float = Field(ge=0, le=1)
+    block: int
+    contrast: float
+    noisy: float
+
+
 class RealSlices(Record):
     """By what the slices of a volume were restored before its gaps were filled."""
 
@@ -127,6 +146,7 @@ class RestoredFacts(VolumeFacts):
     training_sources: tuple[SourceFile, ...] = ()
     real_slices: RealSlices | None = None
     reliability: Reliability | None = None
+    empty: EmptyFacts | None = None
 
 
 class PairField(Record):
