@@ -26,6 +26,7 @@ from emdiffuse.acquisition.checksums import checksums
 from emdiffuse.acquisition.repair import fill_untrusted, find_untrusted
 from emdiffuse.acquisition.sizes import SQUARE, agreed_voxel_size
 from emdiffuse.acquisition.streaming import default_workers, stream, stream_source
+from emdiffuse.acquisition.stripes import Destriped, find_artefacts
 from emdiffuse.config.reading import Reading
 from emdiffuse.config.sources import parse_source
 from emdiffuse.readers import open_source
@@ -50,6 +51,7 @@ def acquire(
     images: bool = False,
     *,
     repair: bool = False,
+    stripes: bool = False,
     invert: bool = False,
     reading: Reading | None = None,
     override: bool = False,
@@ -74,6 +76,8 @@ def acquire(
         Whether these are separate images, rather than the slices of a volume.
     repair : bool
         Whether slices of a volume that cannot be trusted are marked as missing, rather than refused.
+    stripes : bool
+        Whether stripes are removed where they are found.
     invert : bool
         Whether networks see the contrast inverted; the voxels are stored, and restored, as they are.
     reading : Reading, optional
@@ -119,6 +123,7 @@ def acquire(
         "thickness": thickness,
         "kind": kind,
         "repair": repair,
+        "stripes": stripes,
         "invert": invert,
     }
     if reuse(out, lambda: made_by("acquire", name, settings, raw(checksums(slices, name)))):
@@ -126,7 +131,9 @@ def acquire(
     threads = workers or default_workers()
     with replaced(out, [*slices.files, parse_source(source).place]) as partial:
         array = create_image_array(partial / "0", slices.shape, slices.dtype)
-        statistics = stream_source(slices, array, f"acquire {name}", threads)
+        artefacts = find_artefacts(slices)
+        shown = Destriped(slices, artefacts) if stripes and artefacts else slices
+        statistics = stream_source(shown, array, f"acquire {name}", threads)
         sources = checksums(slices, name)
         statistics.extremes(source)
         missing: list[int] = []
@@ -145,6 +152,8 @@ def acquire(
             sources=sources,
             thickness=0.0 if images else thickness,
             missing=tuple(missing),
+            artefacts=artefacts,
+            destriped=isinstance(shown, Destriped),
             intensity=statistics.intensity(source, images=images, missing=missing, invert=invert),
             # what is image; below lies the microscope's data bar
             valid=(rows.start, rows.stop, columns.start, columns.stop) if slices.bar else None,
@@ -232,6 +241,8 @@ def keep_every(
             thickness=thickness if len(weights) > 1 else 0.0,
             sources=tuple(source.model_copy(update=kept_of) for source in origin.facts.sources),
             missing=tuple(missing),
+            artefacts=origin.facts.artefacts,
+            destriped=origin.facts.destriped,
             intensity=intensity,
             valid=origin.facts.valid,
         )

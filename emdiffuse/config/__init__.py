@@ -163,7 +163,8 @@ class Config(Section):
                 )
             size = self.voxel_size(item.dataset)
             if TASKS[task].volumetric and size is not None:
-                repair = self.datasets[self.origin(item.dataset)].repair  # of an isotropic volume, too
+                # of an isotropic volume, too
+                repair = self.datasets[self.origin(item.dataset)].repairs_slices
                 anisotropy_factor(size, f"{key}.dataset", isotropic=repair)
             if item.real_slices is not None:
                 self._restored_slices(f"{key}.real_slices", item, item.real_slices)

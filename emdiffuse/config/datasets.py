@@ -217,10 +217,11 @@ class Dataset(Reading):
         description="Networks see the contrast inverted, as of a model's other data; what is restored has "
         "its own contrast again.",
     )
-    repair: bool = Field(
+    repair: bool | Literal["slices", "stripes"] | tuple[Literal["slices", "stripes"], ...] = Field(
         False,
-        description="Slices of a volume that are missing, repeated, blank or saturated are marked as missing "
-        "and restored, instead of refused.",
+        description="`slices` (or true): slices of a volume that are missing, repeated, blank or saturated "
+        "are marked as missing and restored, instead of refused. `stripes`: stripes (curtaining, line noise) "
+        "are removed where they are found. A list of both: both.",
     )
     slice_thickness: Thickness = Field(
         0.0,
@@ -252,14 +253,32 @@ class Dataset(Reading):
             raise ValueError("`images` says what a `source` holds; remove it")
         if self.slice_thickness and (self.source is None or self.images):
             raise ValueError("`slice_thickness` is for a `source` that is a volume; remove it")
-        if self.repair and (self.source is None or self.images):
+        if self.repairs_slices and (self.source is None or self.images):
             raise ValueError("`repair` is for the slices of a volume; remove it")
+        if self.repairs_stripes and self.source is None:
+            raise ValueError("`repair: stripes` is for a `source`; remove it")
         name = "keep_every" if self.keep_every else "degrade"
         if self.invert and self.derived is not None:
             raise ValueError(f"`invert` follows from the dataset of `{name}`; remove it")
         if self.derived is not None and self.voxel_size is not None:
             raise ValueError(f"`voxel_size` follows from `{name}`; remove it")
         return self
+
+    @property
+    def repairs_slices(self) -> bool:
+        """Whether slices that cannot be trusted are restored."""
+        return self.repair is True or "slices" in self._repaired
+
+    @property
+    def repairs_stripes(self) -> bool:
+        """Whether stripes are removed."""
+        return "stripes" in self._repaired
+
+    @property
+    def _repaired(self) -> tuple[str, ...]:
+        if isinstance(self.repair, bool):
+            return ()
+        return (self.repair,) if isinstance(self.repair, str) else self.repair
 
     @property
     def _may_tell_its_size(self) -> bool:

@@ -260,7 +260,7 @@ def _extent(config: Config, name: str) -> Extent:
     dataset = config.datasets[name]
     origin = config.datasets[config.origin(name)]
     assert origin.source is not None
-    source = open_source(origin.source, origin.repair, origin.reading, origin.images)
+    source = open_source(origin.source, origin.repairs_slices, origin.reading, origin.images)
     z, y, x = source.shape
     size = config.voxel_size(name)
     if size is None and source.voxel_size is not None and None not in source.voxel_size:

@@ -144,10 +144,13 @@ def open_view(config: Config, item: Restoration, truth: str | None, results: Pat
     )
 
 
-def panels(view: View, names: list[str], budget: int) -> tuple[list[dict[str, Any]], float]:
+def panels(
+    view: View, names: list[str], budget: int, marked: NDArray[np.float32] | None = None
+) -> tuple[list[dict[str, Any]], float]:
     """Return rows of pictures, and what is white in the differences.
 
-    The rows are three planes and, with a truth, the differences and the structures in xy.
+    The rows are three planes and, with a truth, the differences and the structures in xy; and the xy plane in
+    which it is `marked` where nothing was generated, if there is such a place.
     """
     voxel = view.volumes["restored"].voxel_size[2]
     rows: list[dict[str, Any]] = []
@@ -165,6 +168,8 @@ def panels(view: View, names: list[str], budget: int) -> tuple[list[dict[str, An
         cells = {name: view.plane(name, axis) for name in names}
         at = f"{'zyx'[axis]} = {view.middle[axis] * voxel:.4g} nm"
         add(plane, at, cells, *view.contrast)
+        if axis == 0 and marked is not None:
+            add("empty", at, {"restored": marked}, *view.contrast)
         if axis == 0 and "truth" in cells:
             errors = {name: np.abs(cells[name] - cells["truth"]) for name in names if name != "truth"}
             top = max(float(np.percentile(values, 99)) for values in errors.values())

@@ -8,6 +8,7 @@ from typing import Any
 
 from emdiffuse.config import Config, Model, Restoration
 from emdiffuse.config.shipped import SHIPPED
+from emdiffuse.report import plain
 from emdiffuse.report.files import read_evaluation
 from emdiffuse.report.overview import overview_row
 from emdiffuse.report.pictures import COLUMNS, View, open_view, panels, picture_bytes, scale_bar
@@ -16,6 +17,7 @@ from emdiffuse.report.tables import long_table, short_table, with_others
 from emdiffuse.report.verdicts import surpassing, verdict
 from emdiffuse.report.viewer import viewer
 from emdiffuse.restoration.slice_grid import ImageStack
+from emdiffuse.stores.facts import VolumeFacts
 from emdiffuse.stores.volume import open_volume
 
 WITHOUT_TRUTH = "There is no ground truth to compare with: the report shows pictures, but no measures."
@@ -51,7 +53,7 @@ def _restoration(
     images = isinstance(view.grid, ImageStack)
     made = ("input",) if images else ("input", "linear")
     names = [name for name in COLUMNS if name in made or name in view.volumes]
-    rows, white = panels(view, names, budget // 4)
+    rows, white = panels(view, names, budget // 4, plain.hatched(view))
     used = sum(picture_bytes(cell["image"]) for row in rows for cell in row["cells"])
     seen = viewer(
         view, config.models[item.model].task, white if "truth" in view.volumes else None, budget - used
@@ -63,7 +65,10 @@ def _restoration(
         "name": item.dataset,
         "model": item.model,
         "overview": overview_row(config, item, number, evaluation),
-        "sentences": _sentences(config, item, truth, view),
+        "sentences": [
+            *_sentences(config, item, truth, view),
+            *plain.sentence(view.volumes["restored"].restoration.empty, images),
+        ],
         "estimator": (evaluation or {}).get("estimator") or view.volumes["restored"].restoration.estimator,
         "verdict": verdict(evaluation) if evaluation else None,
         "surpassing": surpassing(evaluation) if evaluation else "",
@@ -98,18 +103,20 @@ def _sentences(config: Config, item: Restoration, truth: str | None, view: View)
     """Say in a few sentences what was done."""
     model, (depth, _, lateral) = config.models[item.model], view.volumes["input"].voxel_size
     if isinstance(view.grid, ImageStack):
-        first = (
+        sentence = (
             f"{item.dataset}, {_count(view.grid.length, 'image')} with pixels of {lateral:.4g} nm, was "
             f"restored by the model {item.model} (task {model.task}), {learned(model)}."
         )
+        known = [sentence, *_artefacts(view.volumes["input"].facts)]
         if truth is None:
-            return [first, WITHOUT_TRUTH]
-        return [first, f"All pixels are compared with {truth}{_unseen(item, model)}."]
+            return [*known, WITHOUT_TRUTH]
+        return [*known, f"All pixels are compared with {truth}{_unseen(item, model)}."]
     first = (
         f"{item.dataset}, {view.grid.slices} slices {depth:.4g} nm apart, was restored to {view.grid.length} "
         f"slices {lateral:.4g} nm apart by the model {item.model} (task {model.task}), {learned(model)}."
     )
     sentences = [first]
+    sentences += _artefacts(view.volumes["input"].facts)
     if before := view.volumes["restored"].restoration.real_slices:
         sentences.append(
             f"Its real slices were restored first, by the model {before.model} ({before.estimator}); "
@@ -122,6 +129,15 @@ def _sentences(config: Config, item: Restoration, truth: str | None, view: View)
         "the same slices, on the same voxels."
     )
     return [*sentences, second]
+
+
+def _artefacts(facts: VolumeFacts) -> list[str]:
+    """Say which structured artefacts the raw data have."""
+    if not facts.artefacts:
+        return []
+    named = "; ".join(artefact.told for artefact in facts.artefacts)
+    done = "stripes were removed (`repair: stripes`)" if facts.destriped else "nothing of it was removed"
+    return [f"The raw slices have {named} (standard deviations); {done}."]
 
 
 def learned(model: Model) -> str:

@@ -39,6 +39,29 @@ class Facts(Record):
         return self.model_dump(mode="json", exclude_none=True)
 
 
+class Artefact(Record):
+    """A structured artefact of the microscope, as `acquisition.stripes` found it.
+
+    Attributes
+    ----------
+    kind
+        What it is.
+    amount
+        Its standard deviation.
+    unit
+        Of the amount.
+    """
+
+    kind: Literal["vertical stripes", "horizontal stripes", "line jitter"]
+    amount: float
+    unit: Literal["grey levels", "pixels"]
+
+    @property
+    def told(self) -> str:
+        """Say it in words."""
+        return f"{self.kind}, {self.amount:.3g} {self.unit}"
+
+
 class VolumeFacts(Facts):
     """Of a volume, or of separate images (`kind`), acquired or registered.
 
@@ -54,6 +77,8 @@ class VolumeFacts(Facts):
         Of a dataset made from another one: its name, and how.
     alignment, slices_moved
         Of a registered one: what was found and done.
+    artefacts, destriped
+        Structured artefacts that were found, and whether stripes were removed.
     """
 
     stage: Literal["acquire", "register", "restored"] | None = None
@@ -68,6 +93,8 @@ class VolumeFacts(Facts):
     degraded: Told | None = None
     alignment: Told | None = None
     slices_moved: Told | None = None
+    artefacts: tuple[Artefact, ...] = ()
+    destriped: bool = False
 
 
 class Coverage(Record):

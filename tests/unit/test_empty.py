@@ -9,6 +9,8 @@ from helpers import INTENSITY, ROOT, write_volume
 from restoring import image_model, run
 
 from emdiffuse.evaluation.baselines import interpolate
+from emdiffuse.report import plain
+from emdiffuse.report.pictures import View, panels
 from emdiffuse.restoration import empty
 from emdiffuse.restoration.empty import BLOCK, HALO, LAYER, look
 from emdiffuse.stores.array import Array
@@ -135,3 +137,21 @@ def test_of_an_image_the_means_are_left(mussel, tmp_path, task):
     blocks = np.kron(layer == 255, np.ones((BLOCK, BLOCK))) > 0
     assert restored[resin].astype(float).var() <= mussel[0][blocks].astype(float).var()
     assert empty.BLOCK * scale == open_volume(plan.restored).restoration.empty.block
+
+
+def test_the_report_says_and_shows_it(gap):
+    volume, plans = gap
+    facts = {key: open_volume(plan.restored) for key, plan in plans.items()}
+    grid = plans["plain"].grid.z
+    shape = facts["plain"].array.shape
+    box = (range(5), range(3, shape[1]), range(6, shape[2] - 5))
+    for key, restored in facts.items():
+        view = View({"input": volume, "restored": restored}, grid, box, (2, 60, 100), (100.0, 250.0))
+        said, shown = plain.sentence(restored.restoration.empty, False), plain.hatched(view)
+        assert bool(said) == (shown is not None) == (key == "plain")
+        if shown is not None:
+            changed = shown != view.plane("restored", 0)
+            layer = Array(restored.path / LAYER / "0")[:, :, :][2].repeat(BLOCK, 0).repeat(BLOCK, 1)
+            assert not changed[layer[3:, 6:-5] < 128].any() and changed.any()
+            (first, *_), _ = panels(view, ["input", "restored"], 10**6, shown)
+            assert "is interpolated" in said[0] and first["kind"] == "xy"

@@ -1,0 +1,52 @@
+"""Where a restoration left everything plain, in the report: a sentence, and hatched places in a picture."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emdiffuse.report.pictures import View
+from emdiffuse.restoration.empty import LAYER
+from emdiffuse.stores.facts import EmptyFacts
+from emdiffuse.stores.volume import open_volume
+
+PERIOD = 8
+"""Pixels from one line of the hatching to the next."""
+
+
+def sentence(facts: EmptyFacts | None, images: bool) -> list[str]:
+    """Say which share of a restoration was left plain, and why."""
+    if facts is None or not facts.share:
+        return []
+    what = "averaged" if images else "interpolated"
+    return [
+        f"In {max(facts.share, 0.0001):.2%} of what was restored nothing is to be seen: no contrast above "
+        f"{facts.contrast / 2:.1%} of the range of intensities and {facts.noisy:g} times the noise. There "
+        f"nothing was generated, and the input is {what}; the layer `{LAYER}` marks it."
+    ]
+
+
+def hatched(view: View) -> NDArray[np.float32] | None:
+    """Return the xy plane that is shown, with lines over what was left plain; None without such a place.
+
+    Returns
+    -------
+    ndarray or None
+        (y, x), intensities.
+    """
+    facts = view.volumes["restored"].restoration.empty
+    if facts is None:
+        return None
+    size, (z, _, _) = facts.block, view.middle
+    rows, columns = view.box[1:]
+    sides = [slice(side.start // size, -(-side.stop // size)) for side in (rows, columns)]
+    layer = open_volume(view.volumes["restored"].path / LAYER).array[(slice(z, z + 1), *sides)][0]
+    top, left = (side.start - wide.start * size for side, wide in zip((rows, columns), sides, strict=True))
+    places = layer.repeat(size, 0).repeat(size, 1)[top : top + len(rows), left : left + len(columns)] > 127
+    if not places.any():
+        return None
+    values = view.plane("restored", 0).copy()
+    lines = (np.add.outer(np.arange(len(rows)), np.arange(len(columns))) % PERIOD) < 2
+    dark = values.mean() > sum(view.contrast) / 2  # lines that are seen on resin, which is mostly bright
+    values[places & lines] = view.contrast[0] if dark else view.contrast[1]
+    return values
