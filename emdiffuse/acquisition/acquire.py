@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import cache
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from emdiffuse.runtime.errors import ConfigError, DataError
 from emdiffuse.stores.array import Box, create_image_array
 from emdiffuse.stores.facts import VolumeFacts
 from emdiffuse.stores.intensity import cast_to
-from emdiffuse.stores.provenance import made_by, raw, reuse
+from emdiffuse.stores.provenance import listed, made_by, raw, reuse
 from emdiffuse.stores.volume import open_volume, write_image
 
 logger = logging.getLogger(__name__)
@@ -126,7 +127,12 @@ def acquire(
         "stripes": stripes,
         "invert": invert,
     }
-    if reuse(out, lambda: made_by("acquire", name, settings, raw(checksums(slices, name)))):
+    known = cache(lambda: checksums(slices, name))
+    if reuse(
+        out,
+        lambda: made_by("acquire", name, settings, raw(known())),
+        lambda: {"dataset": name, "sources": listed(known())},
+    ):
         return
     threads = workers or default_workers()
     with replaced(out, [*slices.files, parse_source(source).place]) as partial:
@@ -200,7 +206,11 @@ def keep_every(
         raise ConfigError(f"factor: {factor} leaves nothing out; give 2 or more")
     origin = open_volume(volume)
     made = made_by("keep-every", name, {"factor": factor, "thickness": thickness}, origin.made)
-    if reuse(out, lambda: made):
+    kept_of = {"kept_every": factor}
+    sources = tuple(source.model_copy(update=kept_of) for source in origin.facts.sources)
+    parent = origin.facts.dataset or volume.name
+    names = {"dataset": name, "derived_from": parent, "sources": listed(sources)}
+    if reuse(out, lambda: made, lambda: names):
         return
     depth, height, width = origin.array.shape
     window = max(thickness * factor, 1.0)
@@ -231,15 +241,14 @@ def keep_every(
         missing = sorted({z for z, rest in lost if rest < len(weights) and z < kept})
         # measured on what was kept: what was left out is the truth, and must not tell
         intensity = statistics.intensity(str(volume), missing=missing, invert=origin.intensity.invert)
-        kept_of = {"kept_every": factor}
         facts = VolumeFacts(
             stage="acquire",
             dataset=name,
             made=made,
-            derived_from=origin.facts.dataset or volume.name,
+            derived_from=parent,
             factor=Fraction(factor),
             thickness=thickness if len(weights) > 1 else 0.0,
-            sources=tuple(source.model_copy(update=kept_of) for source in origin.facts.sources),
+            sources=sources,
             missing=tuple(missing),
             artefacts=origin.facts.artefacts,
             destriped=origin.facts.destriped,

@@ -32,7 +32,7 @@ from emdiffuse.stores.array import Box, create_image_array, write_plane
 from emdiffuse.stores.facts import PairField, PairsFacts, VolumeFacts
 from emdiffuse.stores.intensity import Scaling
 from emdiffuse.stores.pairs import finish_pairs
-from emdiffuse.stores.provenance import Link, made_by, reuse
+from emdiffuse.stores.provenance import Link, listed, made_by, reuse
 from emdiffuse.stores.volume import Volume, open_volume, write_image
 
 
@@ -63,7 +63,9 @@ def degrade(volume: Path, settings: Degrade, out: Path, name: str, images: bool)
     kind: Literal["images", "pairs"] = "images" if images else "pairs"
     how = {"kind": kind, **settings.model_dump(mode="json", exclude={"dataset"})}
     made = made_by("degrade", name, how, origin.made)
-    if reuse(out, lambda: made):
+    parent = origin.facts.dataset or origin.path.name
+    told = {"dataset": name, "derived_from": parent, "degraded": settings.model_dump(mode="json")}
+    if reuse(out, lambda: made, lambda: {**told, "sources": listed(origin.facts.sources)}):
         return
     missing = origin.facts.missing
     slices = [z for z in range(0, origin.array.shape[0], settings.every) if images or z not in missing]

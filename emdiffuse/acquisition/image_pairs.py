@@ -99,7 +99,11 @@ def acquire_pairs(
         **({"scans": list(scans)} if scans else {}),
     }
     files = [Path(path) for path in found.files()]
-    if reuse(out, lambda: made_by("acquire", name, settings, raw(file_checksums(files, name)))):
+    if reuse(
+        out,
+        lambda: made_by("acquire", name, settings, raw(file_checksums(files, name))),
+        lambda: {"dataset": name},
+    ):
         return
     skipped = {}
     if found.alone:

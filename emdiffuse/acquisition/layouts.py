@@ -124,7 +124,8 @@ def find_pairs(
             )
         return found
     tried = [_by_pattern(folder, files, known) for known in PATTERNS]
-    best = max([*tried, _by_series(folder, files, scale)], key=lambda found: len(found.pairs))
+    # by how many images it makes sense of: a file that names its role may end in a number all the same
+    best = max([*tried, _by_series(folder, files, scale)], key=lambda found: len(found.files()))
     if not best.pairs:
         raise DataError(
             f"{folder}: no known layout of image pairs fits these files (the first is {files[0]}); "

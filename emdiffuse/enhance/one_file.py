@@ -37,9 +37,10 @@ from emdiffuse.restoration.plan import Plan
 from emdiffuse.restoration.planning import make_plan
 from emdiffuse.restoration.stitch import pyramid, stitch, told_origin
 from emdiffuse.restoration.tiles import restore
-from emdiffuse.runtime.atomic import scratch, take_place, write_atomically
+from emdiffuse.runtime.atomic import scratch, take_place
 from emdiffuse.runtime.devices import place_of
 from emdiffuse.runtime.errors import ConfigError, DataError, EmdiffuseError
+from emdiffuse.runtime.json_files import write_json
 from emdiffuse.runtime.outputs import require_free, require_own_folder
 from emdiffuse.stores.array import Array
 from emdiffuse.stores.volume import open_volume
@@ -274,7 +275,7 @@ def forget_unit(image: Path) -> None:
         for axis in (axis for found in multiscales for axis in found["axes"]):
             axis.pop("unit", None)
         if multiscales:
-            write_atomically(path, json.dumps(metadata, indent=2))
+            write_json(path, metadata)
 
 
 def _write(

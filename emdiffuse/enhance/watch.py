@@ -251,8 +251,12 @@ def _done(out: Path, name: str, seen: Seen) -> bool:
 
 
 def output_name(name: str) -> str:
-    """Return the name of what is made of an image: that of a TIFF stays, others have ``.tif`` behind it."""
-    return name if name.lower().endswith(SUFFIXES) else f"{name}.tif"
+    """Return the name of what is made of an image: that of a TIFF stays, others have ``.tif`` behind it.
+
+    So has a TIFF that is named as what is made of another image: of ``x.png`` beside ``x.png.tif``, say.
+    """
+    path = Path(name.lower())
+    return name if path.suffix in SUFFIXES and not path.stem.endswith(READABLE) else f"{name}.tif"
 
 
 @cache

@@ -16,7 +16,6 @@ Conventions
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_left
 from collections.abc import Iterator
 from math import ceil, exp, log
@@ -27,14 +26,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdiffuse.config import Calibration
+from emdiffuse.config.settings import parse_record
 from emdiffuse.evaluation.comparison import Comparison, compare, read
 from emdiffuse.restoration.intervals import FLOOR, floors
-from emdiffuse.runtime.atomic import write_atomically
-from emdiffuse.runtime.errors import DataError
+from emdiffuse.runtime.errors import DataError, StoreError
+from emdiffuse.runtime.outputs import require_free
 from emdiffuse.runtime.progress import logger, progress
 from emdiffuse.stores.array import Box
 from emdiffuse.stores.facts import CalibrationFacts, Coverage
-from emdiffuse.stores.provenance import made_by
+from emdiffuse.stores.provenance import made_by, put_back, write_and_keep
 
 SCALES = np.geomspace(0.01, 1000, 2001)
 """Scales that are tried, 0.6 % apart."""
@@ -120,6 +120,7 @@ def calibrate(
     DataError
         If the model was trained on these data, there is no uncertainty, or there are too few units.
     """
+    require_free(out, overwrite=None)
     found = compare(restored, dataset, truth)
     if "uncertainty" not in found.extras:
         raise DataError(
@@ -132,6 +133,9 @@ def calibrate(
         )
     inputs = [volume.made for volume in (found.restored, found.input, found.truth)]
     made = made_by("calibrate", facts.dataset or "", settings.model_dump(exclude={"dataset"}), *inputs)
+    if kept := put_back(out, made, **found.names()):
+        logger.info("%s: found on the same data already; nothing to do", out)
+        return parse_record(CalibrationFacts, kept, out, StoreError)
     needed = units_needed(settings.alpha, settings.delta)
     whole = found.images and found.shape[0] >= needed
     boxes = list(units_of(found, None if whole else settings.block))
@@ -165,7 +169,7 @@ def calibrate(
         weights=facts.weights,
         sources=facts.sources,
     )
-    write_atomically(out, json.dumps(result.as_json(), indent=2))
+    write_and_keep(out, result.as_json())
     logger.info("%s: intervals of %.3g standard deviations, from %d units", out, scale, len(boxes))
     return result
 

@@ -42,6 +42,7 @@ from emdiffuse.evaluation.tables import as_csv, table
 from emdiffuse.evaluation.trust import assess
 from emdiffuse.runtime.atomic import write_atomically
 from emdiffuse.runtime.errors import DataError
+from emdiffuse.runtime.outputs import require_free
 from emdiffuse.runtime.progress import logger
 from emdiffuse.stores.array import Box
 from emdiffuse.stores.provenance import Link, made_by, put_back, raw_file, write_and_keep
@@ -53,13 +54,13 @@ class Baselines:
 
     Attributes
     ----------
-    ground : str
-        Hash of what they were measured on, and how (`identity`).
+    ground : Link
+        What they were measured on, and how.
     scores : dict
         The values of all planes, by method, orientation and measure.
     """
 
-    ground: str
+    ground: Link
     scores: dict[str, Scores]
 
     def write(self, out: Path, dataset: str, truth: str) -> None:
@@ -71,11 +72,11 @@ class Baselines:
             }
             for method, scores in self.scores.items()
         }
-        content = {"dataset": dataset, "truth": truth, "ground": self.ground, "planes": methods}
-        write_atomically(out, json.dumps(content, allow_nan=False))
+        made = self.ground.model_dump(mode="json")
+        write_and_keep(out, {"dataset": dataset, "truth": truth, "made": made, "planes": methods})
 
     @classmethod
-    def read(cls, path: Path, ground: str) -> Baselines:
+    def read(cls, path: Path, ground: Link) -> Baselines:
         """Read what `write` wrote.
 
         Raises
@@ -86,7 +87,7 @@ class Baselines:
         try:
             content = json.loads(path.read_text())
             found = cls(
-                content["ground"],
+                Link.model_validate(content["made"]),
                 {
                     method: {
                         orientation: {name: numbers(values) for name, values in measures.items()}
@@ -97,7 +98,7 @@ class Baselines:
             )
         except (ValueError, KeyError, TypeError, AttributeError):
             raise DataError(f"{path}: not a file of measured baselines; delete it and start again") from None
-        if found.ground != ground:
+        if found.ground.hash != ground.hash:
             raise DataError(f"{path}: these baselines were measured on other data; delete it and start again")
         return found
 
@@ -123,10 +124,17 @@ def measure_baselines(
     DataError
         If the truth does not fit, or a voxel is not a number.
     """
+    if out is not None:
+        require_free(out, overwrite=None)
     ground = lay_ground(dataset, truth, task)
+    names = {"dataset": name_of(ground.input), "truth": name_of(ground.truth)}
+    link = _ground_link(ground, lpips)
+    if out is not None and put_back(out, link, **names):
+        logger.info("%s: measured on the same data already; nothing to do", out)
+        return Baselines.read(out, link)
     found = _baselines(ground, lpips)
     if out is not None:
-        found.write(out, name_of(ground.input), name_of(ground.truth))
+        found.write(out, **names)
     return found
 
 
@@ -172,6 +180,8 @@ def evaluate(
     ConfigError
         If LPIPS is asked for, and its weights or library are missing.
     """
+    for path in (out, out.with_suffix(".csv")):
+        require_free(path, overwrite=None)
     found = compare(restored, dataset, truth)
     link = _ground_link(found, lpips)
     made = _made(found, link)
@@ -179,7 +189,7 @@ def evaluate(
         logger.info("%s: measured on the same data already; nothing to do", out)
         write_atomically(out.with_suffix(".csv"), as_csv(kept))
         return kept
-    known = Baselines.read(baselines, link.hash) if baselines else _baselines(found, lpips)
+    known = Baselines.read(baselines, link) if baselines else _baselines(found, lpips)
     sources = {"restored": partial(read, found.restored)}
     scores = known.scores | measure(found, sources, lpips)
     layout = Layout(found.grid, found.shape)
@@ -212,7 +222,7 @@ def _baselines(ground: Ground, lpips: Path | None) -> Baselines:
         return make(name, ground.input.array, ground.grid, box, TASKS[ground.task].scale)
 
     sources = {name: partial(source, name) for name in baselines_of(ground.task, ground.grid.thick)}
-    return Baselines(_ground_link(ground, lpips).hash, measure(ground, sources, lpips))
+    return Baselines(_ground_link(ground, lpips), measure(ground, sources, lpips))
 
 
 def _ground_link(ground: Ground, lpips: Path | None) -> Link:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from emdiffuse.evaluation.bootstrap import mean_interval
 from emdiffuse.evaluation.metrics import MEASURES, RELATIVE, Scores, Vector
+from emdiffuse.runtime.outputs import HEADINGS
 
 COMPARED = ("psnr", "ssim")
 """Measures that a restoration is compared by, in xy."""
@@ -113,7 +114,7 @@ def as_csv(result: dict[str, Any]) -> str:
     """Return the table of an evaluation as CSV: a row for each orientation, measure and method."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["plane", "measure", "unit", "method", "mean", "low", "high", "identical"])
+    writer.writerow(HEADINGS[0].split(","))
     for method, orientations in result["methods"].items():
         for name, measures in orientations.items():
             for measure, value in measures.items():

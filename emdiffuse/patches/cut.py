@@ -33,7 +33,7 @@ from emdiffuse.runtime.progress import logger, progress
 from emdiffuse.stores.array import Array, create_array
 from emdiffuse.stores.facts import NoiseCorrelation, PatchFacts, parse_facts, require_made
 from emdiffuse.stores.pairs import holds_pairs
-from emdiffuse.stores.provenance import Link, SourceFile, made_by, reuse
+from emdiffuse.stores.provenance import Link, SourceFile, listed, made_by, reuse
 from emdiffuse.stores.volume import known_of, write_group
 
 __all__ = ["ORIGIN_COLUMNS", "TRAINING", "VALIDATION", "PatchStore", "cut_patches"]
@@ -67,7 +67,8 @@ def cut_patches(stores: list[Path], model: Model, out: Path) -> None:
     sources = [_source(path, model, kept) for path, kept in zip(stores, validated, strict=True)]
     noisy = _noisy(sources)
     made = _made(model, sources, validated)
-    if reuse(out, lambda: made):
+    learned = _learned_from(sources, noisy)
+    if reuse(out, lambda: made, lambda: {"datasets": list(model.datasets), "sources": listed(learned)}):
         return
     chosen, places = _draw(sources, model)
     size = model.patches.size
@@ -102,7 +103,7 @@ def cut_patches(stores: list[Path], model: Model, out: Path) -> None:
             factors=tuple(sorted({o.factor for o in chosen})),
             datasets=model.datasets,
             columns=ORIGIN_COLUMNS,
-            sources=_learned_from(sources, noisy),
+            sources=learned,
             residual_scale=_residual_scale(sources, chosen),
             noisy=noisy,
             measured=not noisy or any(isinstance(s, PairSource) and s.measures for s in sources),

@@ -9,7 +9,6 @@ Conventions
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from emdiffuse.registration.raft import Flow
 from emdiffuse.registration.warping import normalised
 from emdiffuse.runtime.atomic import scratch
 from emdiffuse.runtime.errors import ConfigError, DataError
+from emdiffuse.runtime.json_files import write_json
 from emdiffuse.runtime.outputs import PROGRAM, require_free
 
 BESIDE = ("flow.tif", "mask.tif", "json", "png")
@@ -95,7 +95,7 @@ def align(
             "weights": weights,
             **result.quality,
         }
-        (folder / f"{stem}.json").write_text(json.dumps(said, indent=2))
+        write_json(folder / f"{stem}.json", said)
         box = tuple(slice(0, min(a, b)) for a, b in zip(source.shape, target.shape, strict=True))
         look = normalised(target)
         draw_field(

@@ -11,7 +11,6 @@ Conventions
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +21,12 @@ from numpy.typing import NDArray
 
 from emdiffuse.config import Alignment
 from emdiffuse.registration.figures import Colors, draw_field, draw_gallery, overlay
+from emdiffuse.registration.flow_weights import link_of_weights
 from emdiffuse.registration.pair import Limits, NotRegistered, Registered, check_pair, register_pair
-from emdiffuse.runtime.atomic import replaced, write_atomically
+from emdiffuse.runtime.atomic import replaced
 from emdiffuse.runtime.errors import DataError
+from emdiffuse.runtime.json_files import write_json
+from emdiffuse.runtime.outputs import PROGRAM, require_free
 from emdiffuse.runtime.progress import progress
 from emdiffuse.stores.array import write_plane
 from emdiffuse.stores.facts import PairField, VolumeFacts, require_made
@@ -62,6 +64,8 @@ def register_pairs(store: Path, alignment: Alignment, out: Path, quality: Path, 
     """
     pairs = open_pairs(store)
     register, made = _method(alignment), _made(pairs, alignment)
+    for field in pairs.fields:
+        require_free(figure.with_suffix("") / f"{field.group}.png", overwrite=None)
     fields: list[PairField] = []
     shown: list[tuple[float, list[tuple[str, Colors]]]] = []
     with replaced(out, [store]) as partial:
@@ -87,6 +91,7 @@ def register_pairs(store: Path, alignment: Alignment, out: Path, quality: Path, 
         skipped = pairs.facts.skipped.items()  # when they were acquired
         listed = [*fields, *(PairField(group="", name=name, excluded=reason) for name, reason in skipped)]
         report = {
+            "program": PROGRAM,
             "dataset": pairs.facts.dataset,
             "conclusion": _conclusion(listed, used),
             "weights": alignment.weights,
@@ -94,7 +99,7 @@ def register_pairs(store: Path, alignment: Alignment, out: Path, quality: Path, 
                 entry.model_dump(mode="json", exclude={"group"}, exclude_none=True) for entry in listed
             ],
         }
-        write_atomically(quality, json.dumps(report, indent=2))
+        write_json(quality, report)
         if not used:
             raise DataError(
                 f"{store}: no pair can be registered: {fields[0].name}: {fields[0].excluded}; are "
@@ -124,8 +129,6 @@ def _made(pairs: Pairs, alignment: Alignment) -> Link:
     own, before = pairs.facts.dataset or "", require_made(pairs.facts, pairs.path)
     if alignment.method == "check":
         return made_by("register", own, {**settings, "tolerance": alignment.tolerance}, before)
-    from emdiffuse.registration.raft import link_of_weights
-
     return made_by("register", own, settings, before, link_of_weights(alignment.weights))
 
 

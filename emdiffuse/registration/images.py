@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from emdiffuse.registration.figures import draw_gallery, overlay
-from emdiffuse.runtime.atomic import replaced, write_atomically
+from emdiffuse.runtime.atomic import replaced
+from emdiffuse.runtime.json_files import write_json
+from emdiffuse.runtime.outputs import PROGRAM
 from emdiffuse.stores.intensity import to_unit
 from emdiffuse.stores.links import link
 from emdiffuse.stores.provenance import made_by
@@ -33,7 +34,7 @@ def pass_images(volume: Path, out: Path, quality: Path, figure: Path) -> None:
     count = opened.array.shape[0]
     name = opened.facts.dataset or volume.name.split(".")[0]
     conclusion = f"{count} separate image(s): there are no slices to align"
-    write_atomically(quality, json.dumps({"dataset": name, "conclusion": conclusion}, indent=2))
+    write_json(quality, {"program": PROGRAM, "dataset": name, "conclusion": conclusion})
     chosen = np.unique(np.linspace(0, count - 1, SHOWN).astype(int)).tolist()
     shown = [
         to_unit(opened.array[(slice(z, z + 1), *_window(opened.array.shape))][0], opened.intensity.at(z))

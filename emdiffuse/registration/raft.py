@@ -24,11 +24,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.models.optical_flow import Raft_Small_Weights, raft_large, raft_small
 
+from emdiffuse.registration.flow_weights import file_of_weights
 from emdiffuse.registration.warping import normalised
 from emdiffuse.runtime.errors import DataError
-from emdiffuse.stores.provenance import Link, made_by, raw_file
 
-SHIPPED = Path(__file__).parent / "weights" / "raft_small_em.safetensors"
 SMALLEST = 128
 """Height and width below which images are padded: the coarsest level of the network needs it."""
 UPDATES = 12
@@ -91,22 +90,12 @@ def load(weights: str) -> torch.nn.Module:
                 f"weights 'torchvision' cannot be downloaded ({error}); use 'shipped', or the path of a file"
             ) from None
         return _built(dict(known), weights)
-    path = SHIPPED if weights == "shipped" else Path(weights)
+    path = file_of_weights(weights)
     return _built(_read_weights(path), str(path))
-
-
-def link_of_weights(weights: str) -> Link:
-    """Return the link of weights by the names of the module: their content."""
-    if weights == "torchvision":
-        return made_by("raw", "raft_small of torchvision", {})
-    path = SHIPPED if weights == "shipped" else Path(weights)
-    return raw_file(path)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     """Read a state dictionary from a file; nothing in it is executed."""
-    if not path.is_file():
-        raise DataError(f"{path}: there are no such weights; give 'shipped', 'torchvision' or a path")
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))

@@ -1,11 +1,25 @@
-"""The alignment of what a model learns from: slices of volumes (`volumes`), image pairs (`fields`)."""
+"""The alignment of what a model learns from: slices of volumes (`volumes`), image pairs (`fields`).
+
+Conventions
+-----------
+* What was found is known by how it was found (`made`), the check's settings included, and names the store
+  that was passed on (`registered`). Where both stand already, nothing is registered again.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from emdiffuse.config import Alignment
-from emdiffuse.stores.volume import kind_of
+from emdiffuse.registration.flow_weights import link_of_weights
+from emdiffuse.runtime.atomic import replaced_file
+from emdiffuse.runtime.outputs import require_free
+from emdiffuse.runtime.progress import logger
+from emdiffuse.stores.facts import require_made
+from emdiffuse.stores.pairs import open_pairs
+from emdiffuse.stores.provenance import Link, kept_copy, made_by, put_back, read_link, write_and_keep
+from emdiffuse.stores.volume import kind_of, open_volume
 
 
 def register(store: Path, alignment: Alignment, out: Path, quality: Path, figure: Path) -> None:
@@ -28,8 +42,16 @@ def register(store: Path, alignment: Alignment, out: Path, quality: Path, figure
         If it is not aligned, and cannot be; `out` is not written.
     StoreError
         If it cannot be read.
+    OutputError
+        If what lies at an output is somebody else's.
     """
+    for path in (quality, figure):
+        require_free(path, [store], overwrite=None)
     kind = kind_of(store)
+    made = _made(kind, store, alignment)
+    if _stands(made, out, quality, figure):
+        logger.info("%s: registered from the same data with the same settings; nothing to do", out)
+        return
     if kind == "pairs":  # each kind loads what it uses: OpenCV, SciPy's filters, torch
         from emdiffuse.registration.fields import register_pairs
 
@@ -46,3 +68,35 @@ def register(store: Path, alignment: Alignment, out: Path, quality: Path, figure
         from emdiffuse.registration.volumes import check_alignment
 
         check_alignment(store, alignment, out, quality, figure)
+    told = {"made": made.model_dump(mode="json"), "registered": read_link(out).hash}
+    write_and_keep(quality, {**json.loads(quality.read_text()), **told})
+    _copy(figure, kept_copy(figure))
+
+
+def _made(kind: str, store: Path, alignment: Alignment) -> Link:
+    """Return how the alignment of a store is found."""
+    before = open_pairs(store).facts if kind == "pairs" else open_volume(store).facts
+    weights = []
+    if alignment.method == "warp" or (kind == "pairs" and alignment.method == "auto"):
+        weights = [link_of_weights(alignment.weights)]
+    settings = alignment.model_dump(mode="json", exclude={"weights"})
+    return made_by("alignment", before.dataset or "", settings, require_made(before, store), *weights)
+
+
+def _stands(made: Link, out: Path, quality: Path, figure: Path) -> bool:
+    """Tell whether a store was registered so already; all three outputs are then in their places again."""
+    copies = [kept_copy(path) for path in (out / "zarr.json", quality, figure)]
+    if not all(copy.is_file() for copy in copies):
+        return False
+    found = put_back(quality, made)
+    if found is None or (out_made := read_link(copies[0])).hash != found.get("registered"):
+        return False
+    put_back(out / "zarr.json", out_made)
+    if not figure.exists():
+        _copy(copies[2], figure)
+    return True
+
+
+def _copy(file: Path, place: Path) -> None:
+    with replaced_file(place) as partial:
+        partial.write_bytes(file.read_bytes())

@@ -27,12 +27,14 @@ from numpy.typing import NDArray
 from scipy.signal import savgol_filter
 
 from emdiffuse.config import Alignment
+from emdiffuse.registration.flow_weights import link_of_weights
 from emdiffuse.registration.homography import shift_of
 from emdiffuse.registration.refinement import refined
 from emdiffuse.registration.volumes import NotAligned, check_alignment
 from emdiffuse.registration.warping import Image, Map, identity, smoothed, warp
-from emdiffuse.runtime.atomic import scratch, write_atomically
+from emdiffuse.runtime.atomic import scratch
 from emdiffuse.runtime.errors import DataError
+from emdiffuse.runtime.json_files import write_json
 from emdiffuse.runtime.progress import progress
 from emdiffuse.stores.array import Array, create_image_array
 from emdiffuse.stores.intensity import cast_to
@@ -79,7 +81,7 @@ def align_slices(volume: Path, alignment: Alignment, out: Path, quality: Path, f
         logger.info("%s: %s: they are aligned now", volume, problem.reason)
         before = problem.reason
     # torch and torchvision: an aligned volume needs neither
-    from emdiffuse.registration.raft import Flow, link_of_weights
+    from emdiffuse.registration.raft import Flow
 
     opened = open_volume(volume)
     made = made_by(
@@ -106,7 +108,7 @@ def align_slices(volume: Path, alignment: Alignment, out: Path, quality: Path, f
             ) from None
     report = json.loads(quality.read_text())
     report["conclusion"] += f" They were moved, by up to {largest:.1f} pixels; before: {before}."
-    write_atomically(quality, json.dumps(report, indent=2))
+    write_json(quality, report)
 
 
 def corrections(volume: Volume, flow: Flow) -> NDArray[np.float32]:

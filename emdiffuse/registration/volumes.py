@@ -25,7 +25,6 @@ Conventions
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from functools import lru_cache
@@ -37,8 +36,10 @@ from numpy.typing import NDArray
 
 from emdiffuse.config import Alignment
 from emdiffuse.registration.phase import correlate, peak, spectra
-from emdiffuse.runtime.atomic import replaced, save_figure, write_atomically
+from emdiffuse.runtime.atomic import replaced, save_figure
 from emdiffuse.runtime.errors import DataError
+from emdiffuse.runtime.json_files import write_json
+from emdiffuse.runtime.outputs import PROGRAM
 from emdiffuse.runtime.progress import progress
 from emdiffuse.stores.links import link
 from emdiffuse.stores.provenance import Link, made_by
@@ -120,8 +121,8 @@ def check_alignment(
     opened = open_volume(volume)
     name = opened.facts.dataset or volume.name.split(".")[0]
     measured = measure(opened)
-    report = {"dataset": name, **judge(measured, opened.voxel_size, alignment.tolerance)}
-    write_atomically(quality, json.dumps(report, indent=2))
+    report = {"program": PROGRAM, "dataset": name, **judge(measured, opened.voxel_size, alignment.tolerance)}
+    write_json(quality, report)
     _draw(measured, report, figure)
     if not report["aligned"]:
         raise NotAligned(
@@ -133,7 +134,9 @@ def check_alignment(
         logging.INFO if report["conclusive"] else logging.WARNING, "%s: %s", name, report["conclusion"]
     )
     summary = {
-        key: value for key, value in report.items() if key not in ("dataset", "pairs", "slices", "reason")
+        key: value
+        for key, value in report.items()
+        if key not in ("program", "dataset", "pairs", "slices", "reason")
     }
     with replaced(out, [volume]) as partial:
         link(opened.array.path, partial / "0")

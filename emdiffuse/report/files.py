@@ -3,13 +3,11 @@
 Conventions
 -----------
 * What a stage did not write is left out; what is there and cannot be read stops the report in one sentence.
-* JSON has no number for "not a number" and infinity: they are written as null.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +61,3 @@ def read_evaluation(results: Path, item: Restoration) -> dict[str, Any] | None:
     if found is not None and (missing := [key for key in NEEDED if key not in found]):
         raise StoreError(f"{path}: it lacks {', '.join(missing)}; delete it and start again")
     return found
-
-
-def as_json(values: Any) -> str:
-    """Return values as JSON; numbers that are not finite become null."""
-    return json.dumps(finite(values), indent=2, allow_nan=False)
-
-
-def finite(values: Any) -> Any:
-    """Return nested values with null in place of every number that is not finite."""
-    if isinstance(values, dict):
-        return {key: finite(value) for key, value in values.items()}
-    if isinstance(values, list | tuple):
-        return [finite(value) for value in values]
-    return None if isinstance(values, float) and not math.isfinite(values) else values

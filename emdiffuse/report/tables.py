@@ -17,6 +17,7 @@ from typing import Any
 
 from emdiffuse.evaluation.methods import beside
 from emdiffuse.evaluation.metrics import MEASURES
+from emdiffuse.runtime.outputs import HEADINGS
 
 FIRST = ("psnr", "ssim", "fsim", "frc_resolution", "membranes_iou", "high_frequency_ratio", "step_ratio")
 """Measures of the short table, in this order; all are in the long one."""
@@ -135,8 +136,8 @@ def as_csv(evaluations: list[dict[str, Any]]) -> str:
     """Return the tables of all restorations as CSV: a row for each method, orientation and measure."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    head = ("dataset", "model", "truth", "plane", "measure", "unit", "method", "mean", "low", "high")
-    writer.writerow([*head, "identical"])
+    head = HEADINGS[1].split(",")
+    writer.writerow(head)
     for evaluation in evaluations:
         where = [evaluation.get(key) for key in head[:3]]
         for method, orientations in evaluation["methods"].items():

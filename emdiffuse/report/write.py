@@ -16,7 +16,7 @@ import jinja2
 
 from emdiffuse.config import Config
 from emdiffuse.evaluation.methods import label
-from emdiffuse.report.files import as_json, finite, read_evaluation, read_json
+from emdiffuse.report.files import read_evaluation, read_json
 from emdiffuse.report.overview import summary
 from emdiffuse.report.preparation import alignment, training
 from emdiffuse.report.references import references
@@ -25,6 +25,8 @@ from emdiffuse.report.settings import datasets_of, models_of, parameters, subjec
 from emdiffuse.report.tables import as_csv, heading
 from emdiffuse.report.times import stage_times
 from emdiffuse.runtime.atomic import write_atomically
+from emdiffuse.runtime.json_files import finite, write_json
+from emdiffuse.runtime.outputs import PROGRAM, require_free
 
 SIZE, LEAST = 14_000_000, 4_000_000
 """Characters that all pictures of the file may take together, and those of the restorations in any case."""
@@ -44,9 +46,13 @@ def write_report(config: Config, results: Path, experiments: Path, out: Path) ->
 
     Raises
     ------
+    OutputError
+        If a file of somebody else's is in the way.
     StoreError
         If a restored volume, or one that it is compared with, is missing, or a file of numbers is damaged.
     """
+    for ending in (".html", ".csv", ".json"):
+        require_free(out.with_suffix(ending), overwrite=None)
     alignments = [found for name in datasets_of(config) if (found := alignment(results, name))]
     histories = {name: read_json(experiments / name / "best" / "metrics.json") for name in models_of(config)}
     trainings = {name: found for name, found in histories.items() if found}
@@ -58,6 +64,7 @@ def write_report(config: Config, results: Path, experiments: Path, out: Path) ->
     seconds = {name: found["seconds"] for name, found in trainings.items() if "seconds" in found}
     times = stage_times(results, subjects_of(config), seconds)
     numbers = {
+        "program": PROGRAM,
         "title": config.report.title,
         "evaluations": evaluations,
         "trainings": trainings,
@@ -77,7 +84,7 @@ def write_report(config: Config, results: Path, experiments: Path, out: Path) ->
         versions=numbers["versions"],
         references=references(config, evaluations),
     )
-    write_atomically(out.with_suffix(".json"), as_json(numbers))
+    write_json(out.with_suffix(".json"), numbers)
     write_atomically(out.with_suffix(".csv"), as_csv(evaluations))
     write_atomically(out, page)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,9 +20,9 @@ from emdiffuse.restoration.footprint import memory_mb
 from emdiffuse.restoration.intervals import read_calibration
 from emdiffuse.restoration.plan import Plan, belongs, create_output, create_tiles
 from emdiffuse.restoration.slice_grid import ImageStack, SliceGrid, slice_grid
-from emdiffuse.runtime.atomic import write_atomically
 from emdiffuse.runtime.errors import DataError
-from emdiffuse.runtime.outputs import emptied, require_apart
+from emdiffuse.runtime.json_files import write_json
+from emdiffuse.runtime.outputs import emptied, require_apart, require_free
 from emdiffuse.runtime.progress import logger
 from emdiffuse.stores.facts import RealSlices, RestoredFacts, require_made
 from emdiffuse.stores.neighbours import require_neighbours
@@ -57,6 +56,7 @@ def make_plan(
         If the volume has fewer than two slices, or no anisotropy that a model could remove, or was restored
         otherwise than `settings` says.
     """
+    require_free(out, overwrite=None)
     volume, description = open_volume(dataset), read_description(model)
     task = TASKS[description.task]
     slices, height, width = volume.array.shape
@@ -95,7 +95,7 @@ def make_plan(
         " x ".join(map(str, plan.shape)), len(blocks), " x ".join(map(str, blocks.chunk)),
         description.calls(plan.sampler),
     )  # fmt: skip
-    write_atomically(out, json.dumps(plan.model_dump(mode="json", exclude_none=True), indent=2))
+    write_json(out, plan.model_dump(mode="json", exclude_none=True))
     return plan
 
 

@@ -6,8 +6,9 @@ Conventions
   without it is foreign, and so is any file in it that is no part of a Zarr store: both are refused,
   and left as they are. An empty folder may be filled.
 * A file that the program makes for a user says so in its own format: the software tag of a TIFF or PNG, the
-  metadata of safetensors, a key of JSON, the header of a model card, the comment of a ZIP. Another file of
-  the same name is replaced only where the user says so (``--overwrite``).
+  metadata of safetensors, a key of JSON, the header of a model card, the comment of a ZIP, the generator of
+  HTML; a table is known by its headings. Another file of the same name is replaced only where the user says
+  so (``--overwrite``).
 * An output is never an input, nor a folder that holds one, nor a place in one. Places are compared by device
   and inode, so that links of either kind and mounts do not hide that two are the same.
 """
@@ -32,6 +33,9 @@ MARKED = (
     "This folder was made by emdiffuse, which replaces it as a whole when it is computed again: keep no "
     "files of your own in it.\n"
 )
+_MEASURES = "plane,measure,unit,method,mean,low,high,identical"
+HEADINGS = (_MEASURES, f"dataset,model,truth,{_MEASURES}")
+"""First lines of the tables that the program writes: of an evaluation, and of a report."""
 _OF_A_STORE = re.compile(r"zarr\.json|\.zarr\.json\..*|slab\.scratch")
 _OF_THE_SYSTEM = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini|\.nfs[0-9a-f]+|\.snakemake_timestamp")
 
@@ -202,7 +206,8 @@ def _png_says(file: Path) -> bool:
 def _json_says(file: Path) -> bool:
     with file.open() as text:
         content: dict[str, Any] = json.loads(text.read(2**26))
-    return content.get("program") == PROGRAM or content.get("format") == f"{PROGRAM}-model"
+    known = content.get("program") == PROGRAM or content.get("format") == f"{PROGRAM}-model"
+    return known or any("stage" in (content.get(key) or {}) for key in ("made", "restored_by"))
 
 
 def _safetensors_say(file: Path) -> bool:
@@ -218,6 +223,16 @@ def _markdown_says(file: Path) -> bool:
         return f"library_name: {PROGRAM}\n" in text.read(4096)
 
 
+def _html_says(file: Path) -> bool:
+    with file.open() as text:
+        return f'<meta name="generator" content="{PROGRAM}">' in text.read(4096)
+
+
+def _csv_says(file: Path) -> bool:
+    with file.open() as text:
+        return text.readline().strip() in HEADINGS
+
+
 def _zip_says(file: Path) -> bool:
     with zipfile.ZipFile(file) as archive:
         return archive.comment == PROGRAM.encode()
@@ -231,6 +246,8 @@ _SAYS = {
     ".png": _png_says,
     ".json": _json_says,
     ".md": _markdown_says,
+    ".html": _html_says,
+    ".csv": _csv_says,
     ".safetensors": _safetensors_say,
     ".zip": _zip_says,
     ".pt2": _zip_says,

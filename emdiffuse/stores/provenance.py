@@ -25,6 +25,7 @@ from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validat
 from emdiffuse.config.settings import Record, Section
 from emdiffuse.runtime.atomic import write_atomically
 from emdiffuse.runtime.errors import StoreError
+from emdiffuse.runtime.json_files import as_json
 from emdiffuse.runtime.progress import logger
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -153,12 +154,12 @@ def kept_copy(path: Path) -> Path:
 
 def write_and_keep(path: Path, content: dict[str, Any]) -> None:
     """Write the JSON file by which a store or result is known, and a copy to be kept."""
-    text = json.dumps(content, indent=2, allow_nan=False)
+    text = as_json(content)
     write_atomically(kept_copy(path), text)
     write_atomically(path, text)
 
 
-def put_back(path: Path, made: Link) -> dict[str, Any] | None:
+def put_back(path: Path, made: Link, **names: Any) -> dict[str, Any] | None:
     """Write a file from its kept copy, if that has the right hash; return what is in it, or None.
 
     Parameters
@@ -167,16 +168,23 @@ def put_back(path: Path, made: Link) -> dict[str, Any] | None:
         ``zarr.json`` of a store, or a result.
     made : Link
         How it would be made now.
+    names
+        What else it would say that is no part of the hash, as JSON: names of data, and where they lie.
     """
     try:
         text = kept_copy(path).read_text()
         content: dict[str, Any] = json.loads(text)
-        own = _known(content)["made"]["hash"]
+        known = _known(content)
+        own = known["made"]["hash"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if own != made.hash:
         return None
-    if not path.exists():
+    told = {"made": made.model_dump(mode="json"), **names}
+    if any(known.get(key) != value for key, value in told.items()):
+        known.update(told)
+        write_and_keep(path, content)
+    elif not path.exists():
         write_atomically(path, text)
     return content
 
@@ -187,7 +195,7 @@ def forget(path: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def reuse(path: Path, made: Callable[[], Link]) -> bool:
+def reuse(path: Path, made: Callable[[], Link], names: Callable[[], dict[str, Any]] = dict) -> bool:
     """Tell whether a store that would be made stands already; its ``zarr.json`` is then in its place again.
 
     Parameters
@@ -197,11 +205,13 @@ def reuse(path: Path, made: Callable[[], Link]) -> bool:
     made : callable
         How it would be made now; asked for only where there is something to compare it with, since it may
         take reading all raw files.
+    names : callable
+        What else its facts would say that is no part of the hash; see `put_back`.
     """
     file = path / "zarr.json"
     if not kept_copy(file).exists():
         return False
-    if put_back(file, made()) is None:
+    if put_back(file, made(), **names()) is None:
         logger.info("%s: made from other data or with other settings; it is recomputed", path)
         return False
     logger.info("%s: already made from the same data with the same settings; nothing to do", path)
@@ -211,6 +221,11 @@ def reuse(path: Path, made: Callable[[], Link]) -> bool:
 def _known(content: Any) -> Any:
     """Return what the program knows of a store or result, from the JSON that it is known by."""
     return content["attributes"]["emdiffuse"] if "node_type" in content else content
+
+
+def listed(sources: Sequence[SourceFile]) -> list[dict[str, JsonValue]]:
+    """Return raw files as JSON, as the facts of a store list them."""
+    return [file.model_dump(mode="json", exclude_none=True) for file in sources]
 
 
 FILES = ("zarr.json", "best/model.json", "model.json", "plan.json")

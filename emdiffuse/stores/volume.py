@@ -12,15 +12,14 @@ Conventions
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from emdiffuse.runtime.atomic import write_atomically
 from emdiffuse.runtime.errors import StoreError
+from emdiffuse.runtime.json_files import write_json
 from emdiffuse.stores.array import Array, read_metadata
 from emdiffuse.stores.facts import Facts, RestoredFacts, VolumeFacts, parse_volume_facts, require_made
 from emdiffuse.stores.intensity import Intensity
@@ -48,7 +47,7 @@ def write_group(path: Path, attributes: dict[str, Any]) -> None:
     if "made" in attributes.get("emdiffuse", {}):
         write_and_keep(path / "zarr.json", metadata)
     else:
-        write_atomically(path / "zarr.json", json.dumps(metadata, indent=2))
+        write_json(path / "zarr.json", metadata)
 
 
 def multiscale(

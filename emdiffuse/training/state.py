@@ -9,7 +9,6 @@ Conventions
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,8 +42,8 @@ from emdiffuse.models.processes import Process, new_process
 from emdiffuse.models.surroundings import Reach
 from emdiffuse.patches.cut import PatchStore
 from emdiffuse.runtime import checkpoints
-from emdiffuse.runtime.atomic import write_atomically
 from emdiffuse.runtime.errors import ConfigError, DataError
+from emdiffuse.runtime.json_files import write_json
 from emdiffuse.runtime.progress import logger
 from emdiffuse.stores.provenance import Link, SourceFile
 from emdiffuse.training.blind_spot import blind_spot_of, learned, residual_scale
@@ -240,7 +239,7 @@ def finish(
         "outlook": found.as_json(),
         "history": state.history,
     }
-    write_atomically(best / "metrics.json", json.dumps(facts, indent=2))
+    write_json(best / "metrics.json", facts)
     write_card(best)
     for sentence in found.sentences:
         logger.info("%s: %s", made.name, sentence)

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torchvision.models.optical_flow import raft_large, raft_small
 
-from emdiffuse.registration.raft import SHIPPED, Flow, load
+from emdiffuse.registration.flow_weights import SHIPPED
+from emdiffuse.registration.raft import Flow, load
 from emdiffuse.registration.raft_training import Micrographs, Recipe, read_sources, sample, train_raft
 from emdiffuse.registration.warping import identity, normalised, warp
 from emdiffuse.runtime.errors import ConfigError, DataError

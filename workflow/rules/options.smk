@@ -2,6 +2,7 @@
 import shlex
 
 from emdiffuse.config.reading import Reading
+from emdiffuse.config.sources import MARKS, parse_source
 from emdiffuse.project.workflow import state_of
 
 
@@ -14,7 +15,11 @@ def acquisition_settings(wildcards):
 
 def raw_state(wildcards):
     """Whether raw files may have changed: more than their times tell, so that these do not count."""
-    return state_of(raw_files_of(wildcards.dataset))
+    source = CONFIG.datasets[wildcards.dataset].source
+    name = source and parse_source(source)
+    # of a store with all its chunks, of which the rule names the metadata alone
+    stores = [name.place] if name and name.kind in MARKS and not name.remote else []
+    return state_of([*raw_files_of(wildcards.dataset), *stores])
 
 
 def kept_factor(wildcards):

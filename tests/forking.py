@@ -1,0 +1,112 @@
+"""Runs commands of emdiffuse as forks of one process that has loaded everything: a job starts in no time.
+
+Snakemake starts ``emdiffuse ...`` as ever, by the real rules; the ``emdiffuse`` that its jobs find hands
+arguments, folder, environment and the three standard files to the server, and ends with the exit code of the
+fork.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import pkgutil
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import emdiffuse
+
+CLIENT = """#!{python} -SEs
+import json, os, socket, sys
+with socket.socket(socket.AF_UNIX) as server:
+    server.connect({address!r})
+    told = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
+    socket.send_fds(server, [len(told).to_bytes(4, "big")], [0, 1, 2])
+    server.sendall(told)
+    sys.exit(int(server.recv(8) or b"1"))
+"""
+
+
+@contextlib.contextmanager
+def forked_commands(folder: Path) -> Iterator[dict[str, str]]:
+    """Serve commands until the end of the context; yield the environment in which ``emdiffuse`` is forked."""
+    address = folder / "socket"
+    command = folder / "bin" / "emdiffuse"
+    command.parent.mkdir(parents=True)
+    command.write_text(CLIENT.format(python=sys.executable, address=str(address)))
+    command.chmod(0o755)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(address))
+    listener.listen(64)
+    server = os.fork()
+    if server == 0:
+        _serve(listener)
+    listener.close()
+    try:
+        yield {**os.environ, "PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}"}
+    finally:
+        os.kill(server, signal.SIGKILL)
+        os.waitpid(server, 0)
+
+
+def _serve(listener: socket.socket) -> None:
+    """Load everything, then fork a process for each command."""
+    for module in pkgutil.walk_packages(emdiffuse.__path__, "emdiffuse."):
+        if not module.name.startswith(("emdiffuse.napari", "emdiffuse.cli.__main__")):
+            importlib.import_module(module.name)
+    importlib.import_module("torch.utils.tensorboard")
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # forks are not waited for
+    while True:
+        try:
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                listener.close()
+                _answer(connection)
+            connection.close()
+        except OSError:
+            os._exit(1)
+
+
+def _answer(connection: socket.socket) -> None:
+    """Run a command in a process of its own, and send its exit code."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    size, files, _, _ = socket.recv_fds(connection, 4, 3)
+    told = b""
+    while len(told) < int.from_bytes(size, "big"):
+        told += connection.recv(2**16)
+    arguments, folder, environment = json.loads(told)
+    worker = os.fork()
+    if worker == 0:
+        connection.close()
+        for number, file in enumerate(files):
+            os.dup2(file, number)
+        os.environ.clear()
+        os.environ.update(environment)
+        os.chdir(folder)
+        sys.argv = ["emdiffuse", *arguments]
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+        os._exit(_run())
+    _, status = os.waitpid(worker, 0)
+    with contextlib.suppress(OSError):
+        connection.sendall(str(os.waitstatus_to_exitcode(status) % 256).encode())
+    os._exit(0)
+
+
+def _run() -> int:
+    import traceback
+
+    from emdiffuse.cli import main
+
+    code: object = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code if isinstance(code, int) else int(code is not None)
