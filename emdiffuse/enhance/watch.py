@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import signal
 import time
@@ -111,7 +112,7 @@ def watch(
         If `out` holds results of another model or other settings, or the model changes meanwhile.
     """
     for option, seconds in (("--settle", settle), ("--patience", patience)):
-        if not seconds >= 0:
+        if not 0 <= seconds < math.inf:
             raise ConfigError(f"{option}: {seconds:g} is not a duration; give seconds, 0 or more")
     if not folder.is_dir():
         raise ConfigError(f"{folder}: there is no such folder to watch; check the path")

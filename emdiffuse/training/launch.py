@@ -190,7 +190,7 @@ def _train_as(
     except Interrupted as interrupted:
         logger.info("%s", interrupted)
         sys.exit(interrupted.exit_code)
-    except (EmdiffuseError, OSError) as mistake:
+    except EmdiffuseError as mistake:  # all else is a defect, and keeps its traceback
         mistakes.put(mistake)
         sys.exit(1)
 

@@ -3,9 +3,11 @@
 Each family is generated from something good, so that a new reader, key or field is met by all of them.
 """
 
+import contextlib
 import json
 import math
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,34 @@ VALUES: dict[str, Any] = {
     "a zero byte": "a\0b",
     "a long text": "x" * 5000,
 }
+
+
+SECONDS = 120
+"""Of wall time for one try, on a machine that does much else: a hang, not a speed, is what this finds."""
+
+
+@contextlib.contextmanager
+def bounded() -> Iterator[None]:
+    """Fail what hangs."""
+
+    def ring(*_: object) -> None:
+        raise TimeoutError("it hangs")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+TEXTS = [
+    "", "nan", "inf", "-1", "0", "1e400", "9" * 50, "1/0", "1e99999999", "0x10", "many", "1,2", "nan,nan,nan",
+    "0,0,0", "1,2,3,4", "\udcff", "\U0001f9ec", "a\nb", "../..", "z=5:1", "y=0:99999999999999999999",
+    "--help me",
+]  # fmt: skip
+"""What an option may be given."""
 
 
 def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -4,23 +4,19 @@ Everything runs in this process: thousands of tries in seconds. A try that hangs
 its test by the time limit of `bounded`, or by the limit of the process.
 """
 
-import contextlib
 import errno
 import json
 import shutil
-import signal
 
 import numpy as np
 import pytest
 import tifffile
 import torch
-import typer
 from helpers import ROOT, write_volume
-from hostile import VALUES, as_text, damages, odd_files, variants
+from hostile import VALUES, as_text, bounded, damages, odd_files, variants
 from restoring import image_model, settings
 
 import emdiffuse.cli  # noqa: F401  (registers the commands)
-from emdiffuse.cli.app import app
 from emdiffuse.config import Config
 from emdiffuse.config.settings import parse
 from emdiffuse.enhance.one_file import Enhancement, enhance
@@ -31,28 +27,9 @@ from emdiffuse.models.inference import RestorationModel
 from emdiffuse.readers import open_source
 from emdiffuse.restoration.plan import read_plan
 from emdiffuse.restoration.planning import make_plan
-from emdiffuse.runtime.errors import AccessError, ConfigError, DataError
+from emdiffuse.runtime.errors import AccessError, DataError
 from emdiffuse.stores.volume import open_volume
 from emdiffuse.viewing import find_images
-
-SECONDS = 120
-"""Of wall time for one try, on a machine that does much else: a hang, not a speed, is what this finds."""
-
-
-@contextlib.contextmanager
-def bounded():
-    """Fail what hangs."""
-
-    def ring(*_):
-        raise TimeoutError("it hangs")
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="module")
@@ -192,40 +169,6 @@ def test_enhance_on_strange_files(image, model, tmp_path, attempt):
         with bounded():
             out = tmp_path / "out" / "clean.tif"
             attempt(what, lambda path=path, out=out: enhance(path, out, Enhancement(model, device="cpu")))
-
-
-TEXTS = [
-    "", "nan", "inf", "-1", "0", "1e400", "9" * 50, "1/0", "1e99999999", "0x10", "many", "1,2", "nan,nan,nan",
-    "0,0,0", "1,2,3,4", "\udcff", "\U0001f9ec", "a\nb", "../..", "z=5:1", "y=0:99999999999999999999",
-    "--help me",
-]  # fmt: skip
-OPTIONS = [
-    "--factor", "--voxel-size", "--steps", "--samples", "--texture", "--ensemble", "--seed", "--uncertainty",
-    "--series", "--channel", "--timepoint", "--level", "--axes", "--crop", "--raw", "--data-bar", "--device",
-    "--thickness", "--model",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("option", OPTIONS)
-def test_options_of_enhance(option, model, tmp_path, attempt):
-    """Met before the input is, which is not there: what is handled ends there too, in a sentence."""
-
-    def run(text):
-        arguments = ["enhance", str(tmp_path / "no.tif"), str(tmp_path / "out.tif"), f"{option}={text}"]
-        if option != "--model":
-            arguments += ["--model", str(model)]
-        try:
-            app(arguments, standalone_mode=False)
-        except (typer.Exit, typer.Abort):
-            pass
-        except Exception as error:
-            if type(error).__module__.startswith(("click", "typer")):  # a sentence on how it is used
-                raise ConfigError(" ".join(str(error).split())) from None
-            raise
-
-    with bounded():
-        for text in TEXTS:
-            attempt(f"{option}={text!r}", lambda text=text: run(text))
 
 
 def test_every_key_of_the_configuration(attempt):

@@ -18,6 +18,7 @@ import zarr
 from numpy.typing import NDArray
 from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
+from torchvision.models import alexnet
 
 from emdiffuse.config import Config
 from emdiffuse.models.description import Description
@@ -107,16 +108,17 @@ DATASETS: dict[str, tuple[Values, Any]] = {
     "degrade.seed": (DEGRADED, 2),
     "alignment.method": (PAIRS, "check"),
     "alignment.tolerance": ({**PAIRS, "alignment": {"method": "check"}}, 1.5),
-    "alignment.slices": (GAPS, 2),
     "alignment.weights": (PAIRS, "flow.safetensors"),
     "alignment.least_correlation": (PAIRS, 0.1),
-    "alignment.most_rejected": (PAIRS, 0.9),
 }
 ALSO = {
     "raw.offset": {"raw.shape": [4, 32, 32]},  # a file has the size that is told of it
     "task": {"datasets": ["coarse"]},  # one of the two learns from isotropic volumes, the other from others
 }
 """What must change with a key for the configuration to be a right one."""
+RESTORED = {"source", "voxel_size.z", "invert", "slice_thickness"}
+"""Of the keys of datasets those that a restoration is followed to its end for: the others end at the registered
+data, which say by their hash what they are."""
 LEARNED = {key for key, (before, _) in DATASETS.items() if "pairs" in before}
 """Datasets that nothing is restored of: a model is trained on them."""
 
@@ -148,6 +150,7 @@ MODELS: dict[str, tuple[Values, Any]] = {
     "patches.minimum_contrast": (MODEL, 0.3),
     "patches.limit": (MODEL, 6),
     "patches.seed": (MODEL, 1),
+    "patches.left_out_slices": (MODEL, 0.5),
     "augmentation.gain": (MODEL, 0.1),
     "augmentation.inversion": (MODEL, 0.5),
     "augmentation.flips": (MODEL, False),
@@ -164,7 +167,6 @@ MODELS: dict[str, tuple[Values, Any]] = {
     "network.dropout": (OF_UNET, 0.5),
     "network.checkpointing": (MODEL, True),
     "training.steps": (MODEL, 3),
-    "training.epochs": (MODEL, 0.1),
     "training.minutes": (MODEL, 60.0),
     "training.patience": (MODEL, 1),
     "training.batch": (MODEL, 4),
@@ -173,7 +175,6 @@ MODELS: dict[str, tuple[Values, Any]] = {
     "training.warmup": (MODEL, 3),
     "training.weight_decay": (MODEL, 0.5),
     "training.ema": (MODEL, 0.5),
-    "training.clip": (MODEL, 0.01),
     "training.loss": (OF_UNET, "difficulty"),
     "training.mean_share": (MODEL, 1.0),
     "training.validate_every": (MODEL, 2),
@@ -211,6 +212,15 @@ RESTORATIONS: dict[str, tuple[Values, Any]] = {
     "calibration.block": (CALIBRATED, 24),
     "reliable": (SAMPLED, 0.5),
 }
+
+WHOLE: dict[str, Any] = {
+    "sheet": "sheet.tsv",
+    "evaluation.lpips": "alexnet.pth",
+    "report.title": "Another",
+    "report.percentiles": [1.0, 99.0],
+    "report.width": 200,
+}
+"""Keys of the whole configuration."""
 
 SHARED: Values = {
     "iso": {"source": "iso.tif", "voxel_size": {"z": 10, "y": 10, "x": 10}},
@@ -264,11 +274,11 @@ def restoring(after: bool) -> Values:
     denoiser = {"task": "emdiffuse-n", "weights": "denoiser"}
     models: Values = {"given": given, "another": given, "denoiser": denoiser}
     datasets, restorations = dict(SHARED), [{**RESTORATION, "model": "denoiser"}]
-    for key in DATASETS.keys() - LEARNED:
+    for key in sorted(DATASETS.keys() - LEARNED):
         before, value = DATASETS[key]
         datasets[named(key)] = changed(before, key, value) if after else before
-        model = "denoiser" if before in (SCANS, DEGRADED) else "given"
-        restorations.append({"dataset": named(key), "model": model, "tiling": TILING})
+        if key in RESTORED:
+            restorations.append({"dataset": named(key), "model": "given", "tiling": TILING})
     for key, (before, value) in RESTORATIONS.items():
         models[f"by-{named(key)}"] = given
         own = {"model": f"by-{named(key)}", **before}
@@ -277,6 +287,31 @@ def restoring(after: bool) -> Values:
             restorations += [{**SAMPLED, "model": own["model"], "dataset": name} for name in ("held", "held2")]
     restorations.sort(key=lambda item: (item["dataset"], item["model"]))
     return copy.deepcopy({"datasets": datasets, "models": models, "restorations": restorations})
+
+
+def reporting(after: bool) -> Values:
+    """Return a configuration of which a report is written, with the keys of the whole."""
+    given = {"task": "vemdiffuse-i", "weights": "given"}
+    config: Values = {
+        "datasets": {"test": SHARED["test"], "held": THINNED},
+        "models": {"given": given},
+        "restorations": [{**RESTORATION, "dataset": "held", "model": "given"}],
+    }
+    if after:
+        config["restorations"].append({"dataset": "*", "model": "given", "tiling": TILING})
+        for key, value in WHOLE.items():
+            config = changed(config, key, value)
+    return copy.deepcopy(config)
+
+
+def targets(config: Values) -> list[str]:
+    """Return what a run of a configuration is to make: all but the report."""
+    whole = Config.model_validate(config)
+    made = [f"results/registered/{name}.ome.zarr/zarr.json" for name in whole.datasets]
+    for item in whole.restorations:
+        made.append(f"results/restored/{item.dataset}/{item.model}/restored.ome.zarr/zarr.json")
+        made += [f"results/evaluation/{item.dataset}/{item.model}.json"] if whole.truth(item) else []
+    return made + [f"experiments/{name}/best/model.json" for name in whole.models]
 
 
 def write_raw(folder: Path, medulla: NDArray[np.uint8]) -> None:
@@ -317,6 +352,17 @@ def write_raw(folder: Path, medulla: NDArray[np.uint8]) -> None:
     save_file({name: value * 1.01 for name, value in weights.items()}, folder / "flow.safetensors")
     for seed, name, task in ((0, "given", "vemdiffuse-i"), (1, "given2", "vemdiffuse-i"), (2, "denoiser", "emdiffuse-n")):
         _write_model(folder / name, seed, task)
+
+
+    size = "\t".join(map(str, SIZE.values()))
+    (folder / "sheet.tsv").write_text(f"name\tsource\tz\ty\tx\nlisted\tthin.tif\t{size}\n")
+    torch.manual_seed(0)
+    features = {f"features.{name}": values for name, values in alexnet().features.state_dict().items()}
+    with torch.device("meta"):
+        shapes = {name: values.shape for name, values in alexnet().state_dict().items()}
+    # LPIPS does not use the classifier, and zeros of one number take no room
+    known = {name: features.get(name, torch.zeros(1).expand(shape)) for name, shape in shapes.items()}
+    torch.save(known, folder / "alexnet.pth")
 
 
 def _write_levels(path: Path, values: NDArray[np.uint8]) -> None:

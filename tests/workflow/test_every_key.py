@@ -8,22 +8,33 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
-from every_key import DATASETS, KEYS, LEARNED, MODELS, RESTORATIONS, learning, restoring, write_raw
+from every_key import (
+    DATASETS,
+    KEYS,
+    MODELS,
+    RESTORATIONS,
+    WHOLE,
+    learning,
+    reporting,
+    restoring,
+    targets,
+    write_raw,
+)
 from forking import forked_commands
 from helpers import ROOT
 
-BY_THEMSELVES = {"sheet", "evaluation.lpips", "report.title", "report.percentiles", "report.width"}
-TIMES = {"seconds"}
+from emdiffuse.stores.provenance import read_link
+
+TIMES = {"seconds", "times"}
 
 
 def test_every_key_has_another_value():
     tables = {"datasets": DATASETS, "models": MODELS, "restorations": RESTORATIONS}
-    known = {f"{section}.{key}" for section, table in tables.items() for key in table}
-    assert known | BY_THEMSELVES == set(KEYS), "give each key a use and another value in `every_key`"
+    known = {f"{section}.{key}" for section, table in tables.items() for key in table} | WHOLE.keys()
+    assert known == set(KEYS), "give each key a use and another value in `every_key`"
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +59,18 @@ def started(folder, raw):
     return folder
 
 
-def run(folder, config, commands, *options):
+def run(folder, config, commands, *wanted):
     (folder / "my.yaml").write_text(yaml.safe_dump(config))
     done = subprocess.run(
         [
             sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow/Snakefile"),
             "--configfile", "my.yaml", "--cores", "4", "--set-scatter", "restore=1", "stitch=1",
-            "--set-threads", "train=1", "--nolock", "--keep-going", *options,
+            "--set-threads", "train=1", "--nolock", "--keep-going", *wanted,
         ],
         cwd=folder, env=commands, capture_output=True, text=True,
     )  # fmt: skip
     mistakes = re.findall(r"^(?:error: |Traceback).*(?:\n.*){0,3}", done.stderr, re.MULTILINE)
     assert done.returncode == 0, "\n".join(mistakes) or done.stderr[-6000:]
-    return done
 
 
 def outputs(folder):
@@ -75,23 +85,46 @@ def outputs(folder):
 
 def plain(path):
     """Return what is in a file, without how long it took."""
-    if path.name == "metrics.json":
-        content = json.loads(path.read_text())
-        history = [{k: v for k, v in entry.items() if k not in TIMES} for entry in content["history"]]
-        return json.dumps({**content, "seconds": 0, "history": history}).encode()
+    if path.name in ("metrics.json", "report.json"):
+        return json.dumps(without_times(json.loads(path.read_text()))).encode()
     if path.name == "README.md":
         return re.sub(rb"\d+:\d\d", b"", path.read_bytes())
+    if path.name == "report.html":
+        return re.sub(rb'(?s)<h2 id="times".*?(?=<h2)', b"", path.read_bytes())
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("of", [learning, restoring])
+def without_times(values):
+    if isinstance(values, dict):
+        return {key: without_times(value) for key, value in values.items() if key not in TIMES}
+    return [without_times(value) for value in values] if isinstance(values, list) else values
+
+
+def works(folder):
+    """Return of every store and model its hash, and which files hold what was worked out."""
+    found = {}
+    stores = [*folder.glob("results/*/*.zarr"), *folder.glob("results/restored/*/*/restored.ome.zarr")]
+    for place in [*stores, *(run.parent for run in folder.glob("experiments/*/run"))]:
+        files = [path for path in place.rglob("*") if "c" in path.parts or path.name == "best.pt"]
+        facts = sorted((str(f), f.stat().st_ino, f.stat().st_mtime_ns) for f in files if f.is_file())
+        found[place] = read_link(place).hash, facts
+    return found
+
+
+@pytest.mark.parametrize("of", [learning, restoring, reporting])
 def test_after_a_change_of_each_key_all_is_as_of_a_fresh_run(of, tmp_path, raw, commands):
     own, fresh = (started(tmp_path / name, raw) for name in ("own", "fresh"))
-    options = () if of is learning else ("--omit-from", "report")
-    run(own, of(after=False), commands, *options)
-    before = outputs(own)
-    run(own, of(after=True), commands, *options)
-    run(fresh, of(after=True), commands, *options)
+    before, after = of(after=False), of(after=True)
+    wanted = [[] if of is reporting else targets(config) for config in (before, after)]
+    run(own, before, commands, *wanted[0])
+    made = works(own)
+    run(own, after, commands, *wanted[1])
+    again = works(own)
+    run(fresh, after, commands, *wanted[1])
     expected, found = outputs(fresh), outputs(own)
     stale = [path for path, content in expected.items() if found.get(path) != content]
-    assert not stale
+    assert not stale, "what was kept is not what a fresh run makes"
+    same = [place for place, (link, _) in again.items() if place in made and made[place][0] == link]
+    assert same
+    needless = [place for place in same if made[place] != again[place]]
+    assert not needless, "what has the same hash was made again"
