@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
@@ -44,6 +45,26 @@ def only_one_run() -> None:
         held.close()
         raise ConfigError("another run is under way in this folder; wait for it, or stop it") from None
     _held.append(held)
+
+
+def mistakes_in(logs: Path, since: float) -> list[str]:
+    """Return the mistakes that ended jobs, from the last lines of their logs: one sentence each.
+
+    Parameters
+    ----------
+    logs : Path
+        Folder of the logs.
+    since : float
+        Time of the start (`time.time`): older logs are of other runs.
+    """
+    found = []
+    for log in sorted(logs.rglob("*.log")):
+        if log.stat().st_mtime < since:
+            continue
+        lines = log.read_text(encoding="utf-8", errors="backslashreplace").splitlines()
+        said = re.fullmatch(r"[\d:]{8} ERROR (.*)", lines[-1]) if lines else None
+        found += [f"{said[1]} (see {log})"] if said else []
+    return found
 
 
 def state_of(paths: Iterable[Path | str]) -> str:

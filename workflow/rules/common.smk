@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+import time
 from pathlib import Path
 
 # With `--sdm conda` the package is installed for the jobs alone, and what follows comes from its source.
@@ -19,19 +20,26 @@ from emdiffuse import __version__
 from emdiffuse.config import validate
 from emdiffuse.config.settings import require_unique_keys
 from emdiffuse.config.shipped import model_folder
-from emdiffuse.project.workflow import only_one_run
+from emdiffuse.project.workflow import mistakes_in, only_one_run
 from emdiffuse.runtime.errors import EmdiffuseError
 
 # For envs/emdiffuse.post-deploy.sh, which Snakemake runs from a copy.
 os.environ.update(EMDIFFUSE_SOURCE=str(SOURCE), EMDIFFUSE_VERSION=__version__)
+
+
+def stop(mistake):
+    """End with the one sentence of a user's mistake: where in the workflow it was noticed would bury that."""
+    sys.exit(f"error: {mistake}")
+
 
 try:
     for path in filter(os.path.exists, workflow.configfiles):
         require_unique_keys(Path(path))
     CONFIG = validate(config, "config")
 except EmdiffuseError as error:
-    raise WorkflowError(str(error)) from None
+    stop(error)
 
+STARTED = time.time()
 THINNED = [name for name, dataset in CONFIG.datasets.items() if dataset.keep_every]
 DEGRADED = [name for name, dataset in CONFIG.datasets.items() if dataset.degrade]
 RAW = [name for name, dataset in CONFIG.datasets.items() if not dataset.derived]

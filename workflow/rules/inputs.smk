@@ -19,10 +19,15 @@ def raw_files_of(name):
         pairs = dataset.pairs
         found = find_pairs(folder, pairs.pattern, pairs.scale, pairs.scans)
     except EmdiffuseError as error:
-        raise WorkflowError(f"datasets.{name}: {error}") from None
+        stop(f"datasets.{name}: {error}")
     if workflow.is_main_process:
         logger.info(f"datasets.{name}: {found.summary()}")
     return found.files()
+
+
+if workflow.is_main_process:
+    for name in RAW:
+        raw_files_of(name)
 
 
 def plain_names(files):
