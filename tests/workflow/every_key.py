@@ -90,6 +90,7 @@ DATASETS: dict[str, tuple[Values, Any]] = {
     "invert": (GAPS, True),
     "repair": (GAPS, True),
     "slice_thickness": (GAPS, 0.5),
+    "square_pixels": (GAPS, True),
     "keep_every.dataset": (THINNED, "test2"),
     "keep_every.factor": (THINNED, 4),
     "keep_every.thickness": (THINNED, 1.0),
@@ -97,6 +98,7 @@ DATASETS: dict[str, tuple[Values, Any]] = {
     "pairs.pattern": (PAIRS, "{role}_{field}1.tif"),
     "pairs.scale": (PAIRS, 1),
     "pairs.keep_going": (PAIRS, True),
+    "pairs.scans": (PAIRS, ["noisy", "clean"]),
     "degrade.dataset": (DEGRADED, "test2"),
     "degrade.every": (DEGRADED, 3),
     "degrade.blur": (DEGRADED, 1.0),
@@ -133,6 +135,7 @@ MODEL: Values = {
     "training": {"steps": 2, "batch": 2, "warmup": 1, "validate_every": 1},
 }
 OF_IMAGES: Values = {**{k: v for k, v in MODEL.items() if k != "factor"}, "task": "emdiffuse-n"}
+OF_NOISE: Values = {**OF_IMAGES, "datasets": ["iso"]}
 OF_UNET: Values = {**MODEL, "network": UNET}
 OF_TWO: Values = {**MODEL, "datasets": ["iso", "iso2"]}
 
@@ -149,6 +152,7 @@ MODELS: dict[str, tuple[Values, Any]] = {
     "patches.validation_datasets": (OF_TWO, ["iso"]),
     "patches.minimum_contrast": (MODEL, 0.3),
     "patches.limit": (MODEL, 6),
+    "patches.context": (OF_NOISE, 1),
     "patches.seed": (MODEL, 1),
     "patches.left_out_slices": (MODEL, 0.5),
     "augmentation.gain": (MODEL, 0.1),
@@ -183,6 +187,7 @@ MODELS: dict[str, tuple[Values, Any]] = {
     "training.precision": (MODEL, "float32"),
     "training.init_from": (MODEL, "begun"),
     "training.seed": (MODEL, 1),
+    "training.blind_spot": (OF_NOISE, [1, 1]),
 }
 
 TILING = {"tile": 32, "halo": 0, "blend": 8, "block": [1, 1, 1]}
