@@ -101,3 +101,38 @@ def test_names_with_braces_spaces_lines_and_accents_run_through_snakemake(tmp_pa
     assert done.returncode == 0, done.stderr
     assert (folder / "results/restored/modèle.v1/v1.2-é/plan.json").is_file()
 
+
+CONDA = """
+case "$*" in
+  --version) echo "conda 25.9.1" ;;
+  "clean "*) ;;
+  "info --json") echo '{"conda_prefix": "PREFIX", "platform": "linux-64"}' ;;
+  "config --get channel_priority --json") echo '{"get": {"channel_priority": "strict"}}' ;;
+  "env create "*)
+    while [ "$1" != --prefix ]; do [ "$1" = --file ] && cp "$2" PREFIX/asked.yaml; shift; done
+    mkdir -p "$2/bin"
+    { echo '#!/bin/sh'; echo 'echo "$0 $@" >> PREFIX/ran'; } > "$2/bin/python"
+    chmod +x "$2/bin/python" ;;
+  *) echo "unexpected: $*" >&2; exit 1 ;;
+esac
+"""
+"""What Snakemake asks of conda, which needs a channel: environments whose python notes how it is called."""
+
+
+def test_snakemake_sets_up_the_environment_of_conda_in_any_folder(tmp_path):
+    """Its own calls: the environment is created from our file, and our script then installs the package there."""
+    prefix, run = tmp_path / "conda", tmp_path / "run"
+    (prefix / "bin").mkdir(parents=True)
+    (prefix / "bin/activate").write_text('export PATH="$1/bin:$PATH"\n')
+    run.mkdir()
+    for name in ("config", "raw"):
+        (run / name).symlink_to(ROOT / ".test" / name)
+    environment = fake(tmp_path / "bin", "conda", CONDA.replace("PREFIX", str(prefix)))
+    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "workflow/Snakefile", "--cores", "1"]
+    options = ["--directory", run, "--sdm", "conda", "--conda-create-envs-only"]
+    done = subprocess.run([*command, *options], cwd="/", env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (prefix / "asked.yaml").read_text() == (ROOT / "workflow/envs/emdiffuse.yaml").read_text()
+    python, *arguments = (prefix / "ran").read_text().split()
+    assert Path(python).is_relative_to(run / ".snakemake/conda")
+    assert arguments == ["-m", "pip", "install", "--no-deps", "--editable", str(ROOT)]
