@@ -1,0 +1,108 @@
+"""The table that `gpu.py` fills, and what its checks share: device, sizes, a clock."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass
+class Row:
+    """A line of the table: what was measured, and the bound that it is held against."""
+
+    name: str
+    value: float | str
+    unit: str = ""
+    bound: str = ""
+    holds: bool | None = None
+
+
+class Table:
+    """The rows so far, written to a file as they come."""
+
+    def __init__(self, path: Path, device: torch.device, seconds: float) -> None:
+        self.path, self.rows = path, []
+        self.end = time.monotonic() + seconds
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"
+        self.facts = {"device": name, "torch": torch.__version__, "python": platform.python_version()}
+
+    def add(
+        self, name: str, value: float | str, unit: str = "", bound: str = "", holds: object = None
+    ) -> None:
+        """Note a row, and write all."""
+        row = Row(name, value, unit, bound, None if holds is None else bool(holds))
+        self.rows.append(row)
+        self.path.write_text(json.dumps({**self.facts, "rows": [asdict(r) for r in self.rows]}, indent=1))
+        print(_line(row), flush=True)
+
+    def at_most(self, name: str, value: float, limit: float, unit: str = "") -> None:
+        """Note a value that must not pass a limit; NaN does."""
+        self.add(name, value, unit, f"<= {limit:g}", value <= limit)
+
+    def at_least(self, name: str, value: float, limit: float, unit: str = "") -> None:
+        """Note a value that must reach a limit."""
+        self.add(name, value, unit, f">= {limit:g}", value >= limit)
+
+    def print(self) -> None:
+        """Print the table, and what did not hold."""
+        print(f"\n{self.facts['device']}, torch {self.facts['torch']}\n\n| what | value | bound | holds |")
+        print("| --- | --- | --- | --- |")
+        for row in self.rows:
+            print(_line(row))
+        failed = [row.name for row in self.rows if row.holds is False]
+        print(f"\n{len(self.rows)} rows, {len(failed)} of which do not hold", *failed, sep="\n- ")
+
+
+def _line(row: Row) -> str:
+    value = row.value if isinstance(row.value, str) else f"{row.value:.4g}"
+    holds = {None: "", True: "yes", False: "NO"}[row.holds]
+    return f"| {row.name} | {value} {row.unit} | {row.bound} | {holds} |"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the checks share: where they run, how large, and what they write to."""
+
+    device: torch.device
+    toy: bool
+    table: Table
+    folder: Path
+
+    @property
+    def cuda(self) -> bool:
+        """Whether there is a GPU."""
+        return self.device.type == "cuda"
+
+    def goal(self, holds: bool) -> bool | None:
+        """Return whether a goal of speed is reached; at toy size it says nothing."""
+        return None if self.toy else holds
+
+    def size(self, toy: int, real: int) -> int:
+        """Return one of two sizes."""
+        return toy if self.toy else real
+
+    def seconds(self, work: Callable[[], object], repeats: int = 7) -> float:
+        """Return the median time of some work, warmed up, on the device's own clock."""
+        for _ in range(2):
+            work()
+        times = []
+        for _ in range(2 if self.toy else repeats):
+            if self.cuda:
+                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                begin.record()
+                work()
+                end.record()
+                torch.cuda.synchronize()
+                times.append(begin.elapsed_time(end) / 1000)
+            else:
+                start = time.perf_counter()
+                work()
+                times.append(time.perf_counter() - start)
+        return statistics.median(times)
