@@ -89,7 +89,7 @@ Samples = Annotated[
 ]
 Texture = Annotated[
     float | None,
-    typer.Option(help="From 0 to 1: how much of a sample's texture is added to the mean.", metavar="T"),
+    typer.Option(help="How sharp it is, from 0, the mean, to 1, a sample.", metavar="T"),
 ]
 Ensemble = Annotated[
     int, typer.Option(help="8: average over flips and rotations, at 8 times the cost.", metavar="1|8")

@@ -34,9 +34,9 @@ class Sampler(Section):
         None,
         ge=0,
         le=1,
-        description="How much of a sample's texture the restored volume has: t gives mean + t * (sample - "
-        "mean), at about (1 + t^2) times the squared error of the mean. By default 0, or 1 where `steps` "
-        "asks for a single sample.",
+        description="How sharp the restored volume is: 0 is the mean, 1 a sample; between, the flow starts "
+        "from the mean under noise of this level (of a published network: mean + t * (sample - mean)). By "
+        "default 0, or 1 where `steps` asks for a single sample.",
     )
     ensemble: Literal[1, 8] = Field(
         1,

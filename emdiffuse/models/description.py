@@ -255,24 +255,29 @@ class Description(Record):
                 "would turn; leave it out"
             )
 
-    def samples_differ(self, sampler: Sampler) -> bool:
-        """Tell whether samples are drawn, and differ: not where a native network gives the posterior mean."""
-        return not self.native or self.resolve(sampler).steps != 1
+    def sharpens(self, sampler: Sampler) -> bool:
+        """Tell whether the restored volume is the mean made sharp by a flow that starts from it."""
+        return self.native and 0 < (self.resolve(sampler).texture or 0) < 1
+
+    def samples_drawn(self, sampler: Sampler) -> int:
+        """Return how many samples are drawn: of a native network none, if only its mean is asked for."""
+        sampler = self.resolve(sampler)
+        alone = self.native and sampler.samples == 1 and sampler.texture != 1
+        return 0 if alone else sampler.samples
 
     def draws(self, sampler: Sampler) -> list[tuple[int, int]]:
         """Return the (sample, step) of all noise that a restoration asks for, in that order."""
-        if not self.samples_differ(sampler):
-            return []
-        sampler = self.resolve(sampler)
-        steps = sampler.steps if sampler.name == "ddpm" else 1
-        return [(sample, step) for sample in range(sampler.samples) for step in range(steps or 1)]
+        settled = self.resolve(sampler)
+        steps = range((settled.steps or 1) if settled.name == "ddpm" else 1)
+        walks = [*([0] if self.sharpens(sampler) else []), *range(self.samples_drawn(sampler))]
+        return [(sample, step) for sample in walks for step in steps]
 
     def calls(self, sampler: Sampler) -> int:
         """Return how many calls of the network a tile takes."""
-        sampler = self.resolve(sampler)
-        a_step = 2 if sampler.name == "heun" else 1
-        of_samples = a_step * (sampler.steps or 1) * sampler.samples if self.samples_differ(sampler) else 0
-        return of_samples + (sampler.ensemble if self.gives_mean(sampler) else 0)
+        settled = self.resolve(sampler)
+        a_walk = (2 if settled.name == "heun" else 1) * (settled.steps or 1)
+        walks = self.samples_drawn(sampler) + self.sharpens(sampler)
+        return a_walk * walks + (settled.ensemble if self.gives_mean(sampler) else 0)
 
     def gives_mean(self, sampler: Sampler) -> bool:
         """Tell whether the posterior mean in one call is a part of the restored volume."""
@@ -293,7 +298,7 @@ class Description(Record):
         if sampler.ensemble > 1:
             said += f", averaged over {sampler.ensemble} flips and turns"
         if sampler.texture:
-            said += f", and {sampler.texture:g} of the texture of a sample of {each}"
+            said += f", sharpened from noise of level {sampler.texture:g} in {each}"
         if self.learned_from:
             said += "; learned from noisy images alone, so that there are no samples"
         if sampler.samples > 1:

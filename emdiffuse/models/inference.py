@@ -24,7 +24,7 @@ from emdiffuse.models.description import Description, read_description
 from emdiffuse.models.networks.build import load_network
 from emdiffuse.models.networks.compilation import CompiledNetwork
 from emdiffuse.models.networks.precision import autocast_for
-from emdiffuse.models.processes import Batch, Process, process_of
+from emdiffuse.models.processes import Batch, NativeProcess, Process, process_of
 from emdiffuse.runtime.errors import ModelError
 
 WhiteNoise = Callable[[int, int], Tensor]
@@ -92,8 +92,10 @@ class RestorationModel:
         -------
         tuple of Tensor
             The restored slices, and the standard deviation of the samples, (N, D, H, W), float32 in units of
-            [-1, 1]. Restored is mean + texture * (first sample - mean), where the mean is that of one call of
-            a native network, and that of the samples of a published one. The deviation of one sample is 0.
+            [-1, 1]. Restored is the mean: that of one call of a native network, or that of the samples of a
+            published one. With a `texture` between 0 and 1 a native model's mean is sharpened
+            (`NativeProcess.sharpen`), and to a published one's mean so much of the first sample's difference
+            is added; at 1 it is the first sample. The deviation of one sample is 0.
 
         Raises
         ------
@@ -105,15 +107,19 @@ class RestorationModel:
         autocast, _ = autocast_for(self.device, self.precision)
         with autocast:
             restored = self._mean(batch, sampler) if self.description.gives_mean(sampler) else None
+            if sharpened := self.description.sharpens(sampler):
+                assert isinstance(self.process, NativeProcess) and restored is not None
+                restored = self.process.sharpen(self.network, batch, sampler, restored, partial(white, 0))
+                restored = restored.float()
         first: Tensor | None = None
         mean = torch.zeros(batch.shape, device=self.device)
         squares = torch.zeros_like(mean)
-        samples = sampler.samples if self.description.samples_differ(sampler) else 0
+        samples = self.description.samples_drawn(sampler)
         for sample in range(samples):
             noise = partial(white, sample)
             with autocast:
                 values = self.process.sample(self.network, batch, sampler, noise).float()
-            if sampler.texture and first is None:
+            if sampler.texture and not sharpened and first is None:
                 first = values
             delta = values - mean
             mean = mean + delta / (sample + 1)

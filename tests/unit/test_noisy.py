@@ -126,7 +126,7 @@ def test_a_denoiser_is_learned_from_noisy_images_alone(medulla, tmp_path):
     with pytest.raises(ConfigError, match=r"learned from noisy images alone.*has no samples"):
         description.resolve(Sampler(samples=2))
     assert description.resolve(Sampler()).steps == 1
-    assert not description.samples_differ(Sampler())
+    assert description.samples_drawn(Sampler()) == 0
 
 
 def test_two_noisy_scans_teach_each_other(medulla, tmp_path):

@@ -79,19 +79,17 @@ def test_one_of_several_samples_can_be_what_is_restored(dataset, small_model, re
     assert (volumes(plan)[0] != volumes(reference)[0]).mean() > 0.1
 
 
-def test_the_restored_volume_is_the_mean_and_a_share_of_a_sample(dataset, small_model, reference, tmp_path):
+def test_the_restored_volume_is_the_mean_or_a_sample_or_between(dataset, small_model, reference, tmp_path):
     """Whatever is drawn beside it; the uncertainty is the same."""
     mean, spread = volumes(run(dataset, small_model, tmp_path / "mean", texture=None))
     once = volumes(run(dataset, small_model, tmp_path / "once", steps=None, samples=1, texture=None))
-    sample = volumes(run(dataset, small_model, tmp_path / "sample", samples=1, texture=1))[0]
     np.testing.assert_array_equal(mean, once[0])
     np.testing.assert_array_equal(spread, volumes(reference)[1])
-    between = (mean.astype(float) + sample) / 2
-    inside = (between > 1) & (between < 254)  # where neither was clipped
-    assert np.abs(volumes(reference)[0] - between)[inside].max() <= 1
-    assert (
-        "0.5 of the texture of a sample of 2 calls (dpm++); its uncertainty by 2" in reference.facts.estimator
-    )
+    sharp = volumes(run(dataset, small_model, tmp_path / "sharp", samples=1))[0]
+    np.testing.assert_array_equal(sharp, volumes(reference)[0])
+    assert (sharp != mean).mean() > 0.1
+    said = "sharpened from noise of level 0.5 in 2 calls (dpm++); its uncertainty by 2 samples"
+    assert said in reference.facts.estimator
 
 
 def test_an_ensemble_is_the_mean_of_all_flips_and_turns(tmp_path):
