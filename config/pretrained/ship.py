@@ -27,9 +27,9 @@ def ship(name: str, source: Path) -> None:
     description = read_description(source)
     if description.task != SHIPPED[name]:
         sys.exit(f"{source}: its task is {description.task}, that of {name} is {SHIPPED[name]}")
-    save_model(
-        SHIPPED_FOLDER / name, load_network(source).half(), description.model_copy(update={"name": name})
-    )
+    sources = tuple(dict.fromkeys(description.sources))  # several datasets may be of one file
+    shipped = description.model_copy(update={"name": name, "sources": sources})
+    save_model(SHIPPED_FOLDER / name, load_network(source).half(), shipped)
 
 
 def write_checksums() -> None:

@@ -227,7 +227,7 @@ def finish(
             sampler=NATIVE_SAMPLER if native else PUBLISHED_SAMPLER,
             training={**model.training.model_dump(mode="json"), "ended": found.ended},
             augmentation=model.augmentation.model_dump(mode="json"),
-            sources=(*patches.facts.sources, *_learned_before(model)),
+            sources=tuple(dict.fromkeys((*patches.facts.sources, *_learned_before(model)))),
             emdiffuse=__version__,
         ),
     )
