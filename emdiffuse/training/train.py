@@ -32,7 +32,7 @@ from emdiffuse.models.processes import Batch
 from emdiffuse.patches.cut import ORIGIN_COLUMNS, PatchStore
 from emdiffuse.runtime import checkpoints
 from emdiffuse.runtime.atomic import replaced_file, write_atomically
-from emdiffuse.runtime.errors import EmdiffuseError, StoreError
+from emdiffuse.runtime.errors import DataError, EmdiffuseError, StoreError
 from emdiffuse.runtime.extras import require
 from emdiffuse.runtime.interruption import Interrupted, Stop
 from emdiffuse.runtime.progress import logger, progress
@@ -81,10 +81,13 @@ def train(
     ------
     Interrupted
         If it was stopped; the state is saved.
+    DataError
+        If the patches were cut for another task, other factors or another thickness.
     EmdiffuseError
         If the loss becomes NaN, naming the step; if the model to begin from has another network.
     """
     patches = PatchStore(store)
+    require_cut_for(patches, model)
     require_place(
         experiment / "best", [store, *([Path(model.training.init_from)] if model.training.init_from else [])]
     )
@@ -111,6 +114,24 @@ def train(
                 partial.write_bytes(imagecodecs.png_encode(batch_picture(*examples)))
             finish(experiment, made, model, patches, state, ranks.device, ended)
         ranks.wait()
+
+
+def require_cut_for(patches: PatchStore, model: Model) -> None:
+    """Refuse patches of other gaps: what a model says that it was trained for, it must have met.
+
+    Raises
+    ------
+    DataError
+        If the store was cut for another task, other factors or another thickness.
+    """
+    cut = require_made(patches.facts, patches.path).settings
+    wanted = {"task": model.task, "factors": [*model.factors], "thicknesses": [*model.thicknesses]}
+    for key, value in wanted.items():
+        if key in cut and cut[key] != value:
+            raise DataError(
+                f"{patches.path}: cut for {key} {cut[key]}, but the model is to learn {value}; "
+                "cut them again with `emdiffuse patches`"
+            )
 
 
 def _loop(

@@ -200,6 +200,15 @@ def test_the_memory_saving_backward_pass_is_the_same(noisy_store, tmp_path):
     assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
 
 
+@pytest.mark.parametrize("change", [{"factor": 4}, {"factor": (3, 4)}, {"thickness": (0.0, 1.0)}])
+def test_a_model_says_of_itself_only_what_its_patches_hold(store, tmp_path, change):
+    """Else it would claim to know thick slices, or factors, that it never met."""
+    model = model_settings(steps=1).model_copy(update=change)
+    with pytest.raises(DataError, match=r"cut for (factors|thicknesses) .*cut them again"):
+        train(store, model, "m", tmp_path / "one", "cpu")
+    assert not (tmp_path / "one").exists()
+
+
 @pytest.mark.parametrize("loss", ["mse", "difficulty"])
 def test_the_published_network_trains_by_its_own_process(store, noisy_store, tmp_path, loss):
     network = {"architecture": "unet", "channels": 16, "multipliers": [1, 2], "blocks": 1}
