@@ -268,13 +268,22 @@ def verify(
 
 
 @app.command()
-def calibrate(restored: Store, dataset: Store, truth: Store, out: Path, settings: Settings) -> None:
+def calibrate(
+    restored: Store,
+    dataset: Store,
+    truth: Store,
+    out: Path,
+    settings: Settings,
+    second_scan: Annotated[
+        bool, typer.Option("--second-scan", help="TRUTH is a second noisy scan of the same fields.")
+    ] = False,
+) -> None:
     """Find how wide intervals must be to contain the truth, on data that the model has not seen."""
     from emdiffuse.config import Calibration
     from emdiffuse.config.settings import parse
     from emdiffuse.evaluation.calibration import calibrate as run
 
-    run(restored, dataset, truth, out, parse(Calibration, settings, "calibration"))
+    run(restored, dataset, truth, out, parse(Calibration, settings, "calibration"), second_scan)
 
 
 @app.command()

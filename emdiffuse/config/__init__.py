@@ -172,6 +172,9 @@ class Config(Section):
             if truth is not None:
                 self._known(f"{key}.truth", truth, self.datasets)
                 self._separate(key, item, truth)
+            if item.second_scan is not None:
+                self._known(f"{key}.second_scan", item.second_scan, self.datasets)
+                self._separate(key, item, item.second_scan)
             if item.calibration is not None:
                 self._calibrated(f"{key}.calibration.dataset", item)
         return self
@@ -275,10 +278,10 @@ class Config(Section):
         """Refuse to calibrate on what is restored, or on what has no truth or is restored otherwise."""
         assert item.calibration is not None
         other = self.calibrated_on(item)
-        if other is None or self.truth(other) is None:
+        if other is None or (other.second_scan or self.truth(other)) is None:
             raise ValueError(
                 f"{key}: '{item.calibration.dataset}' must be restored by '{item.model}' too, and have a "
-                "truth"
+                "truth or a `second_scan`"
             )
         if self.origin(other.dataset) == self.origin(item.dataset):
             raise ValueError(

@@ -95,8 +95,8 @@ class Calibration(Section):
     """How intervals that contain the truth are found."""
 
     dataset: Name = Field(
-        description="Another dataset that the model restores with the same sampler, and that has a truth: "
-        "what the intervals are calibrated on."
+        description="Another dataset that the model restores with the same sampler, and that has a truth or "
+        "a `second_scan`: what the intervals are calibrated on."
     )
     alpha: float = Field(
         0.1, gt=0, lt=1, description="Share of the voxels whose truth may lie outside of their interval."
@@ -126,6 +126,11 @@ class Restoration(Section):
         None,
         description="The isotropic dataset to compare with; a `keep_every` dataset has its origin as truth.",
     )
+    second_scan: Name | None = Field(
+        None,
+        description="Where there is no truth: a dataset of the same fields, scanned again alike and aligned "
+        "with it; other restorations' intervals may be calibrated on this one by it (`calibration`).",
+    )
     calibration: Calibration | None = Field(
         None, description="Also write an interval for every voxel, calibrated on other data."
     )
@@ -135,6 +140,14 @@ class Restoration(Section):
         description="Score up to which an image is called reliable: the 99th percentile of its uncertainty, "
         "as a share of the robust range of the intensities.",
     )
+
+    @model_validator(mode="after")
+    def _one_truth(self) -> Restoration:
+        if self.second_scan is not None and self.second_scan == self.dataset:
+            raise ValueError("`second_scan` is the dataset itself; name the scan that was made after it")
+        if self.second_scan is not None and self.truth is not None:
+            raise ValueError("`second_scan` stands in for a `truth`; remove one of the two")
+        return self
 
     @model_validator(mode="after")
     def _samples(self) -> Restoration:

@@ -11,6 +11,7 @@ Conventions
 * What is exchangeable, and counted by the bound, is a *unit*, never a voxel: an image, where there are enough
   images for the bound; else a block of some pixels a side, of one image or one gap. Blocks of one field
   resemble each other: then the guarantee is for other blocks of fields like these, not for other specimens.
+* Where there is no truth, a second noisy scan of the same fields may stand in for it: `second_scan`.
 * Voxels of real slices, which are passed on, do not count. What was trained on is refused (`comparison`).
 """
 
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 from emdiffuse.config import Calibration
 from emdiffuse.config.settings import parse_record
 from emdiffuse.evaluation.comparison import Comparison, compare, read
+from emdiffuse.evaluation.second_scan import gauss_factor, square_errors, upper_limit
 from emdiffuse.restoration.intervals import FLOOR, floors
 from emdiffuse.runtime.errors import DataError, StoreError
 from emdiffuse.runtime.outputs import require_free
@@ -100,7 +102,12 @@ def losses_of(ratios: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def calibrate(
-    restored: Path, dataset: Path, truth: Path, out: Path, settings: Calibration
+    restored: Path,
+    dataset: Path,
+    truth: Path,
+    out: Path,
+    settings: Calibration,
+    second_scan: bool = False,
 ) -> CalibrationFacts:
     """Find the scale of the intervals of a model and sampler, on held-out data.
 
@@ -114,6 +121,9 @@ def calibrate(
         JSON file to write.
     settings : Calibration
         alpha, delta and the side of a block.
+    second_scan : bool
+        Whether `truth` is a second noisy scan of the same fields: see `evaluation.second_scan` for what is
+        then assumed.
 
     Raises
     ------
@@ -132,7 +142,8 @@ def calibrate(
             f"{restored}: it does not say how it was restored; run the stage `plan` again", restored
         )
     inputs = [volume.made for volume in (found.restored, found.input, found.truth)]
-    made = made_by("calibrate", facts.dataset or "", settings.model_dump(exclude={"dataset"}), *inputs)
+    how = {**settings.model_dump(exclude={"dataset"}), **({"second_scan": True} if second_scan else {})}
+    made = made_by("calibrate", facts.dataset or "", how, *inputs)
     if kept := put_back(out, made, **found.names()):
         logger.info("%s: found on the same data already; nothing to do", out)
         return parse_record(CalibrationFacts, kept, out, StoreError)
@@ -144,10 +155,9 @@ def calibrate(
             f"{restored}: {len(boxes)} blocks are too few to calibrate on, alpha {settings.alpha:g} and "
             f"delta {settings.delta:g} need {needed}; take more data, or a smaller `block`"
         )
-    rows = [losses_of(ratios(found, box)) for box in progress(boxes, len(boxes), "calibrate", "unit")]
-    losses = np.stack(rows)
-    scale = scale_of(losses, settings.alpha, settings.delta)
-    if scale is None:
+    by = _by_second_scan if second_scan else _by_truth
+    scales = by(found, boxes, settings)
+    if scales["scale"] is None:
         raise DataError(
             f"{restored}: even intervals of {SCALES[-1]:g} times the uncertainty miss too much of the truth; "
             "are these the same fields?"
@@ -155,23 +165,44 @@ def calibrate(
     result = CalibrationFacts(
         **found.names(),
         made=made,
-        scale=scale,
+        **scales,
         floor=FLOOR,
         alpha=settings.alpha,
         delta=settings.delta,
         unit="image" if whole else f"block of {settings.block} x {settings.block} pixels",
         units=len(boxes),
-        risk=float(losses.mean(axis=0)[np.searchsorted(SCALES, scale)]),
-        levels=tuple(
-            Coverage(alpha=alpha, scale=scale_of(losses, alpha, settings.delta)) for alpha in LEVELS
-        ),
         sampler=facts.sampler,
         weights=facts.weights,
         sources=facts.sources,
     )
     write_and_keep(out, result.as_json())
-    logger.info("%s: intervals of %.3g standard deviations, from %d units", out, scale, len(boxes))
+    logger.info("%s: intervals of %.3g standard deviations, from %d units", out, result.scale, len(boxes))
     return result
+
+
+def _by_truth(found: Comparison, boxes: list[Box], settings: Calibration) -> dict[str, Any]:
+    """Return the scale, its risk, and the scales of other levels, from the truth."""
+    rows = [losses_of(ratios(found, box)) for box in progress(boxes, len(boxes), "calibrate", "unit")]
+    losses = np.stack(rows)
+    scale = scale_of(losses, settings.alpha, settings.delta)
+    known: dict[str, Any] = (
+        {} if scale is None else {"risk": float(losses.mean(axis=0)[np.searchsorted(SCALES, scale)])}
+    )
+    levels = [Coverage(alpha=alpha, scale=scale_of(losses, alpha, settings.delta)) for alpha in LEVELS]
+    return {"scale": scale, "levels": tuple(levels), **known}
+
+
+def _by_second_scan(found: Comparison, boxes: list[Box], settings: Calibration) -> dict[str, Any]:
+    """Return the scale, and the scales of other levels, from a second noisy scan."""
+    errors, noise = square_errors(found, boxes)
+    rms = max(upper_limit(errors, settings.delta), 0.0) ** 0.5
+    levels = [Coverage(alpha=alpha, scale=max(rms * gauss_factor(alpha), SCALES[0])) for alpha in LEVELS]
+    scale = max(rms * gauss_factor(settings.alpha), float(SCALES[0]))
+    return {
+        "scale": scale if scale <= SCALES[-1] else None,
+        "levels": tuple(levels),
+        "noise": noise,
+    }
 
 
 def units_of(found: Comparison, side: int | None, most: int | None = None) -> Iterator[Box]:

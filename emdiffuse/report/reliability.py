@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from emdiffuse.report.charts import plot
-from emdiffuse.stores.facts import Reliability
+from emdiffuse.stores.facts import CalibrationFacts, Reliability
 
 LISTED = 12
 """Slices or images that are named as not reliable, at most."""
@@ -22,7 +22,10 @@ UNCALIBRATED = (
 
 
 def trust_section(
-    evaluation: dict[str, Any] | None, reliability: Reliability | None, unit: str
+    evaluation: dict[str, Any] | None,
+    reliability: Reliability | None,
+    unit: str,
+    calibration: CalibrationFacts | None = None,
 ) -> dict[str, Any] | None:
     """Return what is said of a restoration's uncertainty; None when it has none.
 
@@ -34,12 +37,15 @@ def trust_section(
         The scores of the restored volume.
     unit : str
         What is scored: "slice" or "image".
+    calibration : CalibrationFacts, optional
+        How its intervals were calibrated.
     """
     found = (evaluation or {}).get("trust")
     if reliability is None and found is None:
         return None
     sentences = [_scored(reliability, unit)] if reliability else []
     if not found:
+        sentences += [_promised(calibration.as_json())] if calibration else []
         return {"sentences": sentences, "charts": [], "rows": []}
     sentences += _kept(found, evaluation or {}) if found["calibration"] else [UNCALIBRATED]
     sentences.append(
@@ -71,15 +77,30 @@ def _scored(reliability: Reliability, unit: str) -> str:
     return f"{said} Not reliable: {', '.join(doubtful[:LISTED])}{more}."
 
 
+def _promised(made: dict[str, Any]) -> str:
+    """Say what the intervals promise, and on what it rests."""
+    said = (
+        f"Intervals of {made['scale']:.2f} standard deviations were calibrated on {made['dataset']}. They "
+        f"promise, with {_percent(1 - made['delta'], 0)} confidence, that at least "
+        f"{_percent(1 - made['alpha'], 0)} of the true values lie inside, on average over fields like those. "
+        f"The promise rests on {made['units']} independent units, each one {made['unit']}."
+    )
+    if "noise" not in made:
+        return said
+    return (
+        f"{said} No truth was there: a second noisy scan ({made['truth']}) stood in for it, whose noise, of "
+        f"a standard deviation of {made['noise']:.3g}, was measured from the difference of the two scans. It "
+        "is assumed that the noise of the second scan is independent of the first, has a mean of 0 and is as "
+        "strong, and that small errors are more frequent than large ones."
+    )
+
+
 def _kept(found: dict[str, Any], evaluation: dict[str, Any]) -> list[str]:
     """Say what the intervals promise, what they hold, and where they hold less."""
     made, everything = found["calibration"], found["coverage"][0]
     held = "; ".join(found["doubtful"])
     return [
-        f"Intervals of {made['scale']:.2f} standard deviations were calibrated on {made['dataset']}. They "
-        f"promise, with {_percent(1 - made['delta'], 0)} confidence, that at least "
-        f"{_percent(1 - made['alpha'], 0)} of the true values lie inside, on average over fields like those. "
-        f"The promise rests on {made['units']} independent units, each one {made['unit']}.",
+        _promised(made),
         f"On these data, which nothing was calibrated on, {_percent(everything['mean'])} lie inside (95 % "
         f"interval {_percent(everything['low'])} to {_percent(everything['high'])}). The average interval is "
         f"{found['width']:.3g} wide, in an intensity range of {evaluation['data_range']:g}.",

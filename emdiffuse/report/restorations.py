@@ -76,7 +76,10 @@ def _restoration(
         "measures": long_table(evaluation) if evaluation else None,
         "evaluation": evaluation,
         "trust": trust_section(
-            evaluation, view.volumes["restored"].restoration.reliability, "image" if images else "slice"
+            evaluation,
+            view.volumes["restored"].restoration.reliability,
+            "image" if images else "slice",
+            view.volumes["restored"].restoration.calibration,
         ),
         "provenance": _provenance(view),
         "panels": rows,

@@ -105,7 +105,13 @@ class Coverage(Record):
 
 
 class CalibrationFacts(Facts):
-    """How intervals were calibrated: the result of `evaluation.calibration`, which explains it."""
+    """How intervals were calibrated: the result of `evaluation.calibration`, which explains it.
+
+    Attributes
+    ----------
+    noise
+        Of a calibration by a second noisy scan: the standard deviation of its noise, in intensities.
+    """
 
     model: str | None = None
     truth: str | None = None
@@ -116,6 +122,7 @@ class CalibrationFacts(Facts):
     unit: str = ""
     units: int = 0
     risk: float | None = None
+    noise: float | None = None
     levels: tuple[Coverage, ...] = ()
     sampler: Sampler
     weights: str

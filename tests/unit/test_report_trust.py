@@ -11,12 +11,12 @@ import pytest
 from browsing import browsed, shot
 from helpers import INTENSITY, without_bm3d, write_volume
 
-from emdiffuse.config import Config
+from emdiffuse.config import Config, Sampler
 from emdiffuse.config.settings import parse
 from emdiffuse.evaluation.evaluate import evaluate
 from emdiffuse.report.reliability import trust_section
 from emdiffuse.report.write import write_report
-from emdiffuse.stores.facts import Reliability
+from emdiffuse.stores.facts import CalibrationFacts, Reliability
 
 SIZE = {"z": 50, "y": 5, "x": 5}
 SAMPLER = {"steps": 4, "samples": 4}
@@ -109,6 +109,23 @@ def test_without_a_truth_the_scores_are_told_alone():
     assert section["charts"] == section["rows"] == []
     assert len(section["sentences"]) == 1 and "2 of 2 slices count as reliable" in section["sentences"][0]
     assert trust_section(None, None, "slice") is None
+
+
+def test_intervals_that_a_second_scan_calibrated_say_so_and_what_is_assumed():
+    made = CalibrationFacts(
+        dataset="first",
+        truth="second",
+        scale=2.5,
+        unit="image",
+        units=30,
+        noise=12.5,
+        sampler=Sampler(),
+        weights="w",
+    )
+    scores = Reliability(scores=(0.1,), threshold=0.12, slices=(0,), reliable=1)
+    (*_, said) = trust_section(None, scores, "image", made)["sentences"]
+    assert "a second noisy scan (second) stood in for it" in said and "12.5" in said
+    assert "assumed that the noise of the second scan is independent of the first" in said
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ rule calibrate:
         runtime=60,
     params:
         settings=calibration_settings,
+        second_scan=second_scan_option,
     shell:
         "emdiffuse --log {log} --threads {threads} calibrate {input.restored} {input.dataset} {input.truth}"
-        " {output} --settings {params.settings:q}"
+        " {output} --settings {params.settings:q} {params.second_scan}"

@@ -102,7 +102,9 @@ def calibration_dataset(wildcards):
 
 
 def calibration_truth(wildcards):
-    return registered(CONFIG.truth(calibrated_on(wildcards)))
+    """The truth, or the second scan that stands in for it."""
+    other = calibrated_on(wildcards)
+    return registered(other.second_scan or CONFIG.truth(other))
 
 
 def baselines_file(wildcards):

@@ -134,6 +134,10 @@ def calibration_settings(wildcards):
     return restoration(wildcards).calibration.canonical()
 
 
+def second_scan_option(wildcards):
+    return "--second-scan" if calibrated_on(wildcards).second_scan else ""
+
+
 def baselines_task(wildcards):
     return CONFIG.baselines_task(measured_beside(wildcards))
 
