@@ -174,6 +174,8 @@ class Config(Section):
                 self._separate(key, item, truth)
             if item.second_scan is not None:
                 self._known(f"{key}.second_scan", item.second_scan, self.datasets)
+                if task != "emdiffuse-n":
+                    raise ValueError(f"{key}.second_scan: it is for emdiffuse-n; remove it, this is {task}")
                 self._separate(key, item, item.second_scan)
             if item.calibration is not None:
                 self._calibrated(f"{key}.calibration.dataset", item)

@@ -89,6 +89,7 @@ MISTAKES = {
     "a blind spot of gaps": (("models", "gap6", "training", "blind_spot"), [0, 1], "`training.blind_spot` is for emdiffuse-n"),
     "a scan named twice": (("datasets", "x"), {"pairs": {"folder": "resources", "scans": ["a", "A"]}, "voxel_size": {"z": 1, "y": 1, "x": 1}}, "`scans` names one of them twice"),
     "a second scan that is the first": (("restorations", 2, "second_scan"), "brain_test_noisy", "`second_scan` is the dataset itself|`second_scan` stands in for"),
+    "a second scan of gaps": (("restorations", 1, "second_scan"), "brain_test_noisy", "restorations.1.second_scan: it is for emdiffuse-n"),
     "a second scan of nothing": (("restorations", 1, "second_scan"), "other", "restorations.1.second_scan: there is no 'other'"),
     "task of another day": (("models", "gap6", "task"), "vemdiffuse-z", "models.gap6.task: .*'vemdiffuse-z'"),
 }  # fmt: skip

@@ -211,6 +211,7 @@ RESTORATIONS: dict[str, tuple[Values, Any]] = {
     "tiling.blend": (RESTORATION, 10),
     "tiling.block": (RESTORATION, [2, 1, 1]),
     "truth": ({**RESTORATION, "dataset": "thin2"}, "test"),
+    "second_scan": ({**RESTORATION, "dataset": "thin2", "model": "denoiser"}, "thin"),
     "calibration.dataset": (CALIBRATED, "held2"),
     "calibration.alpha": (CALIBRATED, 0.6),
     "calibration.delta": (CALIBRATED, 0.2),
