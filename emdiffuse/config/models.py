@@ -240,6 +240,8 @@ class Model(Section):
             )
         if self.patches.axes != Patches().axes and self.task != "vemdiffuse-i":
             raise ValueError("`patches.axes` is for vemdiffuse-i; remove it")
+        if self.patches.left_out_slices and self.task != "vemdiffuse-a":
+            raise ValueError("`patches.left_out_slices` is for vemdiffuse-a; remove it")
         if self.patches.context and self.task != "emdiffuse-n":
             raise ValueError(f"`patches.context` is for emdiffuse-n; remove it, {self.task} sees more slices")
         for key in ("patches.context", "training.blind_spot"):

@@ -10,6 +10,8 @@ Conventions
 * The stages work in a folder beside the model (``.NAME.adapting``), which stays when they are interrupted:
   the same command resumes. It is removed when the model is there.
 * What the configuration can say does the same: `settings_for` returns it.
+* A denoiser is adapted where it learned from noisy images itself: it foretells hidden pixels, and by those of
+  the part that is held out the two are compared (`training.blind_spot`).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import shutil
 from fractions import Fraction
 from math import ceil, floor
 from pathlib import Path
+from typing import Any
 
 from emdiffuse.acquisition.acquire import acquire
 from emdiffuse.config import (
@@ -30,7 +33,7 @@ from emdiffuse.config import (
     Training,
     anisotropy_factor,
 )
-from emdiffuse.config.settings import parse
+from emdiffuse.config.settings import Section, parse
 from emdiffuse.config.sources import parse_source
 from emdiffuse.config.tasks import TASKS
 from emdiffuse.enhance.one_file import Enhancement, plain_name, speaking_of, voxel_size
@@ -102,12 +105,16 @@ def adapt(
     description = read_description(how.model)
     _require_adaptable(how.model, description)
     place_of(how.device)  # before the work begins
-    slices = open_source(str(source), reading=how.reading)
+    images = not TASKS[description.task].volumetric
+    slices = open_source(str(source), reading=how.reading, images=images)
     inputs = [Path(parse_source(str(source)).place), *slices.files, how.model]
     require_place(out, inputs, overwrite)
-    size, _ = voxel_size(slices, how, volumetric=True)
-    factor = anisotropy_factor(size, str(source))
-    model = settings_for(description, factor, slices.shape, how, minutes, seed)
+    size, _ = voxel_size(slices, how, volumetric=not images)
+    if images:
+        model = settings_of_images(description, slices.shape, how, minutes, seed)
+    else:
+        factor = anisotropy_factor(size, str(source))
+        model = settings_for(description, factor, slices.shape, how, minutes, seed)
     work = out.with_name(f".{out.name}.adapting")
     _take_up(work)
     name = plain_name(Path(source).stem, "volume")
@@ -118,9 +125,10 @@ def adapt(
             size,
             volume,
             name,
+            images=images and description.context == 0,
             reading=how.reading,
             override=True,  # what the file tells is in `size` already
-            thickness=how.thickness,
+            thickness=0.0 if images else how.thickness,
         )
         cut_patches([volume], model, store)
         train_here(TrainingJob(store, model, plain_name(out.name, "adapted"), work / "model", how.device))
@@ -140,12 +148,19 @@ def _take_up(work: Path) -> None:
 
 
 def _require_adaptable(folder: Path, description: Description) -> None:
-    """Refuse models that cannot learn from the data alone."""
-    if not TASKS[description.task].volumetric:
+    """Refuse models that cannot learn from the data alone, or not be compared with what learned so."""
+    if TASKS[description.task].volumetric or description.learned_from == "hidden pixels":
+        return
+    if description.task == "emdiffuse-n":
         raise ConfigError(
-            f"--model {folder}: {description.task} cannot be adapted without truth; train it on pairs "
-            "(`init_from` in a configuration), or give a model of volumes, such as vemdiffuse"
+            f"--model {folder}: it learned from clean images, so that noisy ones alone cannot tell whether "
+            "another is better; give a model that learned from noisy images (`task: emdiffuse-n` in a "
+            "configuration), or fine-tune this one on pairs (`init_from`)"
         )
+    raise ConfigError(
+        f"--model {folder}: {description.task} cannot be adapted without truth; fine-tune it on pairs "
+        "(`init_from` in a configuration)"
+    )
 
 
 def settings_for(
@@ -201,20 +216,49 @@ def settings_for(
         "patches": Patches(size=size, limit=PATCHES, left_out_slices=knows and thin, seed=seed),
         "augmentation": Augmentation(gain=0.3, brightness_jump=0.03),
         "network": network,
-        "training": Training(
-            steps=MOST_STEPS,
-            minutes=minutes,
-            learning_rate=3e-4,
-            warmup=50,
-            ema=0.99,
-            mean_share=0.75,
-            validate_every=50,
-            patience=None,  # the time is the user's
-            init_from=str(how.model),
-            seed=seed,
-        ),
+        "training": _training(how, minutes, seed, mean_share=0.75),
     }
-    return parse(Model, {k: v.model_dump() if hasattr(v, "model_dump") else v for k, v in values.items()})
+    return _model(values)
+
+
+def settings_of_images(
+    description: Description,
+    shape: tuple[int, int, int],
+    how: Enhancement,
+    minutes: float,
+    seed: int = 0,
+) -> Model:
+    """Return the settings of fine-tuning a denoiser that learned from noisy images on others; see `adapt`."""
+    spec = description.network
+    assert isinstance(spec, NativeSpec)
+    values = {
+        "task": "emdiffuse-n",
+        "datasets": ("volume",),
+        "patches": Patches(size=_size(shape, 1, 16), limit=PATCHES, context=description.context, seed=seed),
+        "network": Network(channels=spec.channels, multipliers=spec.multipliers, blocks=spec.blocks),
+        "training": _training(how, minutes, seed, blind_spot=spec.blind_spot),
+    }
+    return _model(values)
+
+
+def _training(how: Enhancement, minutes: float, seed: int, **others: Any) -> Training:
+    return Training(
+        steps=MOST_STEPS,
+        minutes=minutes,
+        learning_rate=3e-4,
+        warmup=50,
+        ema=0.99,
+        validate_every=50,
+        checkpoint_minutes=0.5,
+        patience=None,  # the time is the user's
+        init_from=str(how.model),
+        seed=seed,
+        **others,
+    )
+
+
+def _model(values: dict[str, Any]) -> Model:
+    return parse(Model, {k: v.model_dump() if isinstance(v, Section) else v for k, v in values.items()})
 
 
 def _size(shape: tuple[int, int, int], length: int, largest: int) -> int:

@@ -46,6 +46,7 @@ from emdiffuse.runtime.errors import ConfigError, DataError
 from emdiffuse.runtime.json_files import write_json
 from emdiffuse.runtime.progress import logger
 from emdiffuse.stores.provenance import Link, SourceFile
+from emdiffuse.training.beginning import Begun, what_begun
 from emdiffuse.training.blind_spot import blind_spot_of, learned, residual_scale
 from emdiffuse.training.outlook import outlook
 
@@ -83,6 +84,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     autocast: torch.autocast
     scaler: torch.amp.GradScaler
+    begun: Begun | None = None
     step: int = 0
     seconds: float = 0.0
     best: float = -math.inf
@@ -98,7 +100,8 @@ def new_state(model: Model, patches: PatchStore, device: torch.device) -> Traini
     spot = blind_spot_of(patches, training)
     scale = patches.facts.residual_scale if spot is None else residual_scale(patches, spot)
     begun_from = training.init_from and model_folder(training.init_from)
-    begun = read_description(begun_from).network if begun_from else None
+    known = read_description(begun_from) if begun_from else None
+    begun = known.network if known else None
     if scale == 0 and begun is None:
         raise DataError(f"{patches.path}: every target equals its plain estimate; there is nothing to learn")
     for sentence in learned(patches, training).values():
@@ -116,8 +119,9 @@ def new_state(model: Model, patches: PatchStore, device: torch.device) -> Traini
         network.parameters(), training.learning_rate, weight_decay=training.weight_decay
     )
     process = new_process(network, training, noisy=patches.facts.noisy is not None)
+    autocast, scaler = autocast_for(device, training.precision)
     return TrainingState(
-        process, spec, network, average, optimizer, *autocast_for(device, training.precision)
+        process, spec, network, average, optimizer, autocast, scaler, what_begun(known, spec)
     )
 
 
@@ -212,6 +216,7 @@ def finish(
     if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
         raise DataError(f"{experiment}: the weights are not finite; lower `training.learning_rate`")
     found = outlook(state.history, ended)
+    kept = state.begun if found.kept_step == 0 else None
     best, native = experiment / "best", isinstance(state.network, NativeNetwork)
     save_model(
         best,
@@ -220,8 +225,8 @@ def finish(
             name=made.name,
             made=made,
             task=model.task,
-            factors=model.factors,
-            network=state.spec,
+            factors=kept.factors if kept else model.factors,
+            network=kept.spec if kept else state.spec,
             learned_from=patches.facts.noisy,
             objective=Objective(prediction="flow" if native else "epsilon"),
             sampler=NATIVE_SAMPLER if native else PUBLISHED_SAMPLER,

@@ -37,6 +37,7 @@ from emdiffuse.runtime.extras import require
 from emdiffuse.runtime.interruption import Interrupted, Stop
 from emdiffuse.runtime.progress import logger, progress
 from emdiffuse.stores.facts import require_made
+from emdiffuse.training.beginning import knowing
 from emdiffuse.training.feed import DRAWING, DROPPING, batch_rows, batches, draw_batch, seed_of
 from emdiffuse.training.identity import training_link
 from emdiffuse.training.outlook import Timing
@@ -149,8 +150,9 @@ def _loop(
 
     training = model.training
     board = SummaryWriter(str(run / "tensorboard"), purge_step=state.step) if ranks.first else None
-    if board and training.init_from and not state.history:
-        validate(state, patches, run, board, ranks.device)  # what there is to be better than
+    if board and state.begun and not state.history:
+        with knowing(state.average, state.begun.spec):
+            validate(state, patches, run, board, ranks.device)  # what there is to be better than
     begin, saved = time.monotonic() - state.seconds, time.monotonic()
     own = ranks.part(training.batch)
     examples = batches(patches, model, own, state.step, ranks.device)

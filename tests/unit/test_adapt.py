@@ -88,6 +88,7 @@ def test_an_interrupted_adaptation_resumes(thin, small_model, tmp_path, monkeypa
     [
         ((5, 24, 84), None, "24 x 84 pixels are too few to learn from"),
         ((5, 100, 84), "emdiffuse-r", "cannot be adapted without truth"),
+        ((5, 100, 84), "emdiffuse-n", "noisy ones alone cannot tell whether another is better"),
     ],
 )
 def test_what_cannot_be_adapted_is_refused(medulla, small_model, tmp_path, shape, task, message):
@@ -100,13 +101,27 @@ def test_what_cannot_be_adapted_is_refused(medulla, small_model, tmp_path, shape
     assert not (tmp_path / "mine").exists()
 
 
-def image_model(folder, task):
+def test_a_denoiser_that_learned_from_noisy_images_adapts_to_others(medulla, tmp_path, monkeypatch):
+    noise = np.random.default_rng(0).normal(0, 20, (3, 100, 84))
+    noisy = np.clip(medulla[:3, :100, :84] + noise, 0, 255).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "noisy.tif", noisy, photometric="minisblack")
+    monkeypatch.setattr("emdiffuse.enhance.adapt.MOST_STEPS", 3)
+    model = image_model(tmp_path / "model", "emdiffuse-n", (0, 1))
+    adapt(tmp_path / "noisy.tif", tmp_path / "mine", Enhancement(model, device="cpu"))
+    history = json.loads((tmp_path / "mine/metrics.json").read_text())["history"]
+    assert [entry["step"] for entry in history] == [0, 3] and "validation_loss" in history[0]
+    found = read_description(tmp_path / "mine")
+    assert found.network.blind_spot == (0, 1) and found.learned_from == "hidden pixels"
+
+
+def image_model(folder, task, blind_spot=None):
     from emdiffuse.models.description import Description, NativeSpec
     from emdiffuse.models.networks.build import build_network
     from emdiffuse.models.networks.weights import save_model
 
-    spec = NativeSpec(conditions=1, channels=8, multipliers=(1, 2), blocks=1)
-    save_model(folder, build_network(spec), Description(task=task, network=spec))
+    spec = NativeSpec(conditions=1, channels=8, multipliers=(1, 2), blocks=1, blind_spot=blind_spot)
+    learned = "hidden pixels" if blind_spot else None
+    save_model(folder, build_network(spec), Description(task=task, network=spec, learned_from=learned))
     return folder
 
 
@@ -135,6 +150,8 @@ def test_no_fine_tuning_is_worse_than_the_model_that_it_began_from(
     assert facts["outlook"]["kept_step"] == 0 and facts["outlook"]["gain"] == 0
     before, after = RestorationModel.load(small_model).network.state_dict(), weights(tmp_path)
     assert all(torch.equal(before[name], after[name]) for name in before)
+    known, kept = read_description(small_model), read_description(tmp_path / "best")
+    assert (kept.factors, kept.network) == (known.factors, known.network)
     assert "the weights are those of that model, unchanged" in (tmp_path / "best/README.md").read_text()
 
 
