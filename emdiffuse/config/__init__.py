@@ -107,7 +107,7 @@ class Config(Section):
     )
     models: dict[Name, Model] = Field(min_length=1, description="The models, by name.")
     restorations: tuple[Restoration, ...] = Field(
-        (), description="What is restored, by which model; without it models are trained, and no more."
+        (), description="What is restored, by which model; without it models are only trained."
     )
     evaluation: Evaluation = Field(default_factory=Evaluation, description="What is measured.")
     report: Report = Field(default_factory=Report, description="The report.")

@@ -48,7 +48,8 @@ class VoxelSize(Section):
         "nanometer", description="Unit of the three numbers."
     )
     override: bool = Field(
-        False, description="This size counts, whatever the files tell; without it both must agree within 1 %."
+        False,
+        description="Use this size even if the files say otherwise; without it both must agree within 1 %.",
     )
 
     @model_validator(mode="after")
@@ -71,12 +72,12 @@ class VoxelSize(Section):
 class KeepEvery(Section):
     """An anisotropic volume made from an isotropic one, which is the truth."""
 
-    dataset: Name = Field(description="The dataset that is thinned out.")
+    dataset: Name = Field(description="The dataset to thin.")
     factor: int = Field(ge=2, le=12, description="Every factor-th slice is kept, from the first.")
     thickness: Thickness = Field(
         0.0,
-        description="Share of the distance of kept slices that each integrates over: 0 keeps single slices, "
-        "1 averages all.",
+        description="Fraction of the new slice spacing that each kept slice averages over: 0 keeps single "
+        "slices, 1 averages all.",
     )
 
 
@@ -95,11 +96,11 @@ class Noise(Section):
 
     electrons: Range | None = Field(
         None,
-        description="Electrons a pixel at the brightest intensity (Poisson noise); none without. Drawn "
-        "evenly on a logarithmic scale.",
+        description="Electrons per pixel at the brightest intensity (Poisson noise); none by default. "
+        "A range is sampled logarithmically.",
     )
     gaussian: Range = Field(
-        0.0, description="Standard deviation of Gaussian noise, as a share of the intensity range."
+        0.0, description="Standard deviation of Gaussian noise, as a fraction of the intensity range."
     )
     correlation: Range = Field(
         0.0,
@@ -107,7 +108,8 @@ class Noise(Section):
         "fast axis of the scan.",
     )
     lines: Range = Field(
-        0.0, description="Standard deviation of the brightness of lines, as a share of the intensity range."
+        0.0,
+        description="Standard deviation of the brightness of lines, as a fraction of the intensity range.",
     )
 
     @field_validator("electrons")
@@ -134,8 +136,8 @@ class Degrade(Section):
         0.0, description="Standard deviation of a Gaussian blur, in pixels; a number, or a range."
     )
     bin: Literal[1, 2] = Field(1, description="2: pixels twice as large, for emdiffuse-r.")
-    noise: Noise = Field(default_factory=Noise, description="Noise that is added last.")
-    seed: int = Field(0, ge=0, description="Seed of the noise.")
+    noise: Noise = Field(default_factory=Noise, description="Noise, added last.")
+    seed: int = Field(0, ge=0, description="Random seed of the noise.")
 
 
 class Alignment(Section):
@@ -143,8 +145,7 @@ class Alignment(Section):
 
     method: Literal["auto", "check", "warp"] = Field(
         "auto",
-        description="`check` measures and changes nothing; `warp` aligns; `auto` warps pairs and checks "
-        "volumes.",
+        description="`check` only measures; `warp` aligns; `auto` warps pairs and checks volumes.",
     )
     tolerance: float = Field(
         1.0,
@@ -164,22 +165,22 @@ class Alignment(Section):
 class Pairs(Section):
     """Image pairs: the same fields imaged twice, noisy and clean, or of low and of high resolution."""
 
-    folder: str = Field(description="The folder that holds the images, also in folders within it.")
+    folder: str = Field(description="The folder of the images; its subfolders are searched too.")
     pattern: str | None = Field(
         None,
-        description="How the files are named, if in none of the known layouts: `{role}` and `{field}`, and "
+        description="How the files are named, if not in a known layout: `{role}` and `{field}`, and "
         "if there are any `{specimen}` and `{level}`, such as `{specimen}/{role}-{field}.tif`.",
     )
     scans: tuple[str, ...] | None = Field(
         None,
         min_length=2,
         description="Where none of them is clean: the `{role}` names of two or more noisy scans of each "
-        "field. Each scan learns to foretell the next, and the other way round (Noise2Noise).",
+        "field. Each scan learns to predict the next, and vice versa (Noise2Noise).",
     )
     scale: Literal[1, 2] | None = Field(
         None,
-        description="Pixels of the clean image that are one of the other along an axis: 1 to denoise, 2 for "
-        "super-resolution; needed where a folder holds both.",
+        description="Pixel size of the other image in pixels of the clean one: 1 to denoise, 2 for "
+        "super-resolution; needed if a folder contains both.",
     )
     keep_going: bool = Field(
         False, description="Leave out pairs that cannot be used, with a warning, instead of stopping."
@@ -199,9 +200,10 @@ class Dataset(Reading):
 
     source: str | None = Field(
         None,
-        description="A file (TIFF, MRC, DM3, DM4, CZI, Amira, NRRD, FIB-SEM .dat, Imaris, bare pixels), an "
+        description="A file (TIFF, MRC, DM3, DM4, CZI, Amira, NRRD, FIB-SEM .dat, Imaris, headerless "
+        "pixels), an "
         "array in one (file.h5:/path), a folder of numbered slices or a pattern of them (`s_{z}.tif`); Zarr, "
-        "OME-Zarr, N5, Neuroglancer precomputed or webknossos, also at an address.",
+        "OME-Zarr, N5, Neuroglancer precomputed or webknossos, also at a URL.",
     )
     images: bool = Field(
         False,
@@ -209,13 +211,13 @@ class Dataset(Reading):
     )
     voxel_size: VoxelSize | None = Field(
         None,
-        description="Voxel size, of pairs that of the clean images; required but for a `source` that "
-        "tells its own, with which it must agree.",
+        description="Voxel size (for pairs, of the clean images); required unless the `source` gives its "
+        "own, which it must match.",
     )
     invert: bool = Field(
         False,
-        description="Networks see the contrast inverted, as of a model's other data; what is restored has "
-        "its own contrast again.",
+        description="Show the contrast inverted to networks, to match a model's training data; the result "
+        "has the original contrast.",
     )
     repair: bool | Literal["slices", "stripes"] | tuple[Literal["slices", "stripes"], ...] = Field(
         False,
@@ -225,8 +227,8 @@ class Dataset(Reading):
     )
     slice_thickness: Thickness = Field(
         0.0,
-        description="Of an anisotropic volume: share of the distance of its slices that each integrates "
-        "over, such as 1 for serial sections; 0 where a slice is as thin as a pixel is wide.",
+        description="For an anisotropic volume: fraction of the slice spacing that each slice integrates "
+        "over, such as 1 for serial sections; 0 for slices as thin as a pixel is wide.",
     )
     keep_every: KeepEvery | None = Field(
         None, description="Instead of `source`: keep every n-th slice of another dataset."

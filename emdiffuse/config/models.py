@@ -19,12 +19,12 @@ class Patches(Section):
     size: int = Field(
         64, ge=16, le=4096, multiple_of=8, description="Height and width of a patch, in pixels."
     )
-    overlap: float = Field(0.5, ge=0, lt=1, description="Share of a patch that its neighbour repeats.")
+    overlap: float = Field(0.5, ge=0, lt=1, description="Fraction of a patch that overlaps its neighbour.")
     axes: tuple[Literal["z", "y", "x"], ...] = Field(
         ("z",),
         min_length=1,
-        description="Axes of an isotropic volume that gaps are cut along (vemdiffuse-i); others than z give "
-        "more patches, of tissue that changes from slice to slice as it does along those.",
+        description="Axes of an isotropic volume that gaps are cut along (vemdiffuse-i); axes other than z "
+        "give more patches, in which tissue changes as it does along those axes.",
     )
     left_out_slices: bool = Field(
         False,
@@ -32,12 +32,12 @@ class Patches(Section):
         "second slice is left out and is the target between its neighbours. Of thin slices.",
     )
     validation: float = Field(
-        0.125, gt=0, lt=1, description="Share of the volume, at its far end in z, kept for validation."
+        0.125, gt=0, lt=1, description="Fraction of the volume, at its far end in z, held out for validation."
     )
     validation_datasets: tuple[Name, ...] = Field(
         (),
-        description="Datasets that a part of is kept for validation; by default all. The others are trained "
-        "on as a whole.",
+        description="Datasets of which a part is held out for validation; by default all. The others are "
+        "used entirely for training.",
     )
     context: Literal[0, 1] = Field(
         0,
@@ -47,8 +47,8 @@ class Patches(Section):
     minimum_contrast: float = Field(
         0.02, ge=0, description="Patches with a standard deviation below this (range [-1, 1]) are blank."
     )
-    limit: int = Field(20000, ge=1, description="Most patches kept, drawn evenly from all.")
-    seed: int = Field(0, ge=0, description="Seed of that draw.")
+    limit: int = Field(20000, ge=1, description="Maximum number of patches, drawn evenly from all.")
+    seed: int = Field(0, ge=0, description="Random seed of that draw.")
 
 
 class Network(Section):
@@ -70,13 +70,14 @@ class Network(Section):
         None,
         min_length=1,
         max_length=8,
-        description="Channels a level, times `channels`; by default [1, 2, 4], of U-Nets [1, 2, 4, 8].",
+        description="Channels of each level, in units of `channels`; by default [1, 2, 4], for U-Nets [1, "
+        "2, 4, 8].",
     )
-    blocks: int = Field(2, ge=1, le=16, description="Residual blocks a level.")
+    blocks: int = Field(2, ge=1, le=16, description="Residual blocks per level.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in the residual blocks (of the U-Nets).")
     checkpointing: bool = Field(
         False,
-        description="Compute activations again in the backward pass: less memory, more time.",
+        description="Recompute activations in the backward pass: less memory, more time.",
     )
 
     @model_validator(mode="after")
@@ -99,12 +100,15 @@ class Augmentation(Section):
         "is shifted by up to half as much.",
     )
     inversion: float = Field(
-        0.0, ge=0, le=1, description="Share of examples whose contrast is inverted, in condition and target."
+        0.0,
+        ge=0,
+        le=1,
+        description="Fraction of examples whose contrast is inverted, in condition and target.",
     )
 
-    flips: bool = Field(True, description="Flip along y and x, and gaps along z, each every second time.")
-    transposition: bool = Field(True, description="Swap y and x every second time.")
-    blur: float = Field(0.0, ge=0, le=1, description="Share of examples whose condition is blurred.")
+    flips: bool = Field(True, description="Flip along y and x, and gaps along z, each with probability 1/2.")
+    transposition: bool = Field(True, description="Swap y and x with probability 1/2.")
+    blur: float = Field(0.0, ge=0, le=1, description="Fraction of examples whose condition is blurred.")
     noise: float = Field(
         0.0,
         ge=0,
@@ -114,7 +118,7 @@ class Augmentation(Section):
         0.0, ge=0, lt=1, description="Largest relative change of the condition's contrast, and its shift."
     )
     missing_slice: float = Field(
-        0.08, ge=0, le=1, description="Share of gaps without the outer real slice, on either side."
+        0.08, ge=0, le=1, description="Fraction of gaps without the outer real slice, on either side."
     )
     brightness_jump: float = Field(
         0.0, ge=0, description="Largest shift of the intensity of one real slice of a gap (range [-1, 1])."
@@ -132,9 +136,9 @@ class Training(Section):
         description="Validations in a row without a better PSNR after which training ends early; null: "
         "never.",
     )
-    batch: int = Field(8, ge=1, description="Patches a step.")
+    batch: int = Field(8, ge=1, description="Patches per step.")
     accumulate: int = Field(
-        1, ge=1, description="Parts that a batch is worked through in, one after another, to save memory."
+        1, ge=1, description="Parts into which a batch is split to save memory (gradient accumulation)."
     )
     learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW.")
     warmup: int = Field(100, ge=0, description="Steps of linear warm-up, before the cosine decay.")
@@ -147,7 +151,7 @@ class Training(Section):
         0.5,
         gt=0,
         le=1,
-        description="Share of a batch at pure noise, where a native network learns the posterior mean.",
+        description="Fraction of a batch at pure noise, where a native network learns the posterior mean.",
     )
     blind_spot: tuple[Reach, Reach] | None = Field(
         None,
@@ -171,7 +175,7 @@ class Training(Section):
         "imported one, whose weights are the starting point (transfer); its network must be the same, or "
         "have fewer `blocks` (native): those that are added change nothing at first.",
     )
-    seed: int = Field(0, ge=0, description="Seed of the weights, the order of the data and the noise.")
+    seed: int = Field(0, ge=0, description="Random seed of the weights, the order of the data and the noise.")
 
 
 class Model(Section):
@@ -184,13 +188,13 @@ class Model(Section):
     weights: str | None = Field(
         None,
         description="Instead of all but `task`: a shipped model (emdiffuse-n, emdiffuse-r, vemdiffuse), the "
-        "folder of a model that is there (model.json, model.safetensors), or a published checkpoint (.pth); "
-        "it is used as it is.",
+        "folder of an existing model (model.json, model.safetensors), or a published checkpoint (.pth); it "
+        "is not trained further.",
     )
     factor: Factor | tuple[Factor, ...] | None = Field(
         None,
         description="Anisotropy factors that it is trained for, one or several; required for volumes. It "
-        "also serves the factors between them.",
+        "also works for factors in between.",
     )
     thickness: Thickness | tuple[Thickness, Thickness] = Field(
         0.0,
@@ -199,7 +203,7 @@ class Model(Section):
     )
     patches: Patches = Field(default_factory=Patches, description="The patch store.")
     augmentation: Augmentation = Field(
-        default_factory=Augmentation, description="What is changed at random in an example."
+        default_factory=Augmentation, description="Random changes of the training examples."
     )
     network: Network = Field(default_factory=Network, description="The network.")
     training: Training = Field(default_factory=Training, description="The training loop.")

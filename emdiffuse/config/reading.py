@@ -36,12 +36,12 @@ class Crop(Section):
 class Raw(Section):
     """What a headerless file does not tell."""
 
-    shape: tuple[int, ...] = Field(description="Numbers of slices, rows and columns, or of rows and columns.")
+    shape: tuple[int, ...] = Field(description="Number of slices, rows and columns, or of rows and columns.")
     dtype: Literal["uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"] = Field(
         description="Type of a pixel."
     )
     offset: int = Field(0, ge=0, description="Bytes before the first pixel.")
-    byte_order: Literal["little", "big"] = Field("little", description="Order of the bytes of a pixel.")
+    byte_order: Literal["little", "big"] = Field("little", description="Byte order.")
 
     @field_validator("shape")
     @classmethod
@@ -63,24 +63,24 @@ class Reading(Section):
     axes: str | None = Field(
         None,
         pattern="^[zyxcts]{2,6}$",
-        description="Order of the axes as stored, slowest first, such as `xyz` or `zcyx`, where the file "
-        "does not say it, or says it wrongly.",
+        description="Order of the axes as stored, slowest first, such as `xyz` or `zcyx`, if the file "
+        "does not give it, or gives it wrongly.",
     )
-    crop: Crop | None = Field(None, description="A box of it.")
+    crop: Crop | None = Field(None, description="A box of the source.")
     step: int | None = Field(
-        None, ge=1, description="By how much the numbers of neighbouring slices differ; found without it."
+        None, ge=1, description="Step between the numbers of neighbouring slices; detected by default."
     )
-    raw: Raw | None = Field(None, description="Shape and type of a file of bare pixels.")
+    raw: Raw | None = Field(None, description="Shape and data type of a headerless file.")
     data_bar: Literal["auto"] | int = Field(
         "auto",
-        description="Rows of the microscope's data bar at the bottom; 0: there is none; `auto`: found by "
-        "metadata or by its look.",
+        description="Height of the microscope's data bar at the bottom, in rows; 0: none; `auto`: detected "
+        "from metadata or appearance.",
     )
     missing_chunks: Literal["refuse", "fill"] = Field(
-        "refuse", description="`fill`: chunks that a store lacks hold its fill value; they are no damage."
+        "refuse", description="`fill`: treat missing chunks as the fill value, not as damage."
     )
     nan: Literal["refuse", "mask"] = Field(
-        "refuse", description="`mask`: NaN marks voxels without data, which count nowhere and stay NaN."
+        "refuse", description="`mask`: NaN marks voxels without data, which are ignored and stay NaN."
     )
 
     square_pixels: bool = Field(

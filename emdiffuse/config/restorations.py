@@ -20,15 +20,16 @@ class Sampler(Section):
         None,
         ge=1,
         le=100_000,
-        description="Levels that a sample is walked through, one network call each (Heun: two); by default "
-        "the model's own number. Of a native model no samples are drawn unless `samples`, `texture` or "
-        "`steps` of 2 or more asks for them: 1 is the posterior mean in one call.",
+        description="Noise levels of a sample, one network evaluation each (Heun: two); by default "
+        "the model's own number. A native model draws samples only if `samples`, `texture` or `steps` of "
+        "2 or more asks for them: 1 is the posterior mean in one evaluation.",
     )
     samples: int = Field(
         1,
         ge=1,
         le=100_000,
-        description="Samples; with 2 or more their standard deviation is written as the uncertainty.",
+        description="Number of samples; with 2 or more, their standard deviation is written as the "
+        "uncertainty.",
     )
     texture: float | None = Field(
         None,
@@ -40,10 +41,11 @@ class Sampler(Section):
     )
     ensemble: Literal[1, 8] = Field(
         1,
-        description="8: average the posterior mean in one call over the flips and turns of the plane, at 8 "
-        "times the calls; native models.",
+        description="8: average the one-evaluation posterior mean over the flips and rotations of the "
+        "plane, at 8 times the "
+        "cost; native models.",
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the noise.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Random seed of the noise.")
     empty: Literal["plain", "restore"] = Field(
         "plain",
         description="Where nothing is to be seen (empty resin, charged regions), `plain` generates nothing: "
@@ -73,7 +75,7 @@ class Tiling(Section):
     tile: int = Field(
         256, ge=32, le=8192, multiple_of=16, description="Height and width of a tile, in pixels."
     )
-    halo: int = Field(32, ge=0, description="Margin of a tile that is computed and thrown away, in pixels.")
+    halo: int = Field(32, ge=0, description="Margin of a tile that is computed and discarded, in pixels.")
     blend: int = Field(
         16, ge=8, multiple_of=2, description="Width of the seam in which two tiles blend, in pixels."
     )
@@ -99,13 +101,13 @@ class Calibration(Section):
         "a `second_scan`: what the intervals are calibrated on."
     )
     alpha: float = Field(
-        0.1, gt=0, lt=1, description="Share of the voxels whose truth may lie outside of their interval."
+        0.1, gt=0, lt=1, description="Fraction of voxels whose truth may lie outside their interval."
     )
-    delta: float = Field(0.1, gt=0, lt=1, description="Chance that more lie outside all the same.")
+    delta: float = Field(0.1, gt=0, lt=1, description="Probability that more lie outside.")
     block: int = Field(
         64,
         ge=16,
-        description="Side in pixels of the blocks that count as independent, where there are fewer images "
+        description="Side in pixels of the blocks that count as independent, if there are fewer images "
         "than the guarantee needs.",
     )
 
@@ -138,7 +140,7 @@ class Restoration(Section):
         0.12,
         gt=0,
         description="Score up to which an image is called reliable: the 99th percentile of its uncertainty, "
-        "as a share of the robust range of the intensities.",
+        "as a fraction of the robust intensity range.",
     )
 
     @model_validator(mode="after")
