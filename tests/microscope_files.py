@@ -45,6 +45,44 @@ def webknossos(folder, values, scale=(8, 8, 40)):
     return place
 
 
+def wkw(folder, values, packing=2, corner=(0, 0, 0), block=4, blocks=2):
+    """Write a dataset whose layer is WKW, raw (1) or packed by LZ4 (2), and begins at a corner (z, y, x)."""
+    import imagecodecs
+
+    place, side = folder / "wkw", block * blocks
+    head = (b"WKW", 1, (blocks.bit_length() - 1) << 4 | (block.bit_length() - 1), packing)
+    kind = {"uint8": 1, "uint16": 2}[values.dtype.name]
+    (place / "color/1").mkdir(parents=True)
+    header = struct.pack("<3sBBBBBQ", *head, kind, values.itemsize, 0)
+    (place / "color/1/header.wkw").write_bytes(header)
+    whole = np.pad(values, [(c, -(c + n) % side) for c, n in zip(corner, values.shape, strict=True)])
+    for z, y, x in np.ndindex(*(n // side for n in whole.shape)):
+        cube = whole[z * side :, y * side :, x * side :][:side, :side, :side]
+        parts = []
+        for number in range(blocks**3):  # the bits of x, y and z in turn
+            bx, by, bz = (
+                block * sum((number >> (3 * bit + axis) & 1) << bit for bit in range(8)) for axis in range(3)
+            )
+            part = cube[bz : bz + block, by : by + block, bx : bx + block].tobytes()
+            parts.append(part if packing == 1 else imagecodecs.lz4_encode(part))
+        ends = 16 + 8 * len(parts) * (packing > 1) + np.cumsum([len(part) for part in parts], dtype="<u8")
+        start = int(ends[0]) - len(parts[0])
+        table = ends.astype("<u8").tobytes() if packing > 1 else b""
+        file = place / f"color/1/z{z}/y{y}/x{x}.wkw"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(
+            struct.pack("<3sBBBBBQ", *head, kind, values.itemsize, start) + table + b"".join(parts)
+        )
+    sides = dict(zip(("depth", "height", "width"), values.shape, strict=True))
+    layer = {
+        "name": "color", "category": "color", "dataFormat": "wkw", "wkwResolutions": [{"resolution": 1}],
+        "boundingBox": {"topLeft": corner[::-1], **sides},
+    }  # fmt: skip
+    properties = {"scale": [8, 8, 40], "dataLayers": [layer]}
+    (place / "datasource-properties.json").write_text(json.dumps(properties))
+    return place
+
+
 def czi(folder, values, channels=1, scenes=1, meters=(4e-8, 8e-9, 8e-9)):
     """Write a CZI file whose scene s and channel c hold `values` + s + c."""
     from pylibCZIrw import czi as library

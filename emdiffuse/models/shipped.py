@@ -13,9 +13,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from emdiffuse.config.shipped import SHIPPED, SHIPPED_FOLDER, model_folder
 from emdiffuse.config.tasks import TASKS
+from emdiffuse.models.card import CARD_FILE
 from emdiffuse.models.description import WEIGHTS_FILE, read_description
 from emdiffuse.runtime.errors import ModelError
 
@@ -24,12 +28,28 @@ SUMS = "SHA256SUMS"
 
 @dataclass(frozen=True)
 class ShippedModel:
-    """A shipped model: its name, what it does, its folder, and the size of its weights in bytes."""
+    """A shipped model.
+
+    Attributes
+    ----------
+    name, title : str
+        Its name, and what it does.
+    folder : Path
+        Where it lies.
+    size : int
+        Bytes of its weights.
+    license : str
+        Licence of its weights.
+    data_licenses : tuple of str
+        Licences of what it learned from, each once.
+    """
 
     name: str
     title: str
     folder: Path
     size: int
+    license: str
+    data_licenses: tuple[str, ...]
 
 
 def shipped_models() -> list[ShippedModel]:
@@ -38,7 +58,17 @@ def shipped_models() -> list[ShippedModel]:
     for name in SHIPPED:
         folder = model_folder(name)
         task = TASKS[read_description(folder).task]
-        found.append(ShippedModel(name, task.title, folder, (folder / WEIGHTS_FILE).stat().st_size))
+        card = front_matter(folder)
+        data = tuple(sorted({str(one["license"]) for one in card["training_data"]}))
+        size = (folder / WEIGHTS_FILE).stat().st_size
+        found.append(ShippedModel(name, task.title, folder, size, str(card["license"]), data))
+    return found
+
+
+def front_matter(folder: Path) -> dict[str, Any]:
+    """Return what a model's card says in front: licences, and what it learned from."""
+    _, text, _ = _read(folder / CARD_FILE).decode().split("---\n", 2)
+    found: dict[str, Any] = yaml.safe_load(text)
     return found
 
 

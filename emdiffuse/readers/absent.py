@@ -8,16 +8,15 @@ Conventions
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Iterator, Sequence
 
 from emdiffuse.config.reading import Reading
 from emdiffuse.readers.base import Box, Source
+from emdiffuse.readers.reasons import warn_once
 from emdiffuse.runtime.errors import DataError
 
 SHOWN = 3
 """Chunks that a message names."""
-logger = logging.getLogger(__name__)
 
 
 def boxes_of(shape: Sequence[int], steps: Sequence[int]) -> Iterator[Box]:
@@ -50,7 +49,7 @@ def require_chunks(source: Source, reading: Reading) -> None:
         raise DataError(
             f"{what}; copy the store again, or say `missing_chunks: fill` if they stand for its fill value"
         )
-    logger.warning("%s; they are filled with the fill value, as `missing_chunks` says", what)
+    warn_once("%s; they are filled with the fill value, as `missing_chunks` says", what)
 
 
 def _told(box: Sequence[slice]) -> str:

@@ -9,7 +9,6 @@ Conventions
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdiffuse.config.reading import Reading
+from emdiffuse.readers.reasons import warn_once
 from emdiffuse.runtime.errors import DataError
 
 NAMES = {
@@ -26,7 +26,6 @@ NAMES = {
     "frame": "t", "timepoint": "t", "rgb": "s",
 }  # fmt: skip
 COLOURS = (3, 4)
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -224,7 +223,7 @@ def _time_as_depth(where: str, letters: str, lengths: tuple[int, ...]) -> str:
     depth = letters.index("z") if "z" in letters else None
     if lengths[time] == 1 or (depth is not None and lengths[depth] > 1):
         return letters
-    logger.warning(
+    warn_once(
         "%s: it is labelled as %d time points; taken as slices (`timepoint` chooses one)",
         where,
         lengths[time],

@@ -11,7 +11,6 @@ Conventions
 
 from __future__ import annotations
 
-import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from emdiffuse.config.reading import Reading
 from emdiffuse.readers.axes import lay_out
 from emdiffuse.readers.base import named
 from emdiffuse.readers.flat import FlatFile, opened, require_bytes
+from emdiffuse.readers.reasons import warn_once
 from emdiffuse.readers.sizes import Size, told
 from emdiffuse.runtime.errors import DataError
 
@@ -31,7 +31,6 @@ COMPLEX = (3, 4)
 """Modes of Fourier transforms."""
 VOLUME_STACK = 400
 """Space groups above it are of several volumes behind one another."""
-logger = logging.getLogger(__name__)
 
 
 def open_mrc(file: Path, reading: Reading) -> FlatFile:
@@ -59,7 +58,7 @@ def open_mrc(file: Path, reading: Reading) -> FlatFile:
             )
         stored = mrcfile.utils.data_dtype_from_header(header)
     if unusual:
-        logger.warning("%s: the header is not as MRC 2014 has it; read anyway", name)
+        warn_once("%s: the header is not as MRC 2014 has it; read anyway", name)
     if stored == np.int8 and _bytes_are_unsigned(header):
         stored = np.dtype(np.uint8)
     lengths = [int(header[key]) for key in ("nz", "ny", "nx")]

@@ -10,6 +10,7 @@ Conventions
 from __future__ import annotations
 
 import errno
+import logging
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,18 @@ KNOWN = (
 )  # fmt: skip
 """First bytes, what they tell, and the ending by which it is read; none of what is not."""
 ARCHIVES = ("a ZIP archive", "a gzip archive", "a bzip2 archive", "a RAR archive", "a 7z archive")
+
+
+_said: set[str] = set()
+logger = logging.getLogger(__name__)
+
+
+def warn_once(message: str, *values: object) -> None:
+    """Log a warning about a file, unless it was said before: a file is opened several times."""
+    text = message % values
+    if text not in _said:
+        _said.add(text)
+        logger.warning("%s", text)
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from emdiffuse.readers.base import Source, named
 from emdiffuse.readers.data_bar import bar_of_tiff
 from emdiffuse.readers.flat import FlatFile
 from emdiffuse.readers.pictures import warn_of_loss
+from emdiffuse.readers.reasons import warn_once
 from emdiffuse.readers.tiff_checks import breaks_off, check_pages, contiguous
 from emdiffuse.readers.tiff_shown import Shown, shown_as
 from emdiffuse.readers.tiff_sizes import channel_names, voxel_size
@@ -42,7 +43,6 @@ SAME_ASPECT = 0.02
 LOSSY = (tifffile.COMPRESSION.OJPEG, tifffile.COMPRESSION.JPEG)
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it says of a damaged file, our errors say
 warnings.filterwarnings("ignore", message=".*reading array from closed file")  # of an image in several files
-logger = logging.getLogger(__name__)
 
 
 class TiffStack(Source):
@@ -187,7 +187,7 @@ def open_tiff(file: Path, reading: Reading, content: bytes | None = None) -> Tif
             if content is None:
                 check_pages(file, tif, series, planes)
                 if shown.inverted:
-                    logger.warning("%s: it says that 0 is white; read inverted, as viewers show it", file)
+                    warn_once("%s: it says that 0 is white; read inverted, as viewers show it", file)
                 if keyframe.compression in LOSSY:
                     warn_of_loss(file, "JPEG")
             opened = TiffStack(str(file), file, content, (number, reading.level), layout, shown, dtype)
@@ -244,9 +244,7 @@ def _chosen_series(file: Path, tif: tifffile.TiffFile, reading: Reading) -> int:
             f"{file}: it holds {len(left)} images ({described}); choose one by `series`, such as 0"
         )
     if len(left) < len(full):
-        logger.warning(
-            "%s: series %d is read, the others are taken for overviews (%s)", file, left[0], described
-        )
+        warn_once("%s: series %d is read, the others are taken for overviews (%s)", file, left[0], described)
     return left[0]
 
 
@@ -279,9 +277,7 @@ def _axis_names(file: Path, tif: tifffile.TiffFile, series: Any) -> str:
         images = int(properties.get("images", 1))
         pages = len(tif.pages)
         if 1 < pages < images:
-            logger.warning(
-                "%s: ImageJ tells of %d images, but there are %d; these are read", file, images, pages
-            )
+            warn_once("%s: ImageJ tells of %d images, but there are %d; these are read", file, images, pages)
     return "".join(names)
 
 

@@ -7,7 +7,6 @@ Conventions
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from emdiffuse.readers.base import CONVERSIONS, DTYPES
+from emdiffuse.readers.reasons import warn_once
 from emdiffuse.runtime.errors import DataError
 
 MOST_COLOURS = 0.25
@@ -25,7 +25,6 @@ ANNOTATED = 0.01
 """Share of the pixels that may have one of these."""
 LUMINANCE = (0.299, 0.587, 0.114)
 """Of red, green and blue (ITU-R BT.601)."""
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -124,9 +123,7 @@ def _grey_palette(file: Path, page: Any) -> NDArray[Any]:
             raise DataError(f"{file}: this is a colour image (indexed); convert it to one grayscale channel")
         values[coloured] = np.round(np.array(LUMINANCE) @ colours[:, coloured]).astype(np.uint32)
         if share:
-            logger.warning(
-                "%s: annotations in colour are drawn over %.2g %% of its pixels", file, 100 * share
-            )
+            warn_once("%s: annotations in colour are drawn over %.2g %% of its pixels", file, 100 * share)
     if page.bitspersample > 8:
         return values.astype(np.uint16)
     # TIFF has 16 bits a colour; some programs write 8

@@ -1,4 +1,4 @@
-"""Folders of a webknossos dataset: its layers are Zarr, N5 or precomputed.
+"""Folders of a webknossos dataset: its layers are Zarr, N5, precomputed, or the older WKW.
 
 Conventions
 -----------
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from emdiffuse.config.reading import Crop, Reading
@@ -59,6 +60,10 @@ def open_webknossos(name: str, place: str, reading: Reading) -> Source:
         opened = open_n5(name, path, finest)
     elif kind == "neuroglancerprecomputed":
         opened = open_precomputed(name, path, finest)
+    elif kind == "wkw" and "://" not in path:
+        from emdiffuse.readers.wkw import WkwArray
+
+        opened = WkwArray(name, Path(path), _extent(name, layer, factors), size, finest)
     else:
         raise DataError(
             f"{name}: layer '{layer['name']}' is stored as {kind or 'an unknown format'}, which "
@@ -71,6 +76,19 @@ def open_webknossos(name: str, place: str, reading: Reading) -> Source:
         if box is not None:
             opened.crop(box)
     return opened
+
+
+def _extent(name: str, layer: Mapping[str, Any], factors: Any) -> Shape:
+    """Return how far a layer reaches from the dataset's origin, in voxels (z, y, x) of a magnification."""
+    box = layer.get("boundingBox")
+    if not isinstance(box, Mapping):
+        raise DataError(f"{name}: layer '{layer['name']}' has no bounding box; export it again")
+    lengths = (box["depth"], box["height"], box["width"])
+    z, y, x = (
+        -(-(int(first) + int(length)) // int(f))
+        for first, length, f in zip(box["topLeft"][::-1], lengths, factors[::-1], strict=True)
+    )
+    return z, y, x
 
 
 def _bounding_box(told: Any, factors: Any, shape: Shape) -> Crop | None:

@@ -14,7 +14,7 @@ import pytest
 import tensorstore as ts
 import tifffile
 import zarr
-from microscope_files import amira, czi, digital_micrograph, fibsem, imaris, nrrd, sem, webknossos
+from microscope_files import amira, czi, digital_micrograph, fibsem, imaris, nrrd, sem, webknossos, wkw
 from PIL import Image, ImageOps
 
 from emdiffuse.acquisition.acquire import acquire
@@ -336,3 +336,19 @@ def test_packed_chunks_of_precomputed(tmp_path, ending, pack):
         file.with_name(file.name + ending).write_bytes(getattr(imagecodecs, pack)(file.read_bytes()))
         file.unlink()
     np.testing.assert_array_equal(contents(tmp_path / "seen"), VOLUME)
+
+
+@pytest.mark.parametrize("packing", [1, 2])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_wkw_of_webknossos(tmp_path, packing, dtype):
+    values = VOLUME.astype(dtype)
+    place = wkw(tmp_path, values, packing, corner=(3, 5, 2))
+    np.testing.assert_array_equal(contents(place), values)
+    assert open_source(str(place)).voxel_size == (40, 8, 8)
+    cube = place / "color/1/z0/y1/x1.wkw"
+    cube.write_bytes(cube.read_bytes()[:-40])
+    with pytest.raises(DataError, match=r"y1/x1\.wkw: it ends early: the WKW file is truncated"):
+        contents(place)
+    cube.unlink()
+    with pytest.raises(DataError, match=r"1 of \d+ chunks are missing"):
+        open_source(str(place))
