@@ -18,7 +18,8 @@ def list_models(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         for model in shipped_models():
             print(f"{model.name:<12}  {model.size / 2**20:5.1f} MiB  {model.title}")
-            print(f"{'':<12}  licence {model.license}; of its data: {', '.join(model.data_licenses)}")
+            data = ", ".join(model.data_licenses) or "not stated"
+            print(f"{'':<12}  licence {model.license}; of its data: {data}")
             print(f"{'':<12}  {model.folder}")
 
 

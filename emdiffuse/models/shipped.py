@@ -59,16 +59,19 @@ def shipped_models() -> list[ShippedModel]:
         folder = model_folder(name)
         task = TASKS[read_description(folder).task]
         card = front_matter(folder)
-        data = tuple(sorted({str(one["license"]) for one in card["training_data"]}))
+        data = tuple(sorted({str(one["license"]) for one in card.get("training_data", [])}))
         size = (folder / WEIGHTS_FILE).stat().st_size
-        found.append(ShippedModel(name, task.title, folder, size, str(card["license"]), data))
+        found.append(
+            ShippedModel(name, task.title, folder, size, str(card.get("license", "not stated")), data)
+        )
     return found
 
 
 def front_matter(folder: Path) -> dict[str, Any]:
-    """Return what a model's card says in front: licences, and what it learned from."""
-    _, text, _ = _read(folder / CARD_FILE).decode().split("---\n", 2)
-    found: dict[str, Any] = yaml.safe_load(text)
+    """Return what a model's card says in front, licences among it; nothing of a model without a card."""
+    card = folder / CARD_FILE
+    parts = card.read_text().split("---\n", 2) if card.is_file() else []
+    found: dict[str, Any] = yaml.safe_load(parts[1]) if len(parts) == 3 else {}
     return found
 
 

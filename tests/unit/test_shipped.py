@@ -64,7 +64,7 @@ def test_changed_files_are_found(tmp_path):
 
 def test_the_command_lists_and_verifies_them():
     listed = CliRunner().invoke(app, ["models"])
-    assert listed.exit_code == 0 and len(listed.output.splitlines()) == len(SHIPPED)
+    assert listed.exit_code == 0
     lines = [line for line in listed.output.splitlines() if not line.startswith(" ")]
     assert [line.split()[0] for line in lines] == [m.name for m in shipped_models()]
     assert listed.output.count("licence mit; of its data: ") == len(lines)
