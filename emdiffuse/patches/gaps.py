@@ -26,7 +26,7 @@ Conventions
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import ceil, floor
 from pathlib import Path
 
@@ -42,6 +42,9 @@ from emdiffuse.stores.volume import open_volume
 
 ISOTROPIC = 1.05
 """Largest ratio of the sides of a voxel that counts as isotropic."""
+MOST_PLACES = 200_000
+"""Places of a kind (axis, factor, split) that patches are drawn from: a terabyte has a billion, most of which
+would never be seen."""
 ENDS = 0.15
 """Share of the gaps of thick slices that stand for the first of a volume."""
 
@@ -160,7 +163,8 @@ class GapSource:
                 range(lo, hi - e + 1, s) for lo, hi, e, s in zip(lows, highs, extent, steps, strict=True)
             ]
             whole = [z for z in starts[0] if not self._meets_missing(z, z + extent[0])]
-            for z, y, x in itertools.product(whole, *starts[1:]):
+            seed = [settings.seed, number, axis, factor, split]
+            for z, y, x in _some(whole, starts[1], starts[2], seed):
                 yield Origin(number, axis, z, y, x, factor, split)
 
     def _meets_missing(self, start: int, stop: int) -> bool:
@@ -230,6 +234,20 @@ class GapSource:
         positions = np.full(depth, np.nan, np.float32)
         positions[: len(places)] = (np.array(places) - factor - (w - 1) / 2) / factor
         return Cut(condition, target, positions)
+
+
+def _some(
+    zs: Sequence[int], ys: Sequence[int], xs: Sequence[int], seed: list[int]
+) -> Iterator[tuple[int, int, int]]:
+    """Yield the places of a grid in order; of more than `MOST_PLACES` about as many, drawn at random."""
+    total = len(zs) * len(ys) * len(xs)
+    if total <= MOST_PLACES:
+        yield from itertools.product(zs, ys, xs)
+        return
+    drawn = np.unique(np.random.default_rng(seed).integers(total, size=MOST_PLACES))
+    places = np.stack(np.unravel_index(drawn, (len(zs), len(ys), len(xs))), 1)
+    for z, y, x in places.tolist():
+        yield zs[z], ys[y], xs[x]
 
 
 def left_out_factor(ratio: float) -> int | None:

@@ -18,6 +18,7 @@ from emdiffuse.enhance.adapt import adapt
 from emdiffuse.enhance.one_file import Enhancement
 from emdiffuse.models.description import read_description
 from emdiffuse.models.inference import RestorationModel
+from emdiffuse.patches import gaps
 from emdiffuse.patches.cut import ORIGIN_COLUMNS, PatchStore, cut_patches
 from emdiffuse.patches.origins import TRAINING, VALIDATION
 from emdiffuse.runtime.errors import EmdiffuseError
@@ -192,3 +193,16 @@ def test_no_left_out_slice_is_missing_or_thick(left_out):
     _, _, axial, z, _, _ = left_out(size=16, missing=[8])
     assert set(z[axial] + 1) == {1, 2, 3, 4, 5, 6}
     assert not left_out(thickness=1.0)[2].any()
+
+
+def test_of_a_huge_volume_places_are_drawn_and_not_listed():
+    """Of a terabyte there are a billion; each is as likely as another, and the draw follows from the seed."""
+    sides = (range(2000), range(0, 60000, 6), range(0, 60000, 32))
+    places, again = (np.array(list(gaps._some(*sides, [1, 2]))) for _ in range(2))
+    np.testing.assert_array_equal(places, again)
+    assert gaps.MOST_PLACES * 0.99 < len(places) == len(np.unique(places, axis=0)) <= gaps.MOST_PLACES
+    means = [np.mean(side) for side in sides]
+    np.testing.assert_allclose(places.mean(0), means, rtol=0.01)
+    assert all(set(column) <= set(side) for column, side in zip(places.T.tolist(), sides, strict=True))
+    few = (range(3), range(0, 8, 4), [5])
+    assert list(gaps._some(*few, [1])) == [(z, y, 5) for z in range(3) for y in (0, 4)]
