@@ -212,7 +212,7 @@ def test_arrays_within_a_store(tmp_path):
     assert open_source(f"{tmp_path}/a.h5").shape == VOLUME.shape
     hdf5(tmp_path, inside="two")
     assert f"{tmp_path}/a.h5:/one, {tmp_path}/a.h5:/two" in error_of(tmp_path / "a.h5")
-    assert "no array '/three' in it; volumes that it holds" in error_of(f"{tmp_path}/a.h5:/three")
+    assert "no array '/three' in it; it holds" in error_of(f"{tmp_path}/a.h5:/three")
 
 
 def test_the_only_folder_of_a_format_needs_no_ending(tmp_path):
@@ -286,7 +286,7 @@ def test_missing_and_broken_stores(tmp_path):
     (tmp_path / "b.zarr").mkdir()
     assert "holds no image of Zarr or N5" in error_of(tmp_path / "b.zarr")
     zarr.open_group(tmp_path / "b.zarr", mode="w")
-    assert f"name the array in it, such as {tmp_path}/b.zarr/0" in error_of(tmp_path / "b.zarr")
+    assert "holds no image of Zarr or N5" in error_of(tmp_path / "b.zarr")
     (tmp_path / "b.zarr/zarr.json").write_text("{")
     assert "'zarr.json' is not readable as JSON" in error_of(tmp_path / "b.zarr")
     (tmp_path / "b.h5").write_text("no HDF5")
