@@ -1,6 +1,8 @@
 """Denoisers that learn from noisy images alone, beside one that learns from pairs, and classical methods.
 
     python benchmarks/self_supervised.py shared/data --minutes 2 --careamics CAREAMICS_ENV/bin/python
+    python benchmarks/self_supervised.py shared/data --only volume --minutes 2
+    python benchmarks/self_supervised.py shared/data --only intervals
 
 Real pairs: their clean images measure, and only the method called "pairs" learns from clean ones, of other
 fields. Each training has the same processor time on one thread. Measured: PSNR over 255 (dB) and SSIM, after
@@ -16,6 +18,10 @@ brightness and contrast).
   environment of its own: `pip install careamics`.
 - The width of the Gaussian and the strength of non-local means are the best for each image (an oracle, which
   nobody has); BM3D gets the standard deviation of the noise.
+- `volume`: a volume with Gaussian noise of 25 grey levels, whose clean voxels are known, denoised by a model
+  that learned from it alone, with and without the neighbouring slices (`patches.context`).
+- `intervals`: of the real pairs, restored by the shipped model with 4 samples, intervals that were calibrated
+  by a second scan (as for `n2n`) on half of the fields, and how many clean voxels lie inside in the others.
 """
 
 from __future__ import annotations
@@ -84,6 +90,9 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
+    if options.only in (["volume"], ["intervals"]):
+        {"volume": volume, "intervals": intervals}[options.only[0]](options)
+        return
     print("| pairs | method | PSNR (dB) | SSIM | processor (s) |\n| --- | --- | --- | --- | --- |")
     for name, noisy, clean, learned in fields(options.data):
         if options.only and name not in options.only:
@@ -159,8 +168,87 @@ def classical(noisy: Images, clean: Images) -> Iterator[tuple[str, Images, float
     yield "BM3D", np.stack(made), time.process_time() - start
 
 
+def volume(options: argparse.Namespace) -> None:
+    """Print what the neighbouring slices give, on a volume with noise."""
+    from scipy.ndimage import gaussian_filter
+
+    from emdiffuse.evaluation.metrics import psnr, ssim
+
+    clean = tifffile.imread(options.data / "medulla_training2_250.tif")[:48, :192, :192]
+    noise = np.random.default_rng(0).normal(0, 25, clean.shape)
+    noisy = np.clip(np.rint(clean + noise), 0, 255).astype(np.uint8)
+    print("| volume | method | PSNR (dB) | SSIM | processor (s) |\n| --- | --- | --- | --- | --- |")
+
+    def row(method: str, made: Images, seconds: float) -> None:
+        pairs = [(a.astype(np.float32), b.astype(np.float32)) for a, b in zip(made, clean, strict=True)]
+        scores = np.mean([(psnr(a, b, 255), ssim(a, b, 255)) for a, b in pairs], axis=0)
+        print(f"| medulla | {method} | {scores[0]:.2f} | {scores[1]:.3f} | {seconds:.0f} |", flush=True)
+
+    row("input", noisy, 0)
+    floats = noisy.astype(np.float32)
+    for name, z in (("in the plane", 0.0), ("in 3-D", 1.0)):
+        made = [gaussian_filter(floats, (z * s, s, s)) for s in SIGMAS]
+        best = min(made, key=lambda image: float(((image - clean) ** 2).mean()))
+        row(f"best Gaussian, {name}", best, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        for context in (0, 1):
+            training = {"minutes": options.minutes, "blind_spot": [0, 0]}
+            made, seconds = ours(Path(folder) / str(context), noisy, None, training, context)
+            row(f"n2v, context {context}", made, seconds)
+
+
+def intervals(options: argparse.Namespace) -> None:
+    """Print the coverage of intervals that were calibrated by a second scan, on real pairs with a truth."""
+    from emdiffuse.acquisition.acquire import acquire
+    from emdiffuse.config import Calibration, Restoration
+    from emdiffuse.config.shipped import model_folder
+    from emdiffuse.evaluation.calibration import calibrate
+    from emdiffuse.restoration.intervals import floors
+    from emdiffuse.restoration.planning import make_plan
+    from emdiffuse.restoration.stitch import pyramid, stitch
+    from emdiffuse.restoration.tiles import restore
+    from emdiffuse.stores.array import Array
+    from emdiffuse.stores.volume import open_volume
+
+    print("| pairs | calibrated by | scale | clean voxels inside (%) |\n| --- | --- | --- | --- |")
+    for name, noisy, clean, _ in fields(options.data):
+        noisy, clean = (images[:6, :256, :256] for images in (noisy, clean))
+        shifted = np.roll(noisy.astype(float) - clean, 1, axis=0)
+        second = np.clip(np.rint(clean + shifted), 0, 255).astype(np.uint8)
+        half = len(noisy) // 2
+        parts = {"first": noisy[:half], "second": second[:half], "clean": clean[:half], "rest": noisy[half:]}
+        with tempfile.TemporaryDirectory() as folder:
+            work = Path(folder)
+            for kind, images in parts.items():
+                tifffile.imwrite(work / f"{kind}.tif", images, photometric="minisblack")
+                acquire(str(work / f"{kind}.tif"), (4, 4, 4), work / f"{kind}.ome.zarr", kind, images=True)
+            settings = Restoration.model_validate({"dataset": "a", "model": "m", "sampler": {"samples": 4}})
+            for kind in ("first", "rest"):
+                path = work / kind / "plan.json"
+                make_plan(work / f"{kind}.ome.zarr", model_folder("emdiffuse-n"), settings, path)
+                restore(path, 1, 1, "cpu")
+                stitch(path, 1, 1)
+                pyramid(path)
+            store = work / "rest/restored.ome.zarr"
+            restored, deviation = (
+                Array(store / output / "0")[:, :, :].astype(float) for output in ("restored", "uncertainty")
+            )
+            reach = np.maximum(deviation, floors(open_volume(store).intensity.at(range(len(restored)))))
+            for by in ("second", "clean"):
+                found = calibrate(
+                    work / "first/restored.ome.zarr", work / "first.ome.zarr", work / f"{by}.ome.zarr",
+                    work / f"{by}.json", Calibration(dataset="a", block=32), second_scan=by == "second",
+                )  # fmt: skip
+                inside = np.abs(restored - clean[half:]) <= found.scale * reach
+                print(f"| {name} | {by} | {found.scale:.2f} | {100 * inside.mean():.1f} |", flush=True)
+
+
 def ours(
-    folder: Path, noisy: Images, pairs: tuple[Images, Images, Any] | None, training: dict[str, Any]
+    folder: Path,
+    noisy: Images,
+    pairs: tuple[Images, Images, Any] | None,
+    training: dict[str, Any],
+    context: int = 0,
 ) -> tuple[Images, float]:
     """Train by the chain for a processor time, and restore the noisy images by what came of it."""
     from emdiffuse.acquisition.acquire import acquire
@@ -175,7 +263,7 @@ def ours(
     size = (4.0, 4.0, 4.0)
     store = folder / "a.ome.zarr"
     if pairs is None:
-        acquire(str(folder / "noisy.tif"), size, store, "a", images=True)
+        acquire(str(folder / "noisy.tif"), size, store, "a", images=not context)
     else:
         first, second, scans = pairs
         for role, images in zip(scans or ("noisy", "clean"), (first, second), strict=True):
@@ -187,7 +275,7 @@ def ours(
         {
             "task": "emdiffuse-n",
             "datasets": ["a"],
-            "patches": {"size": SIZE, "overlap": 0.5},
+            "patches": {"size": SIZE, "overlap": 0.5, "context": context},
             "network": {"channels": 32, "blocks": 1},
             "training": {
                 "steps": 1000000,

@@ -124,7 +124,7 @@ def enhance(
     description = read_description(how.model)
     task = TASKS[description.task]
     place_of(how.device)  # before the work begins
-    images = not task.volumetric
+    images = not (task.volumetric or description.context)  # which are shown beside each other
     slices = open_source(str(source), reading=how.reading, images=images)
     inputs = [Path(parse_source(str(source)).place), *slices.files, how.model]
     _check_outputs(inputs, output, how, uncertainty, overwrite)
@@ -157,7 +157,7 @@ def enhance(
                 "--steps: samples of one call do not differ; leave it out, or ask for 2 or more beside "
                 "`--samples`"
             )
-        same_grid = images and plan.scale == 1 and not how.reading.square_pixels
+        same_grid = not task.volumetric and plan.scale == 1 and not how.reading.square_pixels
         restore(path, 1, 1, how.device, model)
         stitch(path, 1, 1)
         pyramid(path)

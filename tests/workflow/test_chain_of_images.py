@@ -71,3 +71,65 @@ def test_a_scan_is_denoised(tmp_path, medulla):
     assert "3 of 3 pairs are aligned, 1 of them" in report
     assert "were calibrated on held" in report
     assert project.pending() == set()
+
+
+def test_scans_are_denoised_by_a_model_that_saw_no_clean_image(tmp_path, medulla):
+    """From noisy images alone and from a noisy volume; and intervals that a second scan calibrates."""
+    project = Project(tmp_path / "project", medulla)
+    noise = np.random.default_rng(0)
+
+    def noisy(images):
+        return np.clip(np.rint(images + noise.normal(0, 15, images.shape)), 0, 255).astype(np.uint8)
+
+    scans, held = medulla[:40:10, :96, :96], medulla[5:60:10, :96, 88:184]
+    for name, images in (
+        ("scans", noisy(scans)), ("truth", scans), ("held", noisy(held)), ("again", noisy(held)),
+        ("volume", noisy(medulla[:6, :64, :64])),
+    ):  # fmt: skip
+        tifffile.imwrite(project.folder / f"{name}.tif", images, photometric="minisblack")
+    (project.folder / "pairs").mkdir()
+    for number, image in enumerate(medulla[2:40:20, :96, :96]):
+        tifffile.imwrite(project.folder / f"pairs/noisy_{number}.tif", noisy(image))
+        tifffile.imwrite(project.folder / f"pairs/clean_{number}.tif", image)
+    size = {"z": 20, "y": 4, "x": 4}
+    project.config["datasets"] = {
+        name: {"source": f"{name}.tif", "images": name != "volume", "voxel_size": size}
+        for name in ("scans", "truth", "held", "again", "volume")
+    }
+    project.config["datasets"]["pairs"] = {"pairs": {"folder": "pairs"}, "voxel_size": size}
+    model = project.config["models"].pop("gap3")
+    del model["factor"]
+    training = {**model["training"], "steps": 40, "learning_rate": 3e-3, "ema": 0.9}
+    model |= {"task": "emdiffuse-n", "training": training}
+    context = {"patches": {**model["patches"], "context": 1}, "training": {**training, "steps": 10}}
+    project.config["models"] = {
+        "alone": {**model, "datasets": ["scans"]},
+        "volumes": {**model, **context, "datasets": ["volume"]},
+        "taught": {**model, "datasets": ["pairs"], "training": {**training, "steps": 20}},
+    }
+    tiling = project.config["restorations"][0]["tiling"]
+    sampled = {"model": "taught", "sampler": {"steps": 2, "samples": 2}, "tiling": tiling}
+    project.config["restorations"] = [
+        {"dataset": "scans", "model": "alone", "truth": "truth", "tiling": tiling},
+        {"dataset": "volume", "model": "volumes", "tiling": tiling},
+        {"dataset": "held", **sampled, "second_scan": "again"},
+        {"dataset": "volume", **sampled, "calibration": {"dataset": "held", "block": 32}},
+    ]
+    project.run()
+
+    found = json.loads((project.folder / "results/evaluation/scans/alone.json").read_text())
+    assert found["gain"]["psnr"]["mean"] > 2  # over the input
+    described = json.loads((project.folder / "experiments/alone/best/model.json").read_text())
+    assert described["learned_from"] == "hidden pixels" and described["network"]["blind_spot"] == [0, 0]
+    restored = open_volume(project.folder / "results/restored/volume/volumes/restored.ome.zarr")
+    assert restored.array.shape == (6, 64, 64)
+    made = json.loads((project.folder / "results/calibration/volume/taught.json").read_text())
+    assert made["truth"] == "again" and made["noise"] == pytest.approx(15, rel=0.1)
+    report = (project.folder / "results/report.html").read_text()
+    for said in (
+        "single pixels are hidden (Noise2Void), since the noise",
+        "learned from noisy images alone, so that there are no samples",
+        "a second noisy scan (again) stood in for it",
+    ):
+        assert said in report, said
+    assert project.pending() == set()
