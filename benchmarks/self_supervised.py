@@ -27,6 +27,7 @@ brightness and contrast).
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import tempfile
 import time
@@ -46,24 +47,27 @@ CAREAMICS = """
 import sys, time, numpy as np, torch
 torch.set_num_threads(1)
 from pytorch_lightning.callbacks import Callback
-from careamics import CAREamist
-from careamics.config import create_n2v_configuration
-noisy, out, seconds, reach, work = sys.argv[1:]
-seconds, reach = float(seconds), int(reach)
+from careamics.careamist import CAREamist
+from careamics.config import create_n2v_config, create_structn2v_config
+noisy, out, seconds, reach = sys.argv[1:]
 class Limit(Callback):
     def on_train_batch_end(self, trainer, *_):
-        if time.process_time() - start > seconds:
+        if time.process_time() - start > float(seconds):
             trainer.should_stop = True
             trainer.limit_val_batches = 0
 images = np.load(noisy).astype(np.float32)
-struct = dict(struct_n2v_axis="horizontal", struct_n2v_span=2 * reach + 1) if reach else {}
-config = create_n2v_configuration("b", data_type="array", axes="SYX", patch_size=[64, 64], batch_size=8,
-    num_epochs=1000, **struct)
-engine = CAREamist(config, work_dir=work, callbacks=[Limit()])
+known = dict(data_type="array", axes="SYX", patch_size=[64, 64], batch_size=8, num_epochs=1000)
+if int(reach):
+    known |= dict(struct_n2v_axes="horizontal", struct_n2v_span=2 * int(reach) + 1)
+config = (create_structn2v_config if int(reach) else create_n2v_config)("benchmark", **known)
+engine = CAREamist(config, work_dir=".", callbacks=[Limit()], enable_progress_bar=False)
 start = time.process_time()
-engine.train(train_source=images)
-made = engine.predict(images, data_type="array", axes="SYX")
-np.save(out, np.concatenate([np.asarray(m).reshape(-1, *images.shape[1:]) for m in made]))
+engine.train(train_data=images)
+sides = images.shape[1:]
+padded = np.pad(images, [(0, 0), *((0, -side % 16) for side in sides)], mode="symmetric")
+made, _ = engine.predict(padded, data_type="array", axes="SYX")
+made = np.concatenate([np.asarray(image).reshape(-1, *padded.shape[1:]) for image in made])
+np.save(out, made[:, : sides[0], : sides[1]])
 """
 
 
@@ -133,7 +137,7 @@ def methods(
         if method in wanted:
             yield method, *ours(folder / method, noisy, pairs, {**training, "minutes": options.minutes})
     if "careamics" in wanted and options.careamics:
-        for method, reach in (("careamics n2v", 0), ("careamics structn2v", 2)):
+        for method, reach in (("careamics n2v", 0), ("careamics structn2v", 1)):
             yield method, *careamics(options, folder, noisy, reach)
 
 
@@ -309,11 +313,9 @@ def careamics(options: argparse.Namespace, folder: Path, noisy: Images, reach: i
         "made.npy",
         str(60 * options.minutes),
         str(reach),
-        ".",
     ]
-    start = time.process_time()
-    subprocess.run(command, cwd=work, check=True, capture_output=True, text=True)
-    del start
+    own = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    subprocess.run(command, cwd=work, env=own, check=True, capture_output=True, text=True)
     return np.load(work / "made.npy"), 60 * options.minutes
 
 
