@@ -186,7 +186,7 @@ def _build(path, text, started, go):
     with replaced(path) as partial:
         write_part(partial, text)
         started.set()
-        go.wait(20)
+        go.wait(120)
         write_part(partial, f"{text}-end")
 
 
@@ -197,7 +197,7 @@ def test_two_processes_that_build_one_store_do_not_mix(tmp_path):
     builders = [context.Process(target=_build, args=(path, n, *e)) for n, e in zip("12", events, strict=True)]
     for builder, (started, _) in zip(builders, events, strict=True):
         builder.start()
-        assert started.wait(20)
+        assert started.wait(120)
     for builder, (_, go) in zip(builders, events, strict=True):
         go.set()
         builder.join()
@@ -211,7 +211,7 @@ def test_what_a_killed_builder_left_is_removed(tmp_path):
     started, go = context.Event(), context.Event()
     builder = context.Process(target=_build, args=(path, "1", started, go))
     builder.start()
-    assert started.wait(20)
+    assert started.wait(120)
     builder.kill()
     builder.join()
     assert len(list(tmp_path.glob(".store.partial-*"))) == 1
