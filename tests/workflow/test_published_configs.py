@@ -13,10 +13,10 @@ import yaml
 from helpers import ROOT, write_pairs, write_volume
 
 from emdiffuse.config import Config
-from emdiffuse.patches.cut import cut_patches
 from emdiffuse.config.tasks import TASKS
-from emdiffuse.training.train import train
+from emdiffuse.patches.cut import cut_patches
 from emdiffuse.training import validation
+from emdiffuse.training.train import train
 
 FILES = sorted((ROOT / "config/published").glob("*.yaml"))
 SMALL = {"size": 64, "validation": 0.4}
