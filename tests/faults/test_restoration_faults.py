@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import random
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -115,26 +114,6 @@ def test_two_copies_of_each_worker(plan, reference, start):
         assert [worker.exitcode for worker in workers] == [0, 0]
     pyramid(plan.folder / "plan.json")
     assert content(plan.restored) == content(reference.restored)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 8 MiB, and how to leave only so much room on it."""
-    if os.geteuid() != 0:
-        pytest.skip("a small disk can be mounted by root alone")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], check=True)
-
-    def leave(room):
-        ballast = disk / "ballast"
-        ballast.unlink(missing_ok=True)
-        if room is not None:
-            with ballast.open("wb") as file:
-                file.write(bytes(shutil.disk_usage(disk).free - room))
-
-    yield disk, leave
-    subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])

@@ -135,6 +135,7 @@ MODEL: Values = {
     "training": {"steps": 2, "batch": 2, "warmup": 1, "validate_every": 1},
 }
 OF_IMAGES: Values = {**{k: v for k, v in MODEL.items() if k != "factor"}, "task": "emdiffuse-n"}
+OF_PLANES: Values = {**MODEL, "task": "vemdiffuse-a", "datasets": ["coarse"]}
 OF_NOISE: Values = {**OF_IMAGES, "datasets": ["iso"]}
 OF_UNET: Values = {**MODEL, "network": UNET}
 OF_TWO: Values = {**MODEL, "datasets": ["iso", "iso2"]}
@@ -154,7 +155,7 @@ MODELS: dict[str, tuple[Values, Any]] = {
     "patches.limit": (MODEL, 6),
     "patches.context": (OF_NOISE, 1),
     "patches.seed": (MODEL, 1),
-    "patches.left_out_slices": (MODEL, 0.5),
+    "patches.left_out_slices": (OF_PLANES, True),
     "augmentation.gain": (MODEL, 0.1),
     "augmentation.inversion": (MODEL, 0.5),
     "augmentation.flips": (MODEL, False),
@@ -205,6 +206,7 @@ RESTORATIONS: dict[str, tuple[Values, Any]] = {
     "sampler.texture": (RESTORATION, 0.5),
     "sampler.ensemble": (RESTORATION, 8),
     "sampler.seed": (SAMPLED, 1),
+    "sampler.empty": (RESTORATION, "restore"),
     "sampler.consistent": ({**RESTORATION, "dataset": "thick"}, False),
     "tiling.tile": (RESTORATION, 48),
     "tiling.halo": (RESTORATION, 4),
