@@ -317,7 +317,7 @@ def view(store: Path, host: str = LOOPBACK, port: int = 0) -> None:
     images = find_images(store)
     try:
         server = Server(store, host, port)
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, OverflowError, TypeError, UnicodeError) as error:
         said = getattr(error, "strerror", None) or error
         raise DataError(f"{host}:{port} cannot be listened on ({said}); choose another") from None
     if host not in (LOOPBACK, "localhost", "::1"):

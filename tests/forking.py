@@ -12,6 +12,7 @@ import os
 import pkgutil
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,26 +38,28 @@ def forked_commands(folder: Path) -> Iterator[dict[str, str]]:
     command.parent.mkdir(parents=True)
     command.write_text(CLIENT.format(python=sys.executable, address=str(address)))
     command.chmod(0o755)
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(address))
-    listener.listen(64)
-    server = os.fork()
-    if server == 0:
-        _serve(listener)
-    listener.close()
+    # a process of its own: this one may hold threads, of tensorstore say, which no fork survives
+    server = subprocess.Popen([sys.executable, __file__, str(address)], stdout=subprocess.PIPE)
     try:
+        assert server.stdout is not None
+        assert server.stdout.read(1), "the server did not start"
         yield {**os.environ, "PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}"}
     finally:
-        os.kill(server, signal.SIGKILL)
-        os.waitpid(server, 0)
+        server.kill()
+        server.wait()
 
 
-def _serve(listener: socket.socket) -> None:
+def _serve(address: str) -> None:
     """Load everything, then fork a process for each command."""
     for module in pkgutil.walk_packages(emdiffuse.__path__, "emdiffuse."):
         if not module.name.startswith(("emdiffuse.napari", "emdiffuse.cli.__main__")):
             importlib.import_module(module.name)
     importlib.import_module("torch.utils.tensorboard")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen(64)
+    os.write(1, b"!")
+    os.close(1)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # forks are not waited for
     while True:
         try:
@@ -110,3 +113,7 @@ def _run() -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     return code if isinstance(code, int) else int(code is not None)
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1])

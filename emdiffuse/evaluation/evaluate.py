@@ -180,8 +180,8 @@ def evaluate(
     ConfigError
         If LPIPS is asked for, and its weights or library are missing.
     """
-    for path in (out, out.with_suffix(".csv")):
-        require_free(path, overwrite=None)
+    require_free(out, overwrite=None)
+    require_free(out.with_suffix(".csv"), overwrite=None)
     found = compare(restored, dataset, truth)
     link = _ground_link(found, lpips)
     made = _made(found, link)

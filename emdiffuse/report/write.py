@@ -51,6 +51,7 @@ def write_report(config: Config, results: Path, experiments: Path, out: Path) ->
     StoreError
         If a restored volume, or one that it is compared with, is missing, or a file of numbers is damaged.
     """
+    require_free(out, overwrite=None)
     for ending in (".html", ".csv", ".json"):
         require_free(out.with_suffix(ending), overwrite=None)
     alignments = [found for name in datasets_of(config) if (found := alignment(results, name))]

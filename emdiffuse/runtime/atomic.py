@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from emdiffuse.runtime.disks import full_disk
+from emdiffuse.runtime.errors import OutputError
 from emdiffuse.runtime.locks import lock
 from emdiffuse.runtime.outputs import PROGRAM, mark, require_own_folder
 
@@ -58,6 +59,8 @@ def _text(path: Path) -> TextIO:
 @contextlib.contextmanager
 def replaced_file(path: Path) -> Iterator[Path]:
     """Yield a file beside `path` to write to; it takes the place of `path` when all went well."""
+    if not path.name:
+        raise OutputError(f"'{path}': this is a folder; give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent, path.name)
     temporary = _beside(path)

@@ -171,7 +171,7 @@ def require_free(file: Path, inputs: Iterable[Path | str] = (), overwrite: bool 
         If it is an input, a folder, or foreign.
     """
     require_apart(file, inputs)
-    if file.is_dir():
+    if file.is_dir() or not file.name:
         raise OutputError(f"{file}: a folder is in the way; choose another output")
     if os.path.lexists(file) and not overwrite and not is_own_file(file):
         remedy = "move it" if overwrite is None else "say `--overwrite` to replace it"
