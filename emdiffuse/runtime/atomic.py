@@ -134,6 +134,10 @@ def scratch(path: Path) -> Iterator[Path]:
         except (KeyboardInterrupt, SystemExit):
             time.sleep(BREATH)  # a thread of a library may be writing a file, and would write it again
             raise
+        except Exception as error:
+            if sentence := full_disk(path, error):
+                raise sentence from error
+            raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 

@@ -81,7 +81,7 @@ def as_mistake(error: BaseException) -> EmdiffuseError | None:
 def full_disk(path: Path, error: BaseException) -> AccessError | None:
     """Return the sentence for an error that a full disk caused, whatever a library made of it."""
     said = re.search(r"os error (\d+)", str(error))
-    number = int(said[1]) if said else 0
+    number = int(said[1]) if said else getattr(error, "errno", None) or 0
     if number in FULL or (not isinstance(error, EmdiffuseError) and _free(path) < ROOM):
         return AccessError(trouble(path, "written", number if number in FULL else errno.ENOSPC))
     return None
