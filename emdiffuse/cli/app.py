@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
@@ -13,7 +14,7 @@ import typer
 
 from emdiffuse.config.shipped import model_folder
 from emdiffuse.runtime.disks import as_mistake
-from emdiffuse.runtime.progress import fail, setup
+from emdiffuse.runtime.progress import fail, logger, setup
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -80,9 +81,19 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)
 
 
+def _in_a_thread(failure: threading.ExceptHookArgs) -> None:
+    """Tell a trouble of the machine's that a thread of a library met (TensorBoard's, of a full disk)."""
+    mistake = failure.exc_value and as_mistake(failure.exc_value)
+    if mistake:
+        logger.warning("%s", mistake)
+    else:
+        threading.__excepthook__(failure)
+
+
 def main() -> None:
     """Run the command line."""
     signal.signal(signal.SIGTERM, _end)
+    threading.excepthook = _in_a_thread
     try:
         app()
     except Exception as error:
