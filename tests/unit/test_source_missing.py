@@ -108,11 +108,10 @@ def test_an_hdf5_recording_that_was_interrupted_is_refused(tmp_path, chunks):
         open_source(str(tmp_path / "a.h5"), reading=Reading(**many))
     filled = open_source(str(tmp_path / "a.h5"), reading=Reading(missing_chunks="fill", **many))
     assert (filled.read(0, 8)[:, 8:] == 0).all()
-    with h5py.File(tmp_path / "a.h5", "a") as file:
-        file["raw"][...] = values
-    np.testing.assert_array_equal(
-        open_source(str(tmp_path / "a.h5"), reading=Reading(**many)).read(0, 8), VOLUME
-    )
+    with h5py.File(tmp_path / "whole.h5", "w") as file:
+        file.create_dataset("raw", data=values, chunks=chunks)
+    whole = open_source(str(tmp_path / "whole.h5"), reading=Reading(**many))
+    np.testing.assert_array_equal(whole.read(0, 8), VOLUME)
 
 
 def test_beyond_the_bounding_box_of_a_layer_nothing_is_missing(tmp_path):
