@@ -1,6 +1,7 @@
 """Put a trained model among those that come with the package, in half precision.
 
     python config/pretrained/ship.py NAME [experiments/NAME/best]
+    python config/pretrained/ship.py NAME FIRST LAST   # the mean of the weights of two rounds of one training
     python config/pretrained/ship.py            # the checksums alone, after a card was edited
 
 Its card, `emdiffuse/models/weights/NAME/README.md`, is written by hand, with the figures of
@@ -22,14 +23,18 @@ from emdiffuse.models.shipped import SUMS
 FILES = ("README.md", DESCRIPTION_FILE, "model.safetensors")
 
 
-def ship(name: str, source: Path) -> None:
-    """Copy a model, in half precision."""
+def ship(name: str, *rounds: Path) -> None:
+    """Copy a model, in half precision; of several rounds the mean of their weights (arXiv 2203.05482)."""
+    source = rounds[-1]
     description = read_description(source)
     if description.task != SHIPPED[name]:
         sys.exit(f"{source}: its task is {description.task}, that of {name} is {SHIPPED[name]}")
     sources = tuple(dict.fromkeys(description.sources))  # several datasets may be of one file
     shipped = description.model_copy(update={"name": name, "sources": sources})
-    save_model(SHIPPED_FOLDER / name, load_network(source).half(), shipped)
+    network = load_network(source)
+    weights = [load_network(folder).state_dict() for folder in rounds]
+    network.load_state_dict({key: sum(each[key] for each in weights) / len(weights) for key in weights[0]})
+    save_model(SHIPPED_FOLDER / name, network.half(), shipped)
 
 
 def write_checksums() -> None:
@@ -43,8 +48,8 @@ def write_checksums() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 3 or (len(sys.argv) > 1 and sys.argv[1] not in SHIPPED):
+    if len(sys.argv) > 4 or (len(sys.argv) > 1 and sys.argv[1] not in SHIPPED):
         sys.exit(__doc__)
     if len(sys.argv) > 1:
-        ship(sys.argv[1], Path(sys.argv[2] if len(sys.argv) == 3 else f"experiments/{sys.argv[1]}/best"))
+        ship(sys.argv[1], *map(Path, sys.argv[2:] or [f"experiments/{sys.argv[1]}/best"]))
     write_checksums()
