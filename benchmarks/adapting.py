@@ -88,7 +88,7 @@ def row(name: str, kind: Kind, options: argparse.Namespace, folder: Path) -> Non
     from emdiffuse.restoration.geometry import SliceGrid
     from emdiffuse.training import train
 
-    train.time = SimpleNamespace(monotonic=time.process_time)  # type: ignore[attr-defined]
+    train.time = SimpleNamespace(monotonic=time.process_time)  # type: ignore[assignment]
     truth = truth_of(kind, options.held_out)
     noise = np.random.default_rng(0).normal(0, kind.noise or 1e-9, truth.shape)
     kept = np.clip(np.rint(truth + noise), 0, 255).astype(np.uint8)[:: kind.factor]

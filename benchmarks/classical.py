@@ -1,6 +1,8 @@
 """Classical methods on the demo data: interpolation of slices, also along RAFT's flow, and denoising.
 
-python benchmarks/classical.py
+    python benchmarks/classical.py
+
+It prints PSNR (dB, over 255), SSIM and processor seconds of each method.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ import argparse
 import resource
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 
@@ -45,7 +47,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     linear = interpolate(thin, grid, range(grid.length), "linear")
     noise = np.random.default_rng(0).normal(0, 3, linear.shape)
     restored = np.clip(np.rint(linear + noise), 0, 255).astype(np.uint8)
-    paths = []
+    paths: dict[str, Path] = {}
     for name, values, depth in (
         ("restored", restored, 10),
         ("thin", thin, 10 * factor),
@@ -55,21 +57,24 @@ def run(options: argparse.Namespace, folder: Path) -> None:
         array = create_image_array(path / "0", values.shape, values.dtype)
         array[:, :, :] = values
         sources = [{"path": f"{name}.tif", "sha256": name.encode().hex().zfill(64)}]
-        known = {"made": made_by("benchmark", name, {}), "sources": sources}
-        known["intensity"] = {"low": 0.0, "high": 255.0}
+        told = {"made": made_by("benchmark", name, {}), "sources": sources}
+        told["intensity"] = {"low": 0.0, "high": 255.0}
         facts = (
-            RestoredFacts.model_validate({**known, "dataset": "thin", "model": "m"})
+            RestoredFacts.model_validate({**told, "dataset": "thin", "model": "m"})
             if name == "restored"
-            else VolumeFacts.model_validate({"stage": "register", **known})
+            else VolumeFacts.model_validate({"stage": "register", **told})
         )
         write_image(path, name, (depth, 10, 10), facts)
-        paths.append(path)
+        paths[name] = path
+    restored_at, thin_at, truth_at = (paths[name] for name in ("restored", "thin", "truth"))
     voxels = sum(len(grid.generated(gap)) for gap in range(grid.gaps)) * truth[0].size
     known = folder / "baselines.json"
-    runs = {
-        "baselines and a restoration": lambda: evaluate(*paths, folder / "out.json"),
-        "baselines": lambda: measure_baselines(*paths[1:], "vemdiffuse-i", known),
-        "a restoration beside known baselines": lambda: evaluate(*paths, folder / "beside.json", known),
+    runs: dict[str, Callable[[], object]] = {
+        "baselines and a restoration": partial(evaluate, restored_at, thin_at, truth_at, folder / "out.json"),
+        "baselines": partial(measure_baselines, thin_at, truth_at, "vemdiffuse-i", known),
+        "a restoration beside known baselines": partial(
+            evaluate, restored_at, thin_at, truth_at, folder / "beside.json", known
+        ),
     }
     for name, function in runs.items():
         started, wall = time.process_time(), time.perf_counter()

@@ -75,7 +75,8 @@ def run(options: argparse.Namespace, folder: Path) -> None:
         cut_patches([train_volume], model, folder / "patches.zarr")
         train(folder / "patches.zarr", model, "gap", folder / "model")
     for factor in options.factors:
-        thin, rows = folder / f"thin{factor}.ome.zarr", {}
+        thin = folder / f"thin{factor}.ome.zarr"
+        rows: dict[str, dict] = {}
         keep_every(test, factor, thin, "thin")
         for name, sampler in list(ESTIMATORS.items())[: 1 if options.mean_only else None]:
             values = {"dataset": "thin", "model": "gap", "sampler": sampler}

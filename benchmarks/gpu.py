@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,8 +86,9 @@ def network_inputs(network: nn.Module, count: int, side: int) -> tuple[Tensor, .
 
     gamma = torch.full((count,), 0.5)
     if isinstance(network, UNet):
-        seen = network.input_blocks[0][0].in_channels
+        seen = next(m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d))
         return (random(seen), gamma) if seen == 2 else (random(seen), gamma, torch.full((count,), 2))
+    assert isinstance(network, NativeNetwork)
     gap = network.entry.in_channels > 4
     depth, conditions = (5, 4) if gap else (1, 1)
     positions = torch.arange(1, depth + 1).expand(count, -1) / (depth + 1)
@@ -98,7 +100,7 @@ def network_inputs(network: nn.Module, count: int, side: int) -> tuple[Tensor, .
 
 def networks(toy: bool) -> dict[str, nn.Module]:
     """Return the published networks and the native ones, with random weights."""
-    small = {"base_channels": 32, "multipliers": (1, 2)} if toy else {}
+    small: dict[str, Any] = {"base_channels": 32, "multipliers": (1, 2)} if toy else {}
     return {
         "published 2-D": filled(UNet(in_channels=2, **small)),
         "published vEM": filled(UNet(in_channels=3, slice_index=True, **small)),
@@ -119,7 +121,7 @@ def network_calls(bench: Bench) -> None:
         bench.table.at_most(f"call, {name}: float32 against the CPU, of the largest value", error, 1e-4)
 
 
-PROCESSES = {
+PROCESSES: dict[str, tuple[str, dict[str, object]]] = {
     "native, mean": ("native", {"steps": 1}),
     "native, unipc 8": ("native", {"name": "unipc", "steps": 8}),
     "native, heun 4": ("native", {"name": "heun", "steps": 4}),
@@ -160,7 +162,8 @@ def compiled(bench: Bench) -> None:
         bench.table.add("compiled networks and CUDA graphs", "left out", bound="a GPU's")
         return
     for kind in ("native", "published"):
-        folder, sampler = parts.model_folder(bench.folder, kind, bench.toy), {"steps": 8}
+        folder = parts.model_folder(bench.folder, kind, bench.toy)
+        sampler: dict[str, object] = {"steps": 8}
         model = RestorationModel.load(folder, str(bench.device), "float32")
         expected = restored(model, sampler, 128)
         for mode in ("default", "reduce-overhead"):
@@ -234,7 +237,7 @@ def floors(bench: Bench) -> dict[str, float]:
         dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision, torch.float32)
         a = torch.randn(side, side, device=bench.device, dtype=dtype)
         with autocast:
-            found[precision] = 2 * side**3 / bench.seconds(lambda a=a: a @ a)
+            found[precision] = 2 * side**3 / bench.seconds(partial(torch.matmul, a, a))
         bench.table.add(f"floor: matrix products in {precision}", found[precision] / 1e12, "TFLOP/s")
     block = torch.empty(bench.size(2**22, 2**30), device=bench.device, dtype=torch.uint8)
     found["bytes"] = 2 * block.numel() / bench.seconds(lambda: block.clone())
@@ -256,7 +259,7 @@ def call_times(bench: Bench) -> None:
         plain = None
         if name.startswith("published") and not bench.toy:
             textbook = PlainUNet({k: v.to(bench.device) for k, v in network.state_dict().items()})
-            plain = bench.seconds(lambda t=textbook, i=inputs: t(*i))
+            plain = bench.seconds(partial(textbook, *inputs))
             bench.table.add(f"call, {name}: plain (eager, NCHW, tf32)", 1000 * plain / count, "ms a tile")
         fast = channels_last(network)
         moved = parts.moved(fast, inputs)
@@ -312,9 +315,9 @@ def training_speed(bench: Bench) -> None:
     for kind in ("device", "workers"):
         fed_by = settings(bench, 1000, model.training.batch, feed=kind)
         examples = feed.batches(store, fed_by, own, 0, bench.device)
-        fed = rate(lambda e=examples: next(e))
-        goal = {"bound": ">= 90 %", "holds": bench.goal(fed >= 0.9 * pure)} if kind == "device" else {}
-        bench.table.add(f"training: fed by {kind}", fed, f"patches/s, {100 * fed / pure:.0f} %", **goal)
+        fed = rate(partial(next, examples))
+        bound, holds = (">= 90 %", bench.goal(fed >= 0.9 * pure)) if kind == "device" else ("", None)
+        bench.table.add(f"training: fed by {kind}", fed, f"patches/s, {100 * fed / pure:.0f} %", bound, holds)
 
 
 def settings(bench: Bench, steps: int, batch: int, **others: object) -> Model:

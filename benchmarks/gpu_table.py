@@ -28,7 +28,8 @@ class Table:
     """The rows so far, written to a file as they come."""
 
     def __init__(self, path: Path, device: torch.device, seconds: float) -> None:
-        self.path, self.rows = path, []
+        self.path = path
+        self.rows: list[Row] = []
         self.end = time.monotonic() + seconds
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"
         self.facts = {"device": name, "torch": torch.__version__, "python": platform.python_version()}

@@ -1,6 +1,6 @@
 """What padding, unlike brightness, drift and spikes cost: one tissue restored as it is, and so disturbed.
 
-Usage: python benchmarks/intensity.py DENOISER GAPS [--volume resources/demo/medulla_test.tif]
+    python benchmarks/intensity.py DENOISER GAPS [--volume resources/demo/medulla_test.tif]
 
 DENOISER and GAPS are folders of models (emdiffuse-n, and vemdiffuse of factor 6) that were not trained on the
 volume. PSNR in dB of 8 bits, after the disturbance is undone, of the tissue alone; one call (the mean).
@@ -8,10 +8,13 @@ volume. PSNR in dB of 8 bits, after the disturbance is undone, of the tissue alo
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
+from numpy.typing import ArrayLike, NDArray
 
 from emdiffuse.acquisition.acquire import acquire, keep_every
 from emdiffuse.config import Restoration
@@ -20,10 +23,13 @@ from emdiffuse.restoration.stitch import stitch
 from emdiffuse.restoration.tiles import restore
 from emdiffuse.stores.array import Array
 
+Images = NDArray[Any]
+Disturbance = tuple[type, ArrayLike, ArrayLike, int | None]
+
 FACTOR, MARGIN, ELECTRONS, GAUSSIAN = 6, 64, 20, 0.1
 
 
-def disturbances(count):
+def disturbances(count: int) -> dict[str, Disturbance]:
     """Return of each disturbance the type, gain and offset of every slice, and what surrounds them."""
     z = np.arange(count)
     jump = z < 14
@@ -41,10 +47,12 @@ def disturbances(count):
     }
 
 
-def disturbed(values, dtype, gain, offset, surround):
+def disturbed(
+    values: Images, dtype: type, gain: ArrayLike, offset: ArrayLike, surround: int | None
+) -> tuple[Images, Callable[[Images], Images]]:
     """Return what a microscope would have written, and how it is undone."""
-    gain, offset = (np.broadcast_to(v, len(values)).astype(float)[:, None, None] for v in (gain, offset))
-    made = values * gain + offset
+    slope, base = (np.broadcast_to(v, len(values)).astype(float)[:, None, None] for v in (gain, offset))
+    made = values * slope + base
     if dtype != np.float32:
         made = np.clip(np.rint(made), 0, np.iinfo(dtype).max)
     made = made.astype(dtype)
@@ -54,10 +62,10 @@ def disturbed(values, dtype, gain, offset, surround):
     if surround is not None:
         made = np.pad(made, ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN)), constant_values=surround)
         inner = (slice(None), slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN))
-    return made, lambda restored: (restored[inner] - offset) / gain
+    return made, lambda restored: (restored[inner] - base) / slope
 
 
-def restored(folder, values, model, images):
+def restored(folder: Path, values: Images, model: Path, images: bool) -> Images:
     """Take an array through the chain."""
     folder.mkdir()
     tifffile.imwrite(folder / "raw.tif", values, photometric="minisblack")
@@ -72,7 +80,7 @@ def restored(folder, values, model, images):
     return Array(plan.restored / "restored/0")[:, :, :].astype(float)
 
 
-def interpolated(values):
+def interpolated(values: Images) -> Images:
     """Fill the gaps linearly."""
     at = np.arange(len(values)) / FACTOR
     before = np.minimum(at.astype(int), (len(values) - 1) // FACTOR - 1)
@@ -80,12 +88,12 @@ def interpolated(values):
     return (1 - t) * values[before * FACTOR] + t * values[(before + 1) * FACTOR]
 
 
-def psnr(values, truth):
+def psnr(values: Images, truth: Images) -> float:
     return 10 * np.log10(255**2 / np.mean((values - truth) ** 2))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("denoiser", type=Path)
     parser.add_argument("gaps", type=Path)
     parser.add_argument("--volume", type=Path, default=Path("resources/demo/medulla_test.tif"))
@@ -105,8 +113,8 @@ def main() -> None:
             slices, undo_gaps = disturbed(volume, *disturbances(len(volume))[name])
             filled = undo_gaps(restored(Path(folder) / f"i{number}", slices, options.gaps, False))
             plain = undo_gaps(interpolated(slices.astype(float)))
-            pairs = ((denoised, volume[::FACTOR]), (noisy, volume[::FACTOR]))
-            pairs += tuple((values[generated], volume[generated]) for values in (filled, plain))
+            pairs = [(denoised, volume[::FACTOR]), (noisy, volume[::FACTOR])]
+            pairs += [(values[generated], volume[generated]) for values in (filled, plain)]
             print(f"| {name} | {' | '.join(f'{psnr(*pair):.2f}' for pair in pairs)} |", flush=True)
 
 

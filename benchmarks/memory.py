@@ -19,7 +19,7 @@ import torch
 
 from emdiffuse.config import Restoration
 from emdiffuse.models.description import Description, NativeSpec, OwnSampler
-from emdiffuse.models.networks.native import NativeNetwork
+from emdiffuse.models.networks.build import build_network
 from emdiffuse.models.networks.weights import save_model
 from emdiffuse.restoration.plan import read_plan
 from emdiffuse.stores.array import Array, create_image_array
@@ -72,12 +72,10 @@ def peak(*arguments: object) -> float:
 def make_model(folder: Path) -> Path:
     """Write a model of the default size with fresh weights."""
     torch.manual_seed(0)
-    settings = {"channels": 32, "multipliers": [1, 2, 4], "blocks": 2, "residual_scale": 0.2}
+    network = NativeSpec(channels=32, multipliers=(1, 2, 4), blocks=2, residual_scale=0.2)
     sampler = OwnSampler(name="unipc", steps=8)
-    description = Description(
-        task="vemdiffuse-i", factors=(6,), network=NativeSpec(**settings), sampler=sampler
-    )
-    save_model(folder, NativeNetwork(**settings), description)
+    description = Description(task="vemdiffuse-i", factors=(6,), network=network, sampler=sampler)
+    save_model(folder, build_network(network), description)
     return folder
 
 

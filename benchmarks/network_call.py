@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -43,10 +44,11 @@ ALLOCATORS = ("stock", "workers")
 FACTOR = 6
 
 Call = Callable[[], Tensor]
+Network = TypeVar("Network", bound=nn.Module)
 Shapes = list[tuple[tuple[int, ...], tuple[int, ...]]]
 
 
-def published(size: int, **settings: int) -> tuple[Call, Call]:
+def published(size: int, **settings: Any) -> tuple[Call, Call]:
     """Return one call of the published network for an image: of its plain form, and of the package."""
     network, weights = healthy(UNet(**settings))
     generator = torch.Generator().manual_seed(1)
@@ -57,7 +59,7 @@ def published(size: int, **settings: int) -> tuple[Call, Call]:
     return lambda: plain(*inputs), lambda: network(*inputs)
 
 
-def native(size: int, slices: int, **settings: int) -> tuple[Call, Call]:
+def native(size: int, slices: int, **settings: Any) -> tuple[Call, Call]:
     """Return one call of the native network for some slices: of its plain form, and of the package."""
     network, weights = healthy(NativeNetwork(**settings))
     generator = torch.Generator().manual_seed(1)
@@ -77,7 +79,7 @@ NETWORKS: dict[str, Callable[[int], tuple[Call, Call]]] = {
 }
 
 
-def healthy(network: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
+def healthy(network: Network) -> tuple[Network, dict[str, Tensor]]:
     """Give a network random weights, none of them zero; return it, and them."""
     shapes = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
     weights = random_weights(shapes, seed=0)
@@ -93,14 +95,14 @@ def seconds(call: Callable[[], object]) -> float:
 
 def convolutions(call: Call) -> Shapes:
     """Shapes of input and kernel of every convolution that one call makes."""
-    shapes = []
+    shapes: Shapes = []
     original = F.conv2d
 
-    def recording(x: Tensor, weight: Tensor, *args: object, **kwargs: object) -> Tensor:
+    def recording(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         shapes.append((tuple(x.shape), tuple(weight.shape)))
         return original(x, weight, *args, **kwargs)
 
-    F.conv2d = recording
+    F.conv2d = recording  # type: ignore[assignment]  # it takes the arguments of every overload
     try:
         call()
     finally:
@@ -116,8 +118,9 @@ def ceiling(shapes: Shapes, repeats: int) -> tuple[float, float]:
             continue
         x = torch.randn(image).contiguous(memory_format=torch.channels_last)
         weight = torch.randn(kernel)
-        F.conv2d(x, weight, padding=1)
-        times = [seconds(lambda x=x, weight=weight: F.conv2d(x, weight, padding=1)) for _ in range(repeats)]
+        alone = partial(F.conv2d, x, weight, padding=1)
+        alone()
+        times = [seconds(alone) for _ in range(repeats)]
         count = shapes.count((image, kernel))
         total += count * min(times)
         operations += count * 2.0 * weight.numel() * image[0] * image[2] * image[3]

@@ -14,6 +14,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 from memory import make_model, make_volume
@@ -21,7 +22,7 @@ from memory import make_model, make_volume
 SETTINGS = {"dataset": "a", "model": "m", "sampler": {"steps": 4}, "tiling": {"block": [1, 1, 1]}}
 
 
-def work(path: Path, worker: int, workers: int, ready: object) -> None:
+def work(path: Path, worker: int, workers: int, ready: Barrier) -> None:
     """Restore a share, from a common start."""
     import torch
 

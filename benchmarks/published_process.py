@@ -13,12 +13,24 @@ output is the same; `--side` takes a smaller square for the quality, since the p
 time. The published network learns from batches of 4: in this little time they are worth more than fewer of 8.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # numerical libraries start after the number of their threads is set
+    from emdiffuse.models.inference import RestorationModel
+    from emdiffuse.models.processes import Batch
+    from emdiffuse.stores.intensity import Intensity
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "unit"))
 
@@ -28,6 +40,24 @@ CALLS = 4
 """Calls of a sample whose cost is measured."""
 TEST_ROWS = 256
 MARGIN = 32
+
+
+class Example(NamedTuple):
+    """A store to train from, what is restored, its truth (slices, height, width) in [-1, 1], and the task."""
+
+    store: Path
+    batch: Batch
+    truth: NDArray[Any]
+    task: str
+
+
+class Quality(NamedTuple):
+    """PSNR (dB), SSIM, FSIM and the ratio of power in fine detail, means over the slices."""
+
+    psnr: float
+    ssim: float
+    fsim: float
+    fine: float
 
 
 def main() -> None:
@@ -44,6 +74,9 @@ def main() -> None:
         "--side", type=int, default=SIDE, help="Side of the square that quality is measured on, in pixels."
     )
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--published-calls", type=int, help="Fewer for a quick look; the table then misleads."
+    )
     parser.add_argument(
         "--folder", type=Path, help="Where to work; what is trained there is not trained again."
     )
@@ -67,25 +100,27 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     torch.set_num_threads(options.threads)
     data = images if options.task == "n" else gaps
     store, batch, truth, task = data(options, folder, options.side)
-    _, whole, _, _ = data(options, folder, SIDE)
+    whole = data(options, folder, SIDE).batch
     models = {
         name: RestorationModel.load(trained(folder, store, task, name, options))
         for name in ("unet", "native")
     }
     seconds = costs(models, whole)
-    long = Sampler(name="ddpm", steps=1000 if options.task == "n" else 200)
+    calls = options.published_calls or (1000 if options.task == "n" else 200)
+    long = Sampler(name="ddpm", steps=calls)
     runs = {
         "published network, published process": ("unet", long),
         **{
-            f"published network, {name}, {calls} calls": ("unet", Sampler(name=name, steps=int(calls)))
-            for name, _, calls in (sampler.partition(":") for sampler in options.samplers)
+            f"published network, {name}, {steps} calls": ("unet", Sampler(name=name, steps=int(steps)))
+            for name, _, steps in (sampler.partition(":") for sampler in options.samplers)
         },
         "native, one sample, 4 calls": ("native", Sampler(steps=4)),
         "native, one sample": ("native", Sampler()),
         "native, mean of 8 samples": ("native", Sampler(samples=8)),
         "native, one-call mean": ("native", Sampler(steps=1)),
     }
-    rows = {"input" if options.task == "n" else "linear": (None, scores(plain(batch), truth))}
+    rows: dict[str, tuple[float | None, Quality]] = {}
+    rows["input" if options.task == "n" else "linear"] = (None, scores(plain(batch), truth))
     for label, (name, asked) in runs.items():
         generator = torch.Generator().manual_seed(0)
 
@@ -94,9 +129,11 @@ def run(options: argparse.Namespace, folder: Path) -> None:
 
         sampler = models[name].description.resolve(asked)
         restored, _ = models[name].restore(batch, sampler, white)
-        rows[label] = (seconds[name] * sampler.steps * sampler.samples, scores(restored, truth))
-        print(label, *rows[label], flush=True)
-    published = seconds["plain"] * long.steps
+        steps, samples = sampler.steps or 0, sampler.samples or 0
+        cost = seconds[name] * steps * samples
+        rows[label] = (cost, scores(restored, truth))
+        print(label, f"{cost:.2f} s of CPU", *rows[label][1], flush=True)
+    published = seconds["plain"] * calls
     rows["the same, plain form"] = (published, rows["published network, published process"][1])
     print(
         f"\n{torch.get_num_threads()} threads, freed memory kept; costs of {whole.shape[1:]} voxels by "
@@ -106,12 +143,13 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     )
     print("| method | CPU seconds | times less | PSNR | SSIM | FSIM | fine detail (truth = 1) |")
     print("| --- " * 7 + "|")
-    for label, (cost, (psnr, ssim, fsim, fine)) in rows.items():
-        figures = f"{cost:.2f} | {published / cost:.0f}" if cost else " | "
-        print(f"| {label} | {figures} | {psnr:.2f} | {ssim:.3f} | {fsim:.3f} | {fine:.2f} |")
+    for label, (spent, found) in rows.items():
+        figures = f"{spent:.2f} | {published / spent:.0f}" if spent else " | "
+        quality = f"{found.psnr:.2f} | {found.ssim:.3f} | {found.fsim:.3f} | {found.fine:.2f}"
+        print(f"| {label} | {figures} | {quality} |")
 
 
-def costs(models, batch) -> dict[str, float]:
+def costs(models: dict[str, RestorationModel], batch: Batch) -> dict[str, float]:
     """Return the processor time of one call on a batch: of both networks, and of the published plain form."""
     import torch
     from plain_unet import PlainUNet
@@ -127,15 +165,15 @@ def costs(models, batch) -> dict[str, float]:
         with torch.inference_mode():
             plain(images, torch.full((slices,), 0.5), *index)
 
-    def call(model) -> None:
+    def call(model: RestorationModel) -> None:
         model.restore(batch, Sampler(steps=CALLS), lambda sample, step: torch.randn(batch.shape))
 
     return {"plain": least(call_plain)} | {
-        name: least(lambda model=model: call(model)) / CALLS for name, model in models.items()
+        name: least(partial(call, model)) / CALLS for name, model in models.items()
     }
 
 
-def least(function, repeats: int = 3) -> float:
+def least(function: Callable[[], object], repeats: int = 3) -> float:
     """Return the least processor time of a few repetitions."""
     found = []
     for _ in range(repeats):
@@ -145,32 +183,28 @@ def least(function, repeats: int = 3) -> float:
     return min(found)
 
 
-def images(options: argparse.Namespace, folder: Path, side: int):
-    """Write the pair's upper rows as a store of pairs; return it, and the last square as a batch."""
+def images(options: argparse.Namespace, folder: Path, side: int) -> Example:
+    """Acquire the upper rows of the pair, once; return them, and the last square as a batch."""
     import tifffile
     import torch
 
+    from emdiffuse.acquisition.image_pairs import acquire_pairs
     from emdiffuse.models.processes import Batch
-    from emdiffuse.stores.array import create_image_array
-    from emdiffuse.stores.volume import write_group, write_image
 
-    pair = {"moving": tifffile.imread(options.first), "fixed": tifffile.imread(options.second)}
-    height, width = pair["fixed"].shape
+    pair = {"noisy": tifffile.imread(options.first), "clean": tifffile.imread(options.second)}
+    height, width = pair["clean"].shape
     rows = height - TEST_ROWS - MARGIN
-    intensity = measured(pair["moving"][:rows])
     store = folder / "pairs.ome.zarr"
-    for name, image in pair.items():
-        part = image[None, :rows]
-        array = create_image_array(store / "0000" / name / "0", part.shape, part.dtype)
-        array[tuple(slice(0, n) for n in part.shape)] = part
-        write_image(store / "0000" / name, name, (1, 1, 1), {"intensity": intensity})
-    facts = {"kind": "pairs", "scale": 1, "sources": [], "fields": [{"group": "0000", "name": "0"}]}
-    write_group(store, {"emdiffuse": facts})
-    last = {name: unit(image[-side:, width - side :], intensity)[None, None] for name, image in pair.items()}
-    return store, Batch.of_images(torch.from_numpy(last["moving"])), last["fixed"][0], "emdiffuse-n"
+    for role, image in pair.items():
+        (folder / "pairs" / role).mkdir(parents=True, exist_ok=True)
+        tifffile.imwrite(folder / "pairs" / role / "0.tif", image[:rows])
+    acquire_pairs(str(folder / "pairs"), (1, 1, 1), store, "train")
+    intensity = measured(pair["noisy"][:rows])  # a target is scaled as its noisy image is
+    last = {role: unit(image[-side:, width - side :], intensity)[None, None] for role, image in pair.items()}
+    return Example(store, Batch.of_images(torch.from_numpy(last["noisy"])), last["clean"][0], "emdiffuse-n")
 
 
-def gaps(options: argparse.Namespace, folder: Path, side: int):
+def gaps(options: argparse.Namespace, folder: Path, side: int) -> Example:
     """Acquire the training volume; return it, and the middle gap of the test volume as a batch."""
     import tifffile
     import torch
@@ -188,23 +222,28 @@ def gaps(options: argparse.Namespace, folder: Path, side: int):
     batch = Batch.of_gaps(
         torch.from_numpy(values[::FACTOR][None].copy()), torch.arange(1, FACTOR) / FACTOR, FACTOR
     )
-    return store, batch, values[FACTOR + 1 : 2 * FACTOR], "vemdiffuse-i"
+    return Example(store, batch, values[FACTOR + 1 : 2 * FACTOR], "vemdiffuse-i")
 
 
-def measured(values):
+def measured(values: NDArray[Any]) -> Intensity:
+    """Return the range of a typical image or slice."""
     import numpy as np
 
+    from emdiffuse.stores.intensity import Intensity
+
     low, high = np.percentile(values, [0.5, 99.5])
-    return {"low": float(low), "high": float(high)}
+    return Intensity(low=float(low), high=float(high))
 
 
-def unit(values, intensity):
-    from emdiffuse.stores.intensity import Intensity, to_unit
+def unit(values: NDArray[Any], intensity: Intensity) -> NDArray[Any]:
+    """Scale grey levels to [-1, 1]."""
+    from emdiffuse.stores.intensity import to_unit
 
-    return to_unit(values, Intensity.model_validate(intensity).at())
+    return to_unit(values, intensity.at())
 
 
-def plain(batch):
+def plain(batch: Batch) -> Any:
+    """Return what a native network starts from: the image itself, or linear interpolation."""
     from emdiffuse.models.networks.native import plain_estimate
 
     return plain_estimate(batch.condition, batch.positions)
@@ -227,7 +266,7 @@ def trained(folder: Path, store: Path, task: str, architecture: str, options: ar
         "validate_every": 10**6,
         "ema": 0.99,
     }
-    values = {
+    values: dict[str, Any] = {
         "task": task,
         "datasets": ["train"],
         "network": {"architecture": architecture},
@@ -243,19 +282,22 @@ def trained(folder: Path, store: Path, task: str, architecture: str, options: ar
     return out / "best"
 
 
-def scores(restored, truth) -> tuple[float, float, float, float]:
-    """Return PSNR, SSIM, FSIM and the ratio of power in fine detail, means over the slices."""
+def scores(restored: Any, truth: NDArray[Any]) -> Quality:
+    """Measure one restored tile, (1, slices, height, width), against its truth."""
     import numpy as np
 
     from emdiffuse.evaluation.metrics import fsim, high_frequency_power, psnr, spectrum, ssim
 
-    def power(image) -> float:
+    def power(image: NDArray[Any]) -> float:
         return high_frequency_power(spectrum(image), image.shape)
 
     pairs = list(zip(restored[0].numpy(), truth, strict=True))
     fine = sum(power(a) for a, _ in pairs) / sum(power(b) for _, b in pairs)
-    means = [float(np.mean([measure(a, b, 2.0) for a, b in pairs])) for measure in (psnr, ssim, fsim)]
-    return means[0], means[1], means[2], fine
+
+    def mean(measure: Callable[..., float]) -> float:
+        return float(np.mean([measure(a, b, 2.0) for a, b in pairs]))
+
+    return Quality(mean(psnr), mean(ssim), mean(fsim), fine)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,17 @@ FOLDER holds `brain22_level07_input.tif`, `brain22_level07_gt.tif` and `medulla_
 benchmarks/README.md for where they come from. Only parts that the shipped weights never saw are used.
 """
 
+from __future__ import annotations
+
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import tifffile
+from numpy.typing import NDArray
 
 from emdiffuse.evaluation.metrics import psnr
 from emdiffuse.registration.pair import Limits, NotRegistered, coarse_homography, register_pair
@@ -29,6 +34,10 @@ from emdiffuse.registration.warping import (
     warp,
 )
 
+Image = NDArray[np.float32]
+Map = NDArray[Any]
+"""Where each pixel is seen, (2, Y, X), y before x."""
+
 HELD_OUT = slice(500, 768)
 """Rows of the brain pair that the weights never saw."""
 EDGE = 12
@@ -36,7 +45,13 @@ ANY = Limits(rejected=0.95)
 """Strips that show resin in places are measured where they show tissue."""
 
 
-def deformation(rng, shape, degrees=3.0, shift=40.0, local=6.0):
+def deformation(
+    rng: np.random.Generator,
+    shape: tuple[int, ...],
+    degrees: float = 3.0,
+    shift: float = 40.0,
+    local: float = 6.0,
+) -> Map:
     """Draw a map: rotation, shift, and a smooth local warp whose knots lie 60 to 120 pixels apart."""
     spacing = rng.uniform(60, 120)
     knots = [int(np.ceil(n / spacing)) + 3 for n in shape]
@@ -53,21 +68,24 @@ def deformation(rng, shape, degrees=3.0, shift=40.0, local=6.0):
     )
 
 
-def error(found, truth, shape):
+def error(found: Map, truth: Map, shape: tuple[int, ...]) -> float:
     """Return the mean end-point error where the moving image shows the field, away from the edges."""
     known = inside(truth, shape)
     known[:EDGE] = known[-EDGE:] = known[:, :EDGE] = known[:, -EDGE:] = False
     return float(np.hypot(*(found - truth))[known].mean())
 
 
-def dis_flow(fixed, moving):
+def dis_flow(fixed: Image, moving: Image) -> Map:
     """Return OpenCV's dense inverse search flow, at its medium preset."""
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    pair = [np.clip(128 + 100 * normalised(image), 0, 255).astype(np.uint8) for image in (fixed, moving)]
-    return dis.calc(*pair, None).transpose(2, 0, 1)[::-1]
+    dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    first, second = (
+        np.clip(128 + 100 * normalised(image), 0, 255).astype(np.uint8) for image in (fixed, moving)
+    )
+    nothing = np.zeros((*fixed.shape, 2), np.float32)
+    return dis.calc(first, second, nothing).transpose(2, 0, 1)[::-1]
 
 
-def methods(fixed, moving, flow):
+def methods(fixed: Image, moving: Image, flow: Flow) -> Iterator[tuple[str, Map]]:
     """Yield the map of each method."""
     places = identity(fixed.shape)
     coarse = coarse_homography(fixed, moving).matrix
@@ -81,7 +99,7 @@ def methods(fixed, moving, flow):
     yield "registration (all of it)", places + register_pair(fixed, moving, flow).displacement
 
 
-def known_fields(data, seed, flow):
+def known_fields(data: Path, seed: int, flow: Flow) -> Iterator[tuple[str, Image, Image, Map]]:
     """Yield (name, fixed, moving, truth): clean images deformed, against noisy ones.
 
     The noisy scan of the brain lies half a pixel off its clean one as published, so that its truth is taken
@@ -104,9 +122,9 @@ def known_fields(data, seed, flow):
     yield "medulla, noise of 0.7 deviations", warp(plane, truth), plane + noise, truth
 
 
-def table_of_errors(data, seeds, flow):
+def table_of_errors(data: Path, seeds: int, flow: Flow) -> None:
     """Print the end-point errors."""
-    errors = {}
+    errors: dict[str, dict[str, list[float]]] = {}
     for seed in range(seeds):
         for name, fixed, moving, truth in known_fields(data, seed, flow):
             for method, found in methods(fixed, moving, flow):
@@ -119,7 +137,7 @@ def table_of_errors(data, seeds, flow):
         print(f"| {method} | " + " | ".join(cells) + " |")
 
 
-def table_of_overlaps(path, flow):
+def table_of_overlaps(path: Path, flow: Flow) -> None:
     """Print correlations of real overlaps, and how a known extra deformation is recovered."""
     print(
         "\nReal overlaps of mussel tissue: correlation (Gaussian of sigma 1.5), and the error in pixels with"
@@ -131,7 +149,7 @@ def table_of_overlaps(path, flow):
         fixed, moving = (images[f"{name}_{side}"].astype(np.float32) for side in "ab")
         places = identity(fixed.shape)
         first = register_pair(fixed, moving, flow, ANY)
-        inner = first.mask & inside(places - EDGE, [n - 2 * EDGE for n in fixed.shape])
+        inner = first.mask & inside(places - EDGE, tuple(n - 2 * EDGE for n in fixed.shape))
         maps = places, mapped(coarse_homography(fixed, moving).matrix, places), places + first.displacement
         scores = [
             correlation(smoothed(fixed, 1.5), smoothed(warp(moving, found), 1.5), inner) for found in maps
@@ -149,7 +167,7 @@ def table_of_overlaps(path, flow):
         print("| " + " | ".join(cells) + " |", flush=True)
 
 
-def table_of_aligned(data, flow):
+def table_of_aligned(data: Path, flow: Flow) -> None:
     """Print what becomes of pairs that are aligned already."""
     noisy, clean = (
         tifffile.imread(data / f"brain22_level07_{part}.tif").astype(np.float32)[HELD_OUT]
@@ -170,7 +188,7 @@ def table_of_aligned(data, flow):
         print(f"| {name} | {shift0:.3f} | {shift1:.3f} | {psnr0:.2f} | {psnr1:.2f} | {changed} |")
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--mussels", type=Path)

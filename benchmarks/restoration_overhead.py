@@ -12,12 +12,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from memory import make_model, make_volume
 
 from emdiffuse.config import Restoration
 from emdiffuse.models.inference import RestorationModel
+from emdiffuse.models.processes import Batch
 from emdiffuse.restoration import tiles as parts
 from emdiffuse.restoration.plan import open_array_of, open_input
 from emdiffuse.restoration.planning import make_plan
@@ -47,7 +49,9 @@ def main() -> None:
         source, grid, tiles = open_input(plan), plan.grid, open_array_of(plan, plan.tiles)
         groups = [(block, group) for block in grid for group in parts._batches(grid, block, 1)]
         known = model.description.draws(plan.sampler)
-        batches, noises, results = [], [], []
+        batches: list[Batch] = []
+        noises: list[list[Any]] = []
+        results: list[list[Any]] = []
         rows = {
             "reading": seconds(
                 lambda: batches.extend(parts._read_batch(plan, grid, g, source) for _, g in groups)
@@ -72,7 +76,12 @@ def main() -> None:
                 parts._blend(sums[block.index], block, grid, group[0], [value[0] for value in values])
 
         rows["blending"] = seconds(blend)
-        rows["writing"] = seconds(lambda: [parts._write(tiles, b, sums[b.index]) for b in grid])
+
+        def write() -> None:
+            for block in grid:
+                parts._write(tiles, block, sums[block.index])
+
+        rows["writing"] = seconds(write)
         plan = make_plan(
             volume, folder / "model", Restoration.model_validate(SETTINGS), folder / "b/plan.json"
         )

@@ -191,8 +191,8 @@ def volume(options: argparse.Namespace) -> None:
     row("input", noisy, 0)
     floats = noisy.astype(np.float32)
     for name, z in (("in the plane", 0.0), ("in 3-D", 1.0)):
-        made = [gaussian_filter(floats, (z * s, s, s)) for s in SIGMAS]
-        best = min(made, key=lambda image: float(((image - clean) ** 2).mean()))
+        smooth = [gaussian_filter(floats, (z * s, s, s)) for s in SIGMAS]
+        best = min(smooth, key=lambda image: float(((image - clean) ** 2).mean()))
         row(f"best Gaussian, {name}", best, 0)
     with tempfile.TemporaryDirectory() as folder:
         for context in (0, 1):
@@ -293,7 +293,7 @@ def ours(
     cut_patches([store], model, folder / "p.zarr")
     start = time.process_time()
     # the limit of minutes counts processor time here: others may use the machine
-    loop.time = SimpleNamespace(monotonic=time.process_time)  # type: ignore[attr-defined, assignment]
+    loop.time = SimpleNamespace(monotonic=time.process_time)  # type: ignore[assignment]
     loop.train(folder / "p.zarr", model, "a", folder / "e", "cpu")
     seconds = time.process_time() - start
     enhance(folder / "noisy.tif", folder / "made.tif", Enhancement(folder / "e/best", device="cpu"))

@@ -77,16 +77,18 @@ def restored(model: RestorationModel, thin: Volume, grid: SliceGrid) -> dict[str
     """Return the restored slices of all gaps, by each way."""
     assert isinstance(model.process, NativeProcess)
     parts: dict[str, list[Images]] = {}
+    sides = (thin.array.shape[1], thin.array.shape[2])
     for gap in range(grid.gaps):
         around = grid.around(gap)
-        known = torch.from_numpy(read_condition(thin, around, (0, 0), thin.array.shape[1:]))[None]
+        known = torch.from_numpy(read_condition(thin, around, (0, 0), sides))[None]
         places = torch.from_numpy(grid.positions(gap))
         batch = Batch.of_gaps(known, places, float(grid.width(gap)))
         before, after = (thin.intensity.at([z])[0] for z in around[1:3])
         t = places.numpy()[:, None, None]
         for way, values in _ways(model, batch, gap).items():
             image = values[0].numpy()
-            parts.setdefault(way, []).append((1 - t) * from_unit(image, before) + t * from_unit(image, after))
+            made = (1 - t) * from_unit(image, before) + t * from_unit(image, after)
+            parts.setdefault(way, []).append(made.astype(np.float32))
     return {way: np.concatenate(images) for way, images in parts.items()}
 
 

@@ -84,7 +84,7 @@ def restored(dataset: Path, options: argparse.Namespace, folder: Path) -> Images
     return Array(plan.restored / "restored" / "0")[:, :, :]
 
 
-def scores(images: Images, truth: Images) -> tuple[float, float, float]:
+def scores(images: Images, truth: Images) -> tuple[float, ...]:
     """Return PSNR, SSIM and FSIM, means over planes."""
     from emdiffuse.evaluation.metrics import fsim, psnr, ssim
 
@@ -150,7 +150,7 @@ def pairs(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Rows
             "best non-local means": max(means, key=lambda image: scores(image[None], clean[None])[0]),
             "restored": restored(store, options, folder / label)[0].astype(np.float32),
         }
-        measured = {}
+        measured: Rows = {}
         for kind, image in rows.items():
             as_it_is, after_fit = (
                 scores(one[None], clean[None])[:2] for one in (image, fitted(image, clean))

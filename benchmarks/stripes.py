@@ -10,7 +10,6 @@ by 30 % along them, as curtains of an ion beam do. "Clean" is the filter forced 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ from emdiffuse.acquisition.stripes import artefacts, destripe
 from emdiffuse.evaluation.metrics import psnr
 from emdiffuse.stores.facts import Artefact
 
-Images = Sequence[NDArray[Any]]
+Images = NDArray[Any]
+"""Separate images, (N, Y, X)."""
 VERTICAL = [Artefact(kind="vertical stripes", amount=1, unit="grey levels")]
 
 
@@ -39,16 +39,15 @@ def main() -> None:
         images = np.atleast_3d(tifffile.imread(file))
         images = images.transpose(2, 0, 1) if images.shape[2] == 1 else images
         images = images[np.unique(np.linspace(0, len(images) - 1, 8).astype(int))]
-        forced = score([destripe(image, VERTICAL) for image in images], images)
+        forced = score(mended(images), images)
         print(f"| {file.stem} | none | {found(images)} | | | {forced:.2f} |")
         for amount in options.amounts:
             spoilt = striped(images, amount)
-            mended = [destripe(image, VERTICAL) for image in spoilt]
-            before, after = score(spoilt, images), score(mended, images)
+            before, after = score(spoilt, images), score(mended(spoilt), images)
             print(f"| {file.stem} | {amount:g} | {found(spoilt)} | {before:.2f} | {after:.2f} | |")
 
 
-def striped(images: NDArray[Any], amount: float) -> NDArray[Any]:
+def striped(images: Images, amount: float) -> Images:
     rng = np.random.default_rng(1)
     offsets = gaussian_filter1d(rng.normal(0, 1, images.shape[2]), 1.0)
     along = 1 + 0.3 * np.sin(np.arange(images.shape[1]) / 150)
@@ -56,8 +55,12 @@ def striped(images: NDArray[Any], amount: float) -> NDArray[Any]:
     return np.clip(np.rint(images + pattern), 0, 255).astype(np.uint8)
 
 
+def mended(images: Images) -> Images:
+    return np.stack([destripe(image, VERTICAL) for image in images])
+
+
 def found(images: Images) -> str:
-    low, high = np.percentile(np.stack(images), [0.5, 99.5])
+    low, high = np.percentile(images, [0.5, 99.5])
     named = artefacts([image.astype(float) for image in images], float(high - low))
     return "; ".join(artefact.told for artefact in named) or "nothing"
 

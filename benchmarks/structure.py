@@ -2,8 +2,9 @@
 
     python benchmarks/structure.py [--start]
 
-An arrow is a folder that imports from another, however often. With ``--start`` each stage's modules are
-imported in a process of their own: CPU seconds and MiB until the stage could begin to work.
+An arrow is a folder that imports from another, however often; folders on one floor import from lower floors
+alone. ``--start`` imports what the command of each stage imports, in a process of its own: CPU seconds and
+MiB until the stage could begin to work, and which heavy libraries came along.
 """
 
 import argparse
@@ -18,21 +19,11 @@ from emdiffuse.config import json_schema
 
 PACKAGE = Path(configuration.__file__).parents[1]
 ROOT = PACKAGE.parent
-STAGES = {
-    "acquire": "acquisition.acquire",
-    "register (check)": "registration.volumes",
-    "patches": "patches.cut",
-    "train": "training.train",
-    "plan": "restoration.plan",
-    "restore": "restoration.tiles",
-    "stitch, pyramid, verify": "restoration.stitch",
-    "progress": "restoration.overview",
-    "evaluate": "evaluation.evaluate",
-    "report": "report.write",
-}
+LATER = {"train": ["emdiffuse.training.train"]}
+"""What a stage's work imports, rather than its command."""
 START = """
 import resource, sys
-import emdiffuse.cli, emdiffuse.config, emdiffuse.{module}
+import emdiffuse.cli, {modules}
 from pathlib import Path
 used = resource.getrusage(resource.RUSAGE_SELF)
 peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
@@ -51,6 +42,17 @@ def arrows() -> dict[str, set[str]]:
             modules += [name.name for name in node.names] if isinstance(node, ast.Import) else []
             names = {name.split(".")[1] for name in modules if name.startswith("emdiffuse.")}
             found.setdefault(own, set()).update(names - {own})
+    return found
+
+
+def stages() -> dict[str, list[str]]:
+    """Return the modules that each command of the chain imports."""
+    found = {}
+    for node in ast.parse((PACKAGE / "cli" / "stages.py").read_text()).body:
+        if isinstance(node, ast.FunctionDef) and node.decorator_list:
+            modules = {part.module for part in ast.walk(node) if isinstance(part, ast.ImportFrom)}
+            own = sorted(module for module in modules if module and module.startswith("emdiffuse."))
+            found[node.name.replace("_", "-")] = own + LATER.get(node.name, [])
     return found
 
 
@@ -87,12 +89,12 @@ def main() -> None:
         "keys of the configuration": keys,
     }.items():
         print(f"{value:6d}  {name}")
-    for stage, module in STAGES.items() if wanted.start else ():
-        command = [sys.executable, "-c", START.format(module=module)]
+    for stage, modules in stages().items() if wanted.start else ():
+        command = [sys.executable, "-c", START.format(modules=", ".join(modules))]
         seconds, peak, *heavy = subprocess.run(
             command, capture_output=True, text=True, check=True
         ).stdout.split()
-        print(f"{float(seconds):6.2f} s  {float(peak):5.0f} MiB  {stage:24} {' '.join(heavy)}")
+        print(f"{float(seconds):6.2f} s  {float(peak):5.0f} MiB  {stage:12} {' '.join(heavy)}")
 
 
 if __name__ == "__main__":

@@ -8,11 +8,13 @@ published network with random weights stands beside it. The default halo is name
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import tifffile
 import torch
+from torch import Tensor
 
 from emdiffuse.config import Tiling
 from emdiffuse.models.inference import RestorationModel
@@ -44,7 +46,7 @@ def main() -> None:
     print(f"| network | gamma | {' | '.join(f'halo {h}' for h in halos)} |   (default halo: {Tiling().halo})")
     print("| --- " * (len(halos) + 2) + "|")
 
-    def row(name: str, level: float, call) -> None:
+    def row(name: str, level: float, call: Callable[[Tensor, Tensor], Tensor]) -> None:
         inner = slice((SIDE - TILE) // 2, (SIDE + TILE) // 2)
         whole = call(noise, condition)[..., inner, inner]
         tile = call(noise[..., inner, inner], condition[..., inner, inner])
@@ -56,11 +58,11 @@ def main() -> None:
 
     for level in LEVELS:
         gamma = torch.tensor([level])
-        row(
-            "native",
-            level,
-            lambda x, c, gamma=gamma: model.network(x, gamma, c, *kind),
-        )
+
+        def native(x: Tensor, c: Tensor, gamma: Tensor = gamma) -> Tensor:
+            return model.network(x, gamma, c, *kind)
+
+        row("native", level, native)
     if options.published:
         torch.manual_seed(0)
         network = UNet(2).eval()

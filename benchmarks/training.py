@@ -19,14 +19,17 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:  # imported where a case needs it: "plain" measures a process without the package
+    from emdiffuse.config import Model
+    from emdiffuse.patches.cut import PatchStore
+
 ROOT = Path(__file__).parents[1]
 
-"""The published 2-D network."""
 sys.path.insert(0, str(ROOT / "tests/unit"))
 
 
@@ -35,7 +38,7 @@ def now() -> NDArray:
     return np.array([time.perf_counter(), time.process_time()])
 
 
-def settings(options: argparse.Namespace, checkpointing: bool = False) -> dict:
+def settings(options: argparse.Namespace, checkpointing: bool = False) -> dict[str, Any]:
     return {
         "task": "emdiffuse-n",
         "datasets": ["a"],
@@ -59,7 +62,8 @@ def package(options: argparse.Namespace, checkpointing: bool) -> list[NDArray]:
     model = Model.model_validate(settings(options, checkpointing))
 
     ranks = Ranks(torch.device("cpu"))
-    state = new_state(model, SimpleNamespace(facts={"residual_scale": 0.2}), ranks.device)
+    with tempfile.TemporaryDirectory() as folder:
+        state = new_state(model, patches(Path(folder), model), ranks.device)
     images = torch.rand(options.batch, 1, options.size, options.size) * 2 - 1
     own, seconds = ranks.part(options.batch), []
     for _ in range(options.steps + 1):
@@ -101,21 +105,26 @@ def plain(options: argparse.Namespace) -> list[NDArray]:
     return seconds[1:]
 
 
-def loader(options: argparse.Namespace) -> float:
-    """Return the patches a second that two workers read and change."""
+def patches(folder: Path, model: Model) -> PatchStore:
+    """Cut patches from two pairs of noise."""
     from helpers import write_pairs
 
-    from emdiffuse.config import Model
     from emdiffuse.patches.cut import PatchStore, cut_patches
+
+    images = np.random.default_rng(0).integers(0, 255, (2, 2, 1024, 1024), np.uint8)
+    pairs = write_pairs(folder / "a", [(moving, fixed) for moving, fixed in images])
+    cut_patches([pairs], model, folder / "p.zarr")
+    return PatchStore(folder / "p.zarr")
+
+
+def loader(options: argparse.Namespace) -> float:
+    """Return the patches a second that two workers read and change."""
+    from emdiffuse.config import Model
     from emdiffuse.training import feed
 
     model = Model.model_validate(settings(options))
-    images = np.random.default_rng(0).integers(0, 255, (2, 2, 1024, 1024), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
-        store = Path(folder) / "p.zarr"
-        cut_patches([write_pairs(Path(folder) / "a", [tuple(pair) for pair in images])], model, store)
-        own = np.arange(options.batch)
-        examples = feed.batches(PatchStore(store), model, own, 0)
+        examples = feed.batches(patches(Path(folder), model), model, np.arange(options.batch), 0)
         for _ in range(3):
             next(examples)
         begin, count = time.perf_counter(), 40
@@ -124,7 +133,7 @@ def loader(options: argparse.Namespace) -> float:
         return count * options.batch / (time.perf_counter() - begin)
 
 
-def measure(what: str, options: argparse.Namespace) -> dict:
+def measure(what: str, options: argparse.Namespace) -> dict[str, Any]:
     """Run one case in a process of its own."""
     arguments = [f"--{name}={getattr(options, name)}" for name in ("size", "batch", "steps", "threads")]
     command = [sys.executable, __file__, "--case", what, *arguments]

@@ -15,8 +15,6 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-TILED = {"photometric": "minisblack"}
-
 
 def main(data: Path, raw: Path) -> None:
     """Write all files below `raw`."""
@@ -57,7 +55,7 @@ def pair(folder: Path, field: str, noisy: NDArray[np.generic], clean: NDArray[np
 def write(path: Path, values: NDArray[np.generic]) -> None:
     """Write an image or a volume."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    tifffile.imwrite(path, np.ascontiguousarray(values), **TILED)
+    tifffile.imwrite(path, np.ascontiguousarray(values), photometric="minisblack")
 
 
 if __name__ == "__main__":

@@ -203,6 +203,9 @@ class BlockGrid:
         _, ny, nx = self.counts
         return self.at((number // (ny * nx), number // nx % ny, number % nx))
 
+    def __iter__(self) -> Iterator[Block]:
+        return (self[number] for number in range(len(self)))
+
     def idle(self, block: Block) -> bool:
         """Tell whether a block has nothing to restore: no slice lies in its gaps."""
         return not any(self.z.generated(gap) for gap in block.gaps)
