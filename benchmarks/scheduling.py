@@ -1,4 +1,4 @@
-"""A thousand workers with failures and stragglers: what the shares of blocks, and going on with them, cost.
+"""A thousand workers with failures and stragglers: what the shares of blocks, and resuming them, cost.
 
     python benchmarks/scheduling.py
     python benchmarks/scheduling.py --seconds 40 --spread 0.1 --blocks 280000
@@ -6,8 +6,8 @@
 A simulation, no run. The blocks are shared out among jobs (`set-scatter` of the profile); a machine takes the
 next job when it is free. Job w of N owns the blocks w - 1, w - 1 + N, ... and does them one after another. A
 block takes `--seconds` (the log of a worker says it), times a factor that is drawn for the block, and some
-machines are slow. A job whose machine is lost waits and goes on where it was: the block that it was in is
-done again. The efficiency is the sum of all block times on usual machines, over the machines times the time
+machines are slow. A job whose machine is lost waits and resumes: the block that it was in is
+recomputed. The efficiency is the sum of all block times on usual machines, over the machines times the time
 until the last job is done.
 """
 

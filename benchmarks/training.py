@@ -63,7 +63,7 @@ def package(options: argparse.Namespace, checkpointing: bool) -> list[NDArray]:
 
     ranks = Ranks(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
-        state = new_state(model, patches(Path(folder), model), ranks.device)
+        state = new_state(model, patches(Path(folder), model, 4), ranks.device)
     images = torch.rand(options.batch, 1, options.size, options.size) * 2 - 1
     own, seconds = ranks.part(options.batch), []
     for _ in range(options.steps + 1):
@@ -105,13 +105,13 @@ def plain(options: argparse.Namespace) -> list[NDArray]:
     return seconds[1:]
 
 
-def patches(folder: Path, model: Model) -> PatchStore:
-    """Cut patches from two pairs of noise."""
+def patches(folder: Path, model: Model, across: int) -> PatchStore:
+    """Cut patches from two pairs of noise, each so many patches across."""
     from helpers import write_pairs
 
     from emdiffuse.patches.cut import PatchStore, cut_patches
 
-    images = np.random.default_rng(0).integers(0, 255, (2, 2, 1024, 1024), np.uint8)
+    images = np.random.default_rng(0).integers(0, 255, (2, 2, *2 * (across * model.patches.size,)), np.uint8)
     pairs = write_pairs(folder / "a", [(moving, fixed) for moving, fixed in images])
     cut_patches([pairs], model, folder / "p.zarr")
     return PatchStore(folder / "p.zarr")
@@ -124,7 +124,7 @@ def loader(options: argparse.Namespace) -> float:
 
     model = Model.model_validate(settings(options))
     with tempfile.TemporaryDirectory() as folder:
-        examples = feed.batches(patches(Path(folder), model), model, np.arange(options.batch), 0)
+        examples = feed.batches(patches(Path(folder), model, 16), model, np.arange(options.batch), 0)
         for _ in range(3):
             next(examples)
         begin, count = time.perf_counter(), 40

@@ -8,7 +8,7 @@ pairs, and of small volumes and of pairs a part that no model sees is written to
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,16 @@ import tifffile
 from numpy.typing import NDArray
 
 
-def main(data: Path, raw: Path) -> None:
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, help="The folder of public files.")
+    parser.add_argument("raw", type=Path, nargs="?", default=Path("raw"), help="Where to write.")
+    options = parser.parse_args()
+    lay_out(options.data, options.raw)
+
+
+def lay_out(data: Path, raw: Path) -> None:
     """Write all files below `raw`."""
     more = data / "more"
     for name in ("medulla_training1_250", "medulla_training2_250"):
@@ -59,6 +68,4 @@ def write(path: Path, values: NDArray[np.generic]) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3):
-        sys.exit(__doc__)
-    main(Path(sys.argv[1]), Path(sys.argv[2] if len(sys.argv) == 3 else "raw"))
+    main()

@@ -10,6 +10,7 @@ Its card, `emdiffuse/models/weights/NAME/README.md`, is written by hand, with th
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import sys
 from pathlib import Path
@@ -21,6 +22,17 @@ from emdiffuse.models.networks.weights import save_model
 from emdiffuse.models.shipped import SUMS
 
 FILES = ("README.md", DESCRIPTION_FILE, "model.safetensors")
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", nargs="?", choices=SHIPPED, help="Without it, checksums alone are written.")
+    parser.add_argument("rounds", type=Path, nargs="*", help="Folders of models; experiments/NAME/best.")
+    options = parser.parse_args()
+    if options.name:
+        ship(options.name, *(options.rounds or [Path("experiments", options.name, "best")]))
+    write_checksums()
 
 
 def ship(name: str, *rounds: Path) -> None:
@@ -48,8 +60,4 @@ def write_checksums() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 4 or (len(sys.argv) > 1 and sys.argv[1] not in SHIPPED):
-        sys.exit(__doc__)
-    if len(sys.argv) > 1:
-        ship(sys.argv[1], *map(Path, sys.argv[2:] or [f"experiments/{sys.argv[1]}/best"]))
-    write_checksums()
+    main()

@@ -157,7 +157,7 @@ def export(
     side: Annotated[int, typer.Option(help="Image size that the graph takes.")] = 256,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a model's one-call mean, or a volume, for other programs."""
+    """Write a model's posterior mean, or a volume, for other programs."""
     from emdiffuse.models import sharing
     from emdiffuse.precomputed import export_precomputed
 

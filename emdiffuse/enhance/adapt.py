@@ -10,7 +10,7 @@ Conventions
 * The stages work in a folder beside the model (``.NAME.adapting``), which stays when they are interrupted:
   the same command resumes. It is removed when the model is there.
 * What the configuration can say does the same: `settings_for` returns it.
-* A denoiser is adapted where it learned from noisy images itself: it foretells hidden pixels, and by those of
+* A denoiser is adapted where it learned from noisy images itself: it predicts hidden pixels, and by those of
   the part that is held out the two are compared (`training.blind_spot`).
 """
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from emdiffuse.config.tasks import TASKS
-from emdiffuse.models.description import Description, read_description
+from emdiffuse.models.description import Description, evaluations, read_description
 from emdiffuse.runtime.atomic import write_atomically
 from emdiffuse.runtime.progress import clock
 
@@ -89,7 +89,7 @@ def _use(description: Description) -> list[str]:
         f"    emdiffuse enhance INPUT.tif OUTPUT.tif {how}--model FOLDER",
         "",
         f"Network: {', '.join(f'{key} {value}' for key, value in network.items())}. "
-        f"A sample takes {description.sampler.steps} calls ({description.sampler.name}) by default.",
+        f"A sample takes {evaluations(description.sampler.steps)} ({description.sampler.name}) by default.",
     ]
 
 

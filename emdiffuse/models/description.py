@@ -245,8 +245,8 @@ class Description(Record):
             return
         if not self.native:
             raise ConfigError(
-                f"sampler.ensemble: {model} is a published network, which has no mean in one call; leave it "
-                "out"
+                f"sampler.ensemble: {model} is a published network, which does not give the mean directly; "
+                "leave it out"
             )
         spot = self.network.blind_spot if isinstance(self.network, NativeSpec) else None
         if spot is not None and spot[0] != spot[1]:
@@ -286,7 +286,7 @@ class Description(Record):
     def estimator(self, sampler: Sampler) -> str:
         """Say in words what a restored volume is."""
         sampler = self.resolve(sampler)
-        each = f"{sampler.steps} calls ({sampler.name})"
+        each = f"{evaluations(sampler.steps or 1)} ({sampler.name})"
         several = f"{sampler.samples} samples" if sampler.samples > 1 else "one sample"
         if not self.native:
             texture = f", and {sampler.texture:g} of the first's texture" if sampler.texture else ""
@@ -294,7 +294,7 @@ class Description(Record):
             return f"{mean} of {each}{texture}"
         if sampler.texture == 1:
             return f"first of {several} of {each}" if sampler.samples > 1 else f"one sample of {each}"
-        said = "posterior mean in one call"
+        said = "posterior mean in one network evaluation"
         if sampler.ensemble > 1:
             said += f", averaged over {sampler.ensemble} flips and turns"
         if sampler.texture:
@@ -308,6 +308,11 @@ class Description(Record):
     def trained_for(self, factor: Fraction) -> bool:
         """Tell whether the model was trained for an anisotropy factor, or for factors around it."""
         return not self.factors or min(self.factors) <= factor <= max(self.factors)
+
+
+def evaluations(steps: int) -> str:
+    """Say in words how often the network is evaluated."""
+    return f"{steps} network evaluation{'s' if steps > 1 else ''}"
 
 
 def read_description(directory: Path | str) -> Description:

@@ -245,7 +245,7 @@ def _describe(model: Path, mean: PosteriorMean, folder: Path, license_id: str) -
     ]
     return v0_5.ModelDescr(
         name=f"emdiffuse {description.name or description.task}",
-        description=f"EMDiffuse, {task.title}: the posterior mean in one call.",
+        description=f"EMDiffuse, {task.title}: the posterior mean in one network evaluation.",
         authors=[v0_5.Author(name="made with emdiffuse")],
         cite=[v0_5.CiteEntry(text="Lu et al., Nature Communications 2024", doi="10.1038/s41467-024-49125-z")],
         license=license_id,

@@ -28,7 +28,7 @@ BLOCK = 32
 FLAT = 0.25
 """Share of the blocks that counts."""
 LEAST = 0.1
-"""Correlation that a blind spot must cover: less foretells 1 % of the variance of the noise, its square."""
+"""Correlation that a blind spot must cover: less predicts 1 % of the variance of the noise, its square."""
 
 
 def noise_correlation(images: Iterable[NDArray[np.float32]]) -> NoiseCorrelation:

@@ -3,7 +3,7 @@
 Conventions
 -----------
 * ``results/benchmarks/{stage}/{what}.tsv`` is one job: its wall time in seconds (``s``) and the most memory
-  that it held (``max_rss``, MiB). A job that was killed and went on counts from its last start.
+  that it held (``max_rss``, MiB). A job that was interrupted and resumed counts from its last start.
 * Workers are ``...-1-of-4.tsv``; files of an earlier run with another number of workers do not count.
 * A training's own count, which adds up over its starts and leaves out the time in the queue, replaces the
   job's.

@@ -1,8 +1,8 @@
-"""Learning from noisy images alone: pixels are hidden, and foretold from those around them.
+"""Learning from noisy images alone: pixels are hidden, and predicted from those around them.
 
 Conventions
 -----------
-* The noise of a pixel cannot be foretold from others, its signal can: a network that foretells hidden noisy
+* The noise of a pixel cannot be predicted from others, its signal can: a network that predicts hidden noisy
   pixels learns their mean, the clean image. That holds as long as noise has a mean of 0 and is independent
   beyond the blind spot (`models.surroundings`). Nothing is learned of how far the clean image may be from
   its mean: such a model draws no samples.
@@ -60,7 +60,7 @@ def learned(patches: PatchStore, training: Training) -> dict[str, str]:
     """Say how is learned where nothing is clean, for ``metrics.json`` and the report; empty elsewhere."""
     if patches.facts.noisy is None:
         return {}
-    said = "learned from noisy images alone: each of two scans foretells the other (Noise2Noise)"
+    said = "learned from noisy images alone: each of two scans predicts the other (Noise2Noise)"
     spot = blind_spot_of(patches, training)
     if spot is not None:
         said = f"learned from noisy images alone: {_hidden(spot, patches, training)}"
@@ -147,7 +147,7 @@ def _offsets(mask: Tensor) -> Tensor:
 def residual_scale(patches: PatchStore, spot: Reach) -> float:
     """Return the standard deviation of noisy pixels from their surroundings, over some training patches.
 
-    It holds the noise, which no residual foretells, so that the answer is of order one or smaller.
+    It holds the noise, which no residual predicts, so that the answer is of order one or smaller.
     """
     rows = patches.training[:: max(len(patches.training) // MEASURED, 1)]
     squares = []

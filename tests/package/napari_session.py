@@ -48,7 +48,11 @@ assert "isotropic volumes" in widget.models.currentText()
 widget.steps.setValue(2)
 widget.samples.setValue(2)
 wait(lambda: "network evaluations" in widget.told.text())
-for words in ("Gaps of 6 pixels between 5 slices", "25 x 100 x 84 voxels", "2 samples of 2 calls"):
+for words in (
+    "Gaps of 6 pixels between 5 slices",
+    "25 x 100 x 84 voxels",
+    "2 samples of 2 network evaluations",
+):
     assert words in widget.told.text(), widget.told.text()
 
 # it runs in a thread, and says how far it is

@@ -71,7 +71,7 @@ class Case:
             "sources": [raw_file(name)],
         }
         if name == "restored":
-            own |= {"dataset": "thin", "model": "m", "estimator": "posterior mean in one call"}
+            own |= {"dataset": "thin", "model": "m", "estimator": "posterior mean in one network evaluation"}
         write_image(path, name, voxel_size, volume_facts(values, voxel_size, **own | facts))
 
     def run(self):
@@ -89,7 +89,7 @@ def test_restored_equal_to_the_truth(tmp_path):
     assert ssim["mean"] == pytest.approx(1)
     assert result["beats"] == {"psnr": True, "ssim": True}
     assert result["voxels"] == 9 * 24 * 30
-    assert result["estimator"] == "posterior mean in one call"
+    assert result["estimator"] == "posterior mean in one network evaluation"
     assert (result["dataset"], result["model"], result["truth"]) == ("thin", "m", "truth")
 
 

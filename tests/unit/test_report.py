@@ -65,7 +65,7 @@ def run(folder: Path, restored: np.ndarray, truth: np.ndarray) -> None:
     results = folder / "results"
     write(results / "registered/whole.ome.zarr", truth)
     write(results / "registered/thin.ome.zarr", truth[::4], (40, 10, 10))
-    facts = {"dataset": "thin", "model": "net", "estimator": "mean of 4 samples of 4 calls"}
+    facts = {"dataset": "thin", "model": "net", "estimator": "mean of 4 samples of 4 network evaluations"}
     write(results / "restored/thin/net/restored.ome.zarr", restored, **facts)
 
 
@@ -148,7 +148,7 @@ def test_words_and_escapes(made):
     assert "6 slices 40 nm apart, was restored to 21 slices 10 nm apart by the model net" in text
     assert "better than the best classical method in SSIM" in text
     assert '<span class="standing mixed">No clear difference in PSNR, better in SSIM</span>' in text
-    assert "mean of 4 samples of 4 calls" in text
+    assert "mean of 4 samples of 4 network evaluations" in text
     assert "The slices are aligned." in text
     assert "100 steps, on cpu" in text
     assert "10.1038/s41467-024-49125-z" in text

@@ -72,8 +72,8 @@ def test_one_of_several_samples_can_be_what_is_restored(dataset, small_model, re
     """The first sample is the one that there is alone; the uncertainty is that of all of them."""
     plan = run(dataset, small_model, tmp_path / "first", texture=1)
     alone = run(dataset, small_model, tmp_path / "alone", samples=1, texture=None)
-    assert plan.facts.estimator == "first of 2 samples of 2 calls (dpm++)"
-    assert alone.facts.estimator == "one sample of 2 calls (dpm++)"
+    assert plan.facts.estimator == "first of 2 samples of 2 network evaluations (dpm++)"
+    assert alone.facts.estimator == "one sample of 2 network evaluations (dpm++)"
     np.testing.assert_array_equal(volumes(plan)[0], volumes(alone)[0])
     np.testing.assert_array_equal(volumes(plan)[1], volumes(reference)[1])
     assert (volumes(plan)[0] != volumes(reference)[0]).mean() > 0.1
@@ -88,7 +88,7 @@ def test_the_restored_volume_is_the_mean_or_a_sample_or_between(dataset, small_m
     sharp = volumes(run(dataset, small_model, tmp_path / "sharp", samples=1))[0]
     np.testing.assert_array_equal(sharp, volumes(reference)[0])
     assert (sharp != mean).mean() > 0.1
-    said = "sharpened from noise of level 0.5 in 2 calls (dpm++); its uncertainty by 2 samples"
+    said = "sharpened from noise of level 0.5 in 2 network evaluations (dpm++); its uncertainty by 2 samples"
     assert said in reference.facts.estimator
 
 
@@ -112,7 +112,10 @@ def test_an_ensemble_is_the_mean_of_all_flips_and_turns(tmp_path):
 
 def test_one_call_needs_no_noise_and_has_no_uncertainty(dataset, small_model, tmp_path):
     plan = run(dataset, small_model, tmp_path / "a", steps=1, samples=1, texture=None, seed=1)
-    assert plan.quantities == ("restored",) and plan.facts.estimator == "posterior mean in one call"
+    assert (
+        plan.quantities == ("restored",)
+        and plan.facts.estimator == "posterior mean in one network evaluation"
+    )
     other = run(dataset, small_model, tmp_path / "b", steps=1, samples=1, texture=None, seed=2)
     np.testing.assert_array_equal(volumes(plan)[0], volumes(other)[0])
 
@@ -160,7 +163,7 @@ def published(folder, task, **network):
 def test_a_published_network_fills_gaps_slice_by_slice(dataset, tmp_path):
     model = published(tmp_path / "m", "vemdiffuse-i", in_channels=3, slice_index=True)
     plan = run(dataset, model, tmp_path / "out", name="ddim", steps=2, samples=1)
-    assert plan.facts.estimator == "one sample of 2 calls (ddim)"
+    assert plan.facts.estimator == "one sample of 2 network evaluations (ddim)"
     values = open_volume(plan.restored / "restored").array[:, :, :]
     assert values.shape == plan.shape and values[1].std() > 0 and not np.array_equal(values[1], values[2])
 

@@ -72,7 +72,7 @@ def test_other_sampler_steps_redo_the_restoration_alone(project):
     project.run()
     assert project.pending() == set()
     assert (
-        open_volume(project.output / "restored.ome.zarr").facts.estimator == "posterior mean in one call"
+        open_volume(project.output / "restored.ome.zarr").facts.estimator == "posterior mean in one network evaluation"
     )
 
 

@@ -30,7 +30,7 @@ def test_a_published_checkpoint_is_a_row_beside_the_others(beside):
     beside.run()
     results = beside.folder / "results"
     store = results / "restored/thin/published/restored.ome.zarr"
-    assert open_volume(store).facts.estimator == "one sample of 2 calls (ddpm)"
+    assert open_volume(store).facts.estimator == "one sample of 2 network evaluations (ddpm)"
     ours, theirs = (
         json.loads((results / f"evaluation/thin/{model}.json").read_text()) for model in ("gap3", "published")
     )
@@ -38,6 +38,7 @@ def test_a_published_checkpoint_is_a_row_beside_the_others(beside):
     assert ours["ground"] == theirs["ground"], "measured on the same voxels"
     assert ours["methods"]["flow"] == theirs["methods"]["flow"]
     text = (results / "report.html").read_text()
-    assert "Restored by published: another restoration of the same data (one sample of 2 calls (ddpm))" in text
+    said = "Restored by published: another restoration of the same data"
+    assert f"{said} (one sample of 2 network evaluations (ddpm))" in text
     assert "whose weights were read from 20_Network_ema.pth" in text
     assert beside.pending() == set()

@@ -1,4 +1,4 @@
-# What the commands of the rules are told: one function a parameter, in the order of the chain.
+# The parameters of the rules' commands: one function each, in the order of the chain.
 import shlex
 
 from emdiffuse.config.reading import Reading
@@ -77,7 +77,7 @@ def begun_state(wildcards):
 
 
 def launch_options(wildcards, resources, threads):
-    """Where a training runs; what follows from resources and threads alone makes nothing run again."""
+    """Where a training runs; a change of resources or threads alone reruns nothing."""
     gpus = resources.get("gpu", 0)
     if resources.launcher == "local":
         return f"--processes {max(gpus, 1)}"

@@ -1,4 +1,4 @@
-# The report reads finished stores and numbers; what it is told changes no number.
+# The report reads finished stores and numbers; its settings change no number.
 
 
 rule report:
