@@ -17,14 +17,14 @@ from helpers import ROOT
 
 SMALL: dict[str, Any] = {
     "datasets": {
-        "isotropic": {"source": "train.tif", "voxel_size": {"z": 10, "y": 10, "x": 10}},
+        "mon volume": {"source": "train.tif", "voxel_size": {"z": 10, "y": 10, "x": 10}},
         "test": {"source": "test.tif", "voxel_size": {"z": 10, "y": 10, "x": 10}},
-        "thin": {"keep_every": {"dataset": "test", "factor": 3}},
+        "-5deg": {"keep_every": {"dataset": "test", "factor": 3}},
     },
     "models": {
-        "gap3": {
+        "gap v1.2": {
             "task": "vemdiffuse-i",
-            "datasets": ["isotropic"],
+            "datasets": ["mon volume"],
             "factor": 3,
             "patches": {"size": 32, "validation": 0.2},
             "network": {"channels": 16, "multipliers": [1, 2], "blocks": 1},
@@ -33,8 +33,8 @@ SMALL: dict[str, Any] = {
     },
     "restorations": [
         {
-            "dataset": "thin",
-            "model": "gap3",
+            "dataset": "-5deg",
+            "model": "gap v1.2",
             "sampler": {"name": "dpm++", "steps": 2, "samples": 2},
             "tiling": {"tile": 64, "halo": 8, "blend": 8, "block": [1, 1, 1]},
         }
@@ -116,7 +116,7 @@ class Project:
 
     @property
     def output(self) -> Path:
-        return self.folder / "results/restored/thin/gap3"
+        return self.folder / "results/restored/-5deg/gap v1.2"
 
 
 def copy_project(source: Project, folder: Path) -> Project:

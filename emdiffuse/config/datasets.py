@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from fractions import Fraction
 from typing import Annotated, Literal
 
@@ -17,16 +18,23 @@ from emdiffuse.runtime.units import NANOMETERS
 MINIMUM_FACTOR, MAXIMUM_FACTOR = 2, 12
 Factor = Annotated[int, Field(ge=MINIMUM_FACTOR, le=MAXIMUM_FACTOR)]
 Thickness = Annotated[float, Field(ge=0, le=1)]
-NAME = r"^\w[\w.-]*$"
+TAKEN = r"""\x00-\x1f\x7f/\\:*?"'`<>|{}\[\]$!&;,=%"""
+"""Characters that mean something in a path or pattern, or to Snakemake, SLURM or a shell: not in a name."""
+NAME = rf"^[^ .{TAKEN}](?:[^{TAKEN}]*[^ {TAKEN}])?$"
 
 
 def _plain_name(name: object) -> object:
-    """Refuse a name that is no part of a path, or that a shell would take apart."""
-    if isinstance(name, str) and not re.match(NAME, name):
-        plain = re.sub(r"[^\w.-]+", "_", name).strip("_.-") or "data"
+    """Refuse a name that cannot be part of a path, or that Snakemake or SLURM would take apart."""
+    if not isinstance(name, str):
+        return name
+    # a name typed on one system and copied from another may have its accents apart from their letters
+    name = unicodedata.normalize("NFC", name)
+    if not (re.fullmatch(NAME[1:-1], name) and name.isprintable()):
+        shown = "".join(letter if letter.isprintable() else "_" for letter in name)
+        plain = re.sub(rf"[{TAKEN}]+", "_", shown).strip("_ .") or "data"
         raise ValueError(
-            "a name has letters, digits, '_', '-' and '.', and begins with a letter or a digit, such as "
-            f"'{plain}'"
+            "a name has letters, digits, spaces and '_', '-', '.', '+', '#', '(' or ')', and neither begins "
+            f"nor ends with a space, nor begins with a dot; write for instance '{plain}'"
         )
     return name
 

@@ -211,6 +211,8 @@ def _place(values: Any, location: tuple[int | str, ...]) -> list[int | str]:
     """Return the keys that lead to a value, without what pydantic adds for values of several types."""
     keys, node = [], values
     for number, part in enumerate(location, 1):
+        if part == "[key]":  # said of a key itself, which is there already
+            continue
         if isinstance(node, dict) and (part in node or number == len(location)):
             keys.append(part)
             node = node.get(part)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -27,12 +28,14 @@ from emdiffuse.models.description import Description, read_description
 from emdiffuse.project.estimate import Extent, RestorationCost, grid_of
 from emdiffuse.project.speed import Speed, measure
 from emdiffuse.runtime.errors import ConfigError, DataError
+from emdiffuse.runtime.locks import lock
 from emdiffuse.stores.array import Array
 from emdiffuse.stores.volume import open_volume
 
 DTYPES = ("uint8", "uint16", "int16", "float32")
 SHARES = 500
 """Most parts in which a restoration is reported, and can be cancelled between."""
+PREFIX, LOCK = "emdiffuse-napari-", "in-use.lock"
 SMALL_BLOCKS = Tiling(block=(1, 1, 1))
 """A gap, or an image, and a tile: so that Cancel waits for no more than that."""
 
@@ -155,8 +158,7 @@ def run(job: Job) -> Iterator[tuple[int, int, Result | None]]:
 
     cost = job.cost
     volumetric = TASKS[job.description.task].volumetric
-    work = Path(tempfile.mkdtemp(prefix="emdiffuse-napari-"))
-    try:
+    with work_folder() as work:
         raw, volume, path = work / "raw.tif", work / "input.ome.zarr", work / "plan.json"
         planes = (np.asarray(job.data[z]) for z in range(job.shape[0])) if job.data.ndim == 3 else None
         stack = planes if planes is not None else iter([np.asarray(job.data)])
@@ -174,8 +176,33 @@ def run(job: Job) -> Iterator[tuple[int, int, Result | None]]:
         images = {name: Array(plan.restored / name / "0")[:, :, :] for name in plan.outputs}
         restored = open_volume(plan.restored / "restored")
         yield parts, parts, Result(images, restored.voxel_size, restored.facts.as_json())
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def work_folder() -> Iterator[Path]:
+    """Yield a temporary folder, which is removed in the end.
+
+    It also goes where the viewer is closed meanwhile, as Python exits; where the viewer is killed, the next
+    call removes it: the kernel has freed its lock by then.
+    """
+    for abandoned in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        if _is_abandoned(abandoned):
+            shutil.rmtree(abandoned, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as name:
+        work = Path(name)
+        with (work / "new.lock").open("w") as held:
+            lock(held, "the widget of napari")
+            (work / "new.lock").rename(work / LOCK)  # so that it is never seen without its lock
+            yield work
+
+
+def _is_abandoned(folder: Path) -> bool:
+    """Tell whether the process that worked in a folder is gone; where that is unsure, it is not."""
+    try:
+        with (folder / LOCK).open("r+") as held:
+            return lock(held, "the widget of napari")
+    except OSError:  # locked, of another user, or not locked yet
+        return False
 
 
 def _duration(seconds: float) -> str:

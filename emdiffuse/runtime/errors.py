@@ -8,6 +8,7 @@ Code that handles an error checks its class and its `path`; the sentence is for 
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 
@@ -72,8 +73,8 @@ class DamagedError(StoreError):
 
     def __init__(self, path: Path, chunk: Path, what: str, store: Path) -> None:
         super().__init__(
-            f"{chunk}: this part of {store} is {what}; run `emdiffuse verify {store} --repair` and start "
-            "again: what is lost is recomputed",
+            f"{chunk}: this part of {store} is {what}; run `emdiffuse verify {shlex.quote(str(store))} "
+            "--repair` and start again: what is lost is recomputed",
             path,
         )
         self.chunk, self.what = chunk, what

@@ -14,6 +14,7 @@ Conventions
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,7 @@ def tell(store: Path, lost: list[Loss], total: int, repair: bool) -> None:
         more = f", and {len(lost) - 1} other{'s' if len(lost) > 2 else ''}" if len(lost) > 1 else ""
         raise StoreError(
             f"{lost[0]}{more} of the {total} chunks and metadata files of {store}; run `emdiffuse verify "
-            f"{store} --repair`, then run the workflow again: it recomputes what is lost"
+            f"{shlex.quote(str(store))} --repair`, then run the workflow again: it recomputes what is lost"
         )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -51,8 +52,8 @@ class TrainingJob:
 
     @property
     def job_name(self) -> str:
-        """Name of its job in SLURM's queue."""
-        return f"emdiffuse-train-{self.name}"
+        """Name of its job in SLURM's queue, whose answers set words apart by spaces."""
+        return re.sub(r"[^\w.-]+", "_", f"emdiffuse-train-{self.name}")
 
     @property
     def identity(self) -> str:

@@ -2,9 +2,12 @@
 """The configuration: what is accepted, and that every mistake is one sentence that names its key."""
 
 import copy
+import re
+import unicodedata
 from fractions import Fraction
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
@@ -70,7 +73,7 @@ MISTAKES = {
     "trained on the test file": (("datasets", "medulla_train", "source"), "resources/demo/medulla_test.tif", "cannot be evaluated on it"),
     "tile too small": (("restorations", 0, "tiling", "tile"), 32, "tiling: `tile` is too small"),
     "unknown sampler": (("restorations", 0, "sampler"), {"name": "euler"}, "sampler.name: .*'euler'"),
-    "odd name": (("models",), {"a b": DEMO["models"]["gap6"]}, "models.a b"),
+    "odd name": (("models",), {"a{b}": DEMO["models"]["gap6"]}, "models.a{b}: .*'a_b'"),
     "not a mapping": (("datasets",), [1], "datasets: "),
     "weights and training": (("models", "gap6", "weights"), "resources", "models.gap6: `datasets` is for training, but `weights` are given"),
     "neither weights nor data": (("models", "gap6", "datasets"), ..., "models.gap6: `datasets` is missing: name what"),
@@ -284,3 +287,32 @@ def test_a_calibration_that_cannot_be_is_refused(changes, message):
     with pytest.raises(ConfigError, match=message) as caught:
         validate(calibrated(**changes))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["denoise v1.2", "modèle", "mode\u0300le", "-5deg", "mon volume", "(1) #2 + b", "हिन्दी", "組織", "-"],
+)
+def test_names_as_people_write_them_are_taken(name):
+    config = copy.deepcopy(DEMO)
+    config["datasets"] |= {
+        name: config["datasets"]["medulla_train"],
+        "thinned": {"keep_every": {"dataset": name, "factor": 2}},
+    }
+    jsonschema.validate(config, json_schema())
+    accepted = validate(config)
+    assert accepted.datasets["thinned"].keep_every.dataset == unicodedata.normalize("NFC", name)
+    assert accepted.datasets["thinned"].keep_every.dataset in accepted.datasets
+
+
+@pytest.mark.parametrize(
+    "name", [" a", "a ", "", ".a", "..", "a/b", "a\\b", "a\nb", "a\n", "{a}", "it's", "a,b", "a=b", "50%", "a*"]
+)  # fmt: skip
+def test_a_name_that_cannot_be_part_of_a_path_or_command_is_refused_with_one_that_can(name):
+    def named(name):
+        return {**DEMO, "datasets": {**DEMO["datasets"], name: DEMO["datasets"]["medulla_train"]}}
+
+    with pytest.raises(ConfigError, match=r"write for instance '[^']+'") as caught:
+        validate(named(name))
+    proposed = re.search("for instance '([^']+)'", str(caught.value))[1]
+    assert proposed in validate(named(proposed)).datasets

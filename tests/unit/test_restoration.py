@@ -26,7 +26,7 @@ from emdiffuse.restoration.tiles import read_condition, restore, restore_blocks
 from emdiffuse.runtime.errors import ConfigError, ModelError, StoreError
 from emdiffuse.stores.array import Array
 from emdiffuse.stores.facts import CalibrationFacts
-from emdiffuse.stores.provenance import made_by
+from emdiffuse.stores.provenance import digest, made_by
 from emdiffuse.stores.volume import open_volume
 
 
@@ -239,6 +239,21 @@ def test_isotropic_input_and_damaged_plans_are_refused(medulla, small_model, tmp
     (tmp_path / "plan.json").write_text(json.dumps({"hash": "1"}))
     with pytest.raises(StoreError, match=r"plan\.json: .*run the stage `plan` again"):
         read_plan(tmp_path / "plan.json")
+
+
+def test_a_plan_of_another_version_is_not_called_edited(dataset, small_model, tmp_path):
+    """A version with a key less, or one more, writes a checksum that fits what it wrote."""
+    path = tmp_path / "plan.json"
+    make_plan(dataset, small_model, settings(), path)
+    written = json.loads(path.read_text())
+    assert read_plan(path).checksum == written.pop("checksum")
+    for other in ({key: value for key, value in written.items() if key != "context"}, {**written, "new": 1}):
+        path.write_text(json.dumps({**other, "checksum": digest(other)}))
+        with pytest.raises(StoreError, match=r"another version of emdiffuse .*run the stage `plan` again"):
+            read_plan(path)
+    path.write_text(json.dumps({**written, "blocks": written["blocks"] + 1, "checksum": digest(written)}))
+    with pytest.raises(StoreError, match="it was edited"):
+        read_plan(path)
 
 
 def calibration_for(plan, folder, scale=2.0):

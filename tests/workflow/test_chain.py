@@ -25,11 +25,11 @@ from emdiffuse.stores.array import Array
 from emdiffuse.stores.volume import open_volume
 
 RESTORATION = {
-    "plan thin gap3",
-    "restore thin gap3",
-    "stitch thin gap3",
-    "pyramid thin gap3",
-    "evaluate thin gap3",
+    "plan -5deg gap v1.2",
+    "restore -5deg gap v1.2",
+    "stitch -5deg gap v1.2",
+    "pyramid -5deg gap v1.2",
+    "evaluate -5deg gap v1.2",
     "report",
 }
 
@@ -41,10 +41,10 @@ def test_a_run_leaves_what_the_readme_says(finished):
     values = restored.array[:, :, :]
     np.testing.assert_array_equal(values[::3], truth[::3])
     assert not np.array_equal(values[1], truth[1])
-    numbers = json.loads((finished.folder / "results/evaluation/thin/gap3.json").read_text())
+    numbers = json.loads((finished.folder / "results/evaluation/-5deg/gap v1.2.json").read_text())
     assert {"nearest", "linear", "cubic", "restored"} <= set(numbers["methods"])
     assert (finished.folder / "results/report.html").stat().st_size > 10_000
-    quality = json.loads((finished.folder / "results/registered/thin.quality.json").read_text())
+    quality = json.loads((finished.folder / "results/registered/-5deg.quality.json").read_text())
     assert quality["aligned"] is True
 
 
@@ -77,13 +77,13 @@ def test_other_sampler_steps_redo_the_restoration_alone(project):
 
 
 def test_another_learning_rate_redoes_the_training_and_what_follows(project):
-    project.config["models"]["gap3"]["training"]["learning_rate"] = 5e-4
-    assert project.pending() == RESTORATION | {"train gap3"}
+    project.config["models"]["gap v1.2"]["training"]["learning_rate"] = 5e-4
+    assert project.pending() == RESTORATION | {"train gap v1.2"}
 
 
 def test_other_patches_redo_the_patches_and_what_follows(project):
-    project.config["models"]["gap3"]["patches"]["overlap"] = 0.25
-    assert project.pending() == RESTORATION | {"train gap3", "patches gap3"}
+    project.config["models"]["gap v1.2"]["patches"]["overlap"] = 0.25
+    assert project.pending() == RESTORATION | {"train gap v1.2", "patches gap v1.2"}
 
 
 def test_a_changed_raw_file_redoes_its_own_chain_alone(project):
@@ -91,7 +91,7 @@ def test_a_changed_raw_file_redoes_its_own_chain_alone(project):
     values = tifffile.imread(raw)
     values[4, 10:20] = 255 - values[4, 10:20]
     tifffile.imwrite(raw, values)
-    own = {"acquire test", "keep_every thin", "register test", "register thin", "baselines thin"}
+    own = {"acquire test", "keep_every -5deg", "register test", "register -5deg", "baselines -5deg"}
     assert project.pending() == RESTORATION | own
 
 
@@ -100,10 +100,10 @@ def test_a_second_dataset_adds_its_own_jobs_alone(project, medulla):
     project.config["datasets"]["second"] = {"source": "second.tif", "voxel_size": {"z": 30, "y": 10, "x": 10}}
     project.config["restorations"].append({**project.config["restorations"][0], "dataset": "second"})
     stages = ("plan", "restore", "stitch", "pyramid")
-    own = {"acquire second", "register second"} | {f"{stage} second gap3" for stage in stages}
+    own = {"acquire second", "register second"} | {f"{stage} second gap v1.2" for stage in stages}
     assert project.pending() == own | {"report"}
     project.run()
-    assert open_volume(project.folder / "results/restored/second/gap3/restored.ome.zarr").array.shape == (
+    assert open_volume(project.folder / "results/restored/second/gap v1.2/restored.ome.zarr").array.shape == (
         31,
         84,
         84,
@@ -111,22 +111,22 @@ def test_a_second_dataset_adds_its_own_jobs_alone(project, medulla):
 
 
 def test_a_model_begun_from_another_waits_for_it(project):
-    first = project.config["models"]["gap3"]
-    begun = {**first, "training": {**first["training"], "steps": 1, "init_from": "gap3"}}
+    first = project.config["models"]["gap v1.2"]
+    begun = {**first, "training": {**first["training"], "steps": 1, "init_from": "gap v1.2"}}
     project.config["models"]["begun"] = begun
     project.config["restorations"].append({**project.config["restorations"][0], "model": "begun"})
     stages = ("plan", "restore", "stitch", "pyramid", "evaluate")
-    own = {"patches begun", "train begun", "report"} | {f"{stage} thin begun" for stage in stages}
+    own = {"patches begun", "train begun", "report"} | {f"{stage} -5deg begun" for stage in stages}
     assert project.pending() == own, "what is known of the other restoration, and the baselines, stays"
-    project.config["models"]["gap3"] = {**first, "training": {**first["training"], "learning_rate": 5e-4}}
-    assert project.pending() == own | RESTORATION | {"train gap3"}
+    project.config["models"]["gap v1.2"] = {**first, "training": {**first["training"], "learning_rate": 5e-4}}
+    assert project.pending() == own | RESTORATION | {"train gap v1.2"}
 
 
 def test_gaps_are_filled_between_slices_that_another_model_denoised(project):
     """And what denoises them otherwise redoes both, but the training of the gaps' model."""
-    gaps, item = project.config["models"]["gap3"], project.config["restorations"][0]
+    gaps, item = project.config["models"]["gap v1.2"], project.config["restorations"][0]
     images = {key: value for key, value in gaps.items() if key != "factor"}
-    project.config["datasets"]["noisy"] = {"degrade": {"dataset": "isotropic", "every": 4, "noise": {"gaussian": 0.1}}}
+    project.config["datasets"]["noisy"] = {"degrade": {"dataset": "mon volume", "every": 4, "noise": {"gaussian": 0.1}}}
     project.config["models"]["denoise"] = {**images, "task": "emdiffuse-n", "datasets": ["noisy"]}
     slices = {**item, "model": "denoise"}
     project.config["restorations"] = [slices, {**item, "real_slices": "denoise"}]
@@ -143,8 +143,8 @@ def test_gaps_are_filled_between_slices_that_another_model_denoised(project):
     first = restored.facts.real_slices.estimator
     assert "mean" in first and f"restored first, by the model denoise ({first})" in report
     slices["sampler"] = {"name": "dpm++", "steps": 3, "samples": 2}
-    stages = {f"{stage} thin denoise" for stage in ("plan", "restore", "stitch", "pyramid")}
-    assert project.pending() == RESTORATION | stages | {"baselines thin"}
+    stages = {f"{stage} -5deg denoise" for stage in ("plan", "restore", "stitch", "pyramid")}
+    assert project.pending() == RESTORATION | stages | {"baselines -5deg"}
 
 
 def test_a_plot_setting_redoes_the_report_alone(project):
@@ -161,12 +161,12 @@ def test_the_profile_says_how_the_network_is_run(tmp_path, medulla):
 
 
 def test_a_mistake_in_the_config_is_one_line(project):
-    project.config["models"]["gap3"]["training"]["learning_rat"] = 1
+    project.config["models"]["gap v1.2"]["training"]["learning_rat"] = 1
     done = project.run("--dry-run", check=False)
     assert done.returncode != 0
     text = done.stdout + done.stderr
     assert text.splitlines()[-1] == (
-        "error: config: models.gap3.training.learning_rat: unknown key; did you mean 'learning_rate'?"
+        "error: config: models.gap v1.2.training.learning_rat: unknown key; did you mean 'learning_rate'?"
     )
     assert "Traceback" not in text
 
@@ -238,7 +238,7 @@ def verify(project, path, *options):
 
 
 def test_what_of_a_restoration_is_lost_is_found_and_repaired_by_the_next_run(project):
-    restored, plan = project.output / "restored.ome.zarr", "results/restored/thin/gap3/plan.json"
+    restored, plan = project.output / "restored.ome.zarr", "results/restored/-5deg/gap v1.2/plan.json"
     before = content(restored)
     assert verify(project, plan).returncode == 0
     shard = restored / "restored/0/c/0/0/0"
@@ -249,7 +249,7 @@ def test_what_of_a_restoration_is_lost_is_found_and_repaired_by_the_next_run(pro
     for lost in ("restored/0/c/0/0/0: damaged", "uncertainty/1/zarr.json: missing"):
         assert lost in found.stderr
     assert verify(project, plan, "--repair").returncode == 0
-    assert project.pending() == {"stitch thin gap3", "pyramid thin gap3", "evaluate thin gap3", "report"}
+    assert project.pending() == {"stitch -5deg gap v1.2", "pyramid -5deg gap v1.2", "evaluate -5deg gap v1.2", "report"}
     project.run()
     assert content(restored) == before and verify(project, plan).returncode == 0
     assert project.pending() == set()
@@ -257,15 +257,15 @@ def test_what_of_a_restoration_is_lost_is_found_and_repaired_by_the_next_run(pro
 
 def test_a_damaged_store_is_made_again_by_the_next_run_once_verify_repaired_it(project):
     """The chunk is one file with that of the acquired volume: both are made again."""
-    store = "results/registered/isotropic.ome.zarr"
+    store = "results/registered/mon volume.ome.zarr"
     values = open_volume(project.folder / store).array[:, :, :]
     chunk = project.folder / store / "0/c/0/0/0"
     chunk.unlink()
-    os.link(project.folder / "results/acquired/isotropic.ome.zarr/0/c/0/0/0", chunk)  # as before it was copied
+    os.link(project.folder / "results/acquired/mon volume.ome.zarr/0/c/0/0/0", chunk)  # as before it was copied
     flip(chunk)
     assert verify(project, store).returncode == 1
     assert verify(project, store, "--repair").returncode == 0
-    assert {"acquire isotropic", "register isotropic"} <= project.pending()
+    assert {"acquire mon volume", "register mon volume"} <= project.pending()
     project.run()
     assert verify(project, store).returncode == 0
     np.testing.assert_array_equal(open_volume(project.folder / store).array[:, :, :], values)

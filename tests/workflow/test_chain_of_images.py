@@ -39,7 +39,7 @@ def test_a_scan_is_denoised(tmp_path, medulla):
             for name in ("scan", "scan_truth", "held", "held_truth")
         },
     }
-    model = project.config["models"].pop("gap3")
+    model = project.config["models"].pop("gap v1.2")
     del model["factor"]
     training = {**model["training"], "steps": 60, "learning_rate": 3e-3, "ema": 0.9}
     project.config["models"]["denoise"] = {
@@ -97,7 +97,7 @@ def test_scans_are_denoised_by_a_model_that_saw_no_clean_image(tmp_path, medulla
         for name in ("scans", "truth", "held", "again", "volume")
     }
     project.config["datasets"]["pairs"] = {"pairs": {"folder": "pairs"}, "voxel_size": size}
-    model = project.config["models"].pop("gap3")
+    model = project.config["models"].pop("gap v1.2")
     del model["factor"]
     training = {**model["training"], "steps": 40, "learning_rate": 3e-3, "ema": 0.9}
     model |= {"task": "emdiffuse-n", "training": training}

@@ -18,21 +18,21 @@ def beside(project):
     project.config["models"]["published"] = {"task": "vemdiffuse-i", "weights": "20_Network_ema.pth"}
     tiling = {"tile": 96, "halo": 8, "blend": 8, "block": [5, 1, 1]}
     project.config["restorations"].append(
-        {"dataset": "thin", "model": "published", "sampler": {"name": "ddpm", "steps": 2}, "tiling": tiling}
+        {"dataset": "-5deg", "model": "published", "sampler": {"name": "ddpm", "steps": 2}, "tiling": tiling}
     )
     return project
 
 
 def test_a_published_checkpoint_is_a_row_beside_the_others(beside):
     jobs = beside.pending()
-    assert {"import_weights published", "restore thin published", "evaluate thin published"} <= jobs
-    assert not any(job.startswith(("train", "patches", "baselines")) or "gap3" in job for job in jobs), jobs
+    assert {"import_weights published", "restore -5deg published", "evaluate -5deg published"} <= jobs
+    assert not any(job.startswith(("train", "patches", "baselines")) or "gap v1.2" in job for job in jobs), jobs
     beside.run()
     results = beside.folder / "results"
-    store = results / "restored/thin/published/restored.ome.zarr"
+    store = results / "restored/-5deg/published/restored.ome.zarr"
     assert open_volume(store).facts.estimator == "one sample of 2 network evaluations (ddpm)"
     ours, theirs = (
-        json.loads((results / f"evaluation/thin/{model}.json").read_text()) for model in ("gap3", "published")
+        json.loads((results / f"evaluation/-5deg/{model}.json").read_text()) for model in ("gap v1.2", "published")
     )
     assert list(ours["methods"]) == ["nearest", "linear", "cubic", "flow", "restored"]
     assert ours["ground"] == theirs["ground"], "measured on the same voxels"

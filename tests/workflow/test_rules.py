@@ -45,7 +45,7 @@ def test_every_rule_declares_its_threads_and_tells_them():
     assert len(rules) >= 13
     for name, body in rules:
         assert re.search(r"^    threads: \d+", body, re.MULTILINE), name
-        assert "emdiffuse --log {log} --threads {threads} " in body, name
+        assert "emdiffuse --log {log:q} --threads {threads} " in body, name
 
 
 def test_the_workflow_runs_in_any_folder(tmp_path):

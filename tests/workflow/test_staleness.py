@@ -49,16 +49,16 @@ def test_a_run_after_each_change_gives_what_a_fresh_one_gives(project, tmp_path)
     values[4, 10:20] = 255 - values[4, 10:20]
     tifffile.imwrite(raw, values)
     os.utime(raw, ns=(times.st_atime_ns, times.st_mtime_ns))
-    state = (project.folder / "experiments/gap3/run/state.pt").stat().st_mtime_ns
+    state = (project.folder / "experiments/gap v1.2/run/state.pt").stat().st_mtime_ns
     project.run()
     np.testing.assert_array_equal(
         open_volume(project.output / "restored.ome.zarr").array[:, :, :][::3], values[::3]
     )
-    assert (project.folder / "experiments/gap3/run/state.pt").stat().st_mtime_ns == state  # was not trained
+    assert (project.folder / "experiments/gap v1.2/run/state.pt").stat().st_mtime_ns == state  # was not trained
     assert project.pending() == set()
     made = Array(project.output / "restored.ome.zarr/restored/0")[:, :, :]
     shutil.rmtree(project.folder / "results/restored")
-    assert {"plan thin gap3", "pyramid thin gap3"} <= project.pending()
+    assert {"plan -5deg gap v1.2", "pyramid -5deg gap v1.2"} <= project.pending()
     project.run()
     np.testing.assert_array_equal(Array(project.output / "restored.ome.zarr/restored/0")[:, :, :], made)
     fresh = copy_project(project, tmp_path / "fresh")

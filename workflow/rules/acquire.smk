@@ -1,4 +1,5 @@
 # Raw files to canonical OME-Zarr, and datasets that are made from others.
+# A name may have spaces and begin with a dash: commands quote it, and `--` says that no options follow.
 
 
 rule acquire:
@@ -22,8 +23,8 @@ rule acquire:
         settings=acquisition_settings,
         state=raw_state,
     shell:
-        "emdiffuse --log {log} --threads {threads} acquire {wildcards.dataset} {output}"
-        " --settings {params.settings:q}"
+        "emdiffuse --log {log:q} --threads {threads} acquire"
+        " --settings {params.settings:q} -- {wildcards.dataset:q} {output:q}"
 
 
 # An anisotropic volume from an isotropic one; the slices left out are the truth.
@@ -48,8 +49,8 @@ rule keep_every:
         factor=kept_factor,
         thickness=kept_thickness,
     shell:
-        "emdiffuse --log {log} --threads {threads} keep-every {input} {params.factor}"
-        " {wildcards.dataset} {output} --thickness {params.thickness}"
+        "emdiffuse --log {log:q} --threads {threads} keep-every"
+        " --thickness {params.thickness} -- {input:q} {params.factor} {wildcards.dataset:q} {output:q}"
 
 
 # Pairs (degraded and clean), or degraded images, from the slices of a clean volume.
@@ -74,5 +75,5 @@ rule degrade:
         settings=degradation_settings,
         images=images_option,
     shell:
-        "emdiffuse --log {log} --threads {threads} degrade {input} {wildcards.dataset} {output}"
-        " --settings {params.settings:q} {params.images}"
+        "emdiffuse --log {log:q} --threads {threads} degrade"
+        " --settings {params.settings:q} {params.images} -- {input:q} {wildcards.dataset:q} {output:q}"

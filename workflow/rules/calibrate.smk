@@ -22,5 +22,5 @@ rule calibrate:
         settings=calibration_settings,
         second_scan=second_scan_option,
     shell:
-        "emdiffuse --log {log} --threads {threads} calibrate {input.restored} {input.dataset} {input.truth}"
-        " {output} --settings {params.settings:q} {params.second_scan}"
+        "emdiffuse --log {log:q} --threads {threads} calibrate {input.restored:q} {input.dataset:q} {input.truth:q}"
+        " {output:q} --settings {params.settings:q} {params.second_scan}"

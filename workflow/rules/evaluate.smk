@@ -23,7 +23,7 @@ rule baselines:
         lpips=lpips_option,
         state=lpips_state,
     shell:
-        "emdiffuse --log {log} --threads {threads} baselines {input.dataset} {input.truth} {output}"
+        "emdiffuse --log {log:q} --threads {threads} baselines {input.dataset:q} {input.truth:q} {output:q}"
         " --task {params.task} {params.lpips}"
 
 
@@ -54,5 +54,5 @@ rule evaluate:
         lpips=lpips_option,
         state=lpips_state,
     shell:
-        "emdiffuse --log {log} --threads {threads} evaluate {input.restored} {input.dataset} {input.truth}"
-        " {output.json} --baselines {input.baselines} {params.lpips}"
+        "emdiffuse --log {log:q} --threads {threads} evaluate {input.restored:q} {input.dataset:q} {input.truth:q}"
+        " {output.json:q} --baselines {input.baselines:q} {params.lpips}"

@@ -119,7 +119,7 @@ def restoration_settings(wildcards):
 
 
 def calibration_option(wildcards, input):
-    return f"--calibration {input.calibration}" if input.calibration else ""
+    return f"--calibration {shlex.quote(input.calibration)}" if input.calibration else ""
 
 
 def device_options(wildcards, resources):

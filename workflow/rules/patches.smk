@@ -19,5 +19,5 @@ rule patches:
     params:
         settings=patch_settings,
     shell:
-        "emdiffuse --log {log} --threads {threads} patches {input} --out {output}"
+        "emdiffuse --log {log:q} --threads {threads} patches {input:q} --out {output:q}"
         " --settings {params.settings:q}"

@@ -27,5 +27,5 @@ rule register:
         settings=alignment_settings,
         state=flow_state,
     shell:
-        "emdiffuse --log {log} --threads {threads} register {input}"
-        " {output.volume} {output.quality} {output.figure} --settings {params.settings:q}"
+        "emdiffuse --log {log:q} --threads {threads} register {input:q}"
+        " {output.volume:q} {output.quality:q} {output.figure:q} --settings {params.settings:q}"

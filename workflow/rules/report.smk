@@ -25,5 +25,5 @@ rule report:
     params:
         settings=report_settings,
     shell:
-        "emdiffuse --log {log} --threads {threads} report results experiments {output.html}"
+        "emdiffuse --log {log:q} --threads {threads} report results experiments {output.html:q}"
         " --settings {params.settings:q}"

@@ -23,7 +23,7 @@ rule plan:
         settings=restoration_settings,
         calibration=calibration_option,
     shell:
-        "emdiffuse --log {log} --threads {threads} plan {input.source} {input.model} {output}"
+        "emdiffuse --log {log:q} --threads {threads} plan {input.source:q} {input.model:q} {output:q}"
         " --settings {params.settings:q} {params.calibration}"
 
 
@@ -45,8 +45,8 @@ rule restore:
     params:
         options=device_options,
     shell:
-        "emdiffuse --log {log} --threads {threads} restore {input.plan} --worker {wildcards.scatteritem}"
-        " --done {output} {params.options}"
+        "emdiffuse --log {log:q} --threads {threads} restore {input.plan:q} --worker {wildcards.scatteritem}"
+        " --done {output:q} {params.options}"
 
 
 rule stitch:
@@ -68,8 +68,8 @@ rule stitch:
         mem_mb=planned_memory("stitch"),
         runtime=480,
     shell:
-        "emdiffuse --log {log} --threads {threads} stitch {input.plan} --worker {wildcards.scatteritem}"
-        " --done {output}"
+        "emdiffuse --log {log:q} --threads {threads} stitch {input.plan:q} --worker {wildcards.scatteritem}"
+        " --done {output:q}"
 
 
 rule pyramid:
@@ -91,4 +91,4 @@ rule pyramid:
         mem_mb=planned_memory("pyramid"),
         runtime=480,
     shell:
-        "emdiffuse --log {log} --threads {threads} pyramid {input.plan}"
+        "emdiffuse --log {log:q} --threads {threads} pyramid {input.plan:q}"

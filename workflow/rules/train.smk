@@ -9,10 +9,10 @@ rule train:
         patches="results/patches/{model}.zarr/zarr.json",
         begun_from=begun_from,
     output:
-        "experiments/{model}/best/model.safetensors",
-        "experiments/{model}/best/model.json",
-        "experiments/{model}/best/metrics.json",
-        "experiments/{model}/best/batch.png",
+        weights="experiments/{model}/best/model.safetensors",
+        model="experiments/{model}/best/model.json",
+        metrics="experiments/{model}/best/metrics.json",
+        batch="experiments/{model}/best/batch.png",
     log:
         "logs/train/{model}.log",
     benchmark:
@@ -33,8 +33,8 @@ rule train:
         state=begun_state,
         launch=launch_options,
     shell:
-        "emdiffuse --log {log} --threads {threads} train {input.patches} {wildcards.model}"
-        " experiments/{wildcards.model} --settings {params.settings:q} {params.launch}"
+        "emdiffuse --log {log:q} --threads {threads} train --settings {params.settings:q} {params.launch}"
+        " -- {input.patches:q} {wildcards.model:q} experiments/{wildcards.model:q}"
 
 
 # A model whose weights are there: a published checkpoint, or a model trained elsewhere.
@@ -42,8 +42,8 @@ rule import_weights:
     input:
         ancient(given_weights),
     output:
-        "experiments/{model}/best/model.safetensors",
-        "experiments/{model}/best/model.json",
+        weights="experiments/{model}/best/model.safetensors",
+        model="experiments/{model}/best/model.json",
     log:
         "logs/import_weights/{model}.log",
     benchmark:
@@ -61,5 +61,5 @@ rule import_weights:
         task=task_of,
         state=given_state,
     shell:
-        "emdiffuse --log {log} --threads {threads} import-weights {params.source:q} --task {params.task}"
-        " --out experiments/{wildcards.model}/best"
+        "emdiffuse --log {log:q} --threads {threads} import-weights --task {params.task}"
+        " --out experiments/{wildcards.model:q}/best -- {params.source:q}"
