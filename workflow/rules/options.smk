@@ -119,7 +119,9 @@ def restoration_settings(wildcards):
 
 
 def calibration_option(wildcards, input):
-    return f"--calibration {shlex.quote(input.calibration)}" if input.calibration else ""
+    return (
+        f"--calibration {shlex.quote(input.calibration)}" if input.calibration else ""
+    )
 
 
 def device_options(wildcards, resources):
