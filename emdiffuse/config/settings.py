@@ -26,9 +26,12 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    def canonical(self) -> str:
-        """Return the section as JSON with sorted keys: what a stage is given, and what its hash is of."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True)
+    def canonical(self, only: set[str] | None = None) -> str:
+        """Return the section, or only some keys of it, as JSON with sorted keys.
+
+        It is what a stage is given, and what its hash is of; in which order keys are declared is no part.
+        """
+        return json.dumps(self.model_dump(mode="json", include=only), sort_keys=True)
 
 
 class Record(Section):

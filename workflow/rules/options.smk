@@ -10,7 +10,7 @@ def acquisition_settings(wildcards):
     """What acquisition depends on; alignment is a later stage's."""
     keys = {"source", "voxel_size", "slice_thickness", "pairs", "images", "invert"}
     keys |= {"repair", *Reading.model_fields}
-    return CONFIG.datasets[wildcards.dataset].model_dump_json(include=keys)
+    return CONFIG.datasets[wildcards.dataset].canonical(keys)
 
 
 def raw_state(wildcards):
@@ -54,7 +54,7 @@ def patch_settings(wildcards):
     """What the patch store depends on: not the network, nor the training."""
     model = CONFIG.models[wildcards.model]
     keys = {"task", "datasets", "factor", "thickness", "patches"}
-    return model.model_dump_json(include=keys)
+    return model.canonical(keys)
 
 
 def model_settings(wildcards):
