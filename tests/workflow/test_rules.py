@@ -88,9 +88,9 @@ def test_names_with_braces_spaces_lines_and_accents_run_through_snakemake(tmp_pa
     shutil.copytree(SHIPPED_FOLDER / "vemdiffuse", folder / "denoise v1.2 {m}")
     size = {"z": 60, "y": 10, "x": 10}
     config = {
-        "datasets": {"modèle.v1": {"source": "raw {1}\n2", "voxel_size": size}},
-        "models": {"v1.2-é": {"task": "vemdiffuse-i", "weights": "denoise v1.2 {m}"}},
-        "restorations": [{"dataset": "modèle.v1", "model": "v1.2-é"}],
+        "datasets": {"-5deg modèle.v1": {"source": "raw {1}\n2", "voxel_size": size}},
+        "models": {"denoise v1.2 é": {"task": "vemdiffuse-i", "weights": "denoise v1.2 {m}"}},
+        "restorations": [{"dataset": "-5deg modèle.v1", "model": "denoise v1.2 é"}],
         "report": {"title": "{a} title"},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True))
@@ -99,7 +99,7 @@ def test_names_with_braces_spaces_lines_and_accents_run_through_snakemake(tmp_pa
         [*command, "--configfile", "config.yaml", "--until", "plan"], cwd=folder, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert (folder / "results/restored/modèle.v1/v1.2-é/plan.json").is_file()
+    assert (folder / "results/restored/-5deg modèle.v1/denoise v1.2 é/plan.json").is_file()
 
 
 CONDA = """
