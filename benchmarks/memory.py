@@ -14,46 +14,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from emdiffuse.config import Restoration
-from emdiffuse.models.description import Description, NativeSpec, OwnSampler
-from emdiffuse.models.networks.build import build_network
-from emdiffuse.models.networks.weights import save_model
-from emdiffuse.restoration.plan import read_plan
-from emdiffuse.stores.array import Array, create_image_array
-from emdiffuse.stores.facts import VolumeFacts
-from emdiffuse.stores.provenance import made_by
-from emdiffuse.stores.volume import write_image
-
-STAGE = """
-import sys
-import torch
-from pathlib import Path
-torch.set_num_threads(1)
-stage, plan = sys.argv[1], Path(sys.argv[2])
-if stage == "plan":
-    from emdiffuse.config import Restoration
-    from emdiffuse.restoration.planning import make_plan
-    settings = Restoration.model_validate_json(sys.argv[5])
-    make_plan(Path(sys.argv[3]), Path(sys.argv[4]), settings, plan)
-elif stage == "restore":
-    from emdiffuse.restoration.tiles import restore
-    restore(plan, 1, int(sys.argv[3]), "cpu")
-elif stage == "stitch":
-    from emdiffuse.runtime.allocator import return_freed_memory
-    from emdiffuse.restoration.stitch import stitch
-    return_freed_memory()  # as the command does
-    stitch(plan, 1, 1)
-else:
-    from emdiffuse.runtime.allocator import return_freed_memory
-    from emdiffuse.restoration.stitch import pyramid
-    return_freed_memory()
-    pyramid(plan)
-status = Path("/proc/self/status").read_text().split()
-print(int(status[status.index("VmHWM:") + 1]) / 1024)
-"""
 SIZES = {"once": (22, 512), "twice each side": (43, 1024)}
 SETTINGS = {
     "dataset": "a",
@@ -63,14 +23,50 @@ SETTINGS = {
 }
 
 
+def run_stage(stage: str, plan: Path, others: list[str]) -> None:
+    """Run a stage as its command does; print the peak memory of this process in MiB."""
+    from emdiffuse.runtime.allocator import return_freed_memory
+
+    if stage == "plan":
+        from emdiffuse.config import Restoration
+        from emdiffuse.restoration.planning import make_plan
+
+        volume, model, settings = others
+        make_plan(Path(volume), Path(model), Restoration.model_validate_json(settings), plan)
+    elif stage == "restore":
+        import torch
+
+        from emdiffuse.restoration.tiles import restore
+
+        torch.set_num_threads(1)
+        restore(plan, 1, int(others[0]), "cpu")
+    else:
+        from emdiffuse.restoration.stitch import pyramid, stitch
+
+        return_freed_memory()
+        if stage == "stitch":
+            stitch(plan, 1, 1)
+        else:
+            pyramid(plan)
+    status = Path("/proc/self/status").read_text().split()
+    print(int(status[status.index("VmHWM:") + 1]) / 1024)
+
+
 def peak(*arguments: object) -> float:
     """Run a stage in a process of its own; return its peak memory in MiB."""
-    command = [sys.executable, "-c", STAGE, *map(str, arguments)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+    command = [sys.executable, __file__, "--stage", *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return float(done.stdout.split()[-1])
 
 
 def make_model(folder: Path) -> Path:
     """Write a model of the default size with fresh weights."""
+    import torch
+
+    from emdiffuse.models.description import Description, NativeSpec, OwnSampler
+    from emdiffuse.models.networks.build import build_network
+    from emdiffuse.models.networks.weights import save_model
+
     torch.manual_seed(0)
     network = NativeSpec(channels=32, multipliers=(1, 2, 4), blocks=2, residual_scale=0.2)
     sampler = OwnSampler(name="unipc", steps=8)
@@ -81,6 +77,13 @@ def make_model(folder: Path) -> Path:
 
 def make_volume(path: Path, shape: tuple[int, int, int]) -> Path:
     """Write a volume of noise, a shard at a time."""
+    import numpy as np
+
+    from emdiffuse.stores.array import create_image_array
+    from emdiffuse.stores.facts import VolumeFacts
+    from emdiffuse.stores.provenance import made_by
+    from emdiffuse.stores.volume import write_image
+
     array = create_image_array(path / "0", shape, np.uint8)
     generator = np.random.default_rng(0)
     for box in array.boxes():
@@ -92,6 +95,12 @@ def make_volume(path: Path, shape: tuple[int, int, int]) -> Path:
 
 def measure(folder: Path, slices: int, side: int, model: Path) -> dict[str, float]:
     """Return the peak of every stage, in MiB, for a volume of so many slices and pixels a side."""
+    import numpy as np
+
+    from emdiffuse.config import Restoration
+    from emdiffuse.restoration.plan import read_plan
+    from emdiffuse.stores.array import Array
+
     volume, path = make_volume(folder / "a.ome.zarr", (slices, side, side)), folder / "plan.json"
     settings = Restoration.model_validate(SETTINGS).model_dump_json()
     found = {"plan": peak("plan", path, volume, model, settings)}
@@ -108,7 +117,13 @@ def measure(folder: Path, slices: int, side: int, model: Path) -> dict[str, floa
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--stage", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.stage:
+        stage, plan, *others = options.stage
+        run_stage(stage, Path(plan), others)
+        return
     peaks = {}
     with tempfile.TemporaryDirectory() as temporary:
         model = make_model(Path(temporary) / "model")

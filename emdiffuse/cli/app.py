@@ -82,7 +82,7 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _in_a_thread(failure: threading.ExceptHookArgs) -> None:
-    """Tell a trouble of the machine's that a thread of a library met (TensorBoard's, of a full disk)."""
+    """Report an error of the machine that a library's thread met, such as a full disk in TensorBoard's."""
     mistake = failure.exc_value and as_mistake(failure.exc_value)
     if mistake:
         logger.warning("%s", mistake)
