@@ -7,6 +7,7 @@ It prints PSNR (dB, over 255), SSIM and processor seconds of each method.
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
 from fractions import Fraction
@@ -51,6 +52,7 @@ def row(name: str, make: Callable[[], NDArray[Any]], truth: NDArray[Any], counte
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     volume = tifffile.imread(DEMO / "medulla_test.tif")
     kept, z = volume[::FACTOR], range(len(volume))
     grid, generated = SliceGrid(len(kept), Fraction(FACTOR)), [at for at in z if at % FACTOR]
