@@ -67,7 +67,7 @@ DATASETS: dict[str, tuple[Values, Any]] = {
     "series": ({**GAPS, "source": "series.ome.tif", "series": 0}, 1),
     "channel": ({**GAPS, "source": "channels.ome.tif", "channel": 0}, 1),
     "timepoint": ({**GAPS, "source": "times.ome.tif", "timepoint": 0}, 1),
-    "level": ({**GAPS, "source": "levels.zarr"}, 1),
+    "level": ({**GAPS, "source": "levels.zarr", "voxel_size": {**SIZE, "override": True}}, 1),
     "axes": (GAPS, "zxy"),
     "crop.z": (GAPS, [1, 4]),
     "crop.y": (GAPS, [0, 24]),

@@ -26,6 +26,8 @@ from every_key import (
 from forking import forked_commands
 from helpers import ROOT
 
+from emdiffuse.restoration.empty import LAYER
+
 from emdiffuse.stores.provenance import read_link
 
 TIMES = {"seconds", "times"}
@@ -106,6 +108,7 @@ def works(folder):
     stores = [*folder.glob("results/*/*.zarr"), *folder.glob("results/restored/*/*/restored.ome.zarr")]
     for place in [*stores, *(run.parent for run in folder.glob("experiments/*/run"))]:
         files = [path for path in place.rglob("*") if "c" in path.parts or path.name == "best.pt"]
+        files = [path for path in files if LAYER not in path.parts]  # small; written with the metadata
         facts = sorted((str(f), f.stat().st_ino, f.stat().st_mtime_ns) for f in files if f.is_file())
         found[place] = read_link(place).hash, facts
     return found
