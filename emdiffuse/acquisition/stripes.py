@@ -21,7 +21,7 @@ Conventions
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import sqrt
 from typing import Any, Literal
 
@@ -38,7 +38,7 @@ BANDS = 4
 WIDEST = 32
 """Pixels across that a stripe may have: wider is a drift of brightness."""
 LOOKED_AT = 8
-SIDE = 1024
+SIDE = 768
 """Pixels, along a side, that are looked at in a slice, about its middle."""
 CLEAR = 3.0
 LEAST = 0.005
@@ -51,7 +51,7 @@ DAMPED = 1.0
 the highest PSNR for stripes of 12 grey levels on medulla, brain, liver and C. elegans."""
 
 Kind = Literal["vertical stripes", "horizontal stripes", "line jitter"]
-Image = NDArray[np.float64]
+Image = NDArray[Any]
 logger = logging.getLogger(__name__)
 
 
@@ -69,9 +69,13 @@ def find_artefacts(source: Source) -> tuple[Artefact, ...]:
         return ()
     there = [z for z in range(source.shape[0]) if z not in source.missing]
     chosen = [there[int(i)] for i in np.unique(np.linspace(0, len(there) - 1, LOOKED_AT).round())]
-    images = [np.nan_to_num(source.read(z, z + 1, *sides)[0].astype(np.float64)) for z in chosen]
-    low, high = np.percentile(np.stack(images), [0.5, 99.5])
-    found = artefacts(images, float(high - low))
+
+    def read(z: int) -> Image:
+        return np.nan_to_num(source.read(z, z + 1, *sides)[0].astype(np.float32))
+
+    # slice by slice, so that one at a time is in memory; a sixteenth of the pixels tells the range
+    low, high = np.percentile(np.stack([read(z)[::4, ::4] for z in chosen]), [0.5, 99.5])
+    found = artefacts(map(read, chosen), float(high - low))
     for artefact in found:
         logger.warning("%s: %s (standard deviation)", source.name, artefact.told)
     return found
@@ -82,18 +86,18 @@ def _middle(length: int, most: int) -> slice:
     return slice(start, min(start + most, length))
 
 
-def artefacts(images: Sequence[Image], span: float) -> tuple[Artefact, ...]:
+def artefacts(images: Iterable[Image], span: float) -> tuple[Artefact, ...]:
     """Return the artefacts of images (y, x) whose intensities span a range; see the module."""
     found = []
-    kinds: list[tuple[Kind, Any, float]] = [
-        ("vertical stripes", stripes, LEAST * span),
-        ("horizontal stripes", lambda image: stripes(image.T), LEAST * span),
-        ("line jitter", jitter, LEAST_JITTER),
+    kinds: list[tuple[Kind, float]] = [
+        ("vertical stripes", LEAST * span),
+        ("horizontal stripes", LEAST * span),
+        ("line jitter", LEAST_JITTER),
     ]
-    for kind, measure, least in kinds:
-        pairs = np.array([measure(image) for image in images])  # image by pair of bands
+    measured = np.array([(stripes(image), stripes(image.T), jitter(image)) for image in images])
+    for (kind, least), pairs in zip(kinds, measured.swapaxes(0, 1), strict=True):  # image by pair of bands
         mean = float(pairs.mean())
-        own = pairs.mean(1) if len(images) > 2 else pairs.ravel()
+        own = pairs.mean(1) if len(pairs) > 2 else pairs.ravel()
         error = float(own.std(ddof=1)) / sqrt(len(own))
         # slices share their tissue: the scatter over pairs of bands of one image counts too
         error = max(error, float(pairs.mean(0).std(ddof=1)) / sqrt(pairs.shape[1]))
@@ -111,11 +115,8 @@ def stripes(image: Image) -> NDArray[np.float64]:
     image : ndarray
         (y, x).
     """
-    from scipy.ndimage import gaussian_filter1d
-
-    profiles = np.stack([np.median(band, 0) for band in np.array_split(image, BANDS)])
-    profiles -= gaussian_filter1d(profiles, WIDEST / 2, axis=1)
-    return _covariances(profiles)
+    profiles = np.stack([np.median(band, 0) for band in np.array_split(image, BANDS)]).astype(np.float64)
+    return _covariances(profiles - _smooth(profiles, WIDEST / 2))
 
 
 def jitter(image: Image) -> NDArray[np.float64]:
@@ -124,21 +125,25 @@ def jitter(image: Image) -> NDArray[np.float64]:
     The displacement of a line against the mean of its neighbours follows from its gradient by least squares
     (Lucas and Kanade 1981); lines that move independently differ from that mean by 3/2 of their variance.
     """
-    from scipy.ndimage import gaussian_filter
+    smooth = _smooth(image, 1)
+    smooth -= smooth.mean(1, keepdims=True)
+    moved = []
+    for lines in np.array_split(smooth, BANDS, axis=1):
+        around = (lines[:-2] + lines[2:]) / 2
+        slope = np.gradient(around, axis=1)
+        moved.append(((around - lines[1:-1]) * slope).sum(1) / np.maximum((slope**2).sum(1), 1e-12))
+    return _covariances(np.stack(moved).astype(np.float64)) / 1.5
 
-    smooth = gaussian_filter(image, (0, 1))
-    lines = smooth - smooth.mean(1, keepdims=True)
-    around = (lines[:-2] + lines[2:]) / 2
-    slope = np.gradient(around, axis=1)
-    moved = [
-        (band * step).sum(1) / np.maximum((step**2).sum(1), 1e-12)
-        for band, step in zip(
-            np.array_split(around - lines[1:-1], BANDS, axis=1),
-            np.array_split(slope, BANDS, axis=1),
-            strict=True,
-        )
-    ]
-    return _covariances(np.stack(moved)) / 1.5
+
+def _smooth(lines: Image, sigma: float) -> Image:
+    """Filter along x by a Gaussian, mirrored at the edges; importing SciPy for it would cost more."""
+    reach = round(4 * sigma)
+    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2).astype(lines.dtype)
+    wide = np.pad(lines, ((0, 0), (reach, reach)), mode="symmetric")
+    smooth = np.zeros_like(lines)
+    for i, weight in enumerate(weights / weights.sum()):
+        smooth += weight * wide[:, i : i + lines.shape[1]]
+    return smooth
 
 
 def _covariances(profiles: NDArray[np.float64]) -> NDArray[np.float64]:

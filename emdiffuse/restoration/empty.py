@@ -22,6 +22,8 @@ Conventions
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -30,7 +32,7 @@ from numpy.typing import NDArray
 from emdiffuse.restoration.plan import Plan
 from emdiffuse.restoration.slice_grid import ImageStack
 from emdiffuse.runtime.outputs import emptied
-from emdiffuse.stores.array import Array, Box, create_image_array
+from emdiffuse.stores.array import Box, create_image_array
 from emdiffuse.stores.facts import EmptyFacts
 from emdiffuse.stores.intensity import shown
 from emdiffuse.stores.volume import Volume, multiscale, write_group
@@ -51,6 +53,8 @@ SEEN = 2.0
 HALO = BLOCK * (REACH + 3)
 """Pixels around a place that decide about it: its window, and blocks to compare and interpolate with."""
 LAYER = "empty"
+PART = 64
+"""Blocks, along a side, of the layer that are looked at together."""
 
 Blocks = NDArray[np.float64]
 Image = NDArray[np.float32]
@@ -84,11 +88,12 @@ def look(unit: Image) -> tuple[Blocks, Blocks]:
 
 def _averaged(blocks: Blocks) -> Blocks:
     """Return means over windows, mirrored at the edges; each of the same numbers in any part of a slice."""
-    from scipy.ndimage import correlate1d
-
-    weights = np.full(2 * REACH + 1, 1 / (2 * REACH + 1))
     for axis in (0, 1):
-        blocks = correlate1d(blocks, weights, axis=axis, mode="mirror")
+        length = blocks.shape[axis]
+        wide = np.pad(blocks, [(REACH, REACH) if a == axis else (0, 0) for a in (0, 1)], mode="reflect")
+        # added one after the other: a running sum would round by where a part begins
+        moved = (wide.take(range(i, i + length), axis) for i in range(2 * REACH + 1))
+        blocks = sum(moved, np.zeros_like(blocks)) / (2 * REACH + 1)
     return blocks
 
 
@@ -213,11 +218,15 @@ def write_layer(plan: Plan, volume: Volume, voxel_size: tuple[float, float, floa
     array = create_image_array(path / "0", (depth, -(-height // size), -(-width // size)), np.dtype(np.uint8))
     total, generated = 0.0, 0
     for index in np.ndindex(*array.grid):
-        values = _layer(plan, volume, array, array.box(index))
-        array[array.box(index)] = np.rint(255 * values).astype(np.uint8)
-        real = [plan.grid.z.real(z) is not None for z in range(*array.box(index)[0].indices(depth))]
-        total += float(values.sum())
-        generated += values[~np.array(real)].size
+        box = array.box(index)
+        levels = np.zeros([side.stop - side.start for side in box], np.uint8)
+        for part, place in _parts(box):
+            values = _layer(plan, volume, part)
+            levels[place] = np.rint(255 * values).astype(np.uint8)
+            total += float(values.sum())
+        array[box] = levels
+        real = [plan.grid.z.real(z) is not None for z in range(*box[0].indices(depth))]
+        generated += levels[~np.array(real)].size
     z, y, x = voxel_size
     ome = {"version": "0.5", "multiscales": [multiscale(LAYER, (z, y * size, x * size), ["0"], [(1, 1, 1)])]}
     facts = EmptyFacts(share=round(total / max(generated, 1), 6), block=size, contrast=CONTRAST, noisy=NOISY)
@@ -225,7 +234,24 @@ def write_layer(plan: Plan, volume: Volume, voxel_size: tuple[float, float, floa
     return facts
 
 
-def _layer(plan: Plan, volume: Volume, array: Array, box: Box) -> Blocks:
+def _parts(box: Box) -> Iterator[tuple[Box, Box]]:
+    """Yield the columns of a box of the layer that are looked at together, and where they lie in it.
+
+    A shard of the layer stands for `BLOCK` ** 2 times as much of the input, which must not be in memory.
+    """
+    depth, *sides = box
+    for y, x in itertools.product(*(range(side.start, side.stop, PART) for side in sides)):
+        part = tuple(
+            slice(start, min(start + PART, side.stop)) for start, side in zip((y, x), sides, strict=True)
+        )
+        place = tuple(
+            slice(own.start - side.start, own.stop - side.start)
+            for own, side in zip(part, sides, strict=True)
+        )
+        yield (depth, *part), (slice(None), *place)
+
+
+def _layer(plan: Plan, volume: Volume, box: Box) -> Blocks:
     """Return how plain the blocks of a box are, 0 to 1; real slices are not generated, and 0."""
     size = BLOCK * plan.scale
     sides = tuple(

@@ -13,7 +13,7 @@ from helpers import ROOT
 from emdiffuse.acquisition import acquire as acquisition
 from emdiffuse.acquisition import streaming
 from emdiffuse.acquisition.acquire import acquire, keep_every
-from emdiffuse.runtime.errors import DataError, StoreError
+from emdiffuse.runtime.errors import AccessError, DataError, StoreError
 from emdiffuse.stores.volume import open_volume
 
 SIZE = (40.0, 10.0, 10.0)
@@ -101,7 +101,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, scratch):
         monkeypatch.setattr(os, "posix_fallocate", full)
     else:
         monkeypatch.setattr(acquisition, "write_image", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(AccessError, match=r"the disk at .* is full"):
         acquired(tmp_path, random_volume("uint8", (5, 40, 600)))
     assert left_in(tmp_path) == ["raw.tif"]
 

@@ -46,7 +46,7 @@ def jittered(medulla):
 def test_slices_that_are_off_are_moved_back(medulla, jittered, tmp_path):
     values = jittered
     volume = write_volume(tmp_path / "v.ome.zarr", values, (10, 10, 10))
-    with pytest.raises(DataError, match=r"say `alignment: {method: warp}`"):
+    with pytest.raises(DataError, match=r"set `alignment: {method: warp}`"):
         run(volume, tmp_path, "check")
     report, aligned = run(volume, tmp_path, "warp")
     assert report["aligned"] and "They were moved, by up to" in report["conclusion"]
