@@ -3,7 +3,7 @@
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is loaded
@@ -22,6 +22,15 @@ from emdiffuse.models.description import Description
 from emdiffuse.models.networks.native import NativeNetwork
 from emdiffuse.models.networks.weights import save_model
 from emdiffuse.patches.cut import cut_patches
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let reports travel between processes: names of files that are no text stand in some of them."""
+    report = yield
+    sections = [[part.encode("utf-8", "backslashreplace").decode() for part in s] for s in report.sections]
+    report.sections = [tuple(section) for section in sections]
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -148,7 +148,7 @@ def interpolated(ranges: NDArray[np.float64], places: NDArray[np.float64]) -> ND
     start = np.minimum(places.astype(int), last - 1)
     t = places - start
     first, second = ranges[:, start], ranges[:, start + 1]
-    straight = first + t * (second - first)
+    straight = (1 - t) * first + t * second  # exact at both ends, whatever lies between
     bend = (1 - t) * (slopes[:, start] - (second - first)) - t * (slopes[:, start + 1] - (second - first))
     cubic = straight + t * (1 - t) * bend
     least = np.minimum(first[1] - first[0], second[1] - second[0]) / 2
