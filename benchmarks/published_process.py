@@ -114,9 +114,8 @@ def run(options: argparse.Namespace, folder: Path) -> None:
             f"published network, {name}, {steps} calls": ("unet", Sampler(name=name, steps=int(steps)))
             for name, _, steps in (sampler.partition(":") for sampler in options.samplers)
         },
-        "native, one sample, 4 calls": ("native", Sampler(steps=4)),
-        "native, one sample": ("native", Sampler()),
-        "native, mean of 8 samples": ("native", Sampler(samples=8)),
+        "native, one sample, 4 calls": ("native", Sampler(texture=1, steps=4)),
+        "native, one sample": ("native", Sampler(texture=1)),
         "native, one-call mean": ("native", Sampler(steps=1)),
     }
     rows: dict[str, tuple[float | None, Quality]] = {}
@@ -166,7 +165,7 @@ def costs(models: dict[str, RestorationModel], batch: Batch) -> dict[str, float]
             plain(images, torch.full((slices,), 0.5), *index)
 
     def call(model: RestorationModel) -> None:
-        model.restore(batch, Sampler(steps=CALLS), lambda sample, step: torch.randn(batch.shape))
+        model.restore(batch, Sampler(texture=1, steps=CALLS), lambda sample, step: torch.randn(batch.shape))
 
     return {"plain": least(call_plain)} | {
         name: least(partial(call, model)) / CALLS for name, model in models.items()

@@ -64,15 +64,17 @@ def test_the_wheel_runs_outside_of_the_checkout(built, emdiffuse):
     assert str(ROOT) not in emdiffuse("restore", "nowhere.json").stderr
 
 
-def test_a_workflow_of_the_wheel_is_ready_at_once(emdiffuse, medulla, tmp_path):
+@pytest.mark.parametrize("learning", [[], ["--train"]], ids=["shipped", "trained"])
+def test_a_workflow_of_the_wheel_is_ready_at_once(emdiffuse, medulla, tmp_path, learning):
     tifffile.imwrite(tmp_path / "thick.tif", medulla[:25:6, :100, :100])
-    done = emdiffuse("init", "run", "--raw", "thick.tif", "--voxel-size", "60,10,10", "--yes", cwd=tmp_path)
+    options = ["--raw", "thick.tif", "--voxel-size", "60,10,10", "--yes", *learning]
+    done = emdiffuse("init", "run", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     done = emdiffuse("--profile", "profiles/local", "-n", cwd=tmp_path / "run", module="snakemake")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {"acquire", "train", "restore", "report"} <= set(
-        re.findall(r"rule (\w+):", done.stdout + done.stderr)
-    )
+    rules = set(re.findall(r"rule (\w+):", done.stdout + done.stderr))
+    assert {"acquire", "restore", "report"} <= rules
+    assert ("train" in rules) == bool(learning)
 
 
 def test_snakedeploy_deploys_the_workflow(tmp_path):
