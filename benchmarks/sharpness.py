@@ -6,7 +6,7 @@ Every R-th slice of the held-out medulla is kept; measured are the slices betwee
 posterior mean to a sample:
 
 - a weighted mean of both;
-- the mean under noise of a level, from which the flow starts: `sampler.texture` (`NativeProcess.sharpen`);
+- the mean under noise of a level, from which the flow starts: `sampler.sharpen` (`NativeProcess.sharpen`);
 - linear interpolation, for comparison.
 
 PSNR and SSIM; the power of the gradient over the truth's; intersection over union of the segmented membranes
@@ -100,12 +100,12 @@ def _ways(model: RestorationModel, batch: Batch, seed: int) -> dict[str, torch.T
     mean = process.sample(network, batch, Sampler(name="unipc", steps=1), lambda step: noise)
 
     def flow_from(level: float) -> torch.Tensor:
-        sampler = Sampler(name="unipc", steps=STEPS, texture=level)
+        sampler = Sampler(name="unipc", steps=STEPS, sharpen=level)
         return process.sharpen(network, batch, sampler, mean, lambda step: noise)
 
     sample = flow_from(1.0)
     weighted = {f"mean + {t:g} (sample - mean)": mean + t * (sample - mean) for t in (0.25, 0.5, 0.75)}
-    flows = {f"texture {t:g}": flow_from(t) for t in (0.3, 0.5, 0.7)}
+    flows = {f"sharpen {t:g}": flow_from(t) for t in (0.3, 0.5, 0.7)}
     return {"mean": mean, **weighted, **flows, "sample": sample}
 
 

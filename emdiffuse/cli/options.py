@@ -89,7 +89,11 @@ Samples = Annotated[
 ]
 Texture = Annotated[
     float | None,
-    typer.Option(help="How sharp it is, from 0, the mean, to 1, a sample.", metavar="T"),
+    typer.Option(help="How much of a sample's texture it has: 0 is the mean, 1 a sample.", metavar="T"),
+]
+Sharpen = Annotated[
+    float,
+    typer.Option(help="Sharpen the mean, from 0 to 1: nearer to the truth than --texture.", metavar="T"),
 ]
 Ensemble = Annotated[
     int, typer.Option(help="8: average over flips and rotations, at 8 times the cost.", metavar="1|8")
@@ -134,6 +138,7 @@ def sampler_options(
     steps: Steps = None,
     samples: Samples = 1,
     texture: Texture = None,
+    sharpen: Sharpen = 0.0,
     ensemble: Ensemble = 1,
     seed: Seed = 0,
 ) -> "Sampler":
@@ -141,7 +146,10 @@ def sampler_options(
     from emdiffuse.config import Sampler
     from emdiffuse.config.settings import parse
 
-    options = {"steps": steps, "samples": samples, "texture": texture, "ensemble": ensemble, "seed": seed}
+    options = {
+        "steps": steps, "samples": samples, "texture": texture, "sharpen": sharpen, "ensemble": ensemble,
+        "seed": seed,
+    }  # fmt: skip
     return parse(Sampler, options, "options")
 
 

@@ -154,7 +154,7 @@ class Config(Section):
             if self.learns_from_noisy(item.model) and item.sampler.draws:
                 raise ValueError(
                     f"{key}.sampler: '{item.model}' learns from noisy images alone, so that it knows their "
-                    "mean and has no samples; remove `samples`, `steps` and `texture`"
+                    "mean and has no samples; remove `samples`, `steps`, `texture` and `sharpen`"
                 )
             task = self.models[item.model].task
             if TASKS[task].volumetric and self.holds_images(item.dataset):

@@ -218,13 +218,18 @@ class Description(Record):
         if self.learned_from and sampler.draws:
             raise ConfigError(
                 f"sampler: {self.name or 'this model'} learned from noisy images alone, so that it knows "
-                "their mean and has no samples; leave out `samples`, `steps` and `texture`"
+                "their mean and has no samples; leave out `samples`, `steps`, `texture` and `sharpen`"
+            )
+        if sampler.sharpen and not self.native:
+            raise ConfigError(
+                f"sampler.sharpen: {self.name or 'this model'} is a published network, which does not give "
+                "the mean directly; use `texture`"
             )
         name = sampler.name or self.sampler.name
         own = TASKS[self.task].published_steps if name == "ddpm" else self.sampler.steps
-        drawn = not self.native or sampler.samples > 1 or bool(sampler.texture)
+        drawn = not self.native or sampler.samples > 1 or bool(sampler.texture or sampler.sharpen)
         steps = sampler.steps or (own if drawn else 1)
-        one = self.native and steps > 1 and sampler.samples == 1
+        one = self.native and steps > 1 and sampler.samples == 1 and not sampler.sharpen
         texture = sampler.texture if sampler.texture is not None else float(one)
         settled = {"name": name, "steps": steps, "texture": texture}
         if self.native and steps == 1:  # samples would not differ
@@ -257,12 +262,12 @@ class Description(Record):
 
     def sharpens(self, sampler: Sampler) -> bool:
         """Tell whether the restored volume is the mean made sharp by a flow that starts from it."""
-        return self.native and 0 < (self.resolve(sampler).texture or 0) < 1
+        return self.resolve(sampler).sharpen > 0
 
     def samples_drawn(self, sampler: Sampler) -> int:
         """Return how many samples are drawn: of a native network none, if only its mean is asked for."""
         sampler = self.resolve(sampler)
-        alone = self.native and sampler.samples == 1 and sampler.texture != 1
+        alone = self.native and sampler.samples == 1 and not sampler.texture
         return 0 if alone else sampler.samples
 
     def draws(self, sampler: Sampler) -> list[tuple[int, int]]:
@@ -298,7 +303,9 @@ class Description(Record):
         if sampler.ensemble > 1:
             said += f", averaged over {sampler.ensemble} flips and turns"
         if sampler.texture:
-            said += f", sharpened from noise of level {sampler.texture:g} in {each}"
+            said += f", and {sampler.texture:g} of the texture of a sample of {each}"
+        if sampler.sharpen:
+            said += f", sharpened from noise of level {sampler.sharpen:g} in {each}"
         if self.learned_from:
             said += "; learned from noisy images alone, so that there are no samples"
         if sampler.samples > 1:

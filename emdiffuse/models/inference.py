@@ -93,9 +93,9 @@ class RestorationModel:
         tuple of Tensor
             The restored slices, and the standard deviation of the samples, (N, D, H, W), float32 in units of
             [-1, 1]. Restored is the mean: that of one call of a native network, or that of the samples of a
-            published one. With a `texture` between 0 and 1 a native model's mean is sharpened
-            (`NativeProcess.sharpen`), and to a published one's mean so much of the first sample's difference
-            is added; at 1 it is the first sample. The deviation of one sample is 0.
+            published one. With a `texture` so much of the first sample's difference from the mean is added:
+            at 1 it is that sample. With `sharpen` the mean of a native model is sharpened
+            (`NativeProcess.sharpen`). The deviation of one sample is 0.
 
         Raises
         ------
@@ -107,7 +107,7 @@ class RestorationModel:
         autocast, _ = autocast_for(self.device, self.precision)
         with autocast:
             restored = self._mean(batch, sampler) if self.description.gives_mean(sampler) else None
-            if sharpened := self.description.sharpens(sampler):
+            if self.description.sharpens(sampler):
                 assert isinstance(self.process, NativeProcess) and restored is not None
                 restored = self.process.sharpen(self.network, batch, sampler, restored, partial(white, 0))
                 restored = restored.float()
@@ -119,7 +119,7 @@ class RestorationModel:
             noise = partial(white, sample)
             with autocast:
                 values = self.process.sample(self.network, batch, sampler, noise).float()
-            if sampler.texture and not sharpened and first is None:
+            if sampler.texture and first is None:
                 first = values
             delta = values - mean
             mean = mean + delta / (sample + 1)

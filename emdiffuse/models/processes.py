@@ -175,7 +175,7 @@ class NativeProcess:
     def sharpen(
         self, network: nn.Module, batch: Batch, sampler: Sampler, mean: Tensor, white: White
     ) -> Tensor:
-        """Follow the flow from the posterior mean under noise of a level, the sampler's `texture`, 0 to 1.
+        """Follow the flow from the posterior mean under noise of a level, the sampler's `sharpen`, 0 to 1.
 
         The nearer to 1, the more of the noise becomes texture; at 1 the mean is forgotten, and the result is
         a sample. At the same PSNR the result is sharper than a weighted mean of mean and sample. After Ohayon
@@ -193,7 +193,7 @@ class NativeProcess:
         Tensor
             (N, D, H, W), in [-1, 1].
         """
-        base, time = self.plain(batch), sampler.texture or 0.0
+        base, time = self.plain(batch), sampler.sharpen
         level = min((1 - time) ** 2 / ((1 - time) ** 2 + time**2), GAMMA_SHARP)
 
         def noise(step: int) -> Tensor:

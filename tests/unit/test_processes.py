@@ -122,19 +122,19 @@ class GaussianFlow(torch.nn.Module):
 
 
 @pytest.mark.parametrize("name", ["unipc", "heun"])
-@pytest.mark.parametrize("texture", [0.05, 0.3, 0.5, 0.8, 1.0])
-def test_a_mean_is_sharpened_by_as_much_as_is_asked(name, texture):
+@pytest.mark.parametrize("level_of_noise", [0.05, 0.3, 0.5, 0.8, 1.0])
+def test_a_mean_is_sharpened_by_as_much_as_is_asked(name, level_of_noise):
     """Of its posterior, the share of variance that noise of that level hides; all of it is a sample."""
     process, batch = NativeProcess(0.3), gaps(count=2, size=32)[0]
-    sampler = Sampler(name=name, steps=40, texture=texture)
+    sampler = Sampler(name=name, steps=40, sharpen=level_of_noise)
     noises = [torch.randn(batch.shape, generator=seeded(step)) for step in range(40)]
     mean = process.sample(GaussianFlow(), batch, Sampler(name=name, steps=1), noises.__getitem__)
     sharp = process.sharpen(GaussianFlow(), batch, sampler, mean, noises.__getitem__)
-    level = (1 - texture) ** 2 / ((1 - texture) ** 2 + texture**2)
+    level = (1 - level_of_noise) ** 2 / ((1 - level_of_noise) ** 2 + level_of_noise**2)
     added = (sharp - mean) / process.scale
     # the last level is 0.998: a little of the noise is taken away with what is left
     assert float(added.std()) == pytest.approx(math.sqrt(1 - min(level, 0.99)), rel=0.1)
     assert abs(float(added.mean())) < 0.1
-    if texture == 1:
+    if level_of_noise == 1:
         sample = process.sample(GaussianFlow(), batch, sampler, noises.__getitem__)
         torch.testing.assert_close(sharp, sample, atol=1e-5, rtol=0)

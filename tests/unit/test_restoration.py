@@ -87,9 +87,20 @@ def test_the_restored_volume_is_the_mean_or_a_sample_or_between(dataset, small_m
     np.testing.assert_array_equal(spread, volumes(reference)[1])
     sharp = volumes(run(dataset, small_model, tmp_path / "sharp", samples=1))[0]
     np.testing.assert_array_equal(sharp, volumes(reference)[0])
+    first = volumes(run(dataset, small_model, tmp_path / "first", texture=1))[0]
+    between = (mean.astype(float) + first) / 2
+    assert np.abs(sharp - between).max() <= 1.5, "both are rounded, and what is outside the range is clipped"
     assert (sharp != mean).mean() > 0.1
-    said = "sharpened from noise of level 0.5 in 2 network evaluations (dpm++); its uncertainty by 2 samples"
+    said = "and 0.5 of the texture of a sample of 2 network evaluations (dpm++); its uncertainty by 2 samples"
     assert said in reference.facts.estimator
+
+
+def test_a_volume_is_sharpened_instead(dataset, small_model, reference, tmp_path):
+    plan = run(dataset, small_model, tmp_path, texture=None, sharpen=0.5)
+    said = "sharpened from noise of level 0.5 in 2 network evaluations (dpm++); its uncertainty by 2 samples"
+    assert said in plan.facts.estimator
+    assert (volumes(plan)[0] != volumes(reference)[0]).mean() > 0.1
+    np.testing.assert_array_equal(volumes(plan)[1], volumes(reference)[1])
 
 
 def test_an_ensemble_is_the_mean_of_all_flips_and_turns(tmp_path):

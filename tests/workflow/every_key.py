@@ -204,6 +204,7 @@ RESTORATIONS: dict[str, tuple[Values, Any]] = {
     "sampler.steps": (RESTORATION, 2),
     "sampler.samples": (SAMPLED, 3),
     "sampler.texture": (RESTORATION, 0.5),
+    "sampler.sharpen": (RESTORATION, 0.5),
     "sampler.ensemble": (RESTORATION, 8),
     "sampler.seed": (SAMPLED, 1),
     "sampler.empty": (RESTORATION, "restore"),
