@@ -43,8 +43,8 @@ class Sampler(Section):
         0.0,
         ge=0,
         le=1,
-        description="Sharpen the mean: the flow starts from it, under noise of this level. It is nearer to the "
-        "truth than as sharp a volume by `texture`; native models, instead of `texture`.",
+        description="Sharpen the mean: the flow starts from it, under noise of this level. It is nearer to "
+        "the truth than as sharp a volume by `texture`; native models, instead of `texture`.",
     )
     ensemble: Literal[1, 8] = Field(
         1,
