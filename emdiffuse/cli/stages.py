@@ -148,7 +148,7 @@ def train(
     settings: Settings,
     device: Device = "auto",
     processes: Annotated[
-        int, typer.Option(min=1, help="Processes on this machine that share a batch: one per GPU.")
+        int, typer.Option(min=1, max=1024, help="Processes on this machine that share a batch: one per GPU.")
     ] = 1,
     launcher: Annotated[Launcher, typer.Option(help="Train here, or as a SLURM job.")] = Launcher.local,
     resources: Annotated[

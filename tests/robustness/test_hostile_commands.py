@@ -95,17 +95,18 @@ def tries(name):
         known = {option: own for own in parameters for option in own.opts}
     given = words(name)
     own = len(name.split())
-    for option in known:
-        if not option.startswith("--") or option == "--help":
-            continue
-        for text in TEXTS:
+    options = [option for option in known if option.startswith("--") and option != "--help"]
+    for number, option in enumerate(options, list(GOOD).index(name)):
+        for text in TEXTS[
+            number % 2 :: 2
+        ]:  # half of them: options that commands share meet the other half, too
             rest = list(given)
             if option in rest:
                 del rest[rest.index(option) : rest.index(option) + 2]
             yield f"{option}={text!r}", [*rest[:own], f"{option}={text}", *rest[own:]]
-    options = {i for i, word in enumerate(given) if word.startswith("--")}
-    values = {i + 1 for i in options if given[i] in known}
-    places = set(range(own, len(given))) - options - values if name else ()
+    named = {i for i, word in enumerate(given) if word.startswith("--")}
+    values = {i + 1 for i in named if given[i] in known}
+    places = set(range(own, len(given))) - named - values if name else ()
     for place in places:
         for text in TEXTS:
             yield f"argument {place}: {text!r}", [*given[:place], text, *given[place + 1 :]]
