@@ -57,7 +57,7 @@ def init(
         sheet=sheet,
         cluster=Cluster(partition, gpu_partition, account),
     )
-    initialise(folder, wishes, _ask if not yes and sys.stdin.isatty() else None)
+    initialise(folder, wishes, _ask if not yes and sys.stdin and sys.stdin.isatty() else None)
     print(f"{folder} is ready. Look at {folder / 'config.yaml'}, then:")
     print(f"  cd {folder}")
     print("  snakemake --profile profiles/local --dry-run   # what would run")

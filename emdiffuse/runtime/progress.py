@@ -90,7 +90,8 @@ def progress(
     voxels : callable
         Number of voxels of an item, whose rate is then told too.
     """
-    bar = tqdm(total=total, initial=done, desc=what, unit=unit, disable=not sys.stderr.isatty(), leave=False)
+    watched = sys.stderr is not None and sys.stderr.isatty()  # of a job whose terminal is gone there is none
+    bar = tqdm(total=total, initial=done, desc=what, unit=unit, disable=not watched, leave=False)
     start = last = time.monotonic()
     made = 0
     with bar:
