@@ -1,6 +1,7 @@
 """Full disks, absent devices and closed outputs: one sentence, and nothing half-written."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -88,11 +89,11 @@ def test_a_device_that_is_not_there_is_one_sentence(name, device, place, command
     assert len(said) == 1 and said[0].startswith("error: "), done.stderr
 
 
-@pytest.mark.parametrize("closing", [">&- 2>&-", "<&- >&- 2>&-"])
-def test_export_ends_well_without_an_output_to_print_to(closing, place, tmp_path):
-    """As a job whose terminal is gone."""
-    words = " ".join(on(tmp_path, WRITERS["export, precomputed"]))
-    line = f"{sys.executable} -m emdiffuse.cli {words} {closing}"
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_command_ends_well_without_an_output_to_print_to(name, place, tmp_path):
+    """As a job whose terminal is gone, in a process of its own."""
+    words = shlex.join(on(tmp_path, WRITERS[name]))
+    line = f"{sys.executable} -m emdiffuse.cli {words} <&- >&- 2>&-"
     assert subprocess.run(["bash", "-c", line], cwd=place).returncode == 0
 
 
