@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from emdiffuse.diffusion import samplers, schedules
 from emdiffuse.diffusion.samplers import SAMPLERS
-from emdiffuse.models import processes
 from emdiffuse.models.inference import RestorationModel
 from emdiffuse.models.networks.build import NativeNetwork, UNet, channels_last
 from emdiffuse.models.networks.compilation import CompiledNetwork
+from emdiffuse.models.processes import published
 from emdiffuse.restoration import tiles as restoration
 from emdiffuse.restoration.planning import make_plan
 from emdiffuse.restoration.stitch import pyramid, stitch
@@ -149,7 +149,7 @@ def test_sampling_needs_no_wide_numbers_where_there_are_none(monkeypatch, sample
     def narrow(device):
         return torch.float32
 
-    for module in (samplers, schedules, processes):
+    for module in (samplers, schedules, published):
         monkeypatch.setattr(module, "widest_float", narrow)
     levels = np.linspace(1e-3, 0.999, 4)
     with NoWideNumbers():

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from emdiffuse.models.networks.native import NativeNetwork, ResidualBlock
+from emdiffuse.models.networks.native import NativeNetwork
+from emdiffuse.models.networks.native_blocks import ResidualBlock
 
 
 @torch.no_grad()
