@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from emdiffuse.cli.app import Overwrite, app
+from emdiffuse.cli.app import START, Overwrite, app
 from emdiffuse.cli.options import volume_options, with_options
 
 if TYPE_CHECKING:
     from emdiffuse.enhance.one_file import Enhancement
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 @with_options(how=volume_options)
 def adapt(
     *,

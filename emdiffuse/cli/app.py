@@ -24,6 +24,10 @@ app = typer.Typer(
 )
 
 
+# What the list of commands shows together.
+START, STAGES, TOOLS = "Start here", "Stages of the workflow, in order", "More tools"
+
+
 def folder(text: str) -> Path:
     """Return the folder of a path, which may also name the zarr.json or model.json in it."""
     path = Path(text)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import typer
 
-from emdiffuse.cli.app import app
+from emdiffuse.cli.app import START, app
 
 models = typer.Typer(invoke_without_command=True)
-app.add_typer(models, name="models", help="List the models that come with the package, or verify them.")
+app.add_typer(
+    models,
+    name="models",
+    help="List the models that come with the package, or verify them.",
+    rich_help_panel=START,
+)
 
 
 @models.callback()

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from emdiffuse.cli.app import Device, app
+from emdiffuse.cli.app import START, Device, app
 
 if TYPE_CHECKING:
     from emdiffuse.project.proposal import GivenModel
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to create for the workflow.")],
     raw: Annotated[
@@ -64,7 +64,7 @@ def init(
     print("  snakemake --profile profiles/local")
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 def doctor(
     folder: Annotated[Path, typer.Option(help="Where the results will go; its disk is timed.")] = Path(),
 ) -> None:
@@ -77,7 +77,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 def estimate(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The configuration, such as config.yaml.")],
     workers: Annotated[

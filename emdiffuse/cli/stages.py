@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from emdiffuse.cli.app import Device, Done, ModelFolder, Settings, Share, Store, Stores, app, folder
+from emdiffuse.cli.app import STAGES, Device, Done, ModelFolder, Settings, Share, Store, Stores, app, folder
 from emdiffuse.runtime.errors import ConfigError
 
 Lpips = Annotated[
@@ -41,7 +41,7 @@ class Compilation(StrEnum):
     max_autotune = "max-autotune"
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def acquire(name: str, out: Store, settings: Settings) -> None:
     """Convert a raw volume of any supported format, or image pairs, to OME-Zarr."""
     from emdiffuse.acquisition.acquire import acquire as acquire_volume
@@ -84,7 +84,7 @@ def acquire(name: str, out: Store, settings: Settings) -> None:
         )
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def keep_every(
     volume: Store,
     factor: int,
@@ -100,7 +100,7 @@ def keep_every(
     run(volume, factor, out, name, thickness)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def degrade(
     volume: Store,
     name: str,
@@ -118,7 +118,7 @@ def degrade(
     run(volume, parse(Degrade, settings, f"datasets.{name}.degrade"), out, name, images)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def register(volume: Store, out: Store, quality: Path, figure: Path, settings: Settings) -> None:
     """Register image pairs, or check that the slices of a volume are aligned, and pass them on."""
     from emdiffuse.acquisition.checksums import require_unchanged
@@ -130,7 +130,7 @@ def register(volume: Store, out: Store, quality: Path, figure: Path, settings: S
     run(volume, parse(Alignment, settings, "alignment"), out, quality, figure)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def patches(volumes: Stores, out: Annotated[Path, typer.Option(parser=folder)], settings: Settings) -> None:
     """Cut training patches from registered volumes into a store."""
     from emdiffuse.config import Model
@@ -140,7 +140,7 @@ def patches(volumes: Stores, out: Annotated[Path, typer.Option(parser=folder)], 
     cut_patches(volumes, parse(Model, settings, "model"), out)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def train(
     store: Store,
     name: str,
@@ -167,7 +167,7 @@ def train(
         submission.train_on_slurm(work, parse(submission.Resources, resources, "--resources"))
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def plan(
     dataset: Store,
     model: ModelFolder,
@@ -185,7 +185,7 @@ def plan(
     make_plan(dataset, model, parse(Restoration, settings, "restoration"), out, calibration)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def restore(
     plan: Annotated[Path, typer.Argument(help="The plan.json that `plan` wrote.")],
     worker: Share = "1-of-1",
@@ -224,7 +224,7 @@ def restore(
     _mark(done, read_plan(plan).hash)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def stitch(plan: Path, worker: Share = "1-of-1", done: Done = None) -> None:
     """Blend a worker's share of the restored volume from the tiles."""
     from emdiffuse.restoration.plan import read_plan
@@ -236,7 +236,7 @@ def stitch(plan: Path, worker: Share = "1-of-1", done: Done = None) -> None:
     _mark(done, read_plan(plan).hash)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def pyramid(plan: Path) -> None:
     """Add coarser levels to the restored volume, and finish it."""
     from emdiffuse.restoration.stitch import pyramid as run
@@ -246,7 +246,7 @@ def pyramid(plan: Path) -> None:
     run(plan)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def verify(
     store: Annotated[Path, typer.Argument(help="A store in results/, or the plan.json of a restoration.")],
     repair: Annotated[
@@ -267,7 +267,7 @@ def verify(
         verify_store(store, repair)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def calibrate(
     restored: Store,
     dataset: Store,
@@ -286,7 +286,7 @@ def calibrate(
     run(restored, dataset, truth, out, parse(Calibration, settings, "calibration"), second_scan)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def baselines(
     dataset: Store,
     truth: Store,
@@ -305,7 +305,7 @@ def baselines(
     run(dataset, truth, task, out, lpips)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def evaluate(
     restored: Store,
     dataset: Store,
@@ -323,7 +323,7 @@ def evaluate(
     run(restored, dataset, truth, out, baselines, lpips)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def report(results: Path, experiments: Path, out: Path, settings: Settings) -> None:
     """Write the report: one HTML file with pictures, tables and parameters."""
     from emdiffuse.config import Config

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from emdiffuse.cli.app import Overwrite, app, model_named
+from emdiffuse.cli.app import START, TOOLS, Overwrite, app, model_named
 from emdiffuse.cli.options import enhancement_options, with_options
 from emdiffuse.runtime.errors import ConfigError
 
@@ -22,7 +22,7 @@ class Format(StrEnum):
     precomputed = "precomputed"
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 @with_options(how=enhancement_options)
 def enhance(
     source: Annotated[
@@ -44,7 +44,7 @@ def enhance(
     run(source, output, how, uncertainty, overwrite=overwrite)
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 @with_options(how=enhancement_options)
 def watch(
     folder: Annotated[Path, typer.Argument(help="Folder that the microscope writes TIFFs to.")],
@@ -66,7 +66,7 @@ def watch(
     run(folder, out, how, once, settle, patience)
 
 
-@app.command()
+@app.command(rich_help_panel=TOOLS)
 def align(
     moving: Annotated[Path, typer.Argument(help="The image to warp: noisy, or of low resolution.")],
     fixed: Annotated[Path, typer.Argument(help="The image of the same field to align it to.")],
@@ -83,7 +83,7 @@ def align(
     run(moving, fixed, out, scale, weights, overwrite)
 
 
-@app.command()
+@app.command(rich_help_panel=TOOLS)
 def train_raft(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Weights to write (.safetensors).")],
     stack: Annotated[
@@ -117,7 +117,7 @@ def train_raft(
     run(read_sources(stack or [], pairs), out, recipe, inputs, overwrite)
 
 
-@app.command()
+@app.command(rich_help_panel=TOOLS)
 def import_weights(
     source: Annotated[
         Path,
@@ -137,7 +137,7 @@ def import_weights(
     import_model(source, task, out, overwrite)
 
 
-@app.command()
+@app.command(rich_help_panel=TOOLS)
 def export(
     source: Annotated[
         Path,
@@ -169,7 +169,7 @@ def export(
         sharing.export_torch(source, out, factor, side, overwrite)
 
 
-@app.command()
+@app.command(rich_help_panel=TOOLS)
 def provenance(
     path: Annotated[Path, typer.Argument(help="A store, a model folder, or the JSON file of a result.")],
 ) -> None:
@@ -179,7 +179,7 @@ def provenance(
     print(read_link(path).told())
 
 
-@app.command()
+@app.command(rich_help_panel=TOOLS)
 def schema() -> None:
     """Print the JSON schema of the configuration, as YAML, for editors that complete and check keys."""
     import yaml
@@ -190,7 +190,7 @@ def schema() -> None:
     print(yaml.safe_dump(json_schema(), sort_keys=False, width=110), end="")
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 def progress(
     results: Annotated[Path, typer.Argument(help="Results folder.")] = Path("results"),
 ) -> None:
@@ -200,7 +200,7 @@ def progress(
     print(overview.table(overview.states(results)))
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 def view(
     path: Path,
     host: Annotated[str, typer.Option(help="Address to listen on; by default only this machine.")] = (

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from math import ceil, prod
-from pathlib import Path
 
 import numpy as np
 
 from emdiffuse.config import Config, Model, Restoration, anisotropy_factor
+from emdiffuse.config.shipped import model_folder
 from emdiffuse.config.tasks import CONDITION_OFFSETS, TASKS
 from emdiffuse.models.description import Description, UnetSpec, read_description
 from emdiffuse.readers import open_source
@@ -248,8 +248,9 @@ def estimate(config: Config) -> Estimate:
 def _described(model: Model) -> Description:
     """Return what a model that is there is: a folder says so, and a published checkpoint is known."""
     assert model.weights is not None
-    if Path(model.weights).is_dir():
-        return read_description(model.weights)
+    folder = model_folder(model.weights)
+    if folder.is_dir():
+        return read_description(folder)
     task = TASKS[model.task]
     spec = UnetSpec(in_channels=task.published_channels, slice_index=task.volumetric)
     return Description(task=model.task, network=spec)

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from emdiffuse.config import Model, Training
+from emdiffuse.config.shipped import model_folder
 from emdiffuse.models.draws import Draws
 from emdiffuse.models.networks.weights import require_place
 from emdiffuse.models.processes import Batch
@@ -89,9 +90,8 @@ def train(
     """
     patches = PatchStore(store)
     require_cut_for(patches, model)
-    require_place(
-        experiment / "best", [store, *([Path(model.training.init_from)] if model.training.init_from else [])]
-    )
+    begun = model.training.init_from
+    require_place(experiment / "best", [store, *([model_folder(begun)] if begun else [])])
     run = experiment / "run"
     run.mkdir(parents=True, exist_ok=True)
     with joined(device) as ranks, checkpoints.only_one(run / "lock") if ranks.first else nullcontext():

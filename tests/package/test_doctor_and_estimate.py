@@ -11,6 +11,7 @@ import yaml
 from helpers import ROOT
 
 from emdiffuse.config import read_config
+from emdiffuse.config.shipped import SHIPPED, SHIPPED_FOLDER
 from emdiffuse.models.description import read_description
 from emdiffuse.project import costs, doctor
 from emdiffuse.project.doctor import Check, examine
@@ -105,6 +106,22 @@ def test_what_is_counted_is_what_is_planned(config, dataset, small_model):
     assert open_volume(dataset).array.shape == cost.extent.shape
 
 
+@pytest.mark.parametrize("name", ["vemdiffuse", "emdiffuse-n"])
+def test_a_shipped_model_is_counted_by_its_name_as_by_its_folder(config, name):
+    values = yaml.safe_load(config.read_text())
+    values["models"] = {"there": {"task": SHIPPED[name]}}
+    values["restorations"] = [{"dataset": "thick", "model": "there"}]
+    counted = []
+    for weights in (name, str(SHIPPED_FOLDER / name)):
+        values["models"]["there"]["weights"] = weights
+        config.write_text(yaml.safe_dump(values))
+        counted.append(estimate(read_config(config)).restorations[0])
+    assert counted[0].description == counted[1].description
+    assert counted[0].evaluations == counted[1].evaluations == counted[0].tiles, (
+        "one call of a native network"
+    )
+
+
 def test_a_training_is_counted(config):
     (training,) = estimate(read_config(config)).trainings
     assert training.evaluations == 50 * 4 * 3 and training.pixels == training.evaluations * 64 * 64
@@ -138,8 +155,8 @@ VOLUME, BRAIN = (61, 184, 184), (1, 256, 384)
 DEMOS = {
     "config": (
         [VOLUME, VOLUME, BRAIN, BRAIN, VOLUME],
-        2 * 8,
-    ),  # 2 tiles, the flips and turns of the shipped model
+        2,
+    ),  # tiles, one call each
     "demo-train": (
         [VOLUME, VOLUME, BRAIN, VOLUME, BRAIN],
         15 * (8 * 8 + 1),
