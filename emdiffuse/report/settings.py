@@ -6,7 +6,8 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from emdiffuse.config import Config, Section
+from emdiffuse.config import Config
+from emdiffuse.config.settings import Section
 
 PACKAGES = (
     *("emdiffuse", "torch", "numpy", "scipy", "zarr", "tensorstore", "ome-zarr", "opencv-python-headless"),
