@@ -39,7 +39,7 @@ SMALL: dict[str, Any] = {
             "tiling": {"tile": 64, "halo": 8, "blend": 8, "block": [1, 1, 1]},
         }
     ],
-    "report": {"title": "A small run"},
+    "title": "A small run",
 }
 
 

@@ -23,9 +23,7 @@ from emdiffuse.config.datasets import (
     VoxelSize,
     anisotropy_factor,
 )
-from emdiffuse.config.evaluation import Evaluation
 from emdiffuse.config.models import Augmentation, Model, Network, Patches, Training
-from emdiffuse.config.report import Report
 from emdiffuse.config.restorations import Calibration, Restoration, Sampler, Tiling
 from emdiffuse.config.whole import Config, json_schema, read_config, validate
 
@@ -38,7 +36,6 @@ __all__ = [
     "Config",
     "Dataset",
     "Degrade",
-    "Evaluation",
     "Factor",
     "KeepEvery",
     "Model",
@@ -47,7 +44,6 @@ __all__ = [
     "Noise",
     "Pairs",
     "Patches",
-    "Report",
     "Restoration",
     "Sampler",
     "Tiling",

@@ -8,9 +8,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from emdiffuse.config.datasets import Dataset, Name
-from emdiffuse.config.evaluation import Evaluation
 from emdiffuse.config.models import Model
-from emdiffuse.config.report import Report
 from emdiffuse.config.restorations import Restoration
 from emdiffuse.config.settings import Section
 from emdiffuse.config.tasks import TASKS
@@ -29,8 +27,17 @@ class Entries(Section):
     restorations: tuple[Restoration, ...] = Field(
         (), description="What is restored, by which model; without it models are only trained."
     )
-    evaluation: Evaluation = Field(default_factory=Evaluation, description="What is measured.")
-    report: Report = Field(default_factory=Report, description="The report.")
+    lpips: str | None = Field(
+        None,
+        description="Also measure LPIPS: the file with torchvision's weights of AlexNet, which is never "
+        "downloaded; needs the extra `lpips`.",
+    )
+    title: str = Field(
+        "emdiffuse",
+        max_length=200,
+        pattern=r"^[^\x00-\x1f\x7f]*$",
+        description="Title of the report, one line.",
+    )
 
     def learns_from_noisy(self, model: str) -> bool:
         """Tell whether a model learns from noisy images alone, since some of its data have no truth.

@@ -114,7 +114,6 @@ class Calibration(Section):
     alpha: float = Field(
         0.1, gt=0, lt=1, description="Fraction of voxels whose truth may lie outside their interval."
     )
-    delta: float = Field(0.1, gt=0, lt=1, description="Probability that more lie outside.")
     block: int = Field(
         64,
         ge=16,

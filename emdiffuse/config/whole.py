@@ -11,7 +11,7 @@ from pydantic import field_validator, model_validator
 
 from emdiffuse.config.datasets import Dataset
 from emdiffuse.config.entries import Entries
-from emdiffuse.config.evaluation import require_lpips
+from emdiffuse.config.lpips import require_lpips
 from emdiffuse.config.references import require_model_fits, require_restoration_fits
 from emdiffuse.config.settings import parse
 from emdiffuse.config.sheet import expand
@@ -63,8 +63,8 @@ def validate(values: Any, where: str = "config") -> Config:
     config = parse(Config, expand(values), where)
     for key, message in _missing_files(config):
         raise ConfigError(f"{where}: {key}: {message}")
-    if config.evaluation.lpips is not None:
-        require_lpips(Path(config.evaluation.lpips), f"{where}: evaluation.lpips")
+    if config.lpips is not None:
+        require_lpips(Path(config.lpips), f"{where}: lpips")
     return config
 
 

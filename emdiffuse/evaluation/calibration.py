@@ -40,6 +40,8 @@ from emdiffuse.stores.provenance import made_by, put_back, write_and_keep
 
 SCALES = np.geomspace(0.01, 1000, 2001)
 """Scales that are tried, 0.6 % apart."""
+DELTA = 0.1
+"""Probability that more voxels than promised lie outside their interval."""
 LEVELS = (0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
 """Shares outside (alpha) that a scale is found for where there are enough units, for the report."""
 
@@ -120,7 +122,7 @@ def calibrate(
     out : Path
         JSON file to write.
     settings : Calibration
-        alpha, delta and the side of a block.
+        alpha and the side of a block.
     second_scan : bool
         Whether `truth` is a second noisy scan of the same fields: see `evaluation.second_scan` for what is
         then assumed.
@@ -147,13 +149,13 @@ def calibrate(
     if kept := put_back(out, made, **found.names()):
         logger.info("%s: found on the same data already; nothing to do", out)
         return parse_record(CalibrationFacts, kept, out, StoreError)
-    needed = units_needed(settings.alpha, settings.delta)
+    needed = units_needed(settings.alpha, DELTA)
     whole = found.images and found.shape[0] >= needed
     boxes = list(units_of(found, None if whole else settings.block))
     if len(boxes) < needed:
         raise DataError(
             f"{restored}: {len(boxes)} blocks are too few to calibrate on, alpha {settings.alpha:g} and "
-            f"delta {settings.delta:g} need {needed}; take more data, or a smaller `block`"
+            f"delta {DELTA:g} need {needed}; take more data, or a smaller `block`"
         )
     by = _by_second_scan if second_scan else _by_truth
     scales = by(found, boxes, settings)
@@ -168,7 +170,7 @@ def calibrate(
         **scales,
         floor=FLOOR,
         alpha=settings.alpha,
-        delta=settings.delta,
+        delta=DELTA,
         unit="image" if whole else f"block of {settings.block} x {settings.block} pixels",
         units=len(boxes),
         sampler=facts.sampler,
@@ -184,18 +186,18 @@ def _by_truth(found: Comparison, boxes: list[Box], settings: Calibration) -> dic
     """Return the scale, its risk, and the scales of other levels, from the truth."""
     rows = [losses_of(ratios(found, box)) for box in progress(boxes, len(boxes), "calibrate", "unit")]
     losses = np.stack(rows)
-    scale = scale_of(losses, settings.alpha, settings.delta)
+    scale = scale_of(losses, settings.alpha, DELTA)
     known: dict[str, Any] = (
         {} if scale is None else {"risk": float(losses.mean(axis=0)[np.searchsorted(SCALES, scale)])}
     )
-    levels = [Coverage(alpha=alpha, scale=scale_of(losses, alpha, settings.delta)) for alpha in LEVELS]
+    levels = [Coverage(alpha=alpha, scale=scale_of(losses, alpha, DELTA)) for alpha in LEVELS]
     return {"scale": scale, "levels": tuple(levels), **known}
 
 
 def _by_second_scan(found: Comparison, boxes: list[Box], settings: Calibration) -> dict[str, Any]:
     """Return the scale, and the scales of other levels, from a second noisy scan."""
     errors, noise = square_errors(found, boxes)
-    rms = max(upper_limit(errors, settings.delta), 0.0) ** 0.5
+    rms = max(upper_limit(errors, DELTA), 0.0) ** 0.5
     levels = [Coverage(alpha=alpha, scale=max(rms * gauss_factor(alpha), SCALES[0])) for alpha in LEVELS]
     scale = max(rms * gauss_factor(settings.alpha), float(SCALES[0]))
     return {

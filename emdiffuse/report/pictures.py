@@ -35,6 +35,10 @@ QUALITIES = (None, 98, 96, 94, 92, 90, 87, 84, 80, 75, 68, 60)
 """WebP qualities, the best first; None is lossless."""
 BYTES_A_PIXEL = 16
 """What all pictures together may take for each pixel of the region, with few slices in the viewer."""
+PERCENTILES = (0.5, 99.5)
+"""Percentiles of the truth that are shown as black and white, the same in every panel."""
+SIDE = 320
+"""Largest side of the region that is shown, in pixels."""
 COLUMNS = ("input", "linear", "restored", "truth")
 """What is shown side by side, where there is such a thing."""
 
@@ -121,7 +125,7 @@ def open_view(config: Config, item: Restoration, truth: str | None, results: Pat
     if TASKS[config.models[item.model].task].volumetric:
         grid = slice_grid(volumes["input"])
     shape = (grid.length, *volumes["restored"].array.shape[1:])
-    side = min(config.report.width, math.isqrt(budget // BYTES_A_PIXEL))
+    side = min(SIDE, math.isqrt(budget // BYTES_A_PIXEL))
     starts = [max((n - side) // 2, 0) for n in shape]
     box = [range(s, min(s + side, n)) for s, n in zip(starts, shape, strict=True)]
     filled = [gap for gap in range(grid.gaps) if grid.generated(gap)]
@@ -134,7 +138,7 @@ def open_view(config: Config, item: Restoration, truth: str | None, results: Pat
     sample = [reference[(slice(z, z + 1), *window)] for z in chosen.tolist()]
     values = np.concatenate(sample)
     values = values[np.isfinite(values)] if np.isfinite(values).any() else np.zeros(1)
-    low, high = (float(v) for v in np.percentile(values, config.report.percentiles))
+    low, high = (float(v) for v in np.percentile(values, PERCENTILES))
     return View(
         volumes,
         grid,

@@ -11,7 +11,7 @@ from emdiffuse.config.shipped import SHIPPED
 from emdiffuse.report import plain
 from emdiffuse.report.files import read_evaluation
 from emdiffuse.report.overview import overview_row
-from emdiffuse.report.pictures import COLUMNS, View, open_view, panels, picture_bytes, scale_bar
+from emdiffuse.report.pictures import COLUMNS, PERCENTILES, View, open_view, panels, picture_bytes, scale_bar
 from emdiffuse.report.reliability import trust_section
 from emdiffuse.report.tables import long_table, short_table, with_others
 from emdiffuse.report.verdicts import surpassing, verdict
@@ -84,7 +84,7 @@ def _restoration(
         "provenance": _provenance(view),
         "panels": rows,
         "contrast": [f"{value:.4g}" for value in view.contrast],
-        "percentiles": config.report.percentiles,
+        "percentiles": PERCENTILES,
         "reference": view.reference,
         "white": f"{white:.4g}",
         "voxel": f"{voxel:.4g}",

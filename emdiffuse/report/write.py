@@ -66,7 +66,7 @@ def write_report(config: Config, results: Path, experiments: Path, out: Path) ->
     times = stage_times(results, subjects_of(config), seconds)
     numbers = {
         "program": PROGRAM,
-        "title": config.report.title,
+        "title": config.title,
         "evaluations": evaluations,
         "trainings": trainings,
         "times": [{key: value for key, value in row.items() if key != "texts"} for row in times],
@@ -74,7 +74,7 @@ def write_report(config: Config, results: Path, experiments: Path, out: Path) ->
     }
     rows = [item["overview"] for item in restorations]
     page = _template().render(
-        title=config.report.title,
+        title=config.title,
         overview=rows,
         summary=summary(rows),
         restorations=restorations,

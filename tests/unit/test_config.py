@@ -78,7 +78,7 @@ MISTAKES = {
     "weights and training": (("models", "gap6", "weights"), "resources", "models.gap6: `datasets` is for training, but `weights` are given"),
     "neither weights nor data": (("models", "gap6", "datasets"), ..., "models.gap6: `datasets` is missing: name what"),
     "weights from nowhere": (("models", "denoise_medulla"), {"task": "emdiffuse-n", "weights": "no.pth"}, "models.denoise_medulla.weights: there is no 'no.pth'"),
-    "LPIPS without weights": (("evaluation",), {"lpips": "no.pth"}, "evaluation.lpips: there is no file 'no.pth'"),
+    "LPIPS without weights": (("lpips",), "no.pth", "config: lpips: there is no file 'no.pth'"),
     "begun from nothing": (("models", "denoise", "training", "init_from"), "nothing", "models.denoise.training.init_from: 'nothing' is neither"),
     "begun from itself": (("models", "denoise_medulla", "training", "init_from"), "denoise", "would start from itself"),
     "begun from another network": (("models", "denoise_medulla", "network"), {"channels": 16}, "'denoise_medulla' has a different network"),

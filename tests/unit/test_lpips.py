@@ -112,18 +112,18 @@ def test_missing_weights_are_said_before_anything_runs(tmp_path, monkeypatch, ba
     (tmp_path / "a.tif").touch()
     (tmp_path / "m.pth").touch()
     with pytest.raises(ConfigError) as error:
-        validate({**SMALL, "evaluation": {"lpips": "nowhere.pth"}})
+        validate({**SMALL, "lpips": "nowhere.pth"})
     said = str(error.value)
-    assert "evaluation.lpips: there is no file 'nowhere.pth'" in said
+    assert "lpips: there is no file 'nowhere.pth'" in said
     assert re.search(r"not downloaded here: fetch \S+/alexnet-owt-7be5be79.pth .* and give its path", said)
-    assert validate({**SMALL, "evaluation": {"lpips": str(backbone)}})
+    assert validate({**SMALL, "lpips": str(backbone)})
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        "emdiffuse.config.evaluation.find_spec",
+        "emdiffuse.config.lpips.find_spec",
         lambda name: None if name == "torchmetrics" else find_spec(name),
     )
     with pytest.raises(ConfigError, match=r"LPIPS needs torchmetrics; run pip install 'emdiffuse\[lpips\]'"):
-        validate({**SMALL, "evaluation": {"lpips": str(backbone)}})
+        validate({**SMALL, "lpips": str(backbone)})
 
 
 def test_other_weights_are_refused(tmp_path):

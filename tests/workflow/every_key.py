@@ -217,17 +217,14 @@ RESTORATIONS: dict[str, tuple[Values, Any]] = {
     "second_scan": ({**RESTORATION, "dataset": "thin2", "model": "denoiser"}, "thin"),
     "calibration.dataset": (CALIBRATED, "held2"),
     "calibration.alpha": (CALIBRATED, 0.6),
-    "calibration.delta": (CALIBRATED, 0.2),
     "calibration.block": (CALIBRATED, 24),
     "reliable": (SAMPLED, 0.5),
 }
 
 WHOLE: dict[str, Any] = {
     "sheet": "sheet.tsv",
-    "evaluation.lpips": "alexnet.pth",
-    "report.title": "Another",
-    "report.percentiles": [1.0, 99.0],
-    "report.width": 200,
+    "lpips": "alexnet.pth",
+    "title": "Another",
 }
 """Keys of the whole configuration."""
 

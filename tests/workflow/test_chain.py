@@ -147,8 +147,8 @@ def test_gaps_are_filled_between_slices_that_another_model_denoised(project):
     assert project.pending() == RESTORATION | stages | {"baselines -5deg"}
 
 
-def test_a_plot_setting_redoes_the_report_alone(project):
-    project.config["report"]["percentiles"] = [1, 99]
+def test_the_title_redoes_the_report_alone(project):
+    project.config["title"] = "Another"
     assert project.pending() == {"report"}
 
 
@@ -278,7 +278,7 @@ def test_a_restoration_that_was_deleted_is_made_again(project):
 
 
 def test_two_runs_in_one_folder_are_refused(project):
-    project.config["report"]["title"] = "Another title"
+    project.config["title"] = "Another title"
     with (project.folder / ".snakemake/emdiffuse.lock").open("w") as held:  # as a run under way holds it
         fcntl.flock(held, fcntl.LOCK_EX)
         second = project.run(check=False)

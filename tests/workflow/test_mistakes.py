@@ -129,7 +129,7 @@ def test_useless_data_are_each_one_sentence_at_the_end(folder, tmp_path_factory)
 def test_every_sentence_of_a_wrong_key_is_one_line(folder, monkeypatch):
     """What the workflow prints of them is the sentence alone: here are many more, without Snakemake."""
     monkeypatch.chdir(folder)
-    for path, value in (("datasets.a.crop", {"z": [3, 1]}), ("models.n.task", "x"), ("report", {"width": 1})):
+    for path, value in (("datasets.a.crop", {"z": [3, 1]}), ("models.n.task", "x"), ("title", "two\nlines")):
         first, *rest = path.split(".")
         config = yaml.safe_load(yaml.safe_dump(GOOD))
         place = config.setdefault(first, {})

@@ -146,13 +146,13 @@ def baselines_task(wildcards):
 
 def lpips_state(wildcards):
     """Whether the weights of LPIPS may have changed, where they are given."""
-    weights = CONFIG.evaluation.lpips
+    weights = CONFIG.lpips
     return state_of([weights]) if weights else ""
 
 
 def lpips_option(wildcards):
     """The weights of LPIPS, where they are given."""
-    weights = CONFIG.evaluation.lpips
+    weights = CONFIG.lpips
     return f"--lpips {shlex.quote(weights)}" if weights else ""
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.config.evaluation import ALEXNET, require_lpips
+from emdiffuse.config.lpips import ALEXNET, require_lpips
 from emdiffuse.evaluation.blocks import EvaluationBlock
 from emdiffuse.evaluation.metrics.base import Measure, Metric, Piece, Scores, Setting, ratio
 from emdiffuse.runtime.errors import ConfigError

@@ -1,26 +1,13 @@
-"""The `evaluation` section of the configuration: measures that need weights of their own."""
+"""What the key `lpips` needs: a library, and weights that are never downloaded."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
 
-from pydantic import Field
-
-from emdiffuse.config.settings import Section
 from emdiffuse.runtime.errors import ConfigError
 
 ALEXNET = "download.pytorch.org/models/alexnet-owt-7be5be79.pth"
-
-
-class Evaluation(Section):
-    """What is measured of restorations with ground truth."""
-
-    lpips: str | None = Field(
-        None,
-        description="Also measure LPIPS: the file with torchvision's weights of AlexNet, which is never "
-        "downloaded; needs the extra `lpips`.",
-    )
 
 
 def require_lpips(weights: Path, key: str) -> None:
