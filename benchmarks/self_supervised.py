@@ -2,6 +2,7 @@
 
     python benchmarks/self_supervised.py shared/data --minutes 2 --careamics CAREAMICS_ENV/bin/python
     python benchmarks/self_supervised.py shared/data --only volume --minutes 2
+    python benchmarks/self_supervised.py shared/data --only gaps --minutes 1
     python benchmarks/self_supervised.py shared/data --only intervals
 
 Real pairs: their clean images measure, and only the method called "pairs" learns from clean ones, of other
@@ -20,6 +21,8 @@ brightness and contrast).
   nobody has); BM3D gets the standard deviation of the noise.
 - `volume`: a volume with Gaussian noise of 25 grey levels, whose clean voxels are known, denoised by a model
   that learned from it alone, with and without the neighbouring slices (`patches.context`).
+- `gaps`: of a volume with noise of 20 grey levels, every third or sixth slice; denoised first (`real_slices`)
+  with and without the slices beside them, and the gaps then filled by the shipped vemdiffuse.
 - `intervals`: of the real pairs, restored by the shipped model with 4 samples, intervals that were calibrated
   by a second scan (as for `n2n`) on half of the fields, and how many clean voxels lie inside in the others.
 """
@@ -94,8 +97,9 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    if options.only in (["volume"], ["intervals"]):
-        {"volume": volume, "intervals": intervals}[options.only[0]](options)
+    alone = {"volume": volume, "gaps": gaps, "intervals": intervals}
+    if options.only and options.only[0] in alone:
+        alone[options.only[0]](options)
         return
     print("| pairs | method | PSNR (dB) | SSIM | processor (s) |\n| --- | --- | --- | --- | --- |")
     for name, noisy, clean, learned in fields(options.data):
@@ -199,6 +203,56 @@ def volume(options: argparse.Namespace) -> None:
             training = {"minutes": options.minutes, "blind_spot": [0, 0]}
             made, seconds = ours(Path(folder) / str(context), noisy, None, training, context)
             row(f"n2v, context {context}", made, seconds)
+
+
+def gaps(options: argparse.Namespace) -> None:
+    """Print what slices that are denoised first give, themselves and the gaps between them."""
+    from fractions import Fraction
+
+    from scipy.ndimage import gaussian_filter
+
+    from emdiffuse.config.shipped import model_folder
+    from emdiffuse.enhance.one_file import Enhancement, enhance
+    from emdiffuse.evaluation.baselines import interpolate
+    from emdiffuse.evaluation.metrics import psnr
+    from emdiffuse.restoration.geometry import SliceGrid
+
+    clean = tifffile.imread(options.data / "more/medulla_validation_far_250.tif")[:97, :160, :160]
+    noise = np.random.default_rng(0).normal(0, 20, clean.shape)
+    noisy = np.clip(np.rint(clean + noise), 0, 255).astype(np.uint8)
+    print("| factor | slices | kept slices (dB) | linear | vemdiffuse |\n| --- | --- | --- | --- | --- |")
+    for factor in (3, 6):
+        kept, truth = noisy[::factor], clean[::factor]
+        grid = SliceGrid(len(kept), Fraction(factor))
+        made = [z for gap in range(grid.gaps) for z in grid.generated(gap)]
+
+        def score(images: Images, truth: Images) -> float:
+            pairs = zip(images.astype(np.float32), truth.astype(np.float32), strict=True)
+            return float(np.mean([psnr(np.clip(a, 0, 255), b, 255) for a, b in pairs]))
+
+        with tempfile.TemporaryDirectory() as folder:
+            work = Path(folder)
+            smooth = [gaussian_filter(kept.astype(np.float32), (0, s, s)) for s in SIGMAS]
+            best = max(smooth, key=lambda image: score(image, truth))
+            slices = {"as they are": kept, "best Gaussian (oracle)": np.rint(best).astype(np.uint8)}
+            for context in (0, 1):
+                training = {"minutes": options.minutes, "blind_spot": [0, 0]}
+                slices[f"denoised, context {context}"], _ = ours(
+                    work / str(context), kept, None, training, context
+                )
+            for name, images in slices.items():
+                tifffile.imwrite(work / "kept.tif", images, photometric="minisblack")
+                how = Enhancement(model_folder("vemdiffuse"), factor=Fraction(factor), device="cpu")
+                enhance(work / "kept.tif", work / "out.tif", how, overwrite=True)
+                found = [
+                    score(volume[made], clean[made])
+                    for volume in (
+                        interpolate(images, grid, range(grid.length), "linear"),
+                        tifffile.imread(work / "out.tif"),
+                    )
+                ]
+                row = [f"{value:.2f}" for value in (score(images, truth), *found)]
+                print(f"| {factor} | {name} | {' | '.join(row)} |", flush=True)
 
 
 def intervals(options: argparse.Namespace) -> None:

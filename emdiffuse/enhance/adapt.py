@@ -7,8 +7,10 @@ Conventions
   first way alone. Slices are as thick, and as noisy, as they are found.
 * A part of the volume, its far end along y, is never learned from. The model to begin from is scored on it
   first, and the best state by it is kept, that model itself where nothing is better (`training.outlook`).
-* The stages work in a folder beside the model (``.NAME.adapting``), which stays when they are interrupted:
-  the same command resumes. It is removed when the model is there.
+* The stages work in a folder beside the model (``.NAME.adapting``), which stays when they are interrupted or
+  killed: the same command resumes. It is removed when the model is there.
+* The model takes its place as a whole folder, by renaming: whenever the work is killed, what lies at `out` is
+  the earlier model, nothing, or the new one.
 * What the configuration can say does the same: `settings_for` returns it.
 * A denoiser is adapted where it learned from noisy images itself: it predicts hidden pixels, and by those of
   the part that is held out the two are compared (`training.blind_spot`).
@@ -52,8 +54,8 @@ from emdiffuse.patches.origins import training_length
 from emdiffuse.readers import open_source
 from emdiffuse.runtime.checkpoints import only_one
 from emdiffuse.runtime.devices import place_of
-from emdiffuse.runtime.errors import ConfigError, DataError
-from emdiffuse.runtime.outputs import MARKER, mark, require_own_folder
+from emdiffuse.runtime.errors import ConfigError, DataError, OutputError
+from emdiffuse.runtime.outputs import MARKER, is_own_file, mark, require_own_folder
 from emdiffuse.runtime.progress import logger
 from emdiffuse.training.launch import TrainingJob, train_here
 
@@ -62,8 +64,8 @@ SIDES = (64, 48, 32, 16)
 PATCHES = 4000
 """Patches that are cut: more than ten minutes of a core can look at."""
 MOST_STEPS = 100_000
-FILES = (WEIGHTS_FILE, "metrics.json", "batch.png", CARD_FILE, DESCRIPTION_FILE)
-"""What is left of the training, the description last: a folder with one is whole."""
+FILES = (WEIGHTS_FILE, DESCRIPTION_FILE, "metrics.json", "batch.png", CARD_FILE)
+"""What is left of the training: the files of a model."""
 
 
 def adapt(
@@ -108,7 +110,7 @@ def adapt(
     images = not TASKS[description.task].volumetric
     slices = open_source(str(source), reading=how.reading, images=images)
     inputs = [Path(parse_source(str(source)).place), *slices.files, how.model]
-    require_place(out, inputs, overwrite)
+    _require_free(out, inputs, overwrite)
     size, _ = voxel_size(slices, how, volumetric=not images)
     if images:
         model = settings_of_images(description, slices.shape, how, minutes, seed)
@@ -132,11 +134,27 @@ def adapt(
         )
         cut_patches([volume], model, store)
         train_here(TrainingJob(store, model, plain_name(out.name, "adapted"), work / "model", how.device))
-        out.mkdir(parents=True, exist_ok=True)
-        for file in FILES:
-            (work / "model" / "best" / file).replace(out / file)
+        if out.exists():
+            out.replace(work / "earlier")
+        (work / "model" / "best").replace(out)
         logger.info("%s: use it by `--model %s`", out, out)
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _require_free(out: Path, inputs: list[Path], overwrite: bool) -> None:
+    """Refuse a folder with anything but an earlier model of this program's: it is replaced as a whole."""
+    require_place(out, inputs, overwrite)
+    if not out.is_dir():
+        if out.exists():
+            raise OutputError(f"{out}: a file is in the way; move it, or choose another output")
+        return
+    ours = overwrite or is_own_file(out / DESCRIPTION_FILE)
+    for file in sorted(out.iterdir()):
+        if not (ours and file.name in FILES):
+            raise OutputError(
+                f"{file}: this file is not part of a model that emdiffuse made; move it, or choose another "
+                "output"
+            )
 
 
 def _take_up(work: Path) -> None:

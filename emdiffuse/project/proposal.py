@@ -4,6 +4,8 @@ Conventions
 -----------
 * Volumes of cubic voxels are learned from, or restored slice by slice; anisotropic ones are restored. Pairs
   are learned from, images are restored.
+* Images alone are taken to be noisy: a denoiser learns from them, and restores them. Ones too small to learn
+  from are restored by a shipped model.
 * A *given* model is used as it is: its folder, or the name of one that comes with the package. One of these
   is taken where nothing is named, and the data are no more than what is to be restored.
 """
@@ -19,6 +21,9 @@ from emdiffuse.config.shipped import SHIPPED
 from emdiffuse.config.tasks import TASKS
 from emdiffuse.project.survey import Finding
 from emdiffuse.runtime.errors import ConfigError
+
+PATCH, MARGIN = 64, 16
+"""Pixels along a side of a patch, and between what is learned from and what is kept to measure with."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +54,15 @@ class Learned:
         What it learns from.
     factors : tuple of int
         Anisotropy factors; none of images.
+    noisy : bool
+        Whether it learns from noisy images alone, without clean ones.
     """
 
     name: str
     task: str
     datasets: tuple[str, ...]
     factors: tuple[int, ...] = ()
+    noisy: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,21 +140,46 @@ def propose(found: Sequence[Finding], given: GivenModel | None = None, factor: i
             f"{cubes[0].source}: an isotropic volume to learn from, but nothing to restore; add an "
             "anisotropic one by a further --raw, or a second isotropic one to measure with"
         )
-    raise ConfigError(
-        f"{images[0].source}: images to restore, but no model; name one by --model, or add a folder of image "
-        "pairs (noisy beside clean) by a further --raw"
-    )
+    return _from_noisy(images)
 
 
 def shipped_for(found: Sequence[Finding]) -> GivenModel | None:
-    """Return the shipped model that restores data from which nothing can be learned but by themselves.
+    """Return the shipped model that restores data which have nothing to learn from but themselves.
 
-    Image pairs and isotropic volumes are there to be learned from: with them there is none.
+    Image pairs and isotropic volumes are there to be learned from, and so are noisy images large enough for
+    it: with them there is none.
     """
     if any(one.kind == "pairs" or (one.kind == "volume" and one.isotropic) for one in found):
         return None
-    name = "vemdiffuse" if any(one.kind == "volume" for one in found) else "emdiffuse-n"
-    return GivenModel(name, SHIPPED[name])
+    if any(one.kind == "volume" for one in found):
+        return GivenModel("vemdiffuse", SHIPPED["vemdiffuse"])
+    return None if _learnable(found) else GivenModel("emdiffuse-n", SHIPPED["emdiffuse-n"])
+
+
+def _learnable(images: Sequence[Finding]) -> tuple[Finding, ...]:
+    """Return the images that patches fit into, for training and, apart from these, for validation."""
+    apart = 2 * PATCH + MARGIN
+    return tuple(
+        one
+        for one in images
+        if one.shape[2] >= PATCH and one.shape[1] >= (PATCH if one.shape[0] > 1 else apart)
+    )
+
+
+def _from_noisy(images: tuple[Finding, ...]) -> Proposal:
+    """Learn to denoise images from themselves alone."""
+    learned = _learnable(images)
+    if not learned:
+        _, height, width = images[0].shape
+        raise ConfigError(
+            f"{images[0].source}: {height} x {width} pixels are too few to learn from; name a model by "
+            "--model, such as emdiffuse-n, or add a folder of image pairs (noisy beside clean) by a further "
+            "--raw"
+        )
+    model = Learned("denoise", "emdiffuse-n", tuple(one.name for one in learned), noisy=True)
+    return Proposal(
+        model, images, why="there are no clean images, so denoise learns from the noisy images alone"
+    )
 
 
 def _by_given(found: Sequence[Finding], given: GivenModel) -> Proposal:

@@ -16,7 +16,7 @@ import jinja2
 
 from emdiffuse import __version__
 from emdiffuse.config.tasks import TASKS
-from emdiffuse.project.proposal import GivenModel, Proposal
+from emdiffuse.project.proposal import GivenModel, Learned, Proposal
 from emdiffuse.project.survey import Finding
 from emdiffuse.project.workflow import profile
 from emdiffuse.runtime.atomic import write_atomically
@@ -72,6 +72,7 @@ def config_text(proposal: Proposal, sheet: bool) -> str:
         title=TASKS[model.task].title,
         names=[*restored, *(f"{one.name}_thin" for one in proposal.thinned)],
         one_call=isinstance(model, GivenModel),
+        noisy=isinstance(model, Learned) and model.noisy,
         title_of_report=" and ".join(one.name for one in (*proposal.restored, *proposal.thinned)[:3]),
     )
 

@@ -34,6 +34,7 @@ def raw(tmp_path_factory, medulla):
     tifffile.imwrite(folder / "cubes.tif", medulla[:16, :64, :64])
     tifffile.imwrite(folder / "more_cubes.tif", medulla[16:32, :64, :64])
     write_volume(folder / "sized.ome.zarr", medulla[:13:6, :64, :64], (60, 10, 10))
+    tifffile.imwrite(folder / "noisy.tif", medulla[0, :160, :96])
     for part in ("pairs/noisy", "pairs/clean", "scans", "slices", "empty"):
         (folder / part).mkdir(parents=True)
     for z in range(3):
@@ -90,6 +91,29 @@ def test_without_anything_to_learn_from_a_shipped_model_restores(
     assert all(item.sampler.samples == 1 for item in config.restorations)
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_noisy_images_alone_are_learned_from(train, raw, tmp_path):
+    """With the reason and the other ways in comments, one of which is the shipped model."""
+    config = written(tmp_path / "run", raw, "noisy.tif", "scans", sizes=(CUBE,), train=train)
+    model = config.models["denoise"]
+    assert (model.task, model.datasets) == ("emdiffuse-n", ("noisy",))  # the others are too small
+    assert [item.dataset for item in config.restorations] == ["noisy", "cell_a", "cell_b", "cell_c"]
+    assert {item.model for item in config.restorations} == {"denoise"} and model.training.minutes
+    text = (tmp_path / "run/config.yaml").read_text()
+    assert "learns from the noisy images alone" in text and "`weights: emdiffuse-n` in place of" in text
+
+
+def test_the_other_way_that_the_comment_tells_is_a_configuration(raw, tmp_path):
+    written(tmp_path / "run", raw, "noisy.tif", sizes=(CUBE,))
+    values = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    model = values["models"]["denoise"]
+    for key in ("datasets", "patches", "training"):
+        del model[key]
+    model["weights"] = "emdiffuse-n"
+    with contextlib.chdir(tmp_path / "run"):
+        assert validate(values).models["denoise"].weights == "emdiffuse-n"
+
+
 @pytest.mark.parametrize("sheet", [True, False])
 def test_pixels_that_are_not_square_are_resampled(sheet, raw, tmp_path):
     config = written(tmp_path / "run", raw, "thick.tif", sizes=((60, 12, 10),), sheet=sheet)
@@ -128,7 +152,7 @@ MISTAKES = {
     "sizes for others": (("thick.tif",), {"sizes": (THICK, THICK)}, "--voxel-size is said 2 times for 1 of --raw"),
     "an isotropic volume alone": (("cubes.tif",), {"sizes": (CUBE,)}, "nothing to restore; add an anisotropic one"),
     "pairs alone": (("pairs",), {"sizes": (CUBE,)}, "pairs to learn from, but nothing to restore"),
-    "images alone": (("scans",), {"sizes": (CUBE,)}, "no model; name one by --model"),
+    "small images alone": (("scans",), {"sizes": (CUBE,)}, "64 x 64 pixels are too few to learn from; name a model"),
     "images of no size": (("scans",), {}, "does not give a pixel size; add --voxel-size"),
     "neither cubes nor thick": (("thick.tif",), {"sizes": ((15, 10, 10),)}, "1.5 times as long as wide"),
     "a model for others": (("scans",), {"sizes": (CUBE,), "model": GivenModel("m", "vemdiffuse-i")}, "--raw gives none"),

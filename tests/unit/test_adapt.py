@@ -1,27 +1,31 @@
 """Fine-tuning: the model to begin from is scored first, and kept where nothing better was learned."""
 
+import filecmp
 import json
+import multiprocessing
 import os
+import shutil
 import signal
 
 import numpy as np
 import pytest
 import tifffile
 import torch
+from dying import adapt_and_die
 from helpers import write_volume
 from learning import model_settings, weights
 from typer.testing import CliRunner
 
 from emdiffuse.cli import app
 from emdiffuse.config import Model
-from emdiffuse.enhance.adapt import adapt
+from emdiffuse.enhance.adapt import FILES, adapt
 from emdiffuse.enhance.one_file import Enhancement
 from emdiffuse.models.description import read_description
 from emdiffuse.models.inference import RestorationModel
 from emdiffuse.patches import gaps
 from emdiffuse.patches.cut import ORIGIN_COLUMNS, PatchStore, cut_patches
 from emdiffuse.patches.origins import TRAINING, VALIDATION
-from emdiffuse.runtime.errors import EmdiffuseError
+from emdiffuse.runtime.errors import EmdiffuseError, OutputError
 from emdiffuse.runtime.interruption import Interrupted
 from emdiffuse.stores.intensity import shown
 from emdiffuse.stores.volume import open_volume
@@ -82,6 +86,49 @@ def test_an_interrupted_adaptation_resumes(thin, small_model, tmp_path, monkeypa
     adapt(thin, tmp_path / "mine", how)
     assert "resumes from step 4" in caplog.text and "nothing to do" in caplog.text
     assert read_description(tmp_path / "mine").task == "vemdiffuse-a"
+
+
+PLACES = ["acquire", "cut_patches", "train_here", "step 3", "earlier", "mine"]
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["new", "replaced"])
+def test_wherever_it_is_killed_no_model_is_broken_and_the_same_call_completes_it(
+    thin, small_model, tmp_path, monkeypatch, before
+):
+    """`earlier` and `mine` are renamings: of the model that was there, and of the new one."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["emdiffuse.training.train", "emdiffuse.enhance.adapt"])
+    out = tmp_path / "mine"
+    monkeypatch.setattr("emdiffuse.enhance.adapt.MOST_STEPS", 6)
+    if before:
+        shutil.copytree(small_model, out)
+    for place in PLACES if before else ("step 3", "mine"):
+        process = context.Process(target=adapt_and_die, args=(thin, out, small_model, place))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, place
+        whole = before and place != "mine"
+        assert out.exists() == whole and not (whole and filecmp.dircmp(small_model, out).diff_files)
+    adapt(thin, out, Enhancement(small_model, voxel_size=(60, 10, 10), device="cpu"))
+    assert read_description(out).task == "vemdiffuse-a" and RestorationModel.load(out)
+    assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
+    assert not (tmp_path / ".mine.adapting").exists()
+
+
+@pytest.mark.parametrize("foreign", ["model.json", "metrics.json", "notes.txt", None])
+def test_a_foreign_folder_is_refused_and_stays(thin, small_model, tmp_path, foreign):
+    out = tmp_path / "mine"
+    if foreign is None:
+        out.write_text("mine")
+    elif foreign == "notes.txt":
+        shutil.copytree(small_model, out)  # beside a model of this program's
+    else:
+        out.mkdir()
+    if foreign is not None:
+        (out / foreign).write_text("{}")
+    with pytest.raises(OutputError, match=foreign or "a file is in the way"):
+        adapt(thin, out, Enhancement(small_model, voxel_size=(60, 10, 10), device="cpu"))
+    assert (out / (foreign or "")).read_text() in ("{}", "mine") and not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize(
