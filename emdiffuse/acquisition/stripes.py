@@ -43,6 +43,8 @@ SIDE = 768
 CLEAR = 3.0
 LEAST = 0.005
 LEAST_JITTER = 0.1
+BEYOND = 1.0
+"""Widths of the range of intensities that a value may lie outside it, and not be a spike."""
 SMALLEST = 64
 """Pixels, along a side, without which an image is not looked at."""
 WAVELET = "db6"
@@ -74,11 +76,18 @@ def find_artefacts(source: Source) -> tuple[Artefact, ...]:
         return np.nan_to_num(source.read(z, z + 1, *sides)[0].astype(np.float32))
 
     # slice by slice, so that one at a time is in memory; a sixteenth of the pixels tells the range
-    low, high = np.percentile(np.stack([read(z)[::4, ::4] for z in chosen]), [0.5, 99.5])
-    found = artefacts(map(read, chosen), float(high - low))
+    low, high = _bounds(np.stack([read(z)[::4, ::4] for z in chosen]))
+    images = (np.clip(read(z), low, high) for z in chosen)
+    found = artefacts(images, (high - low) / (1 + 2 * BEYOND))
     for artefact in found:
         logger.warning("%s: %s (standard deviation)", source.name, artefact.told)
     return found
+
+
+def _bounds(values: NDArray[Any]) -> tuple[float, float]:
+    """Return between which values an image lies; what lies outside are spikes, which no filter survives."""
+    low, high = np.percentile(values, [0.5, 99.5]).astype(float)
+    return float(low - BEYOND * (high - low)), float(high + BEYOND * (high - low))
 
 
 def _middle(length: int, most: int) -> slice:
@@ -175,7 +184,12 @@ def destripe(image: NDArray[Any], found: Sequence[Artefact]) -> NDArray[Any]:
     if not kinds:
         return image
     kept = fill(image) | ~np.isfinite(image)  # padding has no stripes
-    values = np.where(np.isfinite(image), image, np.nanmedian(image)).astype(np.float64)
+    if kept.all():
+        return image
+    low, high = _bounds(image[~kept])
+    kept |= (image < low) | (image > high)
+    values = np.where(np.isfinite(image), image, np.median(image[~kept])).astype(np.float64)
+    values = np.clip(values, low, high)
     if "vertical stripes" in kinds:
         values = _without_columns(values)
     if "horizontal stripes" in kinds:

@@ -27,7 +27,7 @@ from emdiffuse.runtime.errors import DataError
 
 Kind = Literal[
     "image", "mrc", "hdf5", "zarr", "n5", "precomputed", "webknossos", "dm", "czi", "amira", "fibsem", "nrrd",
-    "raw",
+    "npy", "raw",
 ]  # fmt: skip
 SCHEMES: dict[str, Kind] = {
     "precomputed": "precomputed",
@@ -54,6 +54,7 @@ ENDINGS: dict[str, Kind] = {
     ".am": "amira",
     ".dat": "fibsem",
     **dict.fromkeys((".nrrd", ".nhdr"), "nrrd"),
+    ".npy": "npy",
     ".raw": "raw",
     **dict.fromkeys((".h5", ".hdf5", ".hdf", ".ims", ".emd"), "hdf5"),
 }

@@ -157,7 +157,7 @@ def enhance(
                 "--steps: samples of one call do not differ; leave it out, or ask for 2 or more beside "
                 "`--samples`"
             )
-        same_grid = not task.volumetric and plan.scale == 1 and not how.reading.square_pixels
+        same_grid = not task.volumetric and plan.scale == 1 and _keeps_the_grid(how.reading)
         restore(path, 1, 1, how.device, model)
         stitch(path, 1, 1)
         pyramid(path)
@@ -169,6 +169,12 @@ def enhance(
             take_place(plan.restored, output)
         else:
             _write(plan, "restored", output, facts, known, same_grid)
+
+
+def _keeps_the_grid(reading: Reading) -> bool:
+    """Tell whether rows and columns are read as they lie in the file."""
+    cut = reading.crop is not None and (reading.crop.y is not None or reading.crop.x is not None)
+    return not (cut or reading.square_pixels)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ import numpy as np
 from emdiffuse.config.reading import Reading
 from emdiffuse.readers.axes import lay_out
 from emdiffuse.readers.base import named
-from emdiffuse.readers.flat import FlatFile, require_bytes
+from emdiffuse.readers.flat import FlatFile, of_what_is_there
 from emdiffuse.readers.reasons import not_of
 from emdiffuse.readers.sizes import Size, told, unit_of
 from emdiffuse.runtime.errors import DataError
@@ -69,10 +69,10 @@ def open_amira(file: Path, reading: Reading) -> FlatFile:
     layout = lay_out(name, counts[::-1], "zyx", reading)
     size = _voxel_size(text, counts)
     if packing is None:
-        require_bytes(name, file.stat().st_size, mark.end(), layout, stored)
+        layout = of_what_is_there(name, file.stat().st_size, mark.end(), layout, stored, reading)
         return FlatFile(name, file, layout, stored, mark.end(), size)
     unpacked = _unpacked(file, mark.end(), packing, int(packed_bytes))
-    require_bytes(name, unpacked.seek(0, 2), 0, layout, stored)
+    layout = of_what_is_there(name, unpacked.seek(0, 2), 0, layout, stored, reading)
     return FlatFile(name, file, layout, stored, 0, size, unpacked)
 
 

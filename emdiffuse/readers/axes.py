@@ -25,7 +25,8 @@ NAMES = {
     "col": "x", "width": "x", "channel": "c", "channels": "c", "ch": "c", "band": "c", "time": "t",
     "frame": "t", "timepoint": "t", "rgb": "s",
 }  # fmt: skip
-COLOURS = (3, 4)
+MOST_CHANNELS = 8
+"""So few columns, of far more rows and slices, may be channels."""
 
 
 @dataclass(frozen=True)
@@ -208,11 +209,12 @@ def _stated(
     if letters:
         return letters
     letters = guessed(lengths)
-    if letters.endswith("zyx") and lengths[-1] in COLOURS and min(lengths[-3:-1]) > 8 * lengths[-1]:
+    if letters.endswith("zyx") and lengths[-1] <= MOST_CHANNELS and min(lengths[-3:-1]) > 8 * lengths[-1]:
+        rest = letters[:-3].replace("?", "t")
         raise DataError(
             f"{where}: its shape is {' x '.join(map(str, lengths))}: {lengths[-1]} columns, or the "
-            "colours of an "
-            "image? say which axes these are: `axes: yxs`, or `axes: zyx`"
+            f"channels of an image? Say which axes these are: `axes: {rest}yxc`, `axes: {rest}yxs` for a "
+            f"colour, or `axes: {rest}zyx`"
         )
     return letters
 

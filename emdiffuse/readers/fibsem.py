@@ -16,7 +16,7 @@ import numpy as np
 
 from emdiffuse.config.reading import Reading
 from emdiffuse.readers.axes import lay_out
-from emdiffuse.readers.flat import FlatFile, head, open_raw, opened, require_bytes
+from emdiffuse.readers.flat import FlatFile, head, of_what_is_there, open_raw, opened
 from emdiffuse.readers.reasons import not_of
 from emdiffuse.readers.sizes import believed
 from emdiffuse.runtime.errors import DataError
@@ -58,7 +58,7 @@ def open_fibsem(file: Path, reading: Reading) -> FlatFile:
     ]
     stored = np.dtype("u1" if eight_bit == 1 else ">i2")
     layout = lay_out(name, (height, width, channels), "yxc", reading, [d for d in detectors if d][:channels])
-    require_bytes(name, size, HEADER, layout, stored)
+    layout = of_what_is_there(name, size, HEADER, layout, stored, reading)
     size_known = believed(pixel)
     voxel = None if size_known is None else (None, size_known, size_known)
     return FlatFile(name, file, layout, stored, HEADER, voxel, unpacked)

@@ -1,4 +1,4 @@
-"""Files in which the pixels lie uncompressed behind one another: MRC, raw, FIB-SEM, Amira, NRRD, old TIFF.
+"""Files of uncompressed pixels behind one another: MRC, raw, FIB-SEM, Amira, NRRD, NumPy, old TIFF.
 
 Conventions
 -----------
@@ -15,6 +15,7 @@ import gzip
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from emdiffuse.config.reading import Raw, Reading
 from emdiffuse.readers.axes import Layout, lay_out
 from emdiffuse.readers.base import Source, named
+from emdiffuse.readers.reasons import warn_once
 from emdiffuse.readers.sizes import Size
 from emdiffuse.runtime.errors import DataError
 
@@ -106,21 +108,33 @@ def head(file: Path, unpacked: IO[bytes] | None, count: int) -> bytes:
     return unpacked.read(count)
 
 
-def require_bytes(name: str, found: int, offset: int, layout: Layout, stored: np.dtype[Any]) -> None:
-    """Refuse a file that ends before its pixels do.
+def of_what_is_there(
+    name: str, found: int, offset: int, layout: Layout, stored: np.dtype[Any], reading: Reading
+) -> Layout:
+    """Return the layout of a file of so many bytes; of a truncated one as much as a crop needs.
+
+    A recording that was interrupted keeps its whole slices: whoever crops to these knows that it was.
 
     Raises
     ------
     DataError
-        If it does: what it lacks is said.
+        If the file ends before the pixels that are meant: what it lacks is said, and what is left.
     """
-    needed = offset + int(np.prod(layout.lengths)) * stored.itemsize
-    if found < needed:
-        raise DataError(
-            f"{name}: the file is truncated: its header tells of "
-            f"{' x '.join(map(str, layout.lengths))} pixels of "
-            f"{stored.name}, which are {needed} bytes, but there are {found}; copy or export it again"
-        )
+    slab = int(np.prod(layout.lengths[1:])) * stored.itemsize
+    needed = offset + layout.lengths[0] * slab
+    if found >= needed:
+        return layout
+    whole = max(found - offset, 0) // slab if layout.letters[0] == "z" else 0
+    wanted = None if reading.crop is None else reading.crop.z
+    if wanted is not None and wanted[1] <= whole:
+        warn_once("%s: the file is truncated after %d of %d slices", name, whole, layout.lengths[0])
+        return replace(layout, lengths=(whole, *layout.lengths[1:]))
+    left = f", or keep the {whole} slices that are there by `crop: {{z: [0, {whole}]}}`" if whole else ""
+    raise DataError(
+        f"{name}: the file is truncated: its header tells of "
+        f"{' x '.join(map(str, layout.lengths))} pixels of {stored.name}, which are {needed} bytes, but "
+        f"there are {found}; copy or export it again{left}"
+    )
 
 
 def open_raw(file: Path, reading: Reading) -> FlatFile:

@@ -20,7 +20,7 @@ import numpy as np
 from emdiffuse.config.reading import Reading
 from emdiffuse.readers.axes import lay_out
 from emdiffuse.readers.base import named
-from emdiffuse.readers.flat import FlatFile, opened, require_bytes
+from emdiffuse.readers.flat import FlatFile, of_what_is_there, opened
 from emdiffuse.readers.reasons import warn_once
 from emdiffuse.readers.sizes import Size, told
 from emdiffuse.runtime.errors import DataError
@@ -77,7 +77,7 @@ def open_mrc(file: Path, reading: Reading) -> FlatFile:
     layout = lay_out(name, lengths, letters, reading)
     unpacked, size = opened(file)
     offset = HEADER + int(header.nsymbt)
-    require_bytes(name, size, offset, layout, stored)
+    layout = of_what_is_there(name, size, offset, layout, stored, reading)
     return FlatFile(name, file, layout, stored, offset, _voxel_size(header, letters[-3:]), unpacked)
 
 

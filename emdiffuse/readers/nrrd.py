@@ -21,7 +21,7 @@ import numpy as np
 from emdiffuse.config.reading import Reading
 from emdiffuse.readers.axes import lay_out
 from emdiffuse.readers.base import named
-from emdiffuse.readers.flat import FlatFile, require_bytes
+from emdiffuse.readers.flat import FlatFile, of_what_is_there
 from emdiffuse.readers.sizes import Size, told, unit_of
 from emdiffuse.runtime.errors import DataError
 
@@ -61,7 +61,7 @@ def open_nrrd(file: Path, reading: Reading) -> FlatFile:
         else:
             raise DataError(f"{name}: pixels encoded as {encoding} cannot be read; save it as raw or gzip")
     layout = lay_out(name, lengths, _letters(header, len(lengths)), reading)
-    require_bytes(name, size, offset, layout, stored)
+    layout = of_what_is_there(name, size, offset, layout, stored, reading)
     return FlatFile(name, file, layout, stored, offset, _voxel_size(header, layout.letters), unpacked)
 
 

@@ -19,7 +19,15 @@ from pathlib import Path
 from emdiffuse.runtime.errors import DataError
 
 LONGEST = 240
-ENDED = ("unexpected end", "end of file", "end-of-stream", "truncated", "eof ", "file signature not found at")
+ENDED = (
+    "unexpected end",
+    "end of file",
+    "end-of-stream",
+    "truncated",
+    "eof ",
+    "eof:",
+    "file signature not found at",
+)
 LOCKED = ("unable to lock file", "resource temporarily unavailable", "file is already open for")
 KNOWN = (
     (b"%PDF", "a PDF", ""), (b"PK\x03\x04", "a ZIP archive", ""), (b"\x1f\x8b", "a gzip archive", ""),
@@ -30,7 +38,7 @@ KNOWN = (
     (b"II*\0", "a TIFF", ".tif"), (b"MM\0*", "a TIFF", ".tif"), (b"II+\0", "a TIFF", ".tif"),
     (b"MM\0+", "a TIFF", ".tif"), (b"ZISRAWFILE", "a Zeiss CZI file", ".czi"),
     (b"# AmiraMesh", "an Amira file", ".am"), (b"# Avizo", "an Amira file", ".am"),
-    (b"NRRD", "an NRRD file", ".nrrd"), (b"\x93NUMPY", "a NumPy array", ""),
+    (b"NRRD", "an NRRD file", ".nrrd"), (b"\x93NUMPY", "a NumPy array", ".npy"),
     (b"\xd3\xed\xf5\xf2", "a FIB-SEM .dat file", ".dat"), (b"II\x97\x01", "a TIA series (.ser)", ""),
     (b"IMGBLO", "a NanoMegas blockfile", ""), (b"p\0\0\0", "a Leica image (.lif)", ""),
     (b"<!DOCTYPE", "a web page", ""), (b"<html", "a web page", ""),

@@ -122,6 +122,10 @@ def open_file(file: Path, reading: Reading, content: bytes | None = None) -> Sou
         from emdiffuse.readers.nrrd import open_nrrd
 
         return open_nrrd(file, reading)
+    if kind == "npy":
+        from emdiffuse.readers.npy import open_npy
+
+        return open_npy(file, reading)
     if kind == "hdf5":
         from emdiffuse.readers.hdf5 import open_hdf5
 

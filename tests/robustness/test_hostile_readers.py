@@ -56,6 +56,11 @@ def _bare(folder):
     return folder / "a.raw"
 
 
+def _array(folder):
+    np.save(folder / "a.npy", VALUES)
+    return folder / "a.npy"
+
+
 def _tiff(folder):
     known = {"axes": "ZYX", "spacing": 0.04, "unit": "um"}
     tifffile.imwrite(folder / "a.tif", VALUES, imagej=True, metadata=known)
@@ -86,6 +91,7 @@ MAKERS = {
     "fibsem": lambda folder: fibsem(folder / "a.dat", VALUES[0][..., None]),
     "nrrd": lambda folder: nrrd(folder / "a.nrrd", VALUES),
     "nrrd, packed": lambda folder: nrrd(folder / "a.nrrd", VALUES, gzipped=True),
+    "npy": _array,
     "raw": _bare,
 }
 READING = {"raw": Reading(raw=Raw(shape=SHAPE, dtype="uint8"))}
@@ -127,7 +133,9 @@ def test_readers(maker, tmp_path, attempt):
         path.write_bytes(good)
 
 
-@pytest.mark.parametrize("ending", [".tif", ".mrc", ".h5", ".dm3", ".czi", ".am", ".dat", ".nrrd", ".zip"])
+@pytest.mark.parametrize(
+    "ending", [".tif", ".mrc", ".h5", ".dm3", ".czi", ".am", ".dat", ".nrrd", ".npy", ".zip"]
+)
 def test_strange_files_of_every_format(ending, tmp_path, attempt):
     for what, path in odd_files(tmp_path, b"years of work", ending).items():
         attempt(f"{ending}, {what}", lambda path=path: read(str(path), None))

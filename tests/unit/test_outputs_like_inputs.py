@@ -98,17 +98,21 @@ def test_a_file_of_any_format_is_restored(medulla, image_models, tmp_path, write
     assert size == (None if write in (png, zarr, bare) else (None, pytest.approx(8), pytest.approx(8)))
 
 
-def test_a_part_is_restored_and_a_data_bar_is_kept(medulla, image_models, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("vendor", ["fei", "tescan", "zeiss"])
+def test_a_part_is_restored_and_a_data_bar_is_kept(medulla, image_models, tmp_path, vendor):  # noqa: F811
     image = medulla[0, :100, :64].copy()
     image[-40:] = 0
     image[-30:-20, 8:20] = 255
-    path = sem(tmp_path, "fei", image)
+    path = sem(tmp_path, vendor, image)
     found = restored(image_models, path, tmp_path / "out.tif")
     np.testing.assert_array_equal(found[-40:], image[-40:])
+    assert open_source(str(tmp_path / "out.tif")).bar == (0 if vendor == "zeiss" else 40)
     part = restored(
         image_models, path, tmp_path / "part.tif", reading=Reading(crop=Crop(y=(0, 60), x=(8, 48)))
     )
     assert part.shape == (60, 40) and like(part, image[:60, 8:48])
+    of_part = open_source(str(tmp_path / "part.tif"))
+    assert of_part.bar == 0 and of_part.voxel_size[2] == pytest.approx(8)
 
 
 def test_sizes_that_nobody_knows_are_not_made_up(medulla, image_models, small_model, tmp_path):  # noqa: F811

@@ -94,6 +94,23 @@ def raw(folder):
     return folder / "a.raw"
 
 
+def array(folder, values=VOLUME):
+    np.save(folder / "a.npy", values)
+    return folder / "a.npy"
+
+
+def packed_array(folder):
+    (folder / "b.npy.gz").write_bytes(gzip.compress(array(folder).read_bytes()))
+    return folder / "b.npy.gz"
+
+
+def folder_of_npy(folder):
+    (folder / "slices").mkdir()
+    for z, plane in enumerate(VOLUME):
+        np.save(folder / f"slices/{z}.npy", plane)
+    return folder / "slices"
+
+
 FORMATS = {
     "mrc.gz": lambda folder: packed(folder, ".gz", gzip.compress),
     "mrc.bz2": lambda folder: packed(folder, ".bz2", bz2.compress),
@@ -115,6 +132,11 @@ FORMATS = {
     "amira rle": lambda folder: amira(folder / "a.am", VOLUME, "HxByteRLE"),
     "nrrd": lambda folder: nrrd(folder / "a.nrrd", VOLUME),
     "nrrd gzip": lambda folder: nrrd(folder / "a.nrrd", VOLUME, gzipped=True),
+    "npy": array,
+    "npy in Fortran order": lambda folder: array(folder, np.asfortranarray(VOLUME)),
+    "npy of big-endian numbers": lambda folder: array(folder, VOLUME.astype(">u2")),
+    "npy.gz": packed_array,
+    "folder of npy": folder_of_npy,
     "zipped zarr": zipped,
     "array in a zipped zarr": lambda folder: zipped(folder, "/raw"),
     "filter of hdf5": filtered,
@@ -127,6 +149,22 @@ def test_a_format_is_read(tmp_path, name):
     np.testing.assert_array_equal(contents(place), VOLUME)
     assert source_files(str(place)), "Snakemake sees what it depends on"
     np.testing.assert_array_equal(contents(f"file://{place}"), VOLUME)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_axes_of_an_array_of_numpy_can_be_stated(tmp_path, order):
+    place = array(tmp_path, np.array(VOLUME.transpose(2, 1, 0), order=order))
+    np.testing.assert_array_equal(contents(place, axes="xyz"), VOLUME)
+    place = array(tmp_path, np.array([VOLUME, VOLUME + 1], order=order))
+    np.testing.assert_array_equal(contents(place, axes="czyx", channel=1), VOLUME + 1)
+    with pytest.raises(DataError, match="say by `axes` what they are"):
+        contents(place)
+
+
+def test_no_code_is_run_from_an_array_of_numpy(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([[{}, 1]]), allow_pickle=True)
+    with pytest.raises(DataError, match="Python objects or records, not numbers"):
+        contents(tmp_path / "a.npy")
 
 
 def test_bare_pixels_of_a_stated_shape(tmp_path):

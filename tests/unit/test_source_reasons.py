@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from microscope_files import n5
+from microscope_files import n5, nrrd
 
 from emdiffuse.acquisition.acquire import acquire
+from emdiffuse.config.reading import Crop, Reading
 from emdiffuse.readers import open_source, reasons, stores
 from emdiffuse.runtime.errors import DataError, printable
 
@@ -34,7 +35,7 @@ def error_of(place):
     return text
 
 
-@pytest.mark.parametrize("ending", ["tif", "mrc", "h5", "dm4", "czi", "nrrd", "am", "dat", "png"])
+@pytest.mark.parametrize("ending", ["tif", "mrc", "h5", "dm4", "czi", "nrrd", "npy", "am", "dat", "png"])
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
@@ -52,7 +53,9 @@ def test_what_is_no_image_is_named_as_what_it_is(tmp_path, ending, content, sent
     assert sentence in error_of(place)
 
 
-@pytest.mark.parametrize("ending", ["tif", "mrc", "h5", "dm3", "dm4", "czi", "nrrd", "am", "dat", "png"])
+@pytest.mark.parametrize(
+    "ending", ["tif", "mrc", "h5", "dm3", "dm4", "czi", "nrrd", "npy", "am", "dat", "png"]
+)
 def test_noise_behind_an_ending_is_one_sentence(tmp_path, ending):
     place = tmp_path / f"a.{ending}"
     place.write_bytes(np.random.default_rng(3).integers(128, 255, 5000).astype(np.uint8).tobytes())
@@ -62,7 +65,7 @@ def test_noise_behind_an_ending_is_one_sentence(tmp_path, ending):
 @pytest.mark.parametrize(
     ("content", "ending", "remedy"),
     [
-        (b"\x93NUMPY" + bytes(900), "npy", "export the image as TIFF"),
+        (b"\x93NUMPY" + bytes(900), "tif", "give it the ending .npy"),
         (b"\x1f\x8b" + bytes(900), "tif", "unpack it first"),
         (b"\x89HDF\r\n\x1a\n" + bytes(900), "mat", "give it the ending .h5"),
     ],
@@ -114,6 +117,32 @@ def cut_tiff(path):
 def test_truncation_is_said_where_it_was_seen(tmp_path, name, write):
     write(tmp_path / name)
     assert "truncated" in error_of(tmp_path / name)
+
+
+def slices_mrc(path):
+    with mrcfile.new(path, VOLUME.astype(np.uint16)):
+        pass
+
+
+def slices_npy(path):
+    np.save(path, VOLUME.astype(np.uint16))
+
+
+def slices_nrrd(path):
+    nrrd(path, VOLUME.astype(np.uint16))
+
+
+@pytest.mark.parametrize(
+    ("name", "write"), [("a.mrc", slices_mrc), ("a.npy", slices_npy), ("a.nrrd", slices_nrrd)]
+)
+def test_the_whole_slices_of_an_interrupted_recording_can_be_kept(tmp_path, name, write):
+    write(tmp_path / name)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-700])  # of slices of 512 bytes
+    assert error_of(tmp_path / name).endswith("or keep the 2 slices that are there by `crop: {z: [0, 2]}`")
+    kept = open_source(str(tmp_path / name), reading=Reading(crop=Crop(z=(1, 2), y=(3, 9))))
+    np.testing.assert_array_equal(kept.read(0, 1), VOLUME[1:2, 3:9])
+    with pytest.raises(DataError, match="the file is truncated"):
+        open_source(str(tmp_path / name), reading=Reading(crop=Crop(z=(0, 3))))
 
 
 def test_a_file_that_another_program_holds(tmp_path):

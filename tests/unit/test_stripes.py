@@ -85,6 +85,26 @@ def test_padding_and_what_is_no_number_stay(clean):
     assert np.isfinite(mended).sum() == image.size - 20
 
 
+@pytest.mark.filterwarnings("error")
+def test_spikes_hide_no_stripes_and_spread_to_no_neighbours(clean, tmp_path):
+    spoilt = striped(clean["medulla"], 0).astype(np.float32)
+    spikes = spoilt.copy()
+    spikes[:, 50, 50], spikes[0, 9, 9:11] = np.finfo(np.float32).max, -1e38
+    found, mended = [], []
+    for name, values in (("plain", spoilt), ("spikes", spikes)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", values, photometric="minisblack")
+        acquire(str(tmp_path / f"{name}.tif"), SIZE, tmp_path / f"{name}.ome.zarr", name, stripes=True)
+        volume = open_volume(tmp_path / f"{name}.ome.zarr")
+        found.append(volume.facts.artefacts[0])
+        mended.append(volume.array[:, :, :])
+    assert found[1].amount == pytest.approx(found[0].amount, rel=0.05)
+    strange = spikes != spoilt
+    np.testing.assert_array_equal(mended[1][strange], spikes[strange])
+    away = np.ones_like(strange)
+    away[0, :30, :30] = away[:, 30:70, 30:70] = False
+    assert np.abs(mended[1] - mended[0])[away].max() < AMOUNT / 4
+
+
 def test_acquisition_names_them_and_repairs_by_choice(clean, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("emdiffuse.runtime.progress.logger.propagate", True)
     spoilt = striped(clean["medulla"], 0)
