@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from emdiffuse.acquisition.acquire import acquire, keep_every
 from emdiffuse.config import Restoration
 from emdiffuse.restoration.planning import make_plan
-from emdiffuse.restoration.stitch import stitch
+from emdiffuse.restoration.stitch import pyramid, stitch
 from emdiffuse.restoration.tiles import restore
 from emdiffuse.stores.intensity import Intensity
 from emdiffuse.stores.volume import open_volume
@@ -80,6 +80,7 @@ def restored(folder: Path, values: Images, model: Path, images: bool) -> tuple[I
     plan = make_plan(store, model, Restoration(dataset="a", model="m"), folder / "plan.json")
     restore(folder / "plan.json", 1, 1)
     stitch(folder / "plan.json", 1, 1)
+    pyramid(folder / "plan.json")
     result = open_volume(plan.restored / "restored")
     return result.array[:, :, :].astype(float), result.intensity
 

@@ -107,7 +107,7 @@ def load_mean(model: Path, factor: int | None = None) -> PosteriorMean:
     factors = list(description.factors)
     if factor is None and len(factors) > 1:
         raise ConfigError(f"--factor: {model} was trained for {factors}; say which one is exported")
-    factor = factor or factors[0]
+    factor = factors[0] if factor is None else factor
     if not min(factors) <= factor <= max(factors):
         raise ConfigError(f"--factor: {model} was trained for {factors}, not {factor}")
     return PosteriorMean(network, factor).eval()
@@ -199,9 +199,9 @@ def export_bioimageio(
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         restored = mean((condition - low) / (high - low) * 2 - 1)
-        graph = torch.jit.trace(mean, condition)
+        graph = _serialised(torch.jit.save, torch.jit.trace(mean, condition))
     with scratch(out.absolute()) as folder:
-        (folder / "weights.pt").write_bytes(_serialised(torch.jit.save, graph))
+        (folder / "weights.pt").write_bytes(graph)
         np.save(folder / "test_input.npy", condition.numpy())
         np.save(folder / "test_output.npy", restored.numpy())
         (folder / "cover.png").write_bytes(_cover(condition, restored))
@@ -211,6 +211,10 @@ def export_bioimageio(
             described = _describe(model, mean, folder, license_id)
         except ValidationError as error:
             first = error.errors()[0]
+            if first["loc"][:1] == ("license",):
+                raise ConfigError(
+                    f"--license: {license_id!r} is no SPDX identifier of a licence, such as MIT or CC-BY-4.0"
+                ) from None
             where = ".".join(str(part) for part in first["loc"])
             raise ConfigError(
                 f"{out}: bioimageio.spec refuses the package: {where}: {first['msg']}"

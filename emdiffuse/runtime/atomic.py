@@ -125,8 +125,8 @@ def scratch(path: Path) -> Iterator[Path]:
         partial = None
         while partial is None:  # until a new folder is ours, and not taken for a leftover by another process
             new = _beside(path)
-            with contextlib.suppress(BlockingIOError, FileNotFoundError, FileExistsError):
-                new.mkdir()
+            new.mkdir()
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):
                 stack.enter_context(_locked(new))
                 partial = new if new.exists() else None
         try:

@@ -112,5 +112,5 @@ def _average(values: NDArray[Any], step: tuple[int, ...]) -> NDArray[Any]:
         if s == 2:
             even = tuple(slice(0, None, 2) if i == axis else slice(None) for i in range(3))
             odd = tuple(slice(1, None, 2) if i == axis else slice(None) for i in range(3))
-            padded = (padded[even] + padded[odd]) / 2
+            padded = padded[even] / 2 + padded[odd] / 2  # the sum of two spikes may be infinite
     return cast_to(padded, values.dtype)

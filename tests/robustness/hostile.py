@@ -58,7 +58,7 @@ def bounded() -> Iterator[None]:
 TEXTS = [
     "", "nan", "inf", "-1", "0", "1e400", "9" * 50, "1/0", "1e99999999", "0x10", "many", "1,2", "nan,nan,nan",
     "0,0,0", "1,2,3,4", "\udcff", "\U0001f9ec", "a\nb", "../..", "z=5:1", "y=0:99999999999999999999",
-    "--help me",
+    "--help me", "/proc/nowhere/a.zarr",
 ]  # fmt: skip
 """What an option may be given."""
 

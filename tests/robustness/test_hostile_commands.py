@@ -83,17 +83,24 @@ def commands(group, before=()):
 COMMANDS = {"": typer.main.get_command(app), **dict(commands(typer.main.get_command(app)))}
 
 
+FORMATS = {
+    "torch": "export model exported.pt2 --format torch --factor 3 --side 64",
+    "bioimageio": "export gaps exported.zip --format bioimageio --factor 3 --license MIT",
+}
+"""Other uses of `export`; as they stand refused, since each that is not takes seconds."""
+
+
 def words(name):
     return GOOD[name].split() if isinstance(GOOD[name], str) else list(GOOD[name])
 
 
-def tries(name):
+def tries(name, given=None):
     """Yield the command line with each option and argument exchanged for each text."""
     known = {"--log": None, "--threads": None}
     if name:
         parameters = [own for own in COMMANDS[name].params if not getattr(own, "is_flag", False)]
         known = {option: own for own in parameters for option in own.opts}
-    given = words(name)
+    given = given or words(name)
     own = len(name.split())
     options = [option for option in known if option.startswith("--") and option != "--help"]
     for number, option in enumerate(options, list(GOOD).index(name)):
@@ -132,8 +139,9 @@ def test_every_command_is_among_them():
     assert GOOD.keys() == COMMANDS.keys(), "give each command a right use"
 
 
-@pytest.mark.parametrize("name", GOOD)
-def test_options_and_arguments(name, samples, tmp_path, attempt, monkeypatch):
+@pytest.fixture
+def call(samples, tmp_path, monkeypatch):
+    """Return what runs a command in a copy of the samples."""
     place = tmp_path / "a/b/c/w"  # a path that leads out of it leads nowhere else
     shutil.copytree(samples, place)
     monkeypatch.chdir(place)
@@ -152,5 +160,16 @@ def test_options_and_arguments(name, samples, tmp_path, attempt, monkeypatch):
                 raise ConfigError(" ".join(str(error).split()) or "it is used otherwise") from None
             raise
 
+    return call
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_options_and_arguments(name, call, attempt):
     for what, arguments in tries(name):
         attempt(f"{name} {what}", lambda arguments=arguments: call(arguments))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_of_an_export(format, call, attempt):
+    for what, arguments in tries("export", FORMATS[format].split()):
+        attempt(f"{format} {what}", lambda arguments=arguments: call(arguments))
