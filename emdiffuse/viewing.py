@@ -8,14 +8,15 @@ Conventions
 * Every address begins with a secret token, new at each start: other users and web pages do not know it. Only
   Neuroglancer's page may read the answers in a browser (CORS).
 * Byte ranges are answered, which sharded Zarr is read by. Files are sent in pieces, to at most
-  `CONNECTIONS` clients at a time, and a client that does not read is left after `IDLE_SECONDS`: memory and
-  threads are bounded, whatever clients do.
+  `CONNECTIONS` clients at a time. A client that does not read, or has not asked in full, is left after
+  `IDLE_SECONDS`, however slowly it goes on: memory and threads are bounded, whatever clients do.
 * An *image* is a group with ``multiscales`` of OME-Zarr 0.4 or 0.5; its place is its path from the folder.
 """
 
 from __future__ import annotations
 
 import http.server
+import io
 import json
 import os
 import re
@@ -23,6 +24,7 @@ import secrets
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -208,12 +210,45 @@ class Server(http.server.ThreadingHTTPServer):
             logger.warning("a request was not answered: %r", error)
 
 
+class _Asked(io.RawIOBase):
+    """What a client sends, until a moment: one that sends a letter now and then would hold its thread."""
+
+    def __init__(self, client: socket.socket) -> None:
+        self._client = client
+        self.until = time.monotonic()
+
+    def readable(self) -> bool:
+        """Say that it can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Wait for the next bytes, but not beyond the moment."""
+        patience = self._client.gettimeout()
+        self._client.settimeout(max(self.until - time.monotonic(), 1e-3))
+        try:
+            return self._client.recv_into(buffer)
+        finally:
+            self._client.settimeout(patience)  # of what is sent
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     """Answers requests for files."""
 
     protocol_version = "HTTP/1.1"
     timeout = IDLE_SECONDS
     server: Server
+
+    def setup(self) -> None:
+        """Read what the client sends in time."""
+        super().setup()
+        self.rfile.close()
+        self._asked = _Asked(self.connection)
+        self.rfile = io.BufferedReader(self._asked)
+
+    def handle_one_request(self) -> None:
+        """Answer the next request of a client, which it has sent in full after `IDLE_SECONDS`."""
+        self._asked.until = time.monotonic() + self.timeout
+        super().handle_one_request()
 
     def do_OPTIONS(self) -> None:
         """Answer a browser that asks whether it may ask."""

@@ -209,8 +209,8 @@ class Dataset(Reading):
     source: str | None = Field(
         None,
         description="A file (TIFF, MRC, DM3, DM4, CZI, Amira, NRRD, NumPy, FIB-SEM .dat, Imaris, "
-        "headerless pixels), an array in one (file.h5:/path), a folder of numbered slices or a pattern of them (`s_{z}.tif`); Zarr, "
-        "OME-Zarr, N5, Neuroglancer precomputed or webknossos, also at a URL.",
+        "headerless pixels), an array in one (file.h5:/path), a folder of numbered slices or a pattern of "
+        "them (`s_{z}.tif`); Zarr, OME-Zarr, N5, Neuroglancer precomputed or webknossos, also at a URL.",
     )
     images: bool = Field(
         False,

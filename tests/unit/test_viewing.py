@@ -227,6 +227,22 @@ def test_what_is_no_request_is_answered_or_left_without_a_traceback(server, capf
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_a_client_that_asks_letter_by_letter_is_left(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(viewing._Handler, "timeout", 1)
+    with Server(tmp_path) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        with socket.create_connection(running.server_address[:2], timeout=60) as client:
+            client.sendall(b"GET /")
+            with pytest.raises(OSError):
+                for _ in range(600):
+                    client.sendall(b"x")
+                    time.sleep(0.1)
+        running.shutdown()
+        thread.join()
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_clients_that_do_not_read_take_little_memory_and_are_left(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(viewing._Handler, "timeout", 5)
     (tmp_path / "large").write_bytes(b"")
