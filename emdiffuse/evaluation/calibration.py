@@ -132,7 +132,7 @@ def calibrate(
     DataError
         If the model was trained on these data, there is no uncertainty, or there are too few units.
     """
-    require_free(out, overwrite=None)
+    require_free(out, [restored, dataset, truth], overwrite=None)
     found = compare(restored, dataset, truth)
     if "uncertainty" not in found.extras:
         raise DataError(

@@ -125,7 +125,7 @@ def measure_baselines(
         If the truth does not fit, or a voxel is not a number.
     """
     if out is not None:
-        require_free(out, overwrite=None)
+        require_free(out, [dataset, truth], overwrite=None)
     ground = lay_ground(dataset, truth, task)
     names = {"dataset": name_of(ground.input), "truth": name_of(ground.truth)}
     link = _ground_link(ground, lpips)
@@ -180,8 +180,9 @@ def evaluate(
     ConfigError
         If LPIPS is asked for, and its weights or library are missing.
     """
-    require_free(out, overwrite=None)
-    require_free(out.with_suffix(".csv"), overwrite=None)
+    inputs = [path for path in (restored, dataset, truth, baselines) if path is not None]
+    for path in (out, out.with_suffix(".csv")):
+        require_free(path, inputs, overwrite=None)
     found = compare(restored, dataset, truth)
     link = _ground_link(found, lpips)
     made = _made(found, link)

@@ -56,7 +56,8 @@ def make_plan(
         If the volume has fewer than two slices, or no anisotropy that a model could remove, or was restored
         otherwise than `settings` says.
     """
-    require_free(out, overwrite=None)
+    inputs = [path for path in (dataset, model, calibration) if path is not None]
+    require_free(out, inputs, overwrite=None)
     volume, description = open_volume(dataset), read_description(model)
     task = TASKS[description.task]
     slices, height, width = volume.array.shape

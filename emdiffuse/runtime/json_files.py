@@ -24,6 +24,11 @@ def as_json(values: Any) -> str:
     return json.dumps(finite(values), indent=2, allow_nan=False)
 
 
+def as_json_line(values: Any) -> str:
+    """Return values as JSON text in one line, which it ends."""
+    return json.dumps(finite(values), allow_nan=False) + "\n"
+
+
 def write_json(path: Path, values: Any) -> None:
     """Write values as a JSON file, atomically."""
     write_atomically(path, as_json(values))

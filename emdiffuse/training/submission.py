@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from emdiffuse.config.settings import Section
-from emdiffuse.runtime.atomic import write_atomically
 from emdiffuse.runtime.errors import ConfigError, EmdiffuseError, LaunchError
 from emdiffuse.runtime.extras import require
 from emdiffuse.runtime.interruption import Interrupted, Stop, caught
+from emdiffuse.runtime.json_files import write_json
 from emdiffuse.runtime.progress import logger
 from emdiffuse.training.launch import TrainingJob
 from emdiffuse.training.slurm import FAILED, JobState, Log, ask, cancel, failure, no_job_around, nodes_down
@@ -113,7 +113,7 @@ def _attach_or_submit(work: TrainingJob, resources: Resources) -> tuple[str, boo
             logger.info("job %s is training with other settings or data; cancelling it", noted["job"])
             cancel(noted["job"])
         job = _submit(work, resources)
-        write_atomically(note, json.dumps({"job": job, "name": work.job_name, "identity": work.identity}))
+        write_json(note, {"job": job, "name": work.job_name, "identity": work.identity})
         logger.info("job %s (%s) is submitted; its files are in %s", job, work.job_name, work.run / "slurm")
         return job, True
 

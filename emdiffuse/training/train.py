@@ -12,7 +12,6 @@ Conventions
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import time
@@ -32,10 +31,11 @@ from emdiffuse.models.networks.weights import require_place
 from emdiffuse.models.processes import Batch
 from emdiffuse.patches.cut import ORIGIN_COLUMNS, PatchStore
 from emdiffuse.runtime import checkpoints
-from emdiffuse.runtime.atomic import replaced_file, write_atomically
+from emdiffuse.runtime.atomic import replaced_file
 from emdiffuse.runtime.errors import DataError, EmdiffuseError, StoreError
 from emdiffuse.runtime.extras import require
 from emdiffuse.runtime.interruption import Interrupted, Stop
+from emdiffuse.runtime.json_files import write_json
 from emdiffuse.runtime.progress import logger, progress
 from emdiffuse.stores.facts import require_made
 from emdiffuse.training.beginning import knowing
@@ -271,7 +271,7 @@ def _fail(
             {**dict(zip(ORIGIN_COLUMNS, row, strict=True)), "dataset": name}
             for row, name in zip(rows.tolist(), names, strict=True)
         ]
-        write_atomically(batch, json.dumps({"step": state.step, "loss": str(loss), "patches": origins}))
+        write_json(batch, {"step": state.step, "loss": str(loss), "patches": origins})
     ranks.wait()  # until it is saved
     raise EmdiffuseError(
         f"{run}: the loss is {loss} at step {state.step}, before which the state is saved; lower "

@@ -12,7 +12,6 @@ Conventions
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +29,7 @@ from emdiffuse.models.processes import Batch, NativeProcess
 from emdiffuse.patches.cut import PatchStore
 from emdiffuse.runtime import checkpoints
 from emdiffuse.runtime.atomic import write_atomically
-from emdiffuse.runtime.json_files import finite
+from emdiffuse.runtime.json_files import as_json_line
 from emdiffuse.runtime.progress import clock, logger
 from emdiffuse.training.blind_spot import hide
 from emdiffuse.training.feed import HIDING, VALIDATING, read_batch, seed_of
@@ -75,7 +74,7 @@ def validate(
         entry["loss"] = float(np.mean(state.losses))
     entry |= numbers
     state.history.append(entry)
-    write_atomically(run / "stats.jsonl", "".join(json.dumps(finite(e)) + "\n" for e in state.history))
+    write_atomically(run / "stats.jsonl", "".join(map(as_json_line, state.history)))
     for name, value in entry.items():
         board.add_scalar(name, value, state.step)
     board.add_image("validation: condition, plain, restored, target", picture, state.step, dataformats="HW")
