@@ -4,21 +4,25 @@ import filecmp
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import tifffile
 import torch
+import yaml
 from dying import adapt_and_die
-from helpers import write_volume
+from helpers import ROOT, write_volume
 from learning import model_settings, weights
 from typer.testing import CliRunner
 
 from emdiffuse.cli import app
 from emdiffuse.config import Model
-from emdiffuse.enhance.adapt import FILES, adapt
+from emdiffuse.config.shipped import model_folder
+from emdiffuse.enhance.adapt import FILES, adapt, settings_for
 from emdiffuse.enhance.one_file import Enhancement
 from emdiffuse.models.description import read_description
 from emdiffuse.models.inference import RestorationModel
@@ -30,6 +34,7 @@ from emdiffuse.runtime.interruption import Interrupted
 from emdiffuse.stores.intensity import shown
 from emdiffuse.stores.volume import open_volume
 from emdiffuse.training import train as training
+from emdiffuse.training.state import network_spec
 from emdiffuse.training.train import train
 
 
@@ -129,6 +134,21 @@ def test_a_foreign_folder_is_refused_and_stays(thin, small_model, tmp_path, fore
     with pytest.raises(OutputError, match=foreign or "a file is in the way"):
         adapt(thin, out, Enhancement(small_model, voxel_size=(60, 10, 10), device="cpu"))
     assert (out / (foreign or "")).read_text() in ("{}", "mine") and not list(tmp_path.glob(".*"))
+
+
+def test_a_configuration_can_say_the_same():
+    """That of the documentation says what `adapt` does with a volume of these sides."""
+    page = (ROOT / "docs/tutorials/adapt.md").read_text()
+    (text,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (said,) = yaml.safe_load(text)["models"].values()
+    written = Model.model_validate({**said, "training": {**said["training"], "init_from": None}})
+    known = read_description(model_folder("vemdiffuse"))
+    how = Enhancement(model_folder("vemdiffuse"))
+    done = settings_for(known, Fraction(6), (20, 400, 400), how, minutes=10)
+    assert network_spec(written, 1, known.network) == network_spec(done, 1, known.network)
+    own = {"datasets": True, "network": True, "factor": True, "training": {"init_from"}}
+    assert written.factors == done.factors
+    assert written.model_dump(exclude=own) == done.model_dump(exclude=own)
 
 
 @pytest.mark.parametrize(

@@ -133,3 +133,45 @@ def test_scans_are_denoised_by_a_model_that_saw_no_clean_image(tmp_path, medulla
     ):
         assert said in report, said
     assert project.pending() == set()
+
+
+def test_a_noisy_volume_is_denoised_in_context_and_filled_by_a_model_that_is_adapted_to_it(
+    tmp_path, medulla, small_model
+):
+    """`patches.context` in `real_slices`, and in a configuration what `emdiffuse adapt` does."""
+    project = Project(tmp_path / "project", medulla)
+    noise = np.random.default_rng(0).normal(0, 15, medulla[:25:3, :100, :64].shape)
+    noisy = np.clip(np.rint(medulla[:25:3, :100, :64] + noise), 0, 255).astype(np.uint8)
+    tifffile.imwrite(project.folder / "noisy.tif", noisy, photometric="minisblack")
+    project.config["datasets"] = {"noisy": {"source": "noisy.tif", "voxel_size": {"z": 30, "y": 10, "x": 10}}}
+    small = project.config["models"].pop("gap v1.2")
+    network = {"channels": 8, "multipliers": [1, 2], "blocks": 1}
+    training = {**small["training"], "steps": 6, "validate_every": 3}
+    project.config["models"] = {
+        "denoise": {
+            "task": "emdiffuse-n", "datasets": ["noisy"], "network": network, "training": training,
+            "patches": {"size": 32, "validation": 0.2, "context": 1},
+        },
+        "mine": {
+            "task": "vemdiffuse-a", "datasets": ["noisy"], "factor": 3, "network": network,
+            "patches": {"size": 32, "validation": 0.25, "left_out_slices": True},
+            "training": {**training, "init_from": str(small_model)},
+        },
+    }  # fmt: skip
+    tiling = project.config["restorations"][0]["tiling"]
+    slices = {"dataset": "noisy", "model": "denoise", "sampler": {"samples": 1}, "tiling": tiling}
+    project.config["restorations"] = [slices, {**slices, "model": "mine", "real_slices": "denoise"}]
+    project.run()
+
+    results = project.folder / "results/restored/noisy"
+    denoised, filled = (
+        open_volume(results / f"{model}/restored.ome.zarr").array[:, :, :] for model in ("denoise", "mine")
+    )
+    assert filled.shape == (25, 100, 64) and (denoised != noisy).mean() > 0.5
+    np.testing.assert_array_equal(filled[::3], denoised)
+    described = json.loads((project.folder / "experiments/denoise/best/model.json").read_text())
+    assert described["network"]["conditions"] == 3
+    found = json.loads((project.folder / "experiments/mine/best/metrics.json").read_text())
+    assert [entry["step"] for entry in found["history"]] == [0, 3, 6] and found["outlook"]["gain"] >= 0
+    assert "between slices denoised by denoise" in (project.folder / "results/report.html").read_text()
+    assert project.pending() == set()
