@@ -42,8 +42,8 @@ class Task:
 
 
 TASKS: dict[str, Task] = {
-    "emdiffuse-n": Task("denoising of registered fast and slow scans", False, 1, 2, 1000),
-    "emdiffuse-r": Task("super-resolution (2x) of registered pairs", False, 2, 2, 1000),
+    "emdiffuse-n": Task("denoising", False, 1, 2, 1000),
+    "emdiffuse-r": Task("super-resolution (2x)", False, 2, 2, 1000),
     "vemdiffuse-i": Task("isotropic volumes, trained on an isotropic volume", True, 1, 3, 200),
     "vemdiffuse-a": Task("isotropic volumes, without isotropic training data", True, 1, 3, 200),
 }

@@ -36,9 +36,9 @@ def training(experiment: Path, name: str, found: dict[str, Any]) -> dict[str, An
         chart("Training loss", history, {"loss": "training"}),
         chart("Validation PSNR (dB)", history, {"validation_psnr": "model", "plain_psnr": "input or linear"}),
         chart(
-            "Validation error to noisy pixels (range 2, the noise included)",
+            "Validation error to noisy pixels (range 2, noise included)",
             history,
-            {"validation_loss": "model", "plain_loss": "surroundings or first scan"},
+            {"validation_loss": "model", "plain_loss": "pixels around"},
         ),
         chart("Validation SSIM", history, {"validation_ssim": "model", "plain_ssim": "input or linear"}),
     ]
