@@ -3,8 +3,8 @@
 Conventions
 -----------
 * *Vertical stripes* are an offset of columns (curtaining of the ion beam), *horizontal stripes* one of lines
-  (line noise, brightness bands); both narrower than `WIDEST` pixels. *Line jitter* is a displacement of lines
-  along x. Amounts are standard deviations: grey levels of the stored values, or pixels.
+  (line noise), *brightness bands* one of several lines together; all narrower than `WIDEST` pixels. *Line
+  jitter* is a displacement of lines along x. Amounts are standard deviations: grey levels of the stored values, or pixels.
 * An artefact is told from tissue by being the same all along a line: an image is cut into `BANDS` bands
   across the lines, each line's profile is taken in every band, and what the profiles of two bands have in
   common (their covariance) is the artefact. Tissue and noise of two bands have nothing in common, and add
@@ -37,6 +37,9 @@ BANDS = 4
 """Bands whose profiles are compared."""
 WIDEST = 32
 """Pixels across that a stripe may have: wider is a drift of brightness."""
+NARROW, BANDED = 3.0, 0.3
+"""Offsets of lines are bands where a Gaussian of so many lines leaves less than this share of their variance: of
+white stripes 5 lines wide it leaves 0.4, of 10 lines 0.2."""
 LOOKED_AT = 8
 SIDE = 768
 """Pixels, along a side, that are looked at in a slice, about its middle."""
@@ -52,7 +55,7 @@ DAMPED = 1.0
 """Width of the Gaussian that the Fourier filter removes, in periods along the image. Of 0.5 to 3, this gave
 the highest PSNR for stripes of 12 grey levels on medulla, brain, liver and C. elegans."""
 
-Kind = Literal["vertical stripes", "horizontal stripes", "line jitter"]
+Kind = Literal["vertical stripes", "horizontal stripes", "brightness bands", "line jitter"]
 Image = NDArray[Any]
 logger = logging.getLogger(__name__)
 
@@ -103,9 +106,14 @@ def artefacts(images: Iterable[Image], span: float) -> tuple[Artefact, ...]:
         ("horizontal stripes", LEAST * span),
         ("line jitter", LEAST_JITTER),
     ]
-    measured = np.array([(stripes(image), stripes(image.T), jitter(image)) for image in images])
-    for (kind, least), pairs in zip(kinds, measured.swapaxes(0, 1), strict=True):  # image by pair of bands
+    measured = np.array(
+        [(stripes(image), stripes(image.T), jitter(image), stripes(image.T, NARROW)) for image in images]
+    )
+    *of_kinds, narrow = measured.swapaxes(0, 1)  # image by pair of bands
+    for (kind, least), pairs in zip(kinds, of_kinds, strict=True):
         mean = float(pairs.mean())
+        if kind == "horizontal stripes" and narrow.mean() < BANDED * mean:
+            kind = "brightness bands"
         own = pairs.mean(1) if len(pairs) > 2 else pairs.ravel()
         error = float(own.std(ddof=1)) / sqrt(len(own))
         # slices share their tissue: the scatter over pairs of bands of one image counts too
@@ -116,16 +124,18 @@ def artefacts(images: Iterable[Image], span: float) -> tuple[Artefact, ...]:
     return tuple(found)
 
 
-def stripes(image: Image) -> NDArray[np.float64]:
+def stripes(image: Image, sigma: float = WIDEST / 2) -> NDArray[np.float64]:
     """Return the covariances of the column profiles of bands, one for each pair of bands.
 
     Parameters
     ----------
     image : ndarray
         (y, x).
+    sigma : float
+        Width of the Gaussian whose smooth profile is subtracted, in columns.
     """
     profiles = np.stack([np.median(band, 0) for band in np.array_split(image, BANDS)]).astype(np.float64)
-    return _covariances(profiles - _smooth(profiles, WIDEST / 2))
+    return _covariances(profiles - _smooth(profiles, sigma))
 
 
 def jitter(image: Image) -> NDArray[np.float64]:
@@ -192,7 +202,7 @@ def destripe(image: NDArray[Any], found: Sequence[Artefact]) -> NDArray[Any]:
     values = np.clip(values, low, high)
     if "vertical stripes" in kinds:
         values = _without_columns(values)
-    if "horizontal stripes" in kinds:
+    if kinds & {"horizontal stripes", "brightness bands"}:
         values = _without_columns(values.T).T
     return np.where(kept, image, cast_to(values, image.dtype))
 

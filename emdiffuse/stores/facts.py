@@ -52,7 +52,7 @@ class Artefact(Record):
         Of the amount.
     """
 
-    kind: Literal["vertical stripes", "horizontal stripes", "line jitter"]
+    kind: Literal["vertical stripes", "horizontal stripes", "brightness bands", "line jitter"]
     amount: float
     unit: Literal["grey levels", "pixels"]
 

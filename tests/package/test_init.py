@@ -107,7 +107,7 @@ def test_the_other_way_that_the_comment_tells_is_a_configuration(raw, tmp_path):
     written(tmp_path / "run", raw, "noisy.tif", sizes=(CUBE,))
     values = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     model = values["models"]["denoise"]
-    for key in ("datasets", "patches", "training"):
+    for key in ("datasets", "patches", "network", "training"):
         del model[key]
     model["weights"] = "emdiffuse-n"
     with contextlib.chdir(tmp_path / "run"):
