@@ -4,7 +4,8 @@ Conventions
 -----------
 * *Vertical stripes* are an offset of columns (curtaining of the ion beam), *horizontal stripes* one of lines
   (line noise), *brightness bands* one of several lines together; all narrower than `WIDEST` pixels. *Line
-  jitter* is a displacement of lines along x. Amounts are standard deviations: grey levels of the stored values, or pixels.
+  jitter* is a displacement of lines along x. Amounts are standard deviations: grey levels of the stored
+  values, or pixels.
 * An artefact is told from tissue by being the same all along a line: an image is cut into `BANDS` bands
   across the lines, each line's profile is taken in every band, and what the profiles of two bands have in
   common (their covariance) is the artefact. Tissue and noise of two bands have nothing in common, and add
@@ -38,8 +39,8 @@ BANDS = 4
 WIDEST = 32
 """Pixels across that a stripe may have: wider is a drift of brightness."""
 NARROW, BANDED = 3.0, 0.3
-"""Offsets of lines are bands where a Gaussian of so many lines leaves less than this share of their variance: of
-white stripes 5 lines wide it leaves 0.4, of 10 lines 0.2."""
+"""Offsets of lines are bands where what a Gaussian of so many lines smooths away holds less than this share
+of their variance: 0.4 of stripes that are 5 lines wide, 0.2 of 10 lines."""
 LOOKED_AT = 8
 SIDE = 768
 """Pixels, along a side, that are looked at in a slice, about its middle."""
@@ -112,15 +113,15 @@ def artefacts(images: Iterable[Image], span: float) -> tuple[Artefact, ...]:
     *of_kinds, narrow = measured.swapaxes(0, 1)  # image by pair of bands
     for (kind, least), pairs in zip(kinds, of_kinds, strict=True):
         mean = float(pairs.mean())
-        if kind == "horizontal stripes" and narrow.mean() < BANDED * mean:
-            kind = "brightness bands"
+        banded = kind == "horizontal stripes" and narrow.mean() < BANDED * mean
         own = pairs.mean(1) if len(pairs) > 2 else pairs.ravel()
         error = float(own.std(ddof=1)) / sqrt(len(own))
         # slices share their tissue: the scatter over pairs of bands of one image counts too
         error = max(error, float(pairs.mean(0).std(ddof=1)) / sqrt(pairs.shape[1]))
         if mean > CLEAR * error and sqrt(mean) >= least:
             unit = "pixels" if kind == "line jitter" else "grey levels"
-            found.append(Artefact(kind=kind, amount=float(f"{sqrt(mean):.3g}"), unit=unit))
+            named: Kind = "brightness bands" if banded else kind
+            found.append(Artefact(kind=named, amount=float(f"{sqrt(mean):.3g}"), unit=unit))
     return tuple(found)
 
 
