@@ -77,15 +77,24 @@ def find_artefacts(source: Source) -> tuple[Artefact, ...]:
     chosen = [there[int(i)] for i in np.unique(np.linspace(0, len(there) - 1, LOOKED_AT).round())]
 
     def read(z: int) -> Image:
-        return np.nan_to_num(source.read(z, z + 1, *sides)[0].astype(np.float32))
+        return _framed(np.nan_to_num(source.read(z, z + 1, *sides)[0].astype(np.float32)))
 
     # slice by slice, so that one at a time is in memory; a sixteenth of the pixels tells the range
-    low, high = _bounds(np.stack([read(z)[::4, ::4] for z in chosen]))
-    images = (np.clip(read(z), low, high) for z in chosen)
+    seen = {z: image[::4, ::4].ravel() for z in chosen if min((image := read(z)).shape) >= SMALLEST}
+    if not seen:
+        return ()
+    low, high = _bounds(np.concatenate(list(seen.values())))
+    images = (np.clip(read(z), low, high) for z in seen)
     found = artefacts(images, (high - low) / (1 + 2 * BEYOND))
     for artefact in found:
         logger.warning("%s: %s (standard deviation)", source.name, artefact.told)
     return found
+
+
+def _framed(image: Image) -> Image:
+    """Return an image without the lines and columns that are fill, mostly: their edge is no stripe."""
+    filled = fill(image)
+    return image[filled.mean(1) < 0.5][:, filled.mean(0) < 0.5]
 
 
 def _bounds(values: NDArray[Any]) -> tuple[float, float]:

@@ -22,7 +22,7 @@ def sentence(facts: EmptyFacts | None, images: bool) -> list[str]:
     return [
         f"In {max(facts.share, 0.0001):.2%} of what was restored nothing is to be seen: no contrast above "
         f"{facts.contrast / 2:.1%} of the range of intensities and {facts.noisy:g} times the noise. There "
-        f"nothing was generated, and the input is {what}; the layer `{LAYER}` marks it."
+        f"nothing was generated, and the input is {what}; the layer '{LAYER}' marks it."
     ]
 
 
@@ -47,6 +47,7 @@ def hatched(view: View) -> NDArray[np.float32] | None:
         return None
     values = view.plane("restored", 0).copy()
     lines = (np.add.outer(np.arange(len(rows)), np.arange(len(columns))) % PERIOD) < 2
-    dark = values.mean() > sum(view.contrast) / 2  # lines that are seen on resin, which is mostly bright
-    values[places & lines] = view.contrast[0] if dark else view.contrast[1]
-    return values
+    black, white = view.contrast
+    # black on resin, which is bright, and white outside of the field, which is black
+    seen_on = np.where(values > (black + white) / 2, black, white).astype(values.dtype)
+    return np.where(places & lines, seen_on, values)

@@ -75,6 +75,14 @@ def test_data_without_stripes_lose_nothing(clean, tissue):
     assert all(destripe(image, found) is image for image in images)
 
 
+def test_a_frame_around_the_field_is_no_stripe(clean, tmp_path):
+    images = np.pad(clean["medulla"][:, :120, :120], [(0, 0), (40, 40), (60, 20)])
+    for name, values in (("a", images), ("b", np.zeros_like(images))):
+        tifffile.imwrite(tmp_path / f"{name}.tif", values, photometric="minisblack")
+        acquire(str(tmp_path / f"{name}.tif"), SIZE, tmp_path / f"{name}.ome.zarr", name)
+        assert open_volume(tmp_path / f"{name}.ome.zarr").facts.artefacts == ()
+
+
 def test_jitter_is_found_and_measured(clean):
     assert told(jittered(clean["brain"], 0.7)) == {"line jitter": pytest.approx(0.7, rel=0.25)}
 
