@@ -1,10 +1,10 @@
-"""A volume as Neuroglancer precomputed, for viewers and buckets that speak its format.
+"""Export of a volume as Neuroglancer precomputed.
 
 Conventions
 -----------
-* Every level of the OME-Zarr image becomes a scale, voxel for voxel; precomputed counts its axes (x, y, z)
-  and its resolution in nanometers.
-* Chunks are 64 voxels a side and raw; a web server may compress what it sends.
+* Every level of the OME-Zarr image becomes a scale, with identical voxels; the axes of precomputed are
+  (x, y, z), and its resolution is in nanometers.
+* Chunks are uncompressed, 64 voxels a side; a web server may compress them in transit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from emdiffuse.viewing import find_images
 
 CHUNK = 64
 BOX = (64, 512, 512)
-"""What is copied at once, (z, y, x): whole chunks."""
+"""Shape of the box that is copied at once (z, y, x), of whole chunks."""
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "float32")
 
 Box = tuple[slice, ...]
@@ -38,18 +38,18 @@ def export_precomputed(volume: Path, out: Path) -> None:
     Parameters
     ----------
     volume : Path
-        An image (z, y, x) of OME-Zarr 0.4 or 0.5, or a store that holds one.
+        An OME-Zarr 0.4 or 0.5 image (z, y, x), or a store that contains one.
     out : Path
-        The folder to write; it appears whole, or not at all.
+        Folder to write; it appears complete, or not at all.
 
     Raises
     ------
     StoreError
         If there is no image, or there are several.
     DataError
-        If it has other axes, or is of a type that the format does not know.
+        If it has other axes, or a data type that the format does not support.
     OutputError
-        If a foreign file or folder lies at `out`.
+        If `out` exists and was not written by emdiffuse.
     """
     images = find_images(volume)
     if len(images) > 1:
@@ -61,9 +61,11 @@ def export_precomputed(volume: Path, out: Path) -> None:
     levels = [zarr.open_array(volume / image.place / level, mode="r") for level in image.levels]
     finest = levels[0]
     if finest.ndim != 3 or not set(image.units) <= NANOMETERS.keys():
-        raise DataError(f"{volume}: three axes (z, y, x) of known length are expected; export one channel")
+        raise DataError(f"{volume}: expected three axes (z, y, x) of known length; export one channel")
     if finest.dtype.name not in DTYPES:
-        raise DataError(f"{volume}: precomputed knows no {finest.dtype}; convert it to {', '.join(DTYPES)}")
+        raise DataError(
+            f"{volume}: precomputed does not support {finest.dtype}; convert it to {', '.join(DTYPES)}"
+        )
     size = [value * NANOMETERS[unit] for value, unit in zip(image.scale, image.units, strict=True)]
     boxes = [(level, box) for level in levels for box in _boxes(level.shape)]
     with replaced(out, [volume]) as partial:
@@ -75,7 +77,7 @@ def export_precomputed(volume: Path, out: Path) -> None:
 
 
 def _scale(folder: Path, level: Any, finest: Any, size: list[float]) -> Any:
-    """Add a level of resolution to a folder, and return it opened, axes (x, y, z, channel)."""
+    """Add a resolution level to a folder, and return it opened, with axes (x, y, z, channel)."""
     steps = [round(n / m) for n, m in zip(finest.shape, level.shape, strict=True)]
     spec = {
         "driver": "neuroglancer_precomputed",

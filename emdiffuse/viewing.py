@@ -1,4 +1,4 @@
-"""Looking at a volume: a small web server for one OME-Zarr, with a link to Neuroglancer; or napari.
+"""View a volume: a small web server for one OME-Zarr store, with a link to Neuroglancer; or napari.
 
 Conventions
 -----------
@@ -43,7 +43,7 @@ LOOPBACK = "127.0.0.1"
 CONNECTIONS = 64
 IDLE_SECONDS = 60
 PIECE = 2**18
-"""Bytes of a file that are held for a client."""
+"""Bytes of a file buffered per client."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,15 @@ class Image:
     place : str
         Path of its group from the store; empty for the store itself.
     name : str
-        What it is called on the screen.
+        Display name.
     levels : tuple of str
-        Paths of the levels of resolution from the group, the finest first.
+        Paths of the resolution levels from the group, finest first.
     scale : tuple of float
-        Size of a pixel of the finest, an axis each: of ours (z, y, x) in nanometers.
+        Voxel size of the finest level per axis; in our stores (z, y, x) in nanometers.
     units : tuple of str
-        Units of these; "pixel" of axes that are no length.
+        Units of the axes; "pixel" for axes without a unit of length.
     contrast : tuple of float, optional
-        Intensities shown as black and white, where the store knows them.
+        Intensities shown as black and white, if the store states them.
     """
 
     place: str
@@ -75,12 +75,12 @@ class Image:
 
 
 def find_images(store: Path) -> list[Image]:
-    """List the images of a store: those of its groups, two levels deep, or else its own.
+    """List the images of a store: those in its groups, up to two levels deep, or else the store itself.
 
     Raises
     ------
     StoreError
-        If there is none.
+        If there are none.
     """
     own = _attributes(store)
     found = []
@@ -91,18 +91,18 @@ def find_images(store: Path) -> list[Image]:
     if not found and "multiscales" in own.get("ome", {}):
         found.append(_image(store, store, own))
     if not found:
-        raise StoreError(f"{store}: there is no OME-Zarr image here; give the folder that ends in .ome.zarr")
+        raise StoreError(f"{store}: there is no OME-Zarr image; give the folder that ends in .ome.zarr")
     return sorted(found, key=lambda image: image.name != "restored")
 
 
 def _marks(store: Path, depth: str) -> Iterator[Path]:
-    """Yield the files that give groups away: of Zarr 3, and of Zarr 2, which OME-Zarr 0.4 is kept in."""
+    """Yield the metadata files of groups, of Zarr 3, and of Zarr 2 (OME-Zarr 0.4)."""
     for name in ("zarr.json", ".zattrs"):
         yield from store.glob(f"{depth}/{name}")
 
 
 def _attributes(group: Path) -> dict[str, Any]:
-    """Return the attributes of a group as OME-Zarr 0.5 has them: in 0.4 they lie one level higher."""
+    """Return the attributes of a group in the form of OME-Zarr 0.5; in 0.4 they are one level higher."""
     new, old = group / "zarr.json", group / ".zattrs"
     try:
         if new.exists():
@@ -113,13 +113,13 @@ def _attributes(group: Path) -> dict[str, Any]:
     except AccessError:
         raise
     except (ValueError, RecursionError, AttributeError, TypeError):
-        raise StoreError(f"{group}: its metadata cannot be understood; copy the store again") from None
+        raise StoreError(f"{group}: its metadata cannot be parsed; copy the store again") from None
 
 
 def _mappings(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Return attributes whose known parts are mappings; raise TypeError where one is not."""
+    """Return the attributes; raise TypeError if a known part is not a mapping."""
     if not all(isinstance(attributes.get(key, {}), dict) for key in ("ome", "emdiffuse")):
-        raise TypeError("a part of the attributes is no mapping")
+        raise TypeError("a part of the attributes is not a mapping")
     return dict(attributes)
 
 
@@ -141,7 +141,7 @@ def _image(store: Path, group: Path, attributes: dict[str, Any]) -> Image:
 
 
 def neuroglancer_link(address: str, images: list[Image]) -> str:
-    """Return a link that shows images in Neuroglancer; `address` is where the store is served."""
+    """Return a link that shows images in Neuroglancer; `address` is the URL of the store."""
     layers = []
     for number, image in enumerate(images):
         layer: dict[str, Any] = {
@@ -158,12 +158,12 @@ def neuroglancer_link(address: str, images: list[Image]) -> str:
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves the files of one folder under a secret token.
+    """Web server for the files of one folder, under a secret token.
 
     Parameters
     ----------
     folder : Path
-        What is served.
+        Folder to serve.
     host : str
         Address to listen on.
     port : int
@@ -181,14 +181,14 @@ class Server(http.server.ThreadingHTTPServer):
 
     @property
     def address(self) -> str:
-        """Where the folder is served, with a slash at the end."""
+        """URL of the folder, with a trailing slash."""
         host = (
             f"[{self.server_address[0]!s}]" if ":" in str(self.server_address[0]) else self.server_address[0]
         )
         return f"http://{host!s}:{self.server_address[1]}/{self.token}/"
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer a client in a thread of its own, once there is one; others wait to be accepted."""
+        """Answer a client in a new thread when one is free; others wait to be accepted."""
         self._room.acquire()
         try:
             super().process_request(request, client_address)
@@ -197,17 +197,17 @@ class Server(http.server.ThreadingHTTPServer):
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answer a client, and make room for another."""
+        """Answer a client, then free its thread."""
         try:
             super().process_request_thread(request, client_address)
         finally:
             self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say in a line what went wrong; a client that left or did not read is none of our business."""
+        """Log an error in one line; ignore clients that disconnected or did not read."""
         error = sys.exception()
         if not isinstance(error, ConnectionError | TimeoutError):
-            logger.warning("a request was not answered: %r", error)
+            logger.warning("a request failed: %r", error)
 
 
 class _Asked(io.RawIOBase):
@@ -232,7 +232,7 @@ class _Asked(io.RawIOBase):
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """Answers requests for files."""
+    """Handler of requests for files."""
 
     protocol_version = "HTTP/1.1"
     timeout = IDLE_SECONDS
@@ -251,11 +251,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         super().handle_one_request()
 
     def do_OPTIONS(self) -> None:
-        """Answer a browser that asks whether it may ask."""
+        """Answer the preflight request of a browser (CORS)."""
         self._begin(HTTPStatus.NO_CONTENT, 0)
 
     def do_HEAD(self) -> None:
-        """Say how large a file is."""
+        """Send the size of a file."""
         self._answer(body=False)
 
     def do_GET(self) -> None:
@@ -265,7 +265,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _answer(self, body: bool) -> None:
         try:
             _, token, *parts = unquote(urlsplit(self.path).path).split("/", 2)
-        except ValueError:  # no path at all
+        except ValueError:  # not a path
             return self._begin(HTTPStatus.BAD_REQUEST, 0)
         if not secrets.compare_digest(token.encode(), self.server.token.encode()):
             return self._begin(HTTPStatus.FORBIDDEN, 0)
@@ -274,7 +274,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if not path.is_relative_to(self.server.folder) or not path.is_file():
                 return self._begin(HTTPStatus.NOT_FOUND, 0)
             file = path.open("rb")
-        except (OSError, ValueError):  # unreadable, or no path at all
+        except (OSError, ValueError):  # unreadable, or not a path
             return self._begin(HTTPStatus.NOT_FOUND, 0)
         with file:
             kind = "application/json" if path.suffix == ".json" else "application/octet-stream"
@@ -298,7 +298,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         while left and (piece := file.read(min(left, PIECE))):
             self.wfile.write(piece)
             left -= len(piece)
-        if left:  # the file became shorter meanwhile: the client must not wait for the rest
+        if left:  # the file was truncated meanwhile: the client must not wait for the rest
             self.close_connection = True
 
     def _begin(
@@ -321,13 +321,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing of requests: there are thousands, and they hold the token."""
+        """Do not log requests: there are thousands, and they contain the token."""
 
 
 def byte_range(header: str | None, size: int) -> range | None:
-    """Return the bytes that a Range header asks for (RFC 9110, section 14); None: there are none.
+    """Return the bytes that a Range header requests (RFC 9110, section 14), or None if there are none.
 
-    What is not one range of bytes is answered with the whole file, as the RFC allows.
+    Anything but a single byte range returns the whole file, as the RFC allows.
     """
     asked = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", header or "")
     if asked is None or not (asked[1] or asked[2]):
@@ -347,7 +347,7 @@ def view(store: Path, host: str = LOOPBACK, port: int = 0) -> None:
     StoreError
         If there is no image.
     DataError
-        If the address or port cannot be had.
+        If the address or port is not available.
     """
     images = find_images(store)
     try:
@@ -358,7 +358,7 @@ def view(store: Path, host: str = LOOPBACK, port: int = 0) -> None:
     if host not in (LOOPBACK, "localhost", "::1"):
         logger.warning("anyone who can reach %s and knows the link can read %s", host, store)
     with server:
-        print(f"{store} is served at {server.address} (stop with Ctrl-C). Open:")
+        print(f"Serving {store} at {server.address} (stop with Ctrl-C). Open:")
         print(neuroglancer_link(server.address, images), flush=True)
         try:
             server.serve_forever()
@@ -367,7 +367,7 @@ def view(store: Path, host: str = LOOPBACK, port: int = 0) -> None:
 
 
 def napari_layers(store: Path) -> list[dict[str, Any]]:
-    """Return the arguments of napari's ``add_image`` for every image of a store; nothing is read yet."""
+    """Return the arguments of napari's ``add_image`` for every image of a store, without reading voxels."""
     layers = []
     for number, image in enumerate(find_images(store)):
         group = store / image.place
@@ -397,7 +397,7 @@ def view_in_napari(store: Path) -> None:
         import napari
     except ImportError:
         raise DataError(
-            "napari is not installed; pip install 'napari[all]', or leave --napari out to look in a browser"
+            "napari is not installed; run pip install 'napari[all]', or omit --napari to use a browser"
         ) from None
     viewer = napari.Viewer(title=str(store))
     for layer in napari_layers(store):

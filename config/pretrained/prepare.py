@@ -1,9 +1,9 @@
-"""Lay out the public data that the shipped models learn from, and set apart what they are measured on.
+"""Lay out the public data that the shipped models learn from, and set apart the held-out data.
 
     python config/pretrained/prepare.py DATA [raw]
 
-DATA is a folder with the files that `config/pretrained/README.md` lists. Stacks of pairs become folders of
-pairs, and of small volumes and of pairs a part that no model sees is written to ``raw/held_out``.
+DATA is a folder with the files listed in `config/pretrained/README.md`. Stacks of pairs become folders of
+pairs. A part of the small volumes and of the pairs, which no model sees, is written to ``raw/held_out``.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def lay_out(data: Path, raw: Path) -> None:
 
 
 def split(source: Path, raw: Path, name: str, axis: int, begin: int) -> None:
-    """Train on a volume up to `begin` along an axis, and hold out the rest."""
+    """Write a volume up to `begin` along an axis for training, and the rest as held out."""
     trained, held_out = np.split(tifffile.imread(source), [begin], axis)
     write(raw / f"{name}.tif", trained)
     write(raw / "held_out" / f"{name}.tif", held_out)

@@ -1,10 +1,10 @@
-"""Put a trained model among those that come with the package, in half precision.
+"""Add a trained model to those shipped with the package, in half precision.
 
     python config/pretrained/ship.py NAME [experiments/NAME/best]
     python config/pretrained/ship.py NAME FIRST LAST   # the mean of the weights of two rounds of one training
-    python config/pretrained/ship.py            # the checksums alone, after a card was edited
+    python config/pretrained/ship.py            # only the checksums, after editing a card
 
-Its card, `emdiffuse/models/weights/NAME/README.md`, is written by hand, with the figures of
+Its card, `emdiffuse/models/weights/NAME/README.md`, is written by hand, with the figures from
 `benchmarks/shipped_models.py`. The checksums of all shipped files are updated.
 """
 
@@ -27,7 +27,7 @@ FILES = ("README.md", DESCRIPTION_FILE, "model.safetensors")
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", nargs="?", choices=SHIPPED, help="Without it, checksums alone are written.")
+    parser.add_argument("name", nargs="?", choices=SHIPPED, help="Without it, only checksums are written.")
     parser.add_argument("rounds", type=Path, nargs="*", help="Folders of models; experiments/NAME/best.")
     options = parser.parse_args()
     if options.name:
@@ -36,12 +36,12 @@ def main() -> None:
 
 
 def ship(name: str, *rounds: Path) -> None:
-    """Copy a model, in half precision; of several rounds the mean of their weights (arXiv 2203.05482)."""
+    """Copy a model in half precision; average the weights of several rounds (arXiv 2203.05482)."""
     source = rounds[-1]
     description = read_description(source)
     if description.task != SHIPPED[name]:
-        sys.exit(f"{source}: its task is {description.task}, that of {name} is {SHIPPED[name]}")
-    sources = tuple(dict.fromkeys(description.sources))  # several datasets may be of one file
+        sys.exit(f"{source}: its task is {description.task}, but {name} needs {SHIPPED[name]}")
+    sources = tuple(dict.fromkeys(description.sources))  # several datasets may share one file
     shipped = description.model_copy(update={"name": name, "sources": sources})
     network = load_network(source)
     weights = [load_network(folder).state_dict() for folder in rounds]

@@ -1,1 +1,1 @@
-"""Raw files to canonical OME-Zarr."""
+"""Conversion of raw files to canonical OME-Zarr."""

@@ -1,13 +1,13 @@
-"""Raw files to canonical OME-Zarr, and anisotropic volumes made from isotropic ones.
+"""Convert raw files to canonical OME-Zarr, and make anisotropic volumes from isotropic ones.
 
 Conventions
 -----------
-* Axes are (z, y, x), voxel sizes are in nanometers; values keep the type they were stored with.
-* Memory does not grow with the volume: see `streaming`. What was measured goes into the facts: `intensity`,
+* Axes are (z, y, x), voxel sizes are in nanometers; values keep their stored type.
+* Memory does not grow with the volume: see `streaming`. Measurements are recorded in the facts: `intensity`,
   and for a volume `missing` (see `repair`).
-* Each slice has its intensity range, measured here once for all stages: see `statistics` and
+* The intensity range of each slice is measured here, once for all stages: see `statistics` and
   `emdiffuse.stores.intensity`.
-* A volume is written beside its place and renamed: an interrupted run leaves nothing that a later one trusts.
+* A volume is written beside its final path and renamed, so that later runs never trust an interrupted one.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ def acquire(
     thickness: float = 0.0,
     workers: int | None = None,
 ) -> None:
-    """Convert raw files to an OME-Zarr image, with intensity statistics and a checksum of every file.
+    """Convert raw files to an OME-Zarr image with intensity statistics and a checksum of every file.
 
-    Where `out` was made of the same content in the same way, nothing is done.
+    Do nothing if `out` was made from the same content with the same settings.
 
     Parameters
     ----------
     source : str
-        Any that `readers.open_source` reads.
+        Any source that `readers.open_source` can open.
     voxel_size : sequence of float or None
         Voxel size (z, y, x) in nanometers; None to take it from the source.
     out : Path
@@ -76,24 +76,24 @@ def acquire(
     images : bool
         Whether these are separate images, rather than the slices of a volume.
     repair : bool
-        Whether slices of a volume that cannot be trusted are marked as missing, rather than refused.
+        Whether damaged or missing slices of a volume are marked as missing, rather than refused.
     stripes : bool
         Whether stripes are removed where they are found.
     invert : bool
-        Whether networks see the contrast inverted; the voxels are stored, and restored, as they are.
+        Whether networks see the contrast inverted; stored and restored voxels are not inverted.
     reading : Reading, optional
-        Which part of the source is meant: series, channel, level, crop, ...
+        Which part of the source is read: series, channel, level, crop, ...
     override : bool
-        Whether `voxel_size` counts more than what the source tells.
+        Whether `voxel_size` takes precedence over that of the source.
     thickness : float
-        Share of the distance of a volume's slices that one integrates over.
+        Fraction of the slice spacing that each slice of a volume integrates over.
     workers : int, optional
         Number of threads.
 
     Raises
     ------
     DataError
-        If the source cannot be used; `out` is then as it was before.
+        If the source cannot be used; `out` is then unchanged.
     StoreError
         If `out` cannot be written.
     """
@@ -105,19 +105,19 @@ def acquire(
     what = f"{depth} {'images' if images else 'slices'} of {height} x {width} pixels, {slices.dtype.name}"
     logger.info("%s: found %s", source, what)
     if slices.dtype != slices.stored:
-        logger.info("%s: %s is stored as %s, each value as it is", source, slices.stored, slices.dtype)
+        logger.info("%s: %s is stored as %s, with unchanged values", source, slices.stored, slices.dtype)
     size = agreed_voxel_size(slices, voxel_size, override, images, not reading.square_pixels)
     if abs(size[1] - size[2]) > SQUARE * size[1]:
         size, slices = (size[0], min(size[1:]), min(size[1:])), SquarePixels(slices, size)
         logger.info("%s: resampled to square pixels of %.4g nm", source, size[1])
     if slices.shape[0] < 2 and not images:
         raise DataError(
-            f"{source}: there is only one slice; a volume needs two or more; for separate "
-            "images say `images: true`"
+            f"{source}: there is only one slice, but a volume needs two or more; for separate "
+            "images set `images: true`"
         )
     kind = "images" if images else "volume"
     settings = {
-        # of the text of a source only what chooses within the files: these are known by their content
+        # only the part of the source that selects within files; the files are identified by content
         "within": source.replace(parse_source(source).place, ""),
         "reading": reading.model_dump(mode="json"),
         "voxel_size": list(size),
@@ -161,7 +161,7 @@ def acquire(
             artefacts=artefacts,
             destriped=isinstance(shown, Destriped),
             intensity=statistics.intensity(source, images=images, missing=missing, invert=invert),
-            # what is image; below lies the microscope's data bar
+            # the image without the microscope's data bar
             valid=(rows.start, rows.stop, columns.start, columns.stop) if slices.bar else None,
         )
         write_image(partial, name, size, facts)
@@ -175,23 +175,23 @@ def keep_every(
     thickness: float = 0.0,
     workers: int | None = None,
 ) -> None:
-    """Make an anisotropic volume of an acquired one: of every factor-th slice, or of the means of some.
+    """Make an anisotropic volume from every factor-th slice of an acquired one, or from means of slices.
 
     A slice of thickness t is the mean of ``max(t * factor, 1)`` slices, beginning with slice 0, factor, 2 *
-    factor, ...; the last of them counts by the fraction that is left.
+    factor, ...; the last of them is weighted by the remaining fraction.
 
     Parameters
     ----------
     volume : Path
         The OME-Zarr image whose slices are kept.
     factor : int
-        Distance of kept slices, in slices; the voxel becomes as many times longer along z.
+        Spacing of the kept slices, in slices; the voxel becomes longer along z by this factor.
     out : Path
         The OME-Zarr group to write.
     name : str
         Name of the new dataset.
     thickness : float
-        Share of the distance of kept slices that each integrates over, 0 to 1.
+        Fraction of the new slice spacing that each kept slice integrates over, 0 to 1.
     workers : int, optional
         Number of threads.
 
@@ -218,7 +218,7 @@ def keep_every(
     weights = np.minimum(window - np.arange(ceil(window)), 1) / window
     if kept < 2:
         raise DataError(
-            f"{volume}: of {depth} slices only one is kept by a factor of {factor}; choose a smaller one"
+            f"{volume}: a factor of {factor} keeps only one of {depth} slices; choose a smaller factor"
         )
 
     with replaced(out, [volume]) as partial:
@@ -239,7 +239,7 @@ def keep_every(
         statistics = stream(array, read, f"keep-every {name}", workers or default_workers(), origin.valid)
         lost = [divmod(z, factor) for z in origin.facts.missing]
         missing = sorted({z for z, rest in lost if rest < len(weights) and z < kept})
-        # measured on what was kept: what was left out is the truth, and must not tell
+        # measured on the kept slices only: the others are ground truth and must not leak
         intensity = statistics.intensity(str(volume), missing=missing, invert=origin.intensity.invert)
         facts = VolumeFacts(
             stage="acquire",

@@ -1,10 +1,10 @@
-"""What a dataset was made of: a checksum of the content of each source, and whether one changed since.
+"""Checksums of the sources of a dataset, and detection of changed sources.
 
 Conventions
 -----------
-* A file is known by the SHA-256 of its bytes, a folder of chunks by the names and bytes of all files in it,
-  and an address by its metadata: its pixels are read but once.
-* A source that is no longer there did not change: raw data are moved to archives.
+* A file is identified by the SHA-256 of its bytes, a folder of chunks by the names and bytes of all its
+  files, and a URL by its metadata, so that its pixels are read only once.
+* A source that no longer exists counts as unchanged: raw data are moved to archives.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ THREADS = 4
 
 
 def checksums(source: Source, name: str) -> tuple[SourceFile, ...]:
-    """Return path, size in bytes and SHA-256 of all that a source is made of.
+    """Return path, size in bytes and SHA-256 of all files of a source.
 
     Parameters
     ----------
     source : Source
-        The source; files that it was read from as a whole are not read again.
+        The source; files that it has already read completely are not read again.
     name : str
         Name of the dataset.
 
@@ -48,7 +48,7 @@ def checksums(source: Source, name: str) -> tuple[SourceFile, ...]:
 def file_checksums(
     files: Sequence[Path], name: str, known: Mapping[Path, tuple[int, str]] | None = None
 ) -> tuple[SourceFile, ...]:
-    """Return path, size in bytes and SHA-256 of files, and of folders; see the module.
+    """Return path, size in bytes and SHA-256 of files and folders; see the module.
 
     Raises
     ------
@@ -102,20 +102,20 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def require_unchanged(store: Path) -> None:
-    """Refuse a store that was made of sources whose content changed since.
+    """Refuse a store whose sources changed after it was made.
 
-    What was not touched since the store was made is not read again: a time of modification can be set back,
-    that of the change of status, which renaming sets too, cannot.
+    Files not touched since the store was made are not read again. This is judged by the time of status change
+    (ctime), which also covers renaming and, unlike the modification time, cannot be set back.
 
     Parameters
     ----------
     store : Path
-        An acquired volume, or pairs.
+        Acquired volume, or pairs.
 
     Raises
     ------
     DataError
-        If one changed: it is named.
+        If a source changed; names it.
     StoreError
         If the store is not finished.
     """
@@ -125,7 +125,7 @@ def require_unchanged(store: Path) -> None:
         path = Path(source.path)
         if path.exists() and _touched(path, since) and checksum(path)[1] != source.sha256:
             raise DataError(
-                f"{path}: it changed since {store} was made of it; acquire it again (`emdiffuse acquire`, or "
+                f"{path}: changed since {store} was made from it; acquire it again (`emdiffuse acquire`, or "
                 "start the workflow)",
                 path,
             )

@@ -1,12 +1,12 @@
-"""Noisy, blurred or coarse images made from the slices of a clean volume, to learn from or to test on.
+"""Make noisy, blurred or coarse images from the slices of a clean volume, for training or testing.
 
 Conventions
 -----------
-* The order is that of a microscope: blur, then larger pixels (the mean of `bin` x `bin`), then noise.
-* Noise is Poisson's, of so many electrons at the high end of the slice's range and none at its low end, and
-  Gaussian, in units of that range; white, or correlated along x as a first-order autoregressive process, as
-  of a detector that lags behind the scan. Lines along x may be brighter and darker.
-* What is given as a range is drawn for every slice. All that is drawn follows from (seed, slice) alone.
+* The order is that of a microscope: blur, then binning (the mean of `bin` x `bin` pixels), then noise.
+* Noise is Poisson noise, with `electrons` at the high end of the slice's range and none at its low end, plus
+  Gaussian noise, in units of that range; white, or correlated along x by a first-order autoregressive
+  process, like that of a detector that lags behind the scan. The brightness of lines along x may vary.
+* Ranges are drawn for every slice. All random numbers depend only on (seed, slice).
 * Values are rounded and clipped to the type of the volume; a slice is cropped to a multiple of `bin`.
 """
 
@@ -37,7 +37,7 @@ from emdiffuse.stores.volume import Volume, open_volume, write_image
 
 
 def degrade(volume: Path, settings: Degrade, out: Path, name: str, images: bool) -> None:
-    """Make pairs (degraded, clean) of a volume's slices, or the degraded images alone.
+    """Make pairs (degraded, clean) from a volume's slices, or only the degraded images.
 
     Parameters
     ----------
@@ -50,12 +50,12 @@ def degrade(volume: Path, settings: Degrade, out: Path, name: str, images: bool)
     name : str
         Name of the new dataset.
     images : bool
-        Whether the degraded images are written as one stack, to be restored, rather than pairs.
+        Whether to write the degraded images as one stack, to be restored, instead of pairs.
 
     Raises
     ------
     DataError
-        If the images would be without contrast.
+        If the images would have no contrast.
     StoreError
         If `volume` cannot be read or `out` cannot be written.
     """
@@ -82,10 +82,11 @@ def degraded(image: NDArray[Any], settings: Degrade, scaling: Scaling, number: i
     image : ndarray
         (y, x), of any real type.
     settings : Degrade
+        How to degrade it.
     scaling : Scaling
-        Of the slice.
+        Intensity scaling of the slice.
     number : int
-        Of the slice, which its noise follows from.
+        Number of the slice, which seeds its noise.
 
     Returns
     -------
@@ -118,7 +119,7 @@ def _noise(signal: NDArray[np.float64], settings: Noise, random: np.random.Gener
         noise = random.poisson(expected * electrons) / electrons - expected
     noise += _drawn(settings.gaussian, random) * random.standard_normal(signal.shape)
     if rho := _drawn(settings.correlation, random):
-        # white noise is its own first value, so that the variance is the same in every column
+        # the first column keeps unit variance, so that the process is stationary from the start
         innovations = np.sqrt(1 - rho**2) * noise
         innovations[:, 0] = noise[:, 0]
         noise = lfilter([1], [1, -rho], innovations, axis=1)
@@ -126,7 +127,7 @@ def _noise(signal: NDArray[np.float64], settings: Noise, random: np.random.Gener
 
 
 def _drawn(value: Range, random: np.random.Generator) -> float:
-    """Draw a number from a range; nothing is drawn where it is one number."""
+    """Draw a number from a range; return a single number without drawing."""
     low, high = ends(value)
     return low if low == high else float(random.uniform(low, high))
 
@@ -140,7 +141,7 @@ def _write_images(
 
     def read(box: Box) -> NDArray[Any]:
         images = []
-        for z in slices[box[0]]:  # whole slices, since the noise of one is drawn as a whole
+        for z in slices[box[0]]:  # whole slices, because noise is drawn per slice
             clean = _whole_slice(origin, z, settings.bin)
             images.append(degraded(clean, settings, origin.intensity.at(z), z)[box[1:]])
         return np.stack(images)
@@ -199,5 +200,5 @@ def _whole_slice(volume: Volume, z: int, multiple: int) -> NDArray[Any]:
     """Read a slice, cropped to a multiple of pixels a side."""
     height, width = (side // multiple * multiple for side in volume.array.shape[1:])
     if not height or not width:
-        raise DataError(f"{volume.array.path}: its slices are too small to be binned")
+        raise DataError(f"{volume.array.path}: the slices are too small to be binned")
     return volume.array[z : z + 1, 0:height, 0:width][0]

@@ -1,12 +1,12 @@
-"""Image pairs to a canonical store.
+"""Convert image pairs to a canonical store.
 
 Conventions
 -----------
 * See `emdiffuse.stores.pairs` for the store, and `acquisition.layouts` for how files are found.
-* The voxel size is that of the fixed images; moving ones have pixels `scale` times as large. Sizes are those
-  of the files: pairs need not be aligned here, but a moving image must have the size of its partner, or half.
-  One that shows twice the field in as many pixels is cut to its middle half, where its partner lies.
-* Scale and type are those of most pairs; the others cannot be used.
+* The voxel size is that of the fixed images; moving ones have pixels `scale` times as large. Pairs need not
+  be aligned, but a moving image must have the size of its partner, or half of it. One that shows twice the
+  field in as many pixels is cropped to its middle half, which its partner shows.
+* Scale and type are those of the majority of pairs; others cannot be used.
 * Every image has its own intensity range.
 """
 
@@ -37,9 +37,9 @@ from emdiffuse.stores.provenance import made_by, raw, reuse
 from emdiffuse.stores.volume import write_image
 
 SHOWN = 20
-"""Images without a partner that are named, at most."""
+"""Maximum number of images without a partner that a message names."""
 SIZE_TOLERANCE = 0.02
-"""How far the ratio of the sizes of a pair may be from a scale."""
+"""Tolerance of the ratio of the sizes of a pair."""
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +56,12 @@ def acquire_pairs(
     override: bool = False,
     scans: Sequence[str] | None = None,
 ) -> None:
-    """Convert image pairs to one store, with intensity statistics and a checksum of every file.
+    """Convert image pairs to one store with intensity statistics and a checksum of every file.
 
     Parameters
     ----------
     folder : str
-        Where the images are.
+        Folder of the images.
     voxel_size : sequence of float
         Voxel size (z, y, x) of the fixed images, in nanometers.
     out : Path
@@ -69,22 +69,22 @@ def acquire_pairs(
     name : str
         Name of the dataset.
     pattern : str, optional
-        How the files are named, if no known layout fits.
+        How the files are named, if not in a known layout.
     keep_going : bool
-        Whether pairs that cannot be used are left out with a warning, instead of refused.
+        Whether to skip unusable pairs with a warning, instead of refusing them.
     scale : int, optional
-        Pixels of the fixed image that are one of the moving one; without it, that of most pairs.
+        Pixels of the fixed image per pixel of the moving one; by default that of most pairs.
     invert : bool
         Whether networks see the contrast inverted.
     override : bool
-        Whether `voxel_size` counts more than what the fixed images tell.
+        Whether `voxel_size` takes precedence over that of the fixed images.
     scans : sequence of str, optional
-        Where no image is clean: the names of the noisy scans of each field.
+        If there are no clean images: names of the noisy scans of each field.
 
     Raises
     ------
     DataError
-        If no pairs are found, or one cannot be used: it is named.
+        If no pairs are found, or one cannot be used; names it.
     """
     scale = 1 if scans else scale
     found = find_pairs(Path(folder), pattern, scale, scans)
@@ -109,10 +109,10 @@ def acquire_pairs(
     if found.alone:
         names = ", ".join(found.alone[:SHOWN])
         more = f" and {len(found.alone) - SHOWN} more" if len(found.alone) > SHOWN else ""
-        message = f"{folder}: there is no partner of {names}{more}"
+        message = f"{folder}: there is no partner for {names}{more}"
         if not keep_going:
-            raise DataError(f"{message}; add what is missing, remove these, or say `keep_going: true`")
-        logger.warning("%s; they are left out", message)
+            raise DataError(f"{message}; add the missing images, remove these, or set `keep_going: true`")
+        logger.warning("%s; skipped", message)
         skipped = dict.fromkeys(found.alone, "no partner")
     scale, dtype = _usual(found.pairs, scale)
     fields: list[PairField] = []
@@ -125,7 +125,7 @@ def acquire_pairs(
             except DataError as error:
                 if not keep_going:
                     raise
-                logger.warning("%s (left out)", error)
+                logger.warning("%s (skipped)", error)
                 skipped[pair.name] = str(error)
                 continue
             group = f"{len(fields):04d}"
@@ -162,16 +162,16 @@ def write_fields(
     statistics: Mapping[str, Statistics],
     invert: bool,
 ) -> None:
-    """Finish the images of all fields, each with its intensity range.
+    """Write the metadata of the images of all fields, each with its intensity range.
 
     Parameters
     ----------
     out : Path
         The store.
     fields : sequence of PairField
-        In the order in which they were measured.
+        Fields, in the order of their measurement.
     sizes, statistics : mapping
-        Voxel size (z, y, x) in nanometers, and what was measured, of the moving and of the fixed images.
+        Voxel size (z, y, x) in nanometers, and statistics, of the moving and the fixed images.
     name : str
         Name of the dataset.
     invert : bool
@@ -187,7 +187,7 @@ def write_fields(
 
 
 def _usual(pairs: Sequence[Pair], scale: int | None) -> tuple[Literal[1, 2], np.dtype[Any]]:
-    """Return the scale (unless it is given) and the type that most pairs have."""
+    """Return the scale (unless given) and the type of most pairs."""
     counts: Counter[tuple[Literal[1, 2], str]] = Counter()
     unread: DataError | None = None
     for pair in pairs[:50]:
@@ -195,7 +195,7 @@ def _usual(pairs: Sequence[Pair], scale: int | None) -> tuple[Literal[1, 2], np.
             moving, fixed = (open_source(str(path)) for path in (pair.moving, pair.fixed))
         except DataError as error:
             unread = unread or error
-            continue  # named when the pair is read
+            continue  # reported when the pair is read
         shapes = moving.shape, fixed.shape
         fitting = [s for s in SCALES if scale in (None, s) and (pair.wide or _fits(*shapes, s))]
         counts.update((s, fixed.dtype.name) for s in fitting[-1:] if moving.dtype == fixed.dtype)
@@ -204,9 +204,9 @@ def _usual(pairs: Sequence[Pair], scale: int | None) -> tuple[Literal[1, 2], np.
     if not counts:
         wanted = {1: "that", 2: "half", None: "that, or half,"}[scale]
         raise DataError(
-            f"{pairs[0].moving}: its size is not {wanted} of {pairs[0].fixed}, or its pixels are of another "
+            f"{pairs[0].moving}: its size is not {wanted} of {pairs[0].fixed}, or its pixels have another "
             f"type; {'check `scale`, ' if scale else ''}crop the pairs to the same field, and convert them "
-            "to one type"
+            "to the same type"
         )
     most, dtype = counts.most_common(1)[0][0]
     return most, np.dtype(dtype)
@@ -220,13 +220,13 @@ def _fits(moving: tuple[int, ...], fixed: tuple[int, ...], scale: int) -> bool:
 def _read_pair(
     pair: Pair, scale: int, dtype: np.dtype[Any], size: Sequence[float] | None
 ) -> dict[str, NDArray[Any]]:
-    """Read the images (y, x) of a pair, and refuse what cannot be one, or tells another `size` (z, y, x)."""
+    """Read the images (y, x) of a pair; refuse unusable images and those with another `size` (z, y, x)."""
     images, bars = {}, []
     for role in ("moving", "fixed"):
         path = getattr(pair, role)
         slices = open_source(str(path))
         if slices.shape[0] != 1:
-            raise DataError(f"{path}: it holds {slices.shape[0]} images; an image of a pair is one")
+            raise DataError(f"{path}: expected a single image, but the file contains {slices.shape[0]}")
         if role == "fixed" and size is not None:
             agreed_voxel_size(slices, size, images=True)
         slices.look_for_data_bar()
@@ -234,18 +234,19 @@ def _read_pair(
         images[role] = slices.read(0, 1)[0]
         if images[role].min() == images[role].max():
             raise DataError(f"{path}: every pixel is {images[role].flat[0]}; there is no image")
-    if any(bars):  # what one has, the other has too, and nothing is learned from it
+    if any(bars):  # crop both alike, as nothing is to be learned from a data bar
         images = {role: image[: floor(len(image) * (1 - max(bars)))] for role, image in images.items()}
     moving, fixed = images["moving"], images["fixed"]
     if moving.dtype != fixed.dtype:
         raise DataError(
-            f"{pair.moving}: its pixels are {moving.dtype}, those of {pair.fixed} {fixed.dtype}; "
-            "convert them to one type"
+            f"{pair.moving}: its pixels are {moving.dtype}, but those of {pair.fixed} are {fixed.dtype}; "
+            "convert them to the same type"
         )
     if moving.dtype != dtype:
         raise DataError(
-            f"{pair.moving}: its pixels are {moving.dtype}, those of most pairs {dtype}; convert them "
-            "to one type"
+            f"{pair.moving}: its pixels are {moving.dtype}, but those of most pairs are {dtype}; convert "
+            "them "
+            "to the same type"
         )
     if pair.wide and _fits((1, *moving.shape), (1, *fixed.shape), 1):
         middle = tuple(slice((n - n // 2) // 2, (n - n // 2) // 2 + n // 2) for n in moving.shape)
@@ -253,7 +254,7 @@ def _read_pair(
     if not _fits((1, *moving.shape), (1, *fixed.shape), scale):
         sizes = [" x ".join(map(str, image.shape)) for image in (moving, fixed)]
         raise DataError(
-            f"{pair.moving}: {sizes[0]} pixels beside {sizes[1]} of {pair.fixed}, but it should have "
+            f"{pair.moving}: it has {sizes[0]} pixels and {pair.fixed} has {sizes[1]}, but it should have "
             f"{'as many' if scale == 1 else 'half as many a side'}; crop it to the same field"
         )
     return images

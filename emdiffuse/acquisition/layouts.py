@@ -1,17 +1,17 @@
-"""How image pairs lie in folders: finding which file is which image of which field.
+"""Find image pairs in folders: which file is which image of which field.
 
 Conventions
 -----------
-* Hidden files and folders are ignored, and the case of endings.
+* Hidden files and folders, and the case of extensions, are ignored.
 * A *pattern* names the files below a folder with placeholders: ``{role}`` (which image of the pair, by one
-  of `MOVING` or `FIXED`), ``{field}``, and where there are any ``{specimen}`` and ``{level}`` (noise or zoom
-  level). A placeholder matches anything but a slash.
-* In a dwell-time series (``<region>/<stem>_<number>.tif``) every number but the highest is a noisy image of
-  the one field, and the highest is the clean one.
-* Where no scan is clean, the names of the noisy scans are given (`scans`) and stand for ``{role}``.
-* Where the stems of a region end in magnifications (``Brain__2w``, ``Brain__4w``), the clean image is that of
-  the highest. To denoise, the noisy ones are of the same magnification; for super-resolution all images of
-  half of it: these show twice the field, in whose middle the clean one lies.
+  of `MOVING` or `FIXED`), ``{field}``, and optionally ``{specimen}`` and ``{level}`` (noise or zoom level). A
+  placeholder matches anything but a slash.
+* In a dwell-time series (``<region>/<stem>_<number>.tif``) all numbers but the highest are noisy images of
+  one field, and the highest is the clean one.
+* If no scan is clean, the names of the noisy scans (`scans`) stand for ``{role}``.
+* If the stems of a region end in magnifications (``Brain__2w``, ``Brain__4w``), the clean image has the
+  highest. For denoising, the noisy images have the same magnification; for super-resolution, half of it: they
+  show twice the field, with the clean one in the middle.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Pair:
     moving: Path
     fixed: Path
     wide: bool = False
-    """Whether the moving image may show twice the field of the fixed one, which lies in its middle."""
+    """Whether the moving image may show twice the field, with the fixed one in the middle."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What was found in a folder: pairs, and images without a partner."""
+    """Image pairs found in a folder, and images without a partner."""
 
     pairs: tuple[Pair, ...]
     alone: tuple[str, ...]
@@ -58,7 +58,7 @@ class Found:
         return sorted({str(path) for pair in self.pairs for path in (pair.moving, pair.fixed)})
 
     def summary(self) -> str:
-        """Say in a few words what was found."""
+        """Return a few words on what was found."""
         counts = []
         for what in ("specimen", "level"):
             values = {getattr(pair, what) for pair in self.pairs} - {""}
@@ -85,14 +85,13 @@ def find_pairs(
     Parameters
     ----------
     folder : Path
-        Where to look, also in folders within it.
+        Folder to search, with its subfolders.
     pattern : str, optional
-        See the module; without it the known layouts are tried.
+        See the module; by default the known layouts are tried.
     scale : int, optional
-        1 to denoise, 2 for super-resolution: which pairs to take from series of several magnifications.
+        Which pairs to take from series of several magnifications: 1 for denoising, 2 for super-resolution.
     scans : sequence of str, optional
-        Names that ``{role}`` takes for noisy scans of each field: every two that follow each other are a
-        pair.
+        Values of ``{role}`` for the noisy scans of each field; every two successive ones form a pair.
 
     Returns
     -------
@@ -102,7 +101,7 @@ def find_pairs(
     Raises
     ------
     DataError
-        If the folder is missing or holds no images, the pattern makes no sense, or no layout fits.
+        If the folder is missing or has no images, the pattern is invalid, or no layout matches.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder of image pairs; check the path")
@@ -124,18 +123,18 @@ def find_pairs(
             )
         return found
     tried = [_by_pattern(folder, files, known) for known in PATTERNS]
-    # by how many images it makes sense of: a file that names its role may end in a number all the same
+    # the layout that explains most images wins, as names with a role may also end in a number
     best = max([*tried, _by_series(folder, files, scale)], key=lambda found: len(found.files()))
     if not best.pairs:
         raise DataError(
-            f"{folder}: no known layout of image pairs fits these files (the first is {files[0]}); "
+            f"{folder}: these files match no known layout of image pairs (the first is {files[0]}); "
             "describe it by `pattern`"
         )
     return best
 
 
 def _repeated(folder: Path, files: list[str], pattern: str | None, scans: Sequence[str]) -> Found:
-    """Pair the first scan of each field with the second, that with the third, and so on."""
+    """Pair successive scans of each field: first and second, second and third, and so on."""
     patterns = PATTERNS if pattern is None else (pattern,)
     found = [
         [_by_pattern(folder, files, known, ((a.lower(),), (b.lower(),))) for a, b in pairwise(scans)]
@@ -150,7 +149,7 @@ def _repeated(folder: Path, files: list[str], pattern: str | None, scans: Sequen
     if not pairs:
         raise DataError(
             f"{folder}: no two scans named {' and '.join(scans)} show the same field; the first file is "
-            f"{files[0]}; describe the names by `pattern`, with {{role}} where the scan is named"
+            f"{files[0]}; describe the names by `pattern`, with {{role}} for the name of the scan"
         )
     return Found(tuple(pairs), tuple(dict.fromkeys(name for part in best for name in part.alone)))
 
@@ -161,7 +160,7 @@ def _by_pattern(
     pattern: str,
     roles: tuple[Sequence[str], Sequence[str]] = (MOVING, FIXED),
 ) -> Found:
-    """Match files against a pattern, and put the two roles of a field together."""
+    """Match files against a pattern, and pair the two roles of each field."""
     expression = _expression(pattern)
     sides: tuple[dict[tuple[str, str, str], str], ...] = ({}, {})
     for file in files:
@@ -190,13 +189,14 @@ def _expression(pattern: str) -> re.Pattern[str]:
     known = {"role", "field", "specimen", "level"}
     if "role" not in names or "field" not in names or not set(names) <= known or len(set(names)) < len(names):
         raise DataError(
-            f"pattern '{pattern}': it needs {{role}} and {{field}}, once each, and may have {{specimen}} and "
+            f"pattern '{pattern}': it must have {{role}} and {{field}}, once each, and may have {{specimen}} "
+            "and "
             "{level}"
         )
     text = re.escape(pattern)
     for name in names:
         text = text.replace(rf"\{{{name}\}}", f"(?P<{name}>[^/]+?)")
-    # whatever its case: a pattern of TIFF has any ending of TIFF, and a known layout of pictures too
+    # a TIFF pattern matches all TIFF extensions; the known layouts match other image formats too
     ending = Path(pattern).suffix.lower()
     endings = [*SUFFIXES, *(PICTURES if pattern in PATTERNS else ())] if ending in SUFFIXES else [ending]
     stem = text.removesuffix(re.escape(Path(pattern).suffix))
@@ -204,8 +204,8 @@ def _expression(pattern: str) -> re.Pattern[str]:
 
 
 def _by_series(folder: Path, files: list[str], scale: int | None) -> Found:
-    """Take the highest number of the highest magnification of each stem as the clean image of its field."""
-    fields: dict[str, dict[int, dict[int, str]]] = {}  # of each field the magnifications, and their numbers
+    """Pair images of dwell-time series; the highest number at the highest magnification is clean."""
+    fields: dict[str, dict[int, dict[int, str]]] = {}  # field: {magnification: {number: file}}
     for file in files:
         match = SERIES.fullmatch(file.rpartition(".")[0])
         if match:
@@ -223,8 +223,9 @@ def _by_series(folder: Path, files: list[str], scale: int | None) -> Found:
         coarse = magnifications.get(max(magnifications) // 2) if len(magnifications) > 1 else None
         if coarse is not None and scale is None:
             raise DataError(
-                f"{folder}: '{field}' was taken at two magnifications; say by `scale` of `pairs` which to "
-                "learn from: 1 to denoise, 2 for super-resolution"
+                f"{folder}: '{field}' was imaged at two magnifications; choose by `scale` of `pairs` which "
+                "to "
+                "learn from: 1 for denoising, 2 for super-resolution"
             )
         moving = coarse if coarse is not None and scale == 2 else series
         region = field.rpartition("/")[0]

@@ -1,10 +1,10 @@
-"""Slices of a volume that cannot be trusted: found, and refused or marked as missing.
+"""Find damaged or missing slices of a volume, and refuse them or mark them as missing.
 
 Conventions
 -----------
-* Slices are counted from 0. The fact ``missing`` of a volume lists, in order, those whose pixels are not to
-  be trusted; in their place lies a copy of the nearest slice that is.
-* Restoration fills them; training and the alignment check leave them out.
+* Slices are counted from 0. The fact ``missing`` of a volume lists, in order, the slices whose pixels cannot
+  be trusted; they are replaced by a copy of the nearest trusted slice.
+* Restoration fills them; training and the alignment check ignore them.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from emdiffuse.runtime.errors import DataError
 from emdiffuse.stores.array import Array
 
 REASONS = {
-    "absent": "slices that are not there",
+    "absent": "missing slices",
     "blank": "slices without an image",
-    "repeated": "slices that repeat the one before",
+    "repeated": "slices identical to the previous one",
     "saturated": "slices that are mostly black or white",
 }
 SHOWN = 20
@@ -37,16 +37,16 @@ def find_untrusted(source: Source, statistics: Statistics, repair: bool) -> list
     Parameters
     ----------
     source : Source
-        Where the volume comes from.
+        Source of the volume.
     statistics : Statistics
-        Of all its slices.
+        Statistics of all its slices.
     repair : bool
-        Whether they are to be marked, rather than refused.
+        Whether to mark them as missing, rather than refuse them.
 
     Raises
     ------
     DataError
-        If there are any and they are not to be marked, or fewer than two others: they are named.
+        If there are any and `repair` is false, or fewer than two others; names them.
     """
     found = {"absent": list(source.missing), **statistics.doubtful(source.missing)}
     untrusted = sorted(z for numbers in found.values() for z in numbers)
@@ -59,17 +59,18 @@ def find_untrusted(source: Source, statistics: Statistics, repair: bool) -> list
     )
     if not repair:
         raise DataError(
-            f"{source.name}: {named}; look at them and replace them, or have them restored by `repair: true` "
-            "of the dataset"
+            f"{source.name}: {named}; check and replace them, or set `repair: true` of the dataset to "
+            "restore "
+            "them"
         )
     if source.shape[0] - len(untrusted) < 2:
         raise DataError(f"{source.name}: {named}; too few other slices are left to restore them from")
-    logger.warning("%s: %s; marked as missing, to be restored", source.name, named)
+    logger.warning("%s: %s; marked as missing, to be restored like gaps", source.name, named)
     return untrusted
 
 
 def _names(source: Source, numbers: Sequence[int]) -> str:
-    """Return the numbers of slices, and of numbered files their names."""
+    """Return the numbers of slices, with their file names if known."""
     names = [
         f"{z} ({Path(source.where(z)).name})" if source.separate and z not in source.missing else str(z)
         for z in numbers[:SHOWN]
@@ -78,14 +79,14 @@ def _names(source: Source, numbers: Sequence[int]) -> str:
 
 
 def fill_untrusted(array: Array, untrusted: Sequence[int]) -> None:
-    """Copy the nearest trusted slice over each that is not.
+    """Overwrite each untrusted slice with the nearest trusted one.
 
     Parameters
     ----------
     array : Array
         The volume (z, y, x); each shard with such a slice is rewritten.
     untrusted : sequence of int
-        The slices.
+        Numbers of the slices.
     """
     if not untrusted:
         return

@@ -1,18 +1,18 @@
-"""The intensity range of every slice of a dataset, and slices that are doubtful; in one pass.
+"""Measure the intensity range of every slice of a dataset, and find doubtful slices, in one pass.
 
 Conventions
 -----------
-* A slice may be measured in parts (boxes), in any number; parts are added in a fixed order. What is kept of a
-  slice are its pixels on a regular grid, about `SAMPLES` of them at most, all of a small one.
-* What shows no specimen is left out: values that are not finite, fill (`stores.fill`), and what lies outside
+* A slice may be measured in any number of parts (boxes), which are added in a fixed order. Only its pixels on
+  a regular grid are kept: at most about `SAMPLES`, or all of a small slice.
+* Pixels without specimen are ignored: values that are not finite, fill (`stores.fill`), and pixels outside
   the rectangle of the image (a data bar).
-* The range of a slice lies between the 0.5 and 99.5 percentiles of the rest. These depend on which
-  structures are there rather than on how much of each, and a spike does not move them.
-* Separate images have each its own range. Slices of a volume show nearly the same tissue as their neighbours:
-  their ranges are averaged with theirs, unless they jump (`smoothed`), so that a drift of the microscope is
-  taken out, and a change of the tissue is not. A slice that shows little takes the range of its neighbours.
-* A *doubtful* slice is blank (next to no contrast), repeats the last slice before it, or is saturated (far
-  more of it than of other slices lies at its darkest or brightest value).
+* The range of a slice is that between the 0.5 and 99.5 percentiles of the rest. These depend on which
+  structures are present rather than on how much of each, and are robust to outliers.
+* Each separate image has its own range. Slices of a volume show nearly the same tissue as their neighbours,
+  so their ranges are averaged with those of neighbours, unless they jump (`smoothed`): this removes drift of
+  the microscope, but not changes of the tissue. A slice that shows little takes the range of its neighbours.
+* A *doubtful* slice is blank (almost no contrast), identical to the previous slice, or saturated (far more
+  pixels at its darkest or brightest value than in other slices).
 """
 
 from __future__ import annotations
@@ -35,37 +35,37 @@ from emdiffuse.stores.intensity import Intensity
 LOW, HIGH = 0.5, 99.5
 SAMPLES = 2**16
 LEAST = 0.01
-"""A slice less of which shows something than this share is not measured."""
+"""Minimum fraction of specimen pixels for a slice to be measured."""
 BLANK = 0.05
-"""A slice whose range is not above this share of the median slice's is blank."""
+"""A slice whose range is at most this fraction of the median slice's is blank."""
 FAINT = 0.2
-"""A slice of a volume whose range is below this share of the median slice's takes that of its neighbours."""
+"""A slice whose range is below this fraction of the median slice's takes that of its neighbours."""
 SATURATED = 0.5
-"""A slice of which so much more than of the median slice lies at one end of its range is saturated."""
+"""A slice with this much larger a fraction at one end of its range than the median slice is saturated."""
 LEVELS = 24
-"""Fewer grey levels between low and high than these are warned of."""
+"""Number of grey levels between low and high below which a warning is given."""
 REACH, WIDTH = 8, 4.0
-"""Slices on either side that a range is averaged over, and the standard deviation of their weights."""
+"""Slices on each side over which a range is averaged, and the standard deviation of their weights."""
 JUMP = 0.05
-"""Ranges that differ by much more than this share of their width are not averaged."""
+"""Ranges that differ by much more than this fraction of their width are not averaged."""
 NAMED = 20
-"""Slices that a warning names, at most."""
+"""Maximum number of slices that a warning names."""
 
 
 @dataclass
 class Plane:
-    """What is kept of a slice, or a part of one.
+    """Sampled pixels of a slice, or of a part of one.
 
     Attributes
     ----------
     values : list of ndarray
-        Its finite pixels on the grid, of each part.
+        Finite pixels on the grid, by part.
     fill : list of ndarray
-        Which of them are fill.
+        Masks of the fill among them, by part.
     lowest, highest : float
         Of all finite pixels.
     digest : int
-        A fingerprint of the values and where they lie; those of parts are combined by exclusive or.
+        Fingerprint of the values and their positions; parts are combined by exclusive or.
     """
 
     values: list[NDArray[Any]]
@@ -75,7 +75,7 @@ class Plane:
     digest: int
 
     def add(self, other: Plane) -> None:
-        """Take in another part of the slice."""
+        """Add another part of the slice."""
         self.values += other.values
         self.fill += other.fill
         self.lowest = min(self.lowest, other.lowest)
@@ -85,18 +85,18 @@ class Plane:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of a slice.
+    """Measurements of a slice.
 
     Attributes
     ----------
     low, high : float
-        Its range; NaN where too little shows something.
+        Intensity range; NaN if too few pixels show specimen.
     lowest, highest : float
-        Of all finite pixels; infinite, the wrong way round, where there are none.
+        Extremes of all finite pixels; (inf, -inf) if there are none.
     clipped : float
-        Share of the pixels at one end of what is there, whichever has more.
+        Fraction of pixels at the lowest or the highest value, whichever is larger.
     digest : int
-        A fingerprint.
+        Fingerprint of the values.
     """
 
     low: float
@@ -108,7 +108,7 @@ class Measured:
 
     @classmethod
     def of(cls, plane: Plane) -> Measured:
-        """Measure a slice whose parts are all there."""
+        """Measure a complete slice."""
         values, fill = np.concatenate(plane.values), np.concatenate(plane.fill)
         low = high = np.nan
         clipped = 1.0
@@ -121,7 +121,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Part:
-    """What was measured of a box: its first slice, and its planes."""
+    """Samples of a box: its first slice, and its planes."""
 
     start: int
     planes: list[Plane]
@@ -135,18 +135,18 @@ def measure(
     Parameters
     ----------
     values : ndarray
-        Of the box.
+        Values of the box.
     box : tuple of slice
-        Where it lies in the volume, or stack of images.
+        Position of the box in the volume or stack of images.
     shape : tuple of int
         Shape (z, y, x) of the whole.
     valid : tuple of slice, optional
-        Rows and columns of the whole that are image; all by default.
+        Rows and columns of the image within the whole; all by default.
     """
     step = ceil(sqrt(shape[1] * shape[2] / SAMPLES))
     corner = (box[1].start, box[2].start)
     inside = tuple(
-        slice(0, max((side.stop or start + length) - start, 0))  # what is not image lies behind what is
+        slice(0, max((side.stop or start + length) - start, 0))  # the data bar follows the image
         for side, start, length in zip(valid or box[1:], corner, values.shape[1:], strict=True)
     )
     return Part(box[0].start, [_measure_plane(plane, corner, step, inside) for plane in values])
@@ -169,14 +169,14 @@ def _measure_plane(
 
 @dataclass
 class Statistics:
-    """Statistics of a volume, or of a stack of images; parts come in the order of their slices."""
+    """Statistics of a volume or a stack of images; parts are added in the order of slices."""
 
     dtype: np.dtype[Any]
     _open: dict[int, Plane] = field(default_factory=dict)
     _measured: dict[int, Measured] = field(default_factory=dict)
 
     def add(self, part: Part) -> None:
-        """Take in the next part."""
+        """Add the next part."""
         self._close(part.start)
         for z, plane in enumerate(part.planes, part.start):
             if z in self._open:
@@ -185,23 +185,23 @@ class Statistics:
                 self._open[z] = plane
 
     def add_image(self, image: NDArray[Any]) -> None:
-        """Take in an image (y, x) as the next slice."""
+        """Add an image (y, x) as the next slice."""
         z = len(self._measured) + len(self._open)
         self.add(measure(image[None], (slice(z, z + 1), slice(0, None), slice(0, None)), (1, *image.shape)))
 
     def _close(self, before: int | None = None) -> None:
-        """Measure the slices that are whole: those before one, or all."""
+        """Measure the complete slices: those before a slice, or all."""
         for z in sorted(z for z in self._open if before is None or z < before):
             self._measured[z] = Measured.of(self._open.pop(z))
 
     @property
     def slices(self) -> list[Measured]:
-        """What was measured of each slice."""
+        """Measurements of each slice."""
         self._close()
         return [self._measured[z] for z in sorted(self._measured)]
 
     def doubtful(self, missing: Collection[int] = ()) -> dict[str, list[int]]:
-        """Return the numbers of the slices that are blank, repeated or saturated, each in one list.
+        """Return the numbers of blank, repeated and saturated slices, by reason.
 
         Parameters
         ----------
@@ -225,7 +225,7 @@ class Statistics:
         return found
 
     def extremes(self, where: str) -> tuple[float, float]:
-        """Return the lowest and the highest of all finite values.
+        """Return the lowest and highest finite value.
 
         Raises
         ------
@@ -234,9 +234,9 @@ class Statistics:
         """
         lowest, highest = (min(s.lowest for s in self.slices), max(s.highest for s in self.slices))
         if lowest > highest:
-            raise DataError(f"{where}: no voxel is a finite number; there is no image in it")
+            raise DataError(f"{where}: no voxel is a finite number; there is no image")
         if lowest == highest:
-            raise DataError(f"{where}: every voxel is {lowest:g}; there is no image in it")
+            raise DataError(f"{where}: every voxel is {lowest:g}; there is no image")
         return lowest, highest
 
     def intensity(
@@ -247,11 +247,11 @@ class Statistics:
         Parameters
         ----------
         where : str
-            What is measured, for errors and warnings.
+            Name of the data, for errors and warnings.
         images : bool
             Whether these are separate images, rather than the slices of a volume.
         missing : collection of int
-            Slices of a volume that are not to be trusted: they get the range of their neighbours.
+            Untrusted slices of a volume, which take the range of their neighbours.
         invert : bool
             Whether networks see the contrast inverted.
 
@@ -263,7 +263,7 @@ class Statistics:
         slices = self.slices
         lowest, highest = self.extremes(where)
         own = np.array([(s.low, s.high) for s in slices]).T
-        own[:, ~(own[0] < own[1])] = np.nan  # next to all pixels are alike, or fill
+        own[:, ~(own[0] < own[1])] = np.nan  # almost all pixels are equal, or fill
         if images:
             ranges = _filled(own, [(s.lowest, s.highest) for s in slices])
         else:
@@ -280,7 +280,7 @@ class Statistics:
 
 
 def _filled(own: NDArray[np.float64], ends: list[tuple[float, float]]) -> NDArray[np.float64]:
-    """Return the ranges of images (2, N); one that has none gets that of all its pixels, or a typical one."""
+    """Return the ranges of images (2, N); an undefined one becomes that of all pixels, or a typical one."""
     ranges = own.copy()
     widths = own[1] - own[0]
     typical = float(np.nanmedian(widths)) if np.isfinite(widths).any() else 1.0
@@ -292,7 +292,7 @@ def _filled(own: NDArray[np.float64], ends: list[tuple[float, float]]) -> NDArra
 
 
 def _trusted(own: NDArray[np.float64], lowest: float, highest: float) -> NDArray[np.float64]:
-    """Return the ranges of the slices of a volume (2, N), smoothed; NaN stands for one that has none."""
+    """Return the smoothed ranges of the slices of a volume (2, N); NaN marks undefined input ranges."""
     widths = own[1] - own[0]
     if np.isnan(widths).all():
         return np.tile([[lowest], [highest]], len(widths))
@@ -302,10 +302,10 @@ def _trusted(own: NDArray[np.float64], lowest: float, highest: float) -> NDArray
 
 
 def smoothed(ranges: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Average the range of each slice with those of pairs of neighbours, as far before it as behind it.
+    """Average the range of each slice with those of symmetric pairs of neighbours.
 
-    A steady drift is kept exactly, up to the ends; so is a jump: pairs whose mean differs from the slice by
-    more than about `JUMP` of its width do not count (a bilateral filter: Tomasi and Manduchi 1998, doi
+    This exactly preserves a steady drift, up to the ends, and a jump: pairs whose mean differs from the slice
+    by more than about `JUMP` of its width are ignored (a bilateral filter: Tomasi and Manduchi 1998, doi
     10.1109/ICCV.1998.710815).
 
     Parameters
@@ -316,7 +316,7 @@ def smoothed(ranges: NDArray[np.float64]) -> NDArray[np.float64]:
     Returns
     -------
     ndarray
-        (2, N).
+        Smoothed low and high, (2, N).
     """
     total, weights = ranges.copy(), np.ones(ranges.shape[1])
     for reach in range(1, min(REACH, (ranges.shape[1] - 1) // 2) + 1):
@@ -331,7 +331,7 @@ def smoothed(ranges: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _warn(where: str, own: NDArray[np.float64], ranges: NDArray[np.float64], dtype: np.dtype[Any]) -> None:
-    """Warn of slices that use little of the range that they are scaled by, or have few grey levels."""
+    """Warn about slices that use little of their scaling range, or have few grey levels."""
     widths, used = own[1] - own[0], ranges[1] - ranges[0]
     few = dtype.kind in "iu" and used < LEVELS
     little = np.flatnonzero((widths < FAINT * used) | few)
@@ -340,7 +340,7 @@ def _warn(where: str, own: NDArray[np.float64], ranges: NDArray[np.float64], dty
         more = f" and {len(little) - NAMED} more" if len(little) > NAMED else ""
         widest = float(np.nan_to_num(widths[little]).max())
         logger.warning(
-            "%s: slices %s%s (counted from 0) use little of the intensity range: %.3g at most; look at "
-            "their contrast, since detail that was lost in rounding cannot be restored",
+            "%s: slices %s%s (counted from 0) use little of the intensity range: %.3g at most; check "
+            "their contrast, because detail lost in rounding cannot be restored",
             where, names, more, widest,
         )  # fmt: skip

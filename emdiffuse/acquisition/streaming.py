@@ -1,13 +1,12 @@
-"""Pixels into an image array, shard by shard, by several threads, and measured as they pass.
+"""Copy pixels into an image array shard by shard, with several threads, and measure them on the way.
 
 Conventions
 -----------
-* A shard is written once, by one thread. A source that decodes little at a time is read by the box of a
-  shard: memory is a shard for each thread, however large the volume is.
+* A shard is written once, by one thread. A source that can decode small boxes is read shard by shard: memory
+  is one shard per thread, however large the volume.
 * A source that decodes whole slices (TIFF) goes through a *slab*, the slices of a row of shards: in memory up
-  to `SLAB_MEMORY`, and in a scratch file beside the store where it is larger.
-* What threads measured is put together in the order of the shards, so that no number depends on how many they
-  were.
+  to `SLAB_MEMORY`, beyond that in a scratch file beside the store.
+* Measurements are combined in the order of the shards, so that no number depends on the number of threads.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ from emdiffuse.runtime.threads import allowed
 from emdiffuse.stores.array import Array, Box
 
 SLAB_MEMORY = 2**28
-"""Bytes of a slab that is kept in memory."""
+"""Largest slab that is kept in memory, in bytes."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Valid = tuple[slice, slice]
 
 
 def default_workers() -> int:
-    """Return how many threads convert a volume unless told otherwise."""
+    """Return the default number of threads for converting a volume."""
     return allowed(8)
 
 
@@ -47,18 +46,18 @@ def stream_source(source: Source, array: Array, what: str, workers: int) -> Stat
     Parameters
     ----------
     source : Source
-        What is read.
+        Source to read.
     array : Array
-        What is written, (z, y, x).
+        Array to write, (z, y, x).
     what : str
-        Name of the work, for its progress.
+        Label of the progress bar.
     workers : int
         Number of threads.
 
     Returns
     -------
     Statistics
-        Of all voxels.
+        Statistics of all voxels.
     """
     if all(b <= c for b, c in zip(source.block[1:], array.chunk[1:], strict=True)):
         return stream(
@@ -92,9 +91,9 @@ def stream(
     workers: int,
     valid: Valid | None = None,
 ) -> Statistics:
-    """Fill an array with what `read` returns for the box of each shard, and measure what is image of it.
+    """Fill an array with the result of `read` for the box of each shard, and measure the image.
 
-    See `stream_source`; `valid` are the rows and columns that are image, all by default.
+    See `stream_source`; `valid` are the rows and columns of the image, by default all.
     """
     copy = _copy(array, read, valid)
     return _gather(array, lambda pool: _in_order(pool, copy, array.boxes(), workers), what, workers)
@@ -124,7 +123,7 @@ def _gather(
 def _in_order(
     pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Iterator[Result]:
-    """Yield the results of some work in the order of its items, starting a few ahead."""
+    """Yield the results of `work` in the order of the items, running up to `ahead` in advance."""
     pending: deque[Future[Result]] = deque()
     try:
         for item in items:
@@ -140,7 +139,7 @@ def _in_order(
 
 @contextmanager
 def _slab(array: Array, depth: int) -> Iterator[Callable[[], NDArray[Any]]]:
-    """Yield what opens room for a slab: memory, or a scratch file in the folder of the store."""
+    """Yield a function that opens the buffer of a slab, in memory or in a scratch file beside the store."""
     shape = (depth, *array.shape[1:])
     size = int(np.prod(shape)) * array.dtype.itemsize
     if size <= SLAB_MEMORY:
@@ -150,8 +149,9 @@ def _slab(array: Array, depth: int) -> Iterator[Callable[[], NDArray[Any]]]:
     path: Path = array.path.with_name("slab.scratch")
     try:
         with path.open("w+b") as file:
-            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error now, and not a signal later
-        # mapped again each time, so that pages do not stay in this process's memory
+            # allocate, so that a full disk is an error now and not a SIGBUS later
+            os.posix_fallocate(file.fileno(), 0, size)
+        # mapped anew at each use, so that its pages do not count as this process's memory
         yield lambda: np.memmap(path, array.dtype, "r+", shape=shape)
     finally:
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Structured artefacts of the microscope: stripes, line noise and brightness bands, and jitter of lines.
+"""Structured artefacts of the microscope: stripes, line noise, brightness bands, and line jitter.
 
 Conventions
 -----------
@@ -13,10 +13,10 @@ Conventions
 * They are measured on `LOOKED_AT` slices at most, and named where the mean over these is `CLEAR` standard
   errors above 0, and not below `LEAST` of the range of intensities (jitter: `LEAST_JITTER` pixels).
 * Stripes are removed by the combined wavelet and Fourier filter of Münch et al. 2009 (doi
-  10.1364/OE.17.008567), on the wavelets of PyWavelets: maintained, quick, and with nothing to fit, where the
-  variational filter (pyvsnr) takes minutes a slice without a GPU; pystripe has the same filter, for files of
-  light sheets, and is no longer maintained. Only directions that stripes were found in are filtered: data
-  without them pass unchanged.
+  10.1364/OE.17.008567), based on PyWavelets, which is maintained, fast, and needs no fitting. The
+  variational filter (pyvsnr) takes minutes per slice without a GPU; pystripe has the same filter for
+  light-sheet files, but is no longer maintained. Only directions with stripes are filtered: other data stay
+  unchanged.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from emdiffuse.stores.fill import fill
 from emdiffuse.stores.intensity import cast_to
 
 BANDS = 4
-"""Bands whose profiles are compared."""
+"""Number of bands whose profiles are compared."""
 WIDEST = 32
 """Pixels across that a stripe may have: wider is a drift of brightness."""
 NARROW, BANDED = 3.0, 0.3
@@ -43,14 +43,14 @@ NARROW, BANDED = 3.0, 0.3
 of their variance: 0.4 of stripes that are 5 lines wide, 0.2 of 10 lines."""
 LOOKED_AT = 8
 SIDE = 768
-"""Pixels, along a side, that are looked at in a slice, about its middle."""
+"""Maximum side of the central part of a slice that is measured, in pixels."""
 CLEAR = 3.0
 LEAST = 0.005
 LEAST_JITTER = 0.1
 BEYOND = 1.0
 """Widths of the range of intensities that a value may lie outside it, and not be a spike."""
 SMALLEST = 64
-"""Pixels, along a side, without which an image is not looked at."""
+"""Minimum side of an image that is measured, in pixels."""
 WAVELET = "db6"
 DAMPED = 1.0
 """Width of the Gaussian that the Fourier filter removes, in periods along the image. Of 0.5 to 3, this gave
@@ -62,12 +62,12 @@ logger = logging.getLogger(__name__)
 
 
 def find_artefacts(source: Source) -> tuple[Artefact, ...]:
-    """Measure the structured artefacts of a source, and name those that are there in the log.
+    """Measure the structured artefacts of a source, and log those that are present.
 
     Parameters
     ----------
     source : Source
-        A volume, or separate images; a few slices are read.
+        Volume or separate images; a few slices are read.
     """
     rows, columns = source.valid
     sides = [_middle(side.stop, SIDE) for side in (rows, columns)]
@@ -109,7 +109,7 @@ def _middle(length: int, most: int) -> slice:
 
 
 def artefacts(images: Iterable[Image], span: float) -> tuple[Artefact, ...]:
-    """Return the artefacts of images (y, x) whose intensities span a range; see the module."""
+    """Return the artefacts of images (y, x) with the intensity range `span`; see the module."""
     found = []
     kinds: list[tuple[Kind, float]] = [
         ("vertical stripes", LEAST * span),
@@ -125,7 +125,7 @@ def artefacts(images: Iterable[Image], span: float) -> tuple[Artefact, ...]:
         banded = kind == "horizontal stripes" and narrow.mean() < BANDED * mean
         own = pairs.mean(1) if len(pairs) > 2 else pairs.ravel()
         error = float(own.std(ddof=1)) / sqrt(len(own))
-        # slices share their tissue: the scatter over pairs of bands of one image counts too
+        # slices show the same tissue, so the scatter over pairs of bands within an image counts too
         error = max(error, float(pairs.mean(0).std(ddof=1)) / sqrt(pairs.shape[1]))
         if mean > CLEAR * error and sqrt(mean) >= least:
             unit = "pixels" if kind == "line jitter" else "grey levels"
@@ -165,7 +165,7 @@ def jitter(image: Image) -> NDArray[np.float64]:
 
 
 def _smooth(lines: Image, sigma: float) -> Image:
-    """Filter along x by a Gaussian, mirrored at the edges; importing SciPy for it would cost more."""
+    """Filter along x with a Gaussian, mirrored at the edges, without the cost of importing SciPy."""
     reach = round(4 * sigma)
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2).astype(lines.dtype)
     wide = np.pad(lines, ((0, 0), (reach, reach)), mode="symmetric")
@@ -176,7 +176,7 @@ def _smooth(lines: Image, sigma: float) -> Image:
 
 
 def _covariances(profiles: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the covariance of each pair of profiles, clipped against what a few lines do."""
+    """Return the covariance of each pair of profiles, clipped against outlier lines."""
     profiles = profiles - np.median(profiles, 1, keepdims=True)
     width = 1.4826 * np.median(np.abs(profiles), 1, keepdims=True)
     profiles = np.clip(profiles, -4 * width, 4 * width)
@@ -186,19 +186,19 @@ def _covariances(profiles: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def destripe(image: NDArray[Any], found: Sequence[Artefact]) -> NDArray[Any]:
-    """Remove stripes of an image in the directions in which they were found.
+    """Remove stripes from an image in the directions in which they were found.
 
     Parameters
     ----------
     image : ndarray
         (y, x), of any type.
     found : sequence of Artefact
-        What there is.
+        Artefacts of the source.
 
     Returns
     -------
     ndarray
-        Of the same shape and type; the very same where there are no stripes.
+        Of the same shape and type; the same object if there are no stripes.
     """
     kinds = {artefact.kind for artefact in found} - {"line jitter"}
     if not kinds:
@@ -218,7 +218,7 @@ def destripe(image: NDArray[Any], found: Sequence[Artefact]) -> NDArray[Any]:
 
 
 def _without_columns(image: Image) -> Image:
-    """Damp, in the details along x of every scale, what hardly changes along y."""
+    """Damp low frequencies along y in the detail coefficients along x of every scale."""
     import pywt
 
     rows, columns = image.shape
@@ -237,14 +237,14 @@ def _without_columns(image: Image) -> Image:
 
 
 class Destriped(Source):
-    """A source whose slices are read without their stripes; each slice is read as a whole.
+    """A source without stripes; slices are always read whole.
 
     Parameters
     ----------
     source : Source
-        What is read.
+        Source to read.
     found : sequence of Artefact
-        What there is of artefacts.
+        Artefacts of the source.
     """
 
     def __init__(self, source: Source, found: Sequence[Artefact]) -> None:
@@ -253,7 +253,7 @@ class Destriped(Source):
         self.block = (1, *source.shape[1:])
 
     def read(self, z0: int, z1: int, y: slice = EVERYTHING, x: slice = EVERYTHING) -> NDArray[Any]:
-        """Return slices without stripes; the data bar stays as it is."""
+        """Return slices without stripes; the data bar is unchanged."""
         values = self.source.read(z0, z1).copy()
         valid = self.source.valid
         for plane in values:
@@ -264,5 +264,5 @@ class Destriped(Source):
         return self.read(z0, z1, y, x)
 
     def where(self, z: int) -> str:
-        """Name a slice, for errors."""
+        """Return the name of a slice, for errors."""
         return self.source.where(z)

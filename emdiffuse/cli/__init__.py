@@ -1,13 +1,13 @@
-"""The command line: one thin command a stage, in the order of the chain.
+"""The command line: one thin command per stage, in the order of the pipeline.
 
 Conventions
 -----------
-* Paths of what is read come first, then the output. Settings are the JSON (or YAML) text of a section of the
+* Input paths come first, then the output. Settings are the JSON (or YAML) text of a section of the
   configuration.
-* A user's mistake is one line, ``error: ...``, and exit code 1; anything else is a defect and keeps its
+* A user's mistake gives one line, ``error: ...``, and exit code 1; anything else is a defect and keeps its
   traceback.
-* Heavy imports stand inside the commands, so that ``--help`` is quick and threads are set before numpy and
-  torch load.
+* Heavy imports are inside the commands, so that ``--help`` is fast and threads are set before numpy and torch
+  are imported.
 """
 
 from emdiffuse.cli import adapt, models, project, stages, tools

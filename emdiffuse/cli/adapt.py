@@ -1,4 +1,4 @@
-"""Adapting a model to your own data."""
+"""The command `emdiffuse adapt`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,14 +22,14 @@ def adapt(
     out: Annotated[Path, typer.Option(metavar="MODEL", help="Folder for the adapted model.")],
     how: "Enhancement",
     minutes: Annotated[
-        float, typer.Option(min=0.01, help="Training time; a restart resumes with what is left of it.")
+        float, typer.Option(min=0.01, help="Training time; a restart resumes with the remaining time.")
     ] = 10,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of the training.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Fine-tune a model on your own volume, without ground truth.
 
-    The result is never worse than MODEL on a part of the volume that is held out.
+    On a held-out part of the volume, the result never scores worse than the starting model.
     """
     from emdiffuse.enhance.adapt import adapt as run
     from emdiffuse.runtime.allocator import keep_freed_memory

@@ -1,4 +1,4 @@
-"""The application, what its commands share, and how a mistake is said."""
+"""The application, options shared by all commands, and the reporting of mistakes."""
 
 from __future__ import annotations
 
@@ -29,23 +29,25 @@ START, STAGES, TOOLS = "Start here", "Stages of the workflow, in order", "More t
 
 
 def folder(text: str) -> Path:
-    """Return the folder of a path, which may also name the zarr.json or model.json in it."""
+    """Return a folder, given by itself or by the zarr.json or model.json in it."""
     path = Path(text)
     return path.parent if path.name in ("zarr.json", "model.json") else path
 
 
 def model_named(text: str) -> Path:
-    """Return the folder of a model, given by path or by the name of a shipped one."""
+    """Return the folder of a model, given by its path or the name of a shipped model."""
     return model_folder(folder(text))
 
 
-# Rules pass a store by its zarr.json and a model by its model.json; users name the folder.
+# Rules pass the zarr.json of a store and the model.json of a model; users name the folder.
 Store = Annotated[Path, typer.Argument(parser=folder)]
 Stores = Annotated[list[Path], typer.Argument(parser=folder)]
 ModelFolder = Annotated[Path, typer.Argument(parser=model_named)]
 Settings = Annotated[str, typer.Option(help="Section of the configuration, as JSON or YAML.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, a CUDA device such as cuda:0, or mps (Apple).")]
-Share = Annotated[str, typer.Option(metavar="I-of-N", help="Which worker this is, of how many, e.g. 1-of-4.")]
+Share = Annotated[
+    str, typer.Option(metavar="I-of-N", help="This worker's number, and the number of workers, e.g. 1-of-4.")
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace files of the same name that emdiffuse did not write.")
 ]
@@ -72,7 +74,7 @@ def common(
 ) -> None:
     """Restore electron micrographs with diffusion models, from raw files to evaluated OME-Zarr."""
     setup(log)
-    # threads that wait by spinning slow each other down many times as soon as cores are shared
+    # spinning threads slow each other down severely when cores are shared
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if threads is not None:
         for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -80,13 +82,13 @@ def common(
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
-    """End as after Ctrl-C, so that unfinished files are removed; ignore a second request."""
+    """Exit as after Ctrl-C, so that unfinished files are removed; ignore a second request."""
     signal.signal(number, signal.SIG_IGN)
     raise SystemExit(128 + number)
 
 
 def _in_a_thread(failure: threading.ExceptHookArgs) -> None:
-    """Report an error of the machine that a library's thread met, such as a full disk in TensorBoard's."""
+    """Report a machine error in a library's thread, such as a full disk in that of TensorBoard."""
     mistake = failure.exc_value and as_mistake(failure.exc_value)
     if mistake:
         logger.warning("%s", mistake)

@@ -1,4 +1,4 @@
-"""The models that come with the package."""
+"""The command `emdiffuse models`, for the shipped models."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ models = typer.Typer(invoke_without_command=True)
 app.add_typer(
     models,
     name="models",
-    help="List the models that come with the package, or verify them.",
+    help="List the shipped models, or verify them.",
     rich_help_panel=START,
 )
 
 
 @models.callback()
 def list_models(context: typer.Context) -> None:
-    """List the models that come with the package; each name works wherever a model folder does."""
+    """List the shipped models; their names can be used wherever a model folder is expected."""
     from emdiffuse.models.shipped import shipped_models
 
     if context.invoked_subcommand is None:
         for model in shipped_models():
             print(f"{model.name:<12}  {model.size / 2**20:5.1f} MiB  {model.title}")
             data = ", ".join(model.data_licenses) or "not stated"
-            print(f"{'':<12}  licence {model.license}; of its data: {data}")
+            print(f"{'':<12}  licence {model.license}; training data: {data}")
             print(f"{'':<12}  {model.folder}")
 
 

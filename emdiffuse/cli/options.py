@@ -1,4 +1,4 @@
-"""Options that several commands share, each defined once, and how a group of them becomes one record."""
+"""Options shared by several commands, each defined once, and their conversion to records."""
 
 import functools
 import math
@@ -31,7 +31,7 @@ Factor = Annotated[
     typer.Option(help="Anisotropy of a volume, slice spacing over pixel size: 6, or 45/8.", metavar="F"),
 ]
 VoxelSize = Annotated[
-    str | None, typer.Option(help="Voxel size in nanometers, if the file does not give it.", metavar="Z,Y,X")
+    str | None, typer.Option(help="Voxel size in nanometers, if the file does not state it.", metavar="Z,Y,X")
 ]
 Thickness = Annotated[
     float,
@@ -45,14 +45,14 @@ Override = Annotated[
     bool, typer.Option("--override", help="Trust `--voxel-size` or `--factor` over the file.")
 ]
 Series = Annotated[
-    str | None, typer.Option(help="Which image of a file that holds several: its number, from 0, or name.")
+    str | None, typer.Option(help="Which image of a file that contains several: its number, from 0, or name.")
 ]
 Channel = Annotated[str | None, typer.Option(help="Which channel: its number, from 0, or name.")]
 Timepoint = Annotated[int | None, typer.Option(min=0, help="Which time point, from 0.")]
 Level = Annotated[int, typer.Option(min=0, help="Which level of a pyramid; 0 is the finest.")]
 Axes = Annotated[
     str | None,
-    typer.Option(help="Order of the axes as stored, such as xyz, if the file does not give it."),
+    typer.Option(help="Order of the axes as stored, such as xyz, if the file does not state it."),
 ]
 Crop = Annotated[
     str | None,
@@ -71,14 +71,16 @@ DataBar = Annotated[
 ]
 Step = Annotated[
     int | None,
-    typer.Option(min=1, help="Difference of the numbers of neighbouring slices in a folder; default: found."),
+    typer.Option(
+        min=1, help="Step between the numbers of neighbouring slices in a folder; default: detected."
+    ),
 ]
 MissingChunks = Annotated[
-    str, typer.Option(help="fill: chunks that a store lacks hold its fill value.", metavar="refuse|fill")
+    str, typer.Option(help="fill: read missing chunks of a store as its fill value.", metavar="refuse|fill")
 ]
 Nan = Annotated[str, typer.Option(help="mask: NaN marks voxels without data.", metavar="refuse|mask")]
 SquarePixels = Annotated[
-    bool, typer.Option("--square-pixels", help="Resample pixels that are not square to their smaller side.")
+    bool, typer.Option("--square-pixels", help="Resample pixels that are not square to their shorter side.")
 ]
 Steps = Annotated[int | None, typer.Option(help="Network evaluations per sample; default: the model's own.")]
 Samples = Annotated[
@@ -89,11 +91,13 @@ Samples = Annotated[
 ]
 Texture = Annotated[
     float | None,
-    typer.Option(help="How much of a sample's texture it has: 0 is the mean, 1 a sample.", metavar="T"),
+    typer.Option(
+        help="How much of a sample's texture the result has: 0 is the mean, 1 a sample.", metavar="T"
+    ),
 ]
 Sharpen = Annotated[
     float,
-    typer.Option(help="Sharpen the mean, from 0 to 1: nearer to the truth than --texture.", metavar="T"),
+    typer.Option(help="Sharpen the mean, from 0 to 1: closer to the truth than --texture.", metavar="T"),
 ]
 Ensemble = Annotated[
     int, typer.Option(help="8: average over flips and rotations, at 8 times the cost.", metavar="1|8")
@@ -104,14 +108,14 @@ Seed = Annotated[int, typer.Option(help="Random seed of the noise.")]
 def with_options(**groups: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Replace parameters of a command by groups of options.
 
-    Typer reads a command's options from its signature, so a record of options cannot be a parameter by
-    itself. Here each named parameter gives way to the parameters of a function, which turns their values
-    into what the command receives. Groups may be made of groups.
+    Typer reads a command's options from its signature, so a parameter cannot be a record of options. Here
+    each named parameter is replaced by the parameters of a function that converts their values to the record.
+    Groups can be nested.
 
     Parameters
     ----------
     **groups
-        For each of these parameters of the command, the function whose options replace it.
+        For each parameter of the command to replace, the function whose parameters are its options.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -142,7 +146,7 @@ def sampler_options(
     ensemble: Ensemble = 1,
     seed: Seed = 0,
 ) -> "Sampler":
-    """How the network is run."""
+    """Return how the network is run."""
     from emdiffuse.config import Sampler
     from emdiffuse.config.settings import parse
 
@@ -167,7 +171,7 @@ def reading_options(
     nan: Nan = "refuse",
     square_pixels: SquarePixels = False,
 ) -> "Reading":
-    """Which part of a file is read, and how."""
+    """Return which part of a file is read, and how."""
     from emdiffuse.config.reading import Reading
     from emdiffuse.config.settings import parse
 
@@ -200,7 +204,7 @@ def enhancement_options(
     reading: "Reading",
     device: Device = "auto",
 ) -> "Enhancement":
-    """How a file is restored: which model, and what the file does not tell."""
+    """Return how a file is restored: with which model, and metadata that the file lacks."""
     return enhancement_of(model, factor, voxel_size, thickness, override, sampler, reading, device)
 
 
@@ -215,7 +219,7 @@ def volume_options(
     reading: "Reading",
     device: Device = "auto",
 ) -> "Enhancement":
-    """Which model a volume is for, and what its file does not tell; nothing of how that is run."""
+    """Return which model a volume is used with, and metadata that the file lacks; without a sampler."""
     from emdiffuse.config import Sampler
 
     return enhancement_of(model, factor, voxel_size, thickness, override, Sampler(), reading, device)
@@ -231,7 +235,7 @@ def enhancement_of(
     reading: "Reading",
     device: str,
 ) -> "Enhancement":
-    """Read the numbers of the options, and put all into one record."""
+    """Parse the options into one record."""
     from emdiffuse.enhance.one_file import Enhancement
 
     ratio = None if factor is None else _ratio(factor)
@@ -242,7 +246,7 @@ def enhancement_of(
 def _ratio(factor: str) -> Fraction:
     try:
         if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9}|/[0-9]{1,9})?", factor):
-            raise ValueError  # Fraction would write out every digit of "1e99999999"
+            raise ValueError  # Fraction would expand every digit of "1e99999999"
         ratio = Fraction(factor)
         if not 0 < ratio < 10**6:
             raise ValueError

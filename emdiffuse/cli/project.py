@@ -1,4 +1,4 @@
-"""Commands before the chain: a workflow folder for your own data."""
+"""Commands that prepare a run: init, doctor and estimate."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def init(
         list[str] | None,
         typer.Option(
             metavar="Z,Y,X",
-            help="Voxel size in nanometers, if the files do not give it: once for all, or once per --raw.",
+            help="Voxel size in nanometers, if the files do not state it: once for all, or once per --raw.",
         ),
     ] = None,
     images: Annotated[
@@ -39,10 +39,10 @@ def init(
         typer.Option("--train", help="Train a model on the data, even if a shipped one could restore them."),
     ] = False,
     sheet: Annotated[bool, typer.Option("--sheet", help="List the data in datasets.tsv.")] = False,
-    partition: Annotated[str | None, typer.Option(help="SLURM's partition for jobs without a GPU.")] = None,
-    gpu_partition: Annotated[str | None, typer.Option(help="SLURM's partition for jobs with a GPU.")] = None,
-    account: Annotated[str | None, typer.Option(help="SLURM's account.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask no questions; take the defaults.")] = False,
+    partition: Annotated[str | None, typer.Option(help="SLURM partition for jobs without a GPU.")] = None,
+    gpu_partition: Annotated[str | None, typer.Option(help="SLURM partition for jobs with a GPU.")] = None,
+    account: Annotated[str | None, typer.Option(help="SLURM account.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask no questions; use the defaults.")] = False,
 ) -> None:
     """Write a workflow folder for your data: configuration, Snakefile, and profiles."""
     from emdiffuse.project.initialise import Wishes, initialise, parse_size
@@ -58,7 +58,7 @@ def init(
         cluster=Cluster(partition, gpu_partition, account),
     )
     initialise(folder, wishes, _ask if not yes and sys.stdin and sys.stdin.isatty() else None)
-    print(f"{folder} is ready. Look at {folder / 'config.yaml'}, then:")
+    print(f"{folder} is ready. Check {folder / 'config.yaml'}, then run:")
     print(f"  cd {folder}")
     print("  snakemake --profile profiles/local --dry-run   # what would run")
     print("  snakemake --profile profiles/local")
@@ -66,7 +66,9 @@ def init(
 
 @app.command(rich_help_panel=START)
 def doctor(
-    folder: Annotated[Path, typer.Option(help="Where the results will go; its disk is timed.")] = Path(),
+    folder: Annotated[
+        Path, typer.Option(help="Folder for the results; the speed of its disk is measured.")
+    ] = Path(),
 ) -> None:
     """Report what this machine can do, and what to change."""
     from emdiffuse.project.doctor import examine, text
@@ -107,7 +109,7 @@ def _ask(question: str, default: str) -> str:
 
 
 def _given(model: str | None, folder: Path) -> GivenModel | None:
-    """Find the model that the user named."""
+    """Return the model that the user named, if any."""
     from emdiffuse.config.shipped import SHIPPED, model_folder
     from emdiffuse.models.description import read_description
     from emdiffuse.project.proposal import GivenModel

@@ -1,4 +1,4 @@
-"""One thin command a stage of the chain, in its order."""
+"""One thin command per stage of the pipeline, in order."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Launcher(StrEnum):
 
 
 class Precision(StrEnum):
-    """What a network computes in."""
+    """Numerical precision of a network."""
 
     auto = "auto"
     float32 = "float32"
@@ -51,7 +51,7 @@ def acquire(name: str, out: Store, settings: Settings) -> None:
 
     dataset = parse(Dataset, settings, f"datasets.{name}")
     if dataset.derived is not None:
-        raise ConfigError(f"datasets.{name}: only raw data are acquired; see `keep-every` and `degrade`")
+        raise ConfigError(f"datasets.{name}: only raw data can be acquired; see `keep-every` and `degrade`")
     size = dataset.voxel_size.nanometers if dataset.voxel_size is not None else None
     override = dataset.voxel_size is not None and dataset.voxel_size.override
     pairs = dataset.pairs
@@ -107,7 +107,7 @@ def degrade(
     out: Store,
     settings: Settings,
     images: Annotated[
-        bool, typer.Option("--images", help="Write only the degraded images, no pairs.")
+        bool, typer.Option("--images", help="Write only the degraded images, not pairs.")
     ] = False,
 ) -> None:
     """Make image pairs, degraded and clean, from the slices of a clean volume."""
@@ -120,7 +120,7 @@ def degrade(
 
 @app.command(rich_help_panel=STAGES)
 def register(volume: Store, out: Store, quality: Path, figure: Path, settings: Settings) -> None:
-    """Register image pairs, or check that the slices of a volume are aligned, and pass them on."""
+    """Register image pairs, or check that the slices of a volume are aligned."""
     from emdiffuse.acquisition.checksums import require_unchanged
     from emdiffuse.config import Alignment
     from emdiffuse.config.settings import parse
@@ -152,7 +152,7 @@ def train(
     ] = 1,
     launcher: Annotated[Launcher, typer.Option(help="Train here, or as a SLURM job.")] = Launcher.local,
     resources: Annotated[
-        str, typer.Option(help="What the job asks for, as JSON: partition, gpus, ...")
+        str, typer.Option(help="Resources of the job, as JSON: partition, gpus, ...")
     ] = "{}",
 ) -> None:
     """Train a model from a patch store, or resume an interrupted training."""
@@ -195,8 +195,8 @@ def restore(
         str,
         typer.Option(
             metavar="auto|N",
-            help="Tiles that go through the network at once. auto: as many as a GPU has memory for, at most "
-            "a block (`tiling.block`); on a CPU one. Halved where a GPU runs out of memory.",
+            help="Tiles per network call. auto: as many as fit into GPU memory, at most a block "
+            "(`tiling.block`); one on a CPU. Halved if a GPU runs out of memory.",
         ),
     ] = "auto",
     compilation: Annotated[
@@ -250,12 +250,12 @@ def pyramid(plan: Path) -> None:
 def verify(
     store: Annotated[Path, typer.Argument(help="A store in results/, or the plan.json of a restoration.")],
     repair: Annotated[
-        bool, typer.Option("--repair", help="Have the next run of the workflow recompute what is lost.")
+        bool, typer.Option("--repair", help="Have the next run of the workflow recompute lost parts.")
     ] = False,
 ) -> None:
     """Read every chunk and all metadata of a store or a restored volume, and list what is missing or damaged.
 
-    Exit code 1 where something is lost, unless it is repaired. Without --repair nothing is changed.
+    Exits with 1 if something is lost, unless repaired. Without --repair nothing is changed.
     """
     from emdiffuse.restoration.verify import plan_of, verify_restoration
     from emdiffuse.stores.verification import verify_store
@@ -278,7 +278,7 @@ def calibrate(
         bool, typer.Option("--second-scan", help="TRUTH is a second noisy scan of the same fields.")
     ] = False,
 ) -> None:
-    """Find how wide intervals must be to contain the truth, on data that the model has not seen."""
+    """Calibrate the width of intervals that contain the truth, on data that the model has not seen."""
     from emdiffuse.config import Calibration
     from emdiffuse.config.settings import parse
     from emdiffuse.evaluation.calibration import calibrate as run
@@ -296,7 +296,7 @@ def baselines(
     ],
     lpips: Lpips = None,
 ) -> None:
-    """Measure classical methods against the truth, once for all restorations of a dataset."""
+    """Measure classical methods against ground truth, once for all restorations of a dataset."""
     from emdiffuse.config.tasks import TASKS
     from emdiffuse.evaluation.evaluate import measure_baselines as run
 
@@ -317,7 +317,7 @@ def evaluate(
     ] = None,
     lpips: Lpips = None,
 ) -> None:
-    """Measure a restored volume against the truth, beside classical methods on the same voxels."""
+    """Evaluate a restored volume against ground truth, beside classical methods on the same voxels."""
     from emdiffuse.evaluation.evaluate import evaluate as run
 
     run(restored, dataset, truth, out, baselines, lpips)
@@ -325,7 +325,7 @@ def evaluate(
 
 @app.command(rich_help_panel=STAGES)
 def report(results: Path, experiments: Path, out: Path, settings: Settings) -> None:
-    """Write the report: one HTML file with pictures, tables and parameters."""
+    """Write the report: one HTML file with images, tables and parameters."""
     from emdiffuse.config import Config
     from emdiffuse.config.settings import parse
     from emdiffuse.report.write import write_report
@@ -334,7 +334,7 @@ def report(results: Path, experiments: Path, out: Path, settings: Settings) -> N
 
 
 def _share(text: str) -> tuple[int, int]:
-    """Read "I-of-N"."""
+    """Parse "I-of-N"."""
     worker, _, workers = text.partition("-of-")
     if not (worker.isdecimal() and workers.isdecimal() and 1 <= int(worker) <= int(workers)):
         raise ConfigError(f"--worker: '{text}' is not of the form I-of-N with 1 <= I <= N, such as 1-of-4")
@@ -342,7 +342,7 @@ def _share(text: str) -> tuple[int, int]:
 
 
 def _batch(text: str) -> int | None:
-    """Read "auto" (None), or a number of tiles."""
+    """Parse "auto" (None), or a number of tiles."""
     if text == "auto":
         return None
     if not (text.isdecimal() and int(text) > 0):

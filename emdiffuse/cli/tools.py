@@ -1,4 +1,4 @@
-"""Commands beside the chain: models, and the configuration."""
+"""Commands beside the pipeline: single files, models, volumes, and the configuration."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Format(StrEnum):
-    """Format that a model or a volume is exported to."""
+    """Export format of a model or a volume."""
 
     bioimageio = "bioimageio"
     torch = "torch"
@@ -54,9 +54,12 @@ def watch(
         float, typer.Option(help="Seconds without a change after which a file counts as complete.")
     ] = 5,
     patience: Annotated[
-        float, typer.Option(help="Seconds after which an unreadable file is set aside.")
+        float,
+        typer.Option(
+            help="Seconds after which an unreadable file is skipped, with the reason in OUT/failed."
+        ),
     ] = 60,
-    once: Annotated[bool, typer.Option(help="Stop when every file is restored or set aside.")] = False,
+    once: Annotated[bool, typer.Option(help="Stop when every file is restored or skipped.")] = False,
 ) -> None:
     """Restore each image that arrives in a folder, until Ctrl-C."""
     from emdiffuse.enhance.watch import watch as run
@@ -95,12 +98,12 @@ def train_raft(
             help="Registered TIFFs of one field, as NOISY,CLEAN; may be repeated.", metavar="NOISY,CLEAN"
         ),
     ] = None,
-    minutes: Annotated[float, typer.Option(min=0, help="Training time; a second start resumes.")] = 45,
+    minutes: Annotated[float, typer.Option(min=0, help="Training time; a restart resumes.")] = 45,
     batch: Annotated[int, typer.Option(min=1, help="Crops per step.")] = 4,
     seed: Annotated[int, typer.Option(help="Random seed of weights and crops.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train the optical flow (RAFT) on micrographs of your own, under synthetic deformations."""
+    """Train the optical flow (RAFT) on your own micrographs, with synthetic deformations."""
     from emdiffuse.registration.raft_training import Recipe, read_sources
     from emdiffuse.registration.raft_training import train_raft as run
     from emdiffuse.runtime.allocator import keep_freed_memory
@@ -154,7 +157,7 @@ def export(
     ],
     factor: Annotated[int | None, typer.Option(help="Anisotropy factor, if the model has several.")] = None,
     license: Annotated[str, typer.Option(help="SPDX identifier of the licence.")] = "MIT",
-    side: Annotated[int, typer.Option(help="Image size that the graph takes.")] = 256,
+    side: Annotated[int, typer.Option(help="Image size of the graph.")] = 256,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a model's posterior mean, or a volume, for other programs."""
@@ -173,7 +176,7 @@ def export(
 def provenance(
     path: Annotated[Path, typer.Argument(help="A store, a model folder, or the JSON file of a result.")],
 ) -> None:
-    """Print how a store, model or result was made: stages, their settings, and checksums of raw files."""
+    """Print how a store, model or result was made: stages, settings, and checksums of raw files."""
     from emdiffuse.stores.provenance import read_link
 
     print(read_link(path).told())
@@ -209,7 +212,7 @@ def view(
     port: Annotated[int, typer.Option(help="Port; 0 for a free one.")] = 0,
     napari: Annotated[bool, typer.Option("--napari", help="Open napari instead of serving.")] = False,
 ) -> None:
-    """Look at an OME-Zarr volume: serve it, and print a link to Neuroglancer; or open it in napari."""
+    """View an OME-Zarr volume: serve it and print a link to Neuroglancer, or open it in napari."""
     from emdiffuse import viewing
 
     if napari:

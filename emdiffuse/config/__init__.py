@@ -2,7 +2,7 @@
 
 Conventions
 -----------
-* Lengths are in voxels unless a key says otherwise; voxel sizes carry their own unit and are kept in
+* Lengths are in voxels unless a key states otherwise; voxel sizes have a unit and are stored in
   nanometers.
 * ``emdiffuse schema`` prints their JSON schema, for editors that complete and check keys.
 """

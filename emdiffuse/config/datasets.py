@@ -1,4 +1,4 @@
-"""The `datasets` section of the configuration: raw data, what is derived from them, and voxel sizes."""
+"""The `datasets` section of the configuration: raw and derived data, and voxel sizes."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ MINIMUM_FACTOR, MAXIMUM_FACTOR = 2, 12
 Factor = Annotated[int, Field(ge=MINIMUM_FACTOR, le=MAXIMUM_FACTOR)]
 Thickness = Annotated[float, Field(ge=0, le=1)]
 TAKEN = r"""\x00-\x1f\x7f/\\:*?"'`<>|{}\[\]$!&;,=%"""
-"""Characters that mean something in a path or pattern, or to Snakemake, SLURM or a shell: not in a name."""
+"""Characters not allowed in names: they have a meaning in paths, patterns, Snakemake, SLURM or a shell."""
 NAME = rf"^[^ .{TAKEN}](?:[^{TAKEN}]*[^ {TAKEN}])?$"
 
 
 def _plain_name(name: object) -> object:
-    """Refuse a name that cannot be part of a path, or that Snakemake or SLURM would take apart."""
+    """Refuse a name that cannot be part of a path, or that Snakemake or SLURM would split."""
     if not isinstance(name, str):
         return name
-    # a name typed on one system and copied from another may have its accents apart from their letters
+    # accents may be separate characters (macOS) or not, so that the same name would not compare equal
     name = unicodedata.normalize("NFC", name)
     if not (re.fullmatch(NAME[1:-1], name) and name.isprintable()):
         shown = "".join(letter if letter.isprintable() else "_" for letter in name)
         plain = re.sub(rf"[{TAKEN}]+", "_", shown).strip("_ .") or "data"
         raise ValueError(
-            "a name has letters, digits, spaces and '_', '-', '.', '+', '#', '(' or ')', and neither begins "
-            f"nor ends with a space, nor begins with a dot; write for instance '{plain}'"
+            "a name may contain letters, digits, spaces and '_', '-', '.', '+', '#', '(' or ')', and may not "
+            f"begin or end with a space, nor begin with a dot; write for instance '{plain}'"
         )
     return name
 
@@ -43,7 +43,7 @@ Name = Annotated[str, BeforeValidator(_plain_name), Field(pattern=NAME)]
 
 
 SMALLEST_PIXEL = 0.05
-"""Nanometers: a smaller number whose unit is not stated may be in micrometers."""
+"""In nanometers; a smaller size without a stated unit is probably in micrometers."""
 
 
 class VoxelSize(Section):
@@ -57,7 +57,7 @@ class VoxelSize(Section):
     )
     override: bool = Field(
         False,
-        description="Use this size even if the files say otherwise; without it both must agree within 1 %.",
+        description="Use this size even if the files state another; by default both must agree within 1 %.",
     )
 
     @model_validator(mode="after")
@@ -66,7 +66,7 @@ class VoxelSize(Section):
             raise ValueError(f"pixels must be square, but y is {self.y:g} and x is {self.x:g}")
         if "unit" not in self.model_fields_set and self.x < SMALLEST_PIXEL:
             raise ValueError(
-                f"pixels of {self.x:g} nm are smaller than atoms; state the `unit`, such as micrometer"
+                f"pixels of {self.x:g} nm would be smaller than atoms; state the `unit`, such as micrometer"
             )
         return self
 
@@ -78,7 +78,7 @@ class VoxelSize(Section):
 
 
 class KeepEvery(Section):
-    """An anisotropic volume made from an isotropic one, which is the truth."""
+    """An anisotropic volume made from an isotropic one, which is its ground truth."""
 
     dataset: Name = Field(description="The dataset to thin.")
     factor: int = Field(ge=2, le=12, description="Every factor-th slice is kept, from the first.")
@@ -91,16 +91,16 @@ class KeepEvery(Section):
 
 Amount = Annotated[float, Field(ge=0)]
 Range = Amount | tuple[Amount, Amount]
-"""A number, or the lowest and highest one, between which it is drawn for every image."""
+"""A number, or a range (lowest, highest) from which every image draws its own."""
 
 
 def ends(value: Range) -> tuple[float, float]:
-    """Return the lowest and the highest number of a range."""
+    """Return the lowest and highest number of a range."""
     return (min(value), max(value)) if isinstance(value, tuple) else (value, value)
 
 
 class Noise(Section):
-    """Noise of a degraded image; each number may be a range, from which every image draws its own."""
+    """Noise of a degraded image; each number may be a range from which every image draws its own."""
 
     electrons: Range | None = Field(
         None,
@@ -112,12 +112,12 @@ class Noise(Section):
     )
     correlation: Range = Field(
         0.0,
-        description="Correlation of the noise of neighbouring pixels of a line: detectors lag along x, the "
+        description="Correlation of the noise of neighbouring pixels in a line: detectors lag along x, the "
         "fast axis of the scan.",
     )
     lines: Range = Field(
         0.0,
-        description="Standard deviation of the brightness of lines, as a fraction of the intensity range.",
+        description="Standard deviation of line brightness, as a fraction of the intensity range.",
     )
 
     @field_validator("electrons")
@@ -159,7 +159,7 @@ class Alignment(Section):
         1.0,
         gt=0,
         description="Largest misplacement of a slice in an aligned volume, in pixels, for slices as far "
-        "apart as pixels; more is allowed the further they are apart.",
+        "apart as pixels; more is allowed for larger spacings.",
     )
     weights: str = Field(
         "shipped",
@@ -171,40 +171,38 @@ class Alignment(Section):
 
 
 class Pairs(Section):
-    """Image pairs: the same fields imaged twice, noisy and clean, or of low and of high resolution."""
+    """Image pairs: the same fields imaged twice, noisy and clean, or at low and high resolution."""
 
-    folder: str = Field(description="The folder of the images; its subfolders are searched too.")
+    folder: str = Field(description="Folder of the images; subfolders are searched too.")
     pattern: str | None = Field(
         None,
-        description="How the files are named, if not in a known layout: `{role}` and `{field}`, and "
-        "if there are any `{specimen}` and `{level}`, such as `{specimen}/{role}-{field}.tif`.",
+        description="How the files are named, if not in a known layout: with `{role}` and `{field}`, and "
+        "optionally `{specimen}` and `{level}`, such as `{specimen}/{role}-{field}.tif`.",
     )
     scans: tuple[str, ...] | None = Field(
         None,
         min_length=2,
-        description="Where none of them is clean: the `{role}` names of two or more noisy scans of each "
+        description="If there are no clean images: the `{role}` names of two or more noisy scans of each "
         "field. Each scan learns to predict the next, and vice versa (Noise2Noise).",
     )
     scale: Literal[1, 2] | None = Field(
         None,
-        description="Pixel size of the other image in pixels of the clean one: 1 to denoise, 2 for "
+        description="Pixel size of the other image, in pixels of the clean one: 1 for denoising, 2 for "
         "super-resolution; needed if a folder contains both.",
     )
-    keep_going: bool = Field(
-        False, description="Leave out pairs that cannot be used, with a warning, instead of stopping."
-    )
+    keep_going: bool = Field(False, description="Skip unusable pairs with a warning, instead of stopping.")
 
     @model_validator(mode="after")
     def _scans_differ(self) -> Pairs:
         if self.scans and len({name.lower() for name in self.scans}) < len(self.scans):
-            raise ValueError("`scans` names one of them twice")
+            raise ValueError("`scans` names a scan twice")
         if self.scans and self.scale == 2:
-            raise ValueError("`scans` are of one resolution; remove `scale`")
+            raise ValueError("`scans` all have the same resolution; remove `scale`")
         return self
 
 
 class Dataset(Reading):
-    """A raw volume, one derived from another, or image pairs."""
+    """A raw volume, a dataset derived from another, or image pairs."""
 
     source: str | None = Field(
         None,
@@ -218,19 +216,19 @@ class Dataset(Reading):
     )
     voxel_size: VoxelSize | None = Field(
         None,
-        description="Voxel size (for pairs, of the clean images); required unless the `source` gives its "
-        "own, which it must match.",
+        description="Voxel size (for pairs, of the clean images); required unless the `source` states one, "
+        "which it must match.",
     )
     invert: bool = Field(
         False,
-        description="Show the contrast inverted to networks, to match a model's training data; the result "
+        description="Invert the contrast shown to networks, to match a model's training data; the result "
         "has the original contrast.",
     )
     repair: bool | Literal["slices", "stripes"] | tuple[Literal["slices", "stripes"], ...] = Field(
         False,
         description="`slices` (or true): slices of a volume that are missing, repeated, blank or saturated "
-        "are marked as missing and restored, instead of refused. `stripes`: stripes (curtaining, line noise) "
-        "are removed where they are found. A list of both: both.",
+        "are restored like gaps, instead of refused. `stripes`: stripes (curtaining, line noise) "
+        "are removed where they are found. A list applies both.",
     )
     slice_thickness: Thickness = Field(
         0.0,
@@ -245,27 +243,27 @@ class Dataset(Reading):
         None, description="Instead of `source`: pairs made by degrading the slices of another dataset."
     )
     alignment: Alignment = Field(
-        default_factory=Alignment, description="Registration of pairs, and the check of slices."
+        default_factory=Alignment, description="Registration of pairs, and alignment check of slices."
     )
 
     @model_validator(mode="after")
     def _one_origin(self) -> Dataset:
         origins = (self.source, self.pairs, self.keep_every, self.degrade)
         if sum(origin is not None for origin in origins) != 1:
-            raise ValueError("give one of `source`, `pairs`, `keep_every` and `degrade`")
+            raise ValueError("give exactly one of `source`, `pairs`, `keep_every` and `degrade`")
         if self.derived is None and self.voxel_size is None and not self._may_tell_its_size:
             raise ValueError("`voxel_size` is missing")
         if self.source is None and self.reading != Reading():
             keys = [key for key in Reading.model_fields if getattr(self, key) != getattr(Reading(), key)]
-            raise ValueError(f"`{keys[0]}` says how a `source` is read; remove it")
+            raise ValueError(f"`{keys[0]}` applies only to a `source`; remove it")
         if self.images and self.source is None and self.degrade is None:
-            raise ValueError("`images` says what a `source` holds; remove it")
+            raise ValueError("`images` applies only to a `source`; remove it")
         if self.slice_thickness and (self.source is None or self.images):
-            raise ValueError("`slice_thickness` is for a `source` that is a volume; remove it")
+            raise ValueError("`slice_thickness` applies only to a `source` that is a volume; remove it")
         if self.repairs_slices and (self.source is None or self.images):
-            raise ValueError("`repair` is for the slices of a volume; remove it")
+            raise ValueError("`repair` applies only to the slices of a volume; remove it")
         if self.repairs_stripes and self.source is None:
-            raise ValueError("`repair: stripes` is for a `source`; remove it")
+            raise ValueError("`repair: stripes` applies only to a `source`; remove it")
         name = "keep_every" if self.keep_every else "degrade"
         if self.invert and self.derived is not None:
             raise ValueError(f"`invert` follows from the dataset of `{name}`; remove it")
@@ -275,7 +273,7 @@ class Dataset(Reading):
 
     @property
     def repairs_slices(self) -> bool:
-        """Whether slices that cannot be trusted are restored."""
+        """Whether missing or damaged slices are restored."""
         return self.repair is True or "slices" in self._repaired
 
     @property
@@ -295,29 +293,29 @@ class Dataset(Reading):
 
     @property
     def derived(self) -> KeepEvery | Degrade | None:
-        """How it is made from another dataset, if it is."""
+        """How the dataset is made from another one, if it is."""
         return self.keep_every or self.degrade
 
     @property
     def holds_pairs(self) -> bool:
-        """Whether it holds image pairs."""
+        """Whether the dataset contains image pairs."""
         return self.pairs is not None or (self.degrade is not None and not self.images)
 
     @property
     def holds_clean_images(self) -> bool:
-        """Whether a denoiser may learn from it what is clean: pairs that are no repeated noisy scans."""
+        """Whether the pairs have a clean image, unlike repeated noisy scans."""
         return self.holds_pairs and not (self.pairs is not None and self.pairs.scans)
 
 
 def anisotropy_factor(
     voxel_size: tuple[float, float, float], key: str = "voxel_size", isotropic: bool = False
 ) -> Fraction:
-    """Return the ratio of the axial to the lateral voxel size, exactly.
+    """Return the exact ratio of axial to lateral voxel size.
 
     Parameters
     ----------
     voxel_size : tuple of float
-        Voxel size (z, y, x), in any one unit.
+        Voxel size (z, y, x), in any unit.
     key : str
         What to name in an error.
     isotropic : bool

@@ -1,6 +1,6 @@
-"""The entries of a configuration, and what they say of each other: truth, lineage, voxel size.
+"""The entries of a configuration, and their relations: ground truth, lineage, voxel size.
 
-Whether they agree is checked in `emdiffuse.config.references`.
+`emdiffuse.config.references` checks that they are consistent.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from emdiffuse.config.tasks import TASKS
 
 
 class Entries(Section):
-    """All sections, by name, and the questions that need more than one of them."""
+    """All sections, by name, and queries that need more than one of them."""
 
     datasets: dict[Name, Dataset] = Field(default_factory=dict, description="The data, by name.")
     sheet: str | None = Field(
         None,
-        description="A table of more datasets, tab-separated: name, source and other keys of a dataset. A "
-        'restoration whose dataset is "*" is one of every row.',
+        description="A tab-separated table of more datasets: name, source and other keys of a dataset. A "
+        'restoration with the dataset "*" stands for one per row.',
     )
     models: dict[Name, Model] = Field(min_length=1, description="The models, by name.")
     restorations: tuple[Restoration, ...] = Field(
-        (), description="What is restored, by which model; without it models are only trained."
+        (), description="Which model restores which dataset; without it, models are only trained."
     )
     lpips: str | None = Field(
         None,
-        description="Also measure LPIPS: the file with torchvision's weights of AlexNet, which is never "
+        description="Also measure LPIPS: path of torchvision's AlexNet weights, which are never "
         "downloaded; needs the extra `lpips`.",
     )
     title: str = Field(
@@ -40,9 +40,9 @@ class Entries(Section):
     )
 
     def learns_from_noisy(self, model: str) -> bool:
-        """Tell whether a model learns from noisy images alone, since some of its data have no truth.
+        """Return whether a model learns from noisy images alone, as some of its data have no ground truth.
 
-        Pairs with a truth beside those are measured on, and not learned from.
+        Pairs with ground truth among its data then only evaluate the model.
         """
         own = self.models[model]
         return own.task == "emdiffuse-n" and not all(
@@ -50,13 +50,13 @@ class Entries(Section):
         )
 
     def calibrated_on(self, item: Restoration) -> Restoration | None:
-        """Return the restoration that another one is calibrated on, if there is one."""
+        """Return the restoration that `item` is calibrated on, if any."""
         name = item.calibration and item.calibration.dataset
         found = (o for o in self.restorations if (o.dataset, o.model) == (name, item.model))
         return next(found, None)
 
     def beside(self, item: Restoration) -> list[Restoration]:
-        """Return the other restorations of the same dataset that are compared with the same truth."""
+        """Return the other restorations of the same dataset with the same ground truth."""
         truth = self.truth(item)
         return [
             other
@@ -65,18 +65,18 @@ class Entries(Section):
         ]
 
     def baselines_task(self, item: Restoration) -> str:
-        """Return the task whose baselines a restoration has; gaps have the same, whatever fills them."""
+        """Return the task that sets a restoration's baselines; all gap-filling tasks share theirs."""
         task = self.models[item.model].task
         return "vemdiffuse-i" if TASKS[task].volumetric else task
 
     def baselines(self, item: Restoration) -> str:
-        """Return what names the baselines of a restoration, among those of its dataset."""
+        """Return the name of a restoration's baselines, unique within its dataset."""
         kind = "gaps" if TASKS[self.models[item.model].task].volumetric else self.baselines_task(item)
         between = f"-between-{item.real_slices}" if item.real_slices else ""
         return f"{kind}-of-{self.truth(item)}{between}"
 
     def lineage(self, model: str) -> list[str]:
-        """Return a model, the model it starts from, and so on."""
+        """Return a model, the model it starts from, and so on to the first."""
         found = [model]
         while (name := self.models[found[-1]].training.init_from) in self.models:
             assert name is not None
@@ -84,25 +84,25 @@ class Entries(Section):
         return found
 
     def origin(self, dataset: str) -> str:
-        """Return the raw dataset that a dataset comes from (itself, when it is raw)."""
+        """Return the raw dataset that a dataset derives from (itself if it is raw)."""
         derived = self.datasets[dataset].derived
         return derived.dataset if derived else dataset
 
     def holds_images(self, dataset: str) -> bool:
-        """Tell whether a dataset holds separate images, rather than the slices of a volume."""
+        """Return whether a dataset contains separate images, rather than the slices of a volume."""
         own = self.datasets[dataset]
         return own.images or (own.keep_every is not None and self.datasets[own.keep_every.dataset].images)
 
     def truth(self, item: Restoration) -> str | None:
-        """Return the dataset that a restoration is compared with, if there is one."""
+        """Return the dataset that is the ground truth of a restoration, if any."""
         own, gaps = self.datasets[item.dataset], TASKS[self.models[item.model].task].volumetric
         complete = own.keep_every if gaps else own.degrade if own.degrade and own.degrade.every == 1 else None
         return item.truth or (complete.dataset if complete else None)
 
     def voxel_size(self, dataset: str) -> tuple[float, float, float] | None:
-        """Return the voxel size (z, y, x) of a dataset in nanometers, None where its source is to tell it.
+        """Return the voxel size (z, y, x) of a dataset in nanometers, or None if only its source states it.
 
-        Of pairs it is that of the clean images.
+        For pairs it is that of the clean images.
         """
         own, size = self.datasets[dataset], self.datasets[self.origin(dataset)].voxel_size
         if size is None:

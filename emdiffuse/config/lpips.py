@@ -1,4 +1,4 @@
-"""What the key `lpips` needs: a library, and weights that are never downloaded."""
+"""Requirements of the key `lpips`: a library, and weights that are never downloaded."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ def require_lpips(weights: Path, key: str) -> None:
     Parameters
     ----------
     weights : Path
-        Torchvision's weights of AlexNet.
+        Torchvision's AlexNet weights.
     key : str
         What to name in an error.
 
     Raises
     ------
     ConfigError
-        If torchmetrics, which holds the weights of LPIPS itself, is not installed, or the file is missing.
+        If torchmetrics, which contains the LPIPS weights, is not installed, or the file is missing.
     """
     if find_spec("torchmetrics") is None:
         raise ConfigError(f"{key}: LPIPS needs torchmetrics; run pip install 'emdiffuse[lpips]'")
     if not weights.is_file():
         raise ConfigError(
-            f"{key}: there is no file '{weights}'; LPIPS needs the weights of AlexNet, which are not "
-            f"downloaded here: fetch {ALEXNET} (244 MB) where the network allows it, and give its path"
+            f"{key}: there is no file '{weights}'; LPIPS needs the AlexNet weights, which are not "
+            f"downloaded automatically: download {ALEXNET} (244 MB), and give its path"
         )

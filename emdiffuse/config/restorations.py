@@ -14,15 +14,15 @@ class Sampler(Section):
     """How a trained network is run."""
 
     name: Literal["ddpm", "ddim", "dpm++", "unipc", "heun"] | None = Field(
-        None, description="The sampler; by default the model's own."
+        None, description="Sampler; by default the model's own."
     )
     steps: int | None = Field(
         None,
         ge=1,
         le=100_000,
         description="Noise levels of a sample, one network evaluation each (Heun: two); by default "
-        "the model's own number. A native model draws samples only if `samples`, `texture` or `steps` of "
-        "2 or more asks for them: 1 is the posterior mean in one evaluation.",
+        "the model's number. A native model draws samples only if `samples`, `texture` or `steps` of "
+        "2 or more ask for them; 1 gives the posterior mean in one evaluation.",
     )
     samples: int = Field(
         1,
@@ -36,15 +36,15 @@ class Sampler(Section):
         ge=0,
         le=1,
         description="How much of a sample's texture the restored volume has: mean + t * (sample - mean), at "
-        "1 + t^2 times the mean's squared error; 0 is the mean, 1 a sample. By default 0, or 1 where `steps` "
+        "1 + t^2 times the mean's squared error; 0 is the mean, 1 a sample. By default 0, or 1 if `steps` "
         "asks for a single sample.",
     )
     sharpen: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="Sharpen the mean: the flow starts from it, under noise of this level. It is nearer to "
-        "the truth than as sharp a volume by `texture`; native models, instead of `texture`.",
+        description="Sharpen the mean: noise of this level is added to it, and sampling starts there. Closer "
+        "to the truth than an equally sharp volume by `texture`; native models, instead of `texture`.",
     )
     ensemble: Literal[1, 8] = Field(
         1,
@@ -55,33 +55,33 @@ class Sampler(Section):
     seed: int = Field(0, ge=0, lt=2**63, description="Random seed of the noise.")
     empty: Literal["plain", "restore"] = Field(
         "plain",
-        description="Where nothing is to be seen (empty resin, charged regions), `plain` generates nothing: "
-        "slices are interpolated, images averaged. `restore` treats all places alike.",
+        description="In empty regions (resin, charging), `plain` generates nothing: "
+        "slices are interpolated, images averaged. `restore` treats all regions alike.",
     )
     consistent: bool | None = Field(
         None,
-        description="Of thick slices: change what is restored by as little as makes it, integrated again, "
-        "the slices that were measured. By default it is done wherever slices are thick.",
+        description="For thick slices: change the restored volume as little as necessary so that, averaged "
+        "again, it gives the measured slices. By default on if slices are thick.",
     )
 
     @property
     def draws(self) -> bool:
-        """Whether more is asked for than the posterior mean in one call of a native model."""
+        """Whether samples are drawn, rather than only the posterior mean of a native model."""
         return self.samples > 1 or bool(self.texture or self.sharpen) or (self.steps or 1) > 1
 
     @model_validator(mode="after")
     def _drawn(self) -> Sampler:
         if self.steps == 1 and self.name is None and self.texture:
-            raise ValueError("`texture` needs a sample: leave `steps` out, or ask for 2 or more")
+            raise ValueError("`texture` needs a sample: omit `steps`, or set it to 2 or more")
         if self.sharpen and self.steps == 1:
-            raise ValueError("`sharpen` follows the flow: leave `steps` out, or ask for 2 or more")
+            raise ValueError("`sharpen` needs sampling steps: omit `steps`, or set it to 2 or more")
         if self.sharpen and self.texture:
-            raise ValueError("`sharpen` and `texture` are two ways to a sharp volume; remove one of them")
+            raise ValueError("`sharpen` and `texture` exclude each other; remove one of the two")
         return self
 
 
 class Tiling(Section):
-    """How the work is cut."""
+    """How the work is divided into tiles and blocks."""
 
     tile: int = Field(
         256, ge=32, le=8192, multiple_of=16, description="Height and width of a tile, in pixels."
@@ -92,32 +92,32 @@ class Tiling(Section):
     )
     block: tuple[int, int, int] = Field(
         (4, 2, 2),
-        description="Gaps, tiles along y and tiles along x in a block: the unit of work and of resume.",
+        description="Gaps, tiles along y and tiles along x in a block: the unit of work and of resuming.",
     )
 
     @model_validator(mode="after")
     def _room(self) -> Tiling:
         if min(self.block) < 1:
-            raise ValueError("`block` needs at least one gap and one tile along each axis")
+            raise ValueError("`block` must have at least one gap and one tile along each axis")
         if 2 * self.halo + 3 * self.blend > self.tile:
             raise ValueError("`tile` is too small: it must be at least 2 * `halo` + 3 * `blend`")
         return self
 
 
 class Calibration(Section):
-    """How intervals that contain the truth are found."""
+    """How intervals that contain the true values are calibrated."""
 
     dataset: Name = Field(
-        description="Another dataset that the model restores with the same sampler, and that has a truth or "
-        "a `second_scan`: what the intervals are calibrated on."
+        description="The dataset to calibrate on: another one that the model restores with the same sampler, "
+        "with a `truth` or a `second_scan`."
     )
     alpha: float = Field(
-        0.1, gt=0, lt=1, description="Fraction of voxels whose truth may lie outside their interval."
+        0.1, gt=0, lt=1, description="Fraction of voxels whose true value may lie outside the interval."
     )
     block: int = Field(
         64,
         ge=16,
-        description="Side in pixels of the blocks that count as independent, if there are fewer images "
+        description="Side, in pixels, of the blocks that count as independent if there are fewer images "
         "than the guarantee needs.",
     )
 
@@ -129,19 +129,19 @@ class Restoration(Section):
     model: Name = Field(description="The model that restores it.")
     real_slices: Name | None = Field(
         None,
-        description="Of a volume: the model (emdiffuse-n) whose restoration of the same dataset gives the "
-        "real slices, between which gaps are filled; by default they are the dataset's own, unchanged.",
+        description="For a volume: the emdiffuse-n model whose restoration of the same dataset supplies the "
+        "real slices between which gaps are filled; by default they are the dataset's own, unchanged.",
     )
     sampler: Sampler = Field(default_factory=Sampler, description="The sampler.")
     tiling: Tiling = Field(default_factory=Tiling, description="Tiles and blocks.")
     truth: Name | None = Field(
         None,
-        description="The isotropic dataset to compare with; a `keep_every` dataset has its origin as truth.",
+        description="The isotropic dataset to compare with; for `keep_every`, the dataset it was made from.",
     )
     second_scan: Name | None = Field(
         None,
-        description="Where there is no truth: a dataset of the same fields, scanned again alike and aligned "
-        "with it; other restorations' intervals may be calibrated on this one by it (`calibration`).",
+        description="If there is no ground truth: a dataset of the same fields, scanned again with the same "
+        "settings and aligned; the `calibration` of other restorations may then name this dataset.",
     )
     calibration: Calibration | None = Field(
         None, description="Also write an interval for every voxel, calibrated on other data."
@@ -149,14 +149,14 @@ class Restoration(Section):
     reliable: float = Field(
         0.12,
         gt=0,
-        description="Score up to which an image is called reliable: the 99th percentile of its uncertainty, "
+        description="Largest score of a reliable image; the score is the 99th percentile of its uncertainty, "
         "as a fraction of the robust intensity range.",
     )
 
     @model_validator(mode="after")
     def _one_truth(self) -> Restoration:
         if self.second_scan is not None and self.second_scan == self.dataset:
-            raise ValueError("`second_scan` is the dataset itself; name the scan that was made after it")
+            raise ValueError("`second_scan` is the dataset itself; name its repeated scan")
         if self.second_scan is not None and self.truth is not None:
             raise ValueError("`second_scan` stands in for a `truth`; remove one of the two")
         return self

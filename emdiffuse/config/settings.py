@@ -1,10 +1,10 @@
-"""Sections of settings and records of results: strict about keys, and parsed with errors of one sentence.
+"""Sections of settings and records of results, with strict keys and one-sentence errors.
 
 Conventions
 -----------
-* Unknown keys are errors (``extra="forbid"``), values are frozen.
-* A `Section` is what a user writes, a `Record` what a stage writes and another reads: types are strict there,
-  and numbers finite.
+* Unknown keys are errors (``extra="forbid"``); values are frozen.
+* A user writes a `Section`; a stage writes a `Record` that another stage reads. Records have strict types and
+  finite numbers.
 * A user's mistake raises `ConfigError`, whose text is one sentence that names the key.
 """
 
@@ -27,19 +27,19 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def canonical(self, only: set[str] | None = None) -> str:
-        """Return the section, or only some keys of it, as JSON with sorted keys.
+        """Return the section, or only some of its keys, as JSON with sorted keys.
 
-        It is what a stage is given, and what its hash is of; in which order keys are declared is no part.
+        Stages receive this text and hash it; sorting makes it independent of the order of declaration.
         """
         return json.dumps(self.model_dump(mode="json", include=only), sort_keys=True)
 
 
 class Record(Section):
-    """What a stage writes for others to read."""
+    """A file that one stage writes and another reads."""
 
 
 LARGEST = 2**63
-"""What seeds, counts and sizes must stay below, as files and random generators hold them."""
+"""Upper bound of seeds, counts and sizes: files and random generators store int64."""
 
 SectionType = TypeVar("SectionType", bound=Section)
 
@@ -52,9 +52,9 @@ def parse(section: type[SectionType], values: Any, where: str = "config") -> Sec
     section : type
         The pydantic model.
     values : Any
-        A mapping, or a JSON or YAML text of one.
+        A mapping, or its JSON or YAML text.
     where : str
-        What the values are, for the error.
+        Name of the values, for the error.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def parse(section: type[SectionType], values: Any, where: str = "config") -> Sec
     if isinstance(values, str):
         values = read_text(values, where)
     if not isinstance(values, dict):
-        raise ConfigError(f"{where}: a mapping of keys to values is expected, not {type(values).__name__}")
+        raise ConfigError(f"{where}: expected a mapping of keys to values, not {type(values).__name__}")
     _require_sane(values, where)
     try:
         return section.model_validate(values)
@@ -73,10 +73,10 @@ def parse(section: type[SectionType], values: Any, where: str = "config") -> Sec
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML, and refuses a key that appears twice in a mapping: one of the two would be lost."""
+    """YAML loader that refuses repeated keys, of which YAML would silently drop one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Return a mapping; its own keys count, not those that ``<<`` merges into it."""
+        """Return a mapping; keys that ``<<`` merges into it do not count as repeated."""
         seen = set()
         for key, _ in node.value:
             name = key.value if isinstance(key, yaml.ScalarNode) else None
@@ -105,17 +105,17 @@ def read_text(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)  # a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        said = " ".join(str(error).split()) or "it is nested too deeply"
+        said = " ".join(str(error).split()) or "nested too deeply"
         raise ConfigError(f"{where}: not valid YAML: {said}") from None
 
 
 def require_unique_keys(path: Path) -> None:
-    """Refuse a configuration file with a repeated key, or that is not YAML.
+    """Refuse a configuration file that has a repeated key or is not YAML.
 
     Raises
     ------
     ConfigError
-        If so; names the key and its line.
+        Names the key and its line.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -155,27 +155,27 @@ def parse_record(
     content: bytes | str | dict[str, Any],
     path: Path,
     refused: type[EmdiffuseError],
-    remedy: str = "it was edited, or written by another version; make it again",
+    remedy: str = "it was edited, or written by another version; create it again",
 ) -> SectionType:
-    """Read a record as strictly as it was written: no type is converted, no key is unknown.
+    """Read a record strictly: without type conversion, and without unknown keys.
 
     Parameters
     ----------
     record : type
         The pydantic model.
     content : bytes, str or dict
-        JSON, as text or as Python's `json` reads it.
+        JSON, as text or already parsed.
     path : Path
-        Where it lies, for the error.
+        Path of the file, for the error.
     refused : type
         Class of the error.
     remedy : str
-        What to do about a file that cannot be read.
+        What to do if the file cannot be read.
 
     Raises
     ------
     EmdiffuseError
-        Of the class `refused`: one sentence that names the file, the key and what is wrong with it.
+        An instance of `refused`: one sentence that names the file, the key and what is wrong with it.
     """
     try:
         values = content if isinstance(content, dict) else json.loads(content)
@@ -185,13 +185,13 @@ def parse_record(
         sentence = _sentence(record, values, error)
         raise refused(f"{path}: {sentence} ({remedy})", path) from None
     except (ValueError, RecursionError):
-        raise refused(f"{path}: not valid JSON; was it cut off? ({remedy})", path) from None
-    except (TypeError, ArithmeticError) as error:  # of pydantic, for what is no fraction
+        raise refused(f"{path}: not valid JSON, perhaps truncated ({remedy})", path) from None
+    except (TypeError, ArithmeticError) as error:  # raised by pydantic for an invalid fraction
         raise refused(f"{path}: it contains an invalid number: {error} ({remedy})", path) from None
 
 
 def _sentence(section: type[Section], values: Any, error: ValidationError) -> str:
-    """Turn pydantic's errors into one sentence about the first of them."""
+    """Turn pydantic's errors into one sentence about the first one."""
     errors = error.errors()
     first = errors[0]
     place = _place(values, first["loc"])
@@ -211,10 +211,10 @@ def _sentence(section: type[Section], values: Any, error: ValidationError) -> st
 
 
 def _place(values: Any, location: tuple[int | str, ...]) -> list[int | str]:
-    """Return the keys that lead to a value, without what pydantic adds for values of several types."""
+    """Return the keys that lead to a value, without the tags that pydantic adds for union types."""
     keys, node = [], values
     for number, part in enumerate(location, 1):
-        if part == "[key]":  # said of a key itself, which is there already
+        if part == "[key]":  # marks an error in the key itself, which precedes it
             continue
         if isinstance(node, dict) and (part in node or number == len(location)):
             keys.append(part)
@@ -232,7 +232,7 @@ def _keys_at(section: type[Section], location: tuple[Any, ...]) -> list[str]:
     for part in location:
         node = _resolve(schema, node)
         tagged = node.get("discriminator", {}).get("mapping", {})
-        if part in tagged:  # the kind of a value that may be of several
+        if part in tagged:  # the tag of a union member
             node = {"$ref": tagged[part]}
         elif isinstance(part, int):
             node = node.get("items", {})

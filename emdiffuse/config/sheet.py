@@ -1,12 +1,12 @@
-"""A sample sheet: many datasets as rows of a table, in place of as many entries of the configuration.
+"""A sample sheet: many datasets as rows of a table, instead of entries in the configuration.
 
 Conventions
 -----------
-* The sheet is a table of tab-separated values with a line of headings. `name` and `source` are needed; the
-  other columns are keys of a dataset, `z`, `y`, `x` and `unit` those of its voxel size. An empty cell leaves
-  its key out.
-* Its paths are relative to the folder of the run, like those of the configuration.
-* A restoration whose dataset is ``"*"`` stands for one of every row.
+* The sheet is a table of tab-separated values with a header line. `name` and `source` are required; the
+  other columns are keys of a dataset; `z`, `y`, `x` and `unit` are those of its voxel size. An empty cell
+  omits its key.
+* Paths are relative to the run's folder, like those of the configuration.
+* A restoration with the dataset ``"*"`` stands for one per row.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from emdiffuse.runtime.errors import ConfigError
 EVERY = "*"
 SIZE = ("z", "y", "x", "unit")
 COLUMNS = ("name", "source", *SIZE, "images", "invert", "repair", "square_pixels", "truth")
-"""What the columns may be called; `truth` is the restoration's key, of this dataset."""
+"""Allowed column names; `truth` becomes a key of the restoration of this dataset."""
 
 
 def expand(values: Any) -> Any:
-    """Return a configuration in which the rows of its sheet are datasets, and each ``"*"`` is spelled out.
+    """Return a configuration with the rows of its sheet as datasets, and each ``"*"`` expanded.
 
     Parameters
     ----------
     values : Any
-        What YAML gave; returned as it is where it is no mapping, or names no sheet.
+        The values read from YAML; returned unchanged if not a mapping, or without a sheet.
 
     Raises
     ------
     ConfigError
-        If the sheet cannot be read; names its file, line and column.
+        If the sheet cannot be read; names the file, line and column.
     """
     if not isinstance(values, dict) or not isinstance(values.get("sheet"), str):
         return values
@@ -44,7 +44,7 @@ def expand(values: Any) -> Any:
     rows = read_sheet(path)
     datasets = dict(values.get("datasets") or {})
     if twice := sorted(datasets.keys() & rows.keys()):
-        raise ConfigError(f"{path}: '{twice[0]}' is a dataset of the configuration already; rename one")
+        raise ConfigError(f"{path}: '{twice[0]}' is also a dataset of the configuration; rename one")
     truths = {name: row.pop("truth") for name, row in rows.items() if "truth" in row}
     restorations: list[Any] = []
     for item in values.get("restorations") or []:
@@ -58,7 +58,7 @@ def expand(values: Any) -> Any:
 
 
 def read_sheet(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the datasets of a sheet, by name, each as the configuration would say it.
+    """Return the datasets of a sheet, by name, each in the form of the configuration.
 
     Raises
     ------
@@ -74,7 +74,7 @@ def read_sheet(path: Path) -> dict[str, dict[str, Any]]:
         raise ConfigError(f"{path}: not a table of tab-separated values; export it as TSV") from None
     lines = [(number, [c.strip() for c in cells]) for number, cells in enumerate(table, 1) if any(cells)]
     if not lines:
-        raise ConfigError(f"{path}: the sheet is empty; write a line of headings, and a line a dataset")
+        raise ConfigError(f"{path}: the sheet is empty; write a header line, and one line per dataset")
     (_, headings), *rows = lines
     for needed in ("name", "source"):
         if needed not in headings:
@@ -89,13 +89,13 @@ def read_sheet(path: Path) -> dict[str, dict[str, Any]]:
         row = {key: cell for key, cell in zip(headings, cells, strict=False) if cell}
         if "name" not in row or row["name"] in found:
             what = f"a second '{row['name']}'" if "name" in row else "no name"
-            raise ConfigError(f"{path}: line {number} has {what}; give each row a name of its own")
+            raise ConfigError(f"{path}: line {number} has {what}; give each row a unique name")
         found[row["name"]] = _dataset(row)
     return found
 
 
 def _dataset(row: dict[str, str]) -> dict[str, Any]:
-    """Return a row as a dataset of the configuration; what its values must be, the configuration checks."""
+    """Return a row as a dataset of the configuration, whose models check the values."""
     dataset: dict[str, Any] = {key: row[key] for key in ("source", "truth") if key in row}
     for key in ("images", "invert", "repair", "square_pixels"):
         if key in row:

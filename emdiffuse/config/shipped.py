@@ -1,4 +1,4 @@
-"""The models that come with the package, known by name wherever a model's folder is expected."""
+"""The shipped models, which can be given by name wherever a model folder is expected."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ SHIPPED_FOLDER = Path(__file__).parents[1] / "models" / "weights"
 
 
 def model_folder(name: Path | str) -> Path:
-    """Return the folder of a shipped model from its name, and any other path as it is.
+    """Return the folder of a shipped model given its name, and any other path unchanged.
 
-    A folder of yours that has the name of a shipped model is written ``./vemdiffuse``.
+    Write ``./vemdiffuse`` for your own folder if it has the name of a shipped model.
     """
     return SHIPPED_FOLDER / name if str(name) in SHIPPED else Path(name)

@@ -1,16 +1,16 @@
-"""What the text of a `source` names: a format, a place on disk or on the web, and what is meant within it.
+"""Parsing of a `source`: its format, its place on disk or on the web, and the path within it.
 
 Conventions
 -----------
-* The text alone decides, but for a folder without a telling ending, in which the format's own files are
-  looked for. A file of which nothing else is known is called an image; its first bytes tell the rest.
-* Nothing here opens a file: the workflow asks which files there are in every one of its jobs, and no
-  numerical library is loaded for that.
-* An address begins with ``http://``, ``https://``, ``gs://`` or ``s3://``; before it, or before a folder,
-  ``precomputed://``, ``zarr://``, ``n5://`` or ``webknossos://`` says what lies there. ``file://`` names a
-  place on disk.
-* A place that exists is taken by its letters; only one that does not may be a pattern with ``*``, ``?``,
-  ``[`` or ``{z}``, which stands for the number of a slice.
+* The text alone decides, except for a folder without a known extension, which is searched for files that
+  identify its format. Any other file is called an image; the readers identify it by its first bytes.
+* Nothing here opens a file or loads a numerical library: the workflow lists the files in every one of its
+  jobs.
+* A URL begins with ``http://``, ``https://``, ``gs://`` or ``s3://``. The prefix ``precomputed://``,
+  ``zarr://``, ``n5://`` or ``webknossos://``, before a URL or a folder, states the format. ``file://`` names
+  a place on disk.
+* An existing path is taken literally; only a path that does not exist may be a pattern with ``*``, ``?``,
+  ``[`` or ``{z}``, which stands for the slice number.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MARKS: dict[Kind, tuple[str, ...]] = {
     "precomputed": ("info",),
     "webknossos": ("datasource-properties.json",),
 }
-"""Files that give a folder away."""
+"""Files that identify the format of a folder."""
 SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".tf2")
 PICTURES = (".png", ".jpg", ".jpeg", ".jp2", ".bmp", ".webp", ".gif", ".pgm")
 ENDINGS: dict[str, Kind] = {
@@ -58,7 +58,7 @@ ENDINGS: dict[str, Kind] = {
     ".raw": "raw",
     **dict.fromkeys((".h5", ".hdf5", ".hdf", ".ims", ".emd"), "hdf5"),
 }
-"""What an ending says; of files alone."""
+"""Formats by file extension; files only."""
 PACKED = (".gz", ".bz2")
 NUMBER = "{z}"
 _HDF5 = re.compile(r"(.+\.(?:h5|hdf5|hdf|ims|emd))(?::(.*))?", re.IGNORECASE | re.DOTALL)
@@ -69,16 +69,16 @@ _URL = re.compile(r"(?:https?|gs|s3)://")
 
 @dataclass(frozen=True)
 class SourceName:
-    """A source, taken apart.
+    """A parsed source.
 
     Attributes
     ----------
     kind : str
-        Its format; "image" also for every folder of numbered slices, and where nothing is known.
+        Its format; "image" also for folders of numbered slices and unknown formats.
     place : str
-        A file, a folder, a pattern, or an address.
+        A file, a folder, a pattern, or a URL.
     inside : str
-        The path of the array in an HDF5 file or a zipped Zarr; elsewhere it is part of the place.
+        Path of the array in an HDF5 file or a zipped Zarr; part of the place in other formats.
     """
 
     kind: Kind
@@ -87,17 +87,17 @@ class SourceName:
 
     @property
     def remote(self) -> bool:
-        """Whether the place is an address."""
+        """Whether the place is a URL."""
         return _URL.match(self.place) is not None
 
     @property
     def exists(self) -> bool:
-        """Whether the place names anything on disk; an address is believed."""
+        """Whether the place exists on disk; a URL is assumed to exist."""
         return self.remote or Path(self.place).exists() or any(True for _ in matches(self.place))
 
 
 def parse_source(source: str) -> SourceName:
-    """Take the text of a source apart."""
+    """Parse the text of a source."""
     scheme, _, rest = source.partition("://")
     if scheme in SCHEMES and rest:
         return SourceName(SCHEMES[scheme], _on_disk(rest).rstrip("/"))
@@ -124,7 +124,7 @@ def parse_source(source: str) -> SourceName:
 
 
 def kind_of(file: str) -> Kind:
-    """Return what the ending of a file says of its format; "image" where it says nothing."""
+    """Return the format by the extension of a file; "image" if unknown."""
     name = file.lower()
     for packed in PACKED:
         name = name.removesuffix(packed)
@@ -132,7 +132,7 @@ def kind_of(file: str) -> Kind:
 
 
 def is_slice(file: Path) -> bool:
-    """Tell whether a file of a folder may be a slice of a series, by its name alone."""
+    """Return whether a file of a folder may be a slice of a series, judged by its name."""
     name = file.name.lower()
     for packed in PACKED:
         name = name.removesuffix(packed)
@@ -140,12 +140,12 @@ def is_slice(file: Path) -> bool:
 
 
 def is_pattern(place: str) -> bool:
-    """Tell whether a place may stand for several files."""
+    """Return whether a place may stand for several files."""
     return NUMBER in place or re.search(r"[*?\[]", place) is not None
 
 
 def matches(place: str) -> Iterable[Path]:
-    """Return the files that a pattern stands for, in no order."""
+    """Return the files that match a pattern, in no particular order."""
     if not is_pattern(place):
         return ()
     path = Path(place.replace(NUMBER, "*"))
@@ -160,12 +160,12 @@ def _on_disk(source: str) -> str:
 
 
 def source_files(source: str) -> list[Path]:
-    """Return the files that stand for a source: all images, the metadata of a store, none of an address.
+    """Return the files of a source: all images, only the metadata of a store, none of a URL.
 
     Raises
     ------
     DataError
-        If there is none on disk.
+        If there are none on disk.
     """
     name = parse_source(source)
     if name.kind == "image":
@@ -181,7 +181,7 @@ def source_files(source: str) -> list[Path]:
 
 
 def require_source(source: str, name: SourceName) -> None:
-    """Refuse a source that names nothing on disk.
+    """Refuse a source that does not exist on disk.
 
     Raises
     ------
@@ -193,12 +193,12 @@ def require_source(source: str, name: SourceName) -> None:
 
 
 def image_files(place: str) -> list[Path]:
-    """Return the files that a source names, sorted by name: not yet in the order of their numbers.
+    """Return the files of a source, sorted by name, not yet by slice number.
 
     Raises
     ------
     DataError
-        If there is none, or they are of several formats.
+        If there are none, or several formats.
     """
     path = Path(place)
     if path.is_file():
@@ -206,7 +206,7 @@ def image_files(place: str) -> list[Path]:
     if not path.is_dir():
         files = sorted(file for file in matches(place) if is_slice(file))
         if not files:
-            what = "no image by this pattern" if is_pattern(place) else "no such file or folder"
+            what = "no image matching this pattern" if is_pattern(place) else "no such file or folder"
             raise DataError(f"{place}: there is {what}; check the path")
         return _of_one_format(place, files)
     try:
@@ -222,7 +222,7 @@ def image_files(place: str) -> list[Path]:
 
 
 def _of_one_format(place: str, files: list[Path]) -> list[Path]:
-    """Leave pictures of another format out where there is one slice a name, and refuse a mixture."""
+    """Return the files if all share one format; refuse a mixture."""
     kinds: dict[str, list[Path]] = defaultdict(list)
     for file in files:
         kinds[_ending(file)].append(file)

@@ -1,4 +1,4 @@
-"""The four tasks, as data: what goes in, what comes out, and how condition and target lie in space.
+"""The four tasks: their input, their output, and how condition and target are arranged in space.
 
 Conventions
 -----------
@@ -18,20 +18,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Task:
-    """What a task learns.
+    """A task that a model can learn.
 
     Attributes
     ----------
     title : str
-        One line for a person.
+        One line, for display.
     volumetric : bool
-        Whether slices are made between slices (a gap), rather than an image from an image.
+        Whether it fills gaps between slices, rather than restoring an image from an image.
     scale : int
         Output pixels of one input pixel, along y and x.
     published_channels : int
         Input channels of the published network: the condition's, then the noisy image.
     published_steps : int
-        Network calls that the published test schedule makes for one image or slice.
+        Network evaluations of the published test schedule, per image or slice.
     """
 
     title: str
@@ -49,4 +49,4 @@ TASKS: dict[str, Task] = {
 }
 
 CONDITION_OFFSETS = (-1, 0, 1, 2)
-"""Real slices that condition a gap, counted from the one before it; missing ones repeat the nearest."""
+"""Real slices that condition a gap, relative to the one before it; missing ones repeat the nearest."""

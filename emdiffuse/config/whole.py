@@ -1,4 +1,4 @@
-"""The whole configuration: reading it, checking it, and its JSON schema."""
+"""The whole configuration: reading, validation, and JSON schema."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Config(Entries):
     @model_validator(mode="after")
     def _references(self) -> Config:
         if not self.datasets:
-            raise ValueError("`datasets` is missing: name the data, or give a `sheet` of them")
+            raise ValueError("`datasets` is missing: list the datasets, or give a `sheet` of them")
         for name in self.models:
             require_model_fits(self, name)
         for index in range(len(self.restorations)):
@@ -46,12 +46,12 @@ class Config(Entries):
 
 
 def validate(values: Any, where: str = "config") -> Config:
-    """Validate a whole configuration, and that the files it names exist.
+    """Validate a whole configuration, and check that the files it names exist.
 
     Parameters
     ----------
     values : Any
-        The mapping that YAML gave.
+        The mapping read from YAML.
     where : str
         Name of the file, for the error.
 
@@ -69,7 +69,7 @@ def validate(values: Any, where: str = "config") -> Config:
 
 
 def _missing_files(config: Config) -> Iterator[tuple[str, str]]:
-    """Yield the key and the mistake of every path that leads nowhere."""
+    """Yield the key and the mistake of every path that does not exist."""
     for name, dataset in config.datasets.items():
         source, pairs = dataset.source, dataset.pairs
         if source is not None and not parse_source(source).exists:

@@ -1,20 +1,20 @@
-"""Classical interpolation and smoothing: what a restored volume or image has to beat.
+"""Classical interpolation and smoothing: the baselines that a restoration has to beat.
 
 Conventions
 -----------
-* Axes are (z, y, x). Output slices lie among the real ones as `geometry.SliceGrid` says: thin slices are some
-  of them, thick ones lie at the centre of what they integrate.
-* Every kind passes through the real slices, and each output slice depends on four real slices at most (of the
-  spline on `2 * REACH`), so that a part of a volume needs only the few slices around it. Beyond the ends the
-  outermost is repeated.
-* ``spline``, for thick slices, is of all slices that average to the real ones those of least curvature.
+* Axes are (z, y, x). `geometry.SliceGrid` places output slices relative to the real ones: thin real slices
+  are output slices, thick ones are at the centre of their thickness.
+* Every kind passes through the real slices. Each output slice depends on at most four real slices (`2 *
+  REACH` for the spline), so a part of a volume needs only the few slices around it. Beyond the ends the
+  outermost slice is repeated.
+* ``spline``, for thick slices, has the least curvature of all volumes that average to the real slices.
 * ``flow`` moves the two slices of a gap along the optical flow between them, and blends them.
-* Of images, ``input`` is the noisy image as it is, ``gaussian`` the same after a Gaussian of `SIGMA` pixels,
-  ``nlm`` after non-local means, and ``bm3d`` after BM3D, where that library is installed (its licence is for
-  non-commercial use); ``nearest`` and ``cubic`` enlarge a coarse one to the pixels of the output.
-* A part is cut from the whole, but for ``flow``, ``nlm`` and ``bm3d``: they see `MARGIN` pixels around it,
-  and estimate flow or noise on that.
-* Values are rounded and clipped to the dtype of the input as a restored volume's are (`volume.cast_to`).
+* For images, ``input`` is the noisy image, ``gaussian`` the same after a Gaussian of `SIGMA` pixels, ``nlm``
+  after non-local means, and ``bm3d`` after BM3D, if that library is installed (its licence is for
+  non-commercial use); ``nearest`` and ``cubic`` enlarge a coarse image to the pixels of the output.
+* A part equals the same part of the whole, except for ``flow``, ``nlm`` and ``bm3d``, which see only `MARGIN`
+  pixels around it to estimate flow or noise.
+* Values are rounded and clipped to the dtype of the input like those of a restored volume (`volume.cast_to`).
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from emdiffuse.stores.resampling import enlarge
 
 DENOISERS = ("gaussian", "nlm", "bm3d")
 REACH = 6
-"""Real slices on each side of a gap that the spline depends on: further ones weigh less than 1/1000."""
+"""Real slices on each side of a gap that the spline uses; farther ones weigh less than 1/1000."""
 SIGMA = 1.0
 MARGIN = 32
 _EVERYTHING = (slice(None), slice(None))
 
 
 class Slices(Protocol):
-    """What slices are read from: a numpy array, or a `volume.Array`."""
+    """A source of slices: a numpy array or a `volume.Array`."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -49,7 +49,7 @@ class Slices(Protocol):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Type of the voxels."""
+        """Data type of the voxels."""
 
     def __getitem__(self, box: tuple[slice, ...], /) -> NDArray[Any]:
         """Read a box."""
@@ -58,7 +58,7 @@ class Slices(Protocol):
 def make(
     name: str, source: Slices, grid: SliceGrid | ImageStack, box: Sequence[slice], scale: int
 ) -> NDArray[Any]:
-    """Make a part of what a baseline makes of an input.
+    """Return a part of a baseline's result.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def make(
     grid : SliceGrid or ImageStack
         Output slices.
     box : sequence of slice
-        The part (z, y, x), in voxels of the output.
+        Part to compute (z, y, x), in voxels of the output.
     scale : int
         Output pixels of one input pixel.
 
@@ -87,7 +87,7 @@ def make(
 def kernel(kind: str, position: float) -> tuple[float, float, float, float]:
     """Return the weights of the four real slices around a position in a gap.
 
-    ``nearest`` takes the slice before it when both are equally far. ``cubic`` is the cubic convolution of
+    ``nearest`` takes the slice before if both are equally far. ``cubic`` is the cubic convolution of
     Keys 1981 (doi 10.1109/TASSP.1981.1163711) with a = -1/2, which is the Catmull-Rom spline.
 
     Parameters
@@ -127,21 +127,21 @@ def interpolate(
     Parameters
     ----------
     slices : array-like
-        Real slices (z, y, x); only those that are needed are read, so that `z_range` and `window` bound the
+        Real slices (z, y, x); only those needed are read, so that `z_range` and `window` bound the
         memory.
     grid : SliceGrid
-        Where the output slices lie between them.
+        Position of the output slices relative to the real ones.
     z_range : range
-        Output slices to make: within ``range(grid.length)``, with step 1.
+        Output slices to compute: within ``range(grid.length)``, with step 1.
     kind : str
         nearest (or input: the same), linear, cubic, flow or spline.
     window : sequence of slice
-        The part of y and x to make.
+        The part of y and x to compute.
 
     Returns
     -------
     ndarray
-        (len(z_range), y, x), the dtype of `slices`; equal to the real slices where they are.
+        (len(z_range), y, x), in the dtype of `slices`; real slices are unchanged.
     """
     if kind == "flow":
         return _along_flow(slices, grid, z_range, window)
@@ -153,12 +153,12 @@ def interpolate(
 
 
 def weights_of(grid: SliceGrid, z_range: range, kind: str) -> tuple[int, NDArray[np.float64]]:
-    """Return what output slices are made of: the first real slice, and weights (output slices, real ones).
+    """Return the first real slice used, and the weights (output slices, real slices).
 
     Parameters
     ----------
     grid : SliceGrid
-        Where the output slices lie between the real ones.
+        Position of the output slices relative to the real ones.
     z_range : range
         Output slices, with step 1.
     kind : str
@@ -193,9 +193,9 @@ def _spline_weights(grid: SliceGrid, z_range: range) -> tuple[int, NDArray[np.fl
 def _spline(grid: SliceGrid, gap: int) -> tuple[tuple[int, ...], NDArray[np.float64]]:
     """Return the real slices around a gap, and their weights in each of its output slices.
 
-    The slices f of least curvature, the sum of the squared second differences, with the averages v: the
-    solution of ``[[D'D, M'], [M, 0]] [f, multipliers] = [0, v]``, M being what real slices integrate over. It
-    is the discrete form of a spline through the cumulative sums.
+    The slices f minimize the curvature (sum of squared second differences) subject to the averages v, and
+    solve ``[[D'D, M'], [M, 0]] [f, multipliers] = [0, v]``, where M averages over each real slice. This is
+    the discrete form of a spline through the cumulative sums.
     """
     near = grid.good[max(gap + 1 - REACH, 0) : gap + 1 + REACH]
     windows = [grid.integrated(real) for real in near]
@@ -228,7 +228,7 @@ def _along_flow(slices: Slices, grid: SliceGrid, z_range: range, window: Sequenc
 
 
 class Between:
-    """Two slices and the optical flow between them, which slices in between are made along.
+    """Two slices, and interpolation along the optical flow between them.
 
     Parameters
     ----------
@@ -237,8 +237,8 @@ class Between:
 
     Notes
     -----
-    The flow from a slice in between to either is combined from the two flows between the slices, as if every
-    point moved in a straight line (Jiang et al. 2018, doi 10.1109/CVPR.2018.00938, equation 4).
+    The flow from an intermediate slice to either is combined from the two flows between the slices, assuming
+    that points move in straight lines (Jiang et al. 2018, doi 10.1109/CVPR.2018.00938, equation 4).
     """
 
     def __init__(self, first: NDArray[np.float32], second: NDArray[np.float32]) -> None:
@@ -267,12 +267,12 @@ def slice_flow(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArr
     Parameters
     ----------
     first, second : ndarray
-        Planes of equal shape, at least 16 pixels a side for any motion to be found.
+        Planes of equal shape; below 16 pixels a side no motion is found.
 
     Returns
     -------
     ndarray
-        (H, W, 2), pixels along x and y: where a pixel of the first lies in the second, less its own place.
+        (H, W, 2), displacement along x and y, in pixels, from a pixel in the first to the second.
 
     References
     ----------
@@ -288,7 +288,7 @@ def slice_flow(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArr
 
 
 def _moved(plane: NDArray[np.float32], flow: NDArray[Any]) -> NDArray[np.float32]:
-    """Return a plane as seen where the flow points to, cubic between pixels."""
+    """Return a plane sampled where the flow points to, with cubic interpolation."""
     y, x = np.mgrid[: plane.shape[0], : plane.shape[1]].astype(np.float32)
     moved = cv2.remap(
         plane, x + flow[..., 0], y + flow[..., 1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
@@ -306,7 +306,7 @@ def denoised(image: NDArray[Any], kind: str) -> NDArray[np.float32]:
     kind : str
         ``gaussian``; ``nlm``, non-local means of 5 x 5 patches within 6 pixels (Buades et al. 2005, doi
         10.1109/CVPR.2005.38; scikit-image's fast mode, filter strength 0.8 times the noise); or ``bm3d``
-        (Dabov et al. 2007, doi 10.1109/TIP.2007.901238). The latter two get `noise_of` the plane.
+        (Dabov et al. 2007, doi 10.1109/TIP.2007.901238). The latter two use `noise_of` the plane.
     """
     plane = image.astype(np.float32)
     if kind == "gaussian":
@@ -328,8 +328,8 @@ def denoised(image: NDArray[Any], kind: str) -> NDArray[np.float32]:
 def noise_of(plane: NDArray[Any]) -> float:
     """Return the standard deviation of the noise, from the median of diagonal Haar wavelets.
 
-    The larger of the two finest scales counts (Donoho and Johnstone 1994, doi 10.1093/biomet/81.3.425, take
-    the finest): where registration or the microscope has smoothed the noise, the finest scale shows little.
+    The larger estimate of the two finest scales is used (Donoho and Johnstone 1994, doi
+    10.1093/biomet/81.3.425, use the finest): registration or the microscope may have smoothed the finest.
     """
     found = []
     for _ in range(2):
@@ -346,9 +346,9 @@ def image_baseline(images: Slices, box: Sequence[slice], kind: str, scale: int) 
     Parameters
     ----------
     images : array-like
-        Input images (z, y, x); only what the box needs is read.
+        Input images (z, y, x); only the part that the box needs is read.
     box : sequence of slice
-        The part (z, y, x) to make, in pixels of the output.
+        Part to compute (z, y, x), in pixels of the output.
     kind : str
         A baseline of images.
     scale : int

@@ -1,14 +1,14 @@
-"""The blocks that an evaluation goes through: all of a volume, or a stated sample of a large one.
+"""The blocks that are evaluated: all blocks of a volume, or a stated sample of a large one.
 
 Conventions
 -----------
-* A block is some gaps (or images) deep and a tile of at most `TILE` pixels a side, with the margin that the
-  windows of SSIM reach into, so that planes cut into blocks are measured as if they were whole.
-* Of more than `BLOCKS` blocks as many are drawn, with the seed `SEED`, the same for every method. Every block
-  of a sample counts as a small volume of its own: its planes are not joined with those of other blocks, and
+* A block spans some gaps (or images) in depth and a tile of at most `TILE` pixels a side, plus a margin for
+  the windows of SSIM, so that planes divided into blocks are measured as if whole.
+* Of more than `BLOCKS` blocks, `BLOCKS` are drawn with the seed `SEED`, the same for every method. Each block
+  of a sample counts as a separate small volume: its planes are not joined with those of other blocks, and
   the bootstrap draws blocks.
-* Costly metrics (FSIM, structures, LPIPS) look at one generated slice or more of each gap, each place in a
-  gap in turn: at so many that they see at least `COSTLY` voxels.
+* Costly metrics (FSIM, structures, LPIPS) use one or more generated slices of each gap, cycling through the
+  positions in a gap, so that they cover at least `COSTLY` voxels.
 """
 
 from __future__ import annotations
@@ -26,41 +26,41 @@ from emdiffuse.restoration.slice_grid import ImageStack, SliceGrid
 Grid = SliceGrid | ImageStack
 
 PLANES = {"xy": 0, "xz": 1, "yz": 2}
-"""Each orientation, and the axis that its planes are perpendicular to."""
+"""Orientations, and the axis perpendicular to their planes."""
 TILE, DEPTH = 256, 32
-"""Lateral side and depth of a block, in voxels, at most; a block holds one gap at least."""
+"""Maximum lateral side and depth of a block, in voxels; a block spans at least one gap."""
 BLOCKS, SEED = 64, 0
-"""How many blocks are measured at most, and the seed that they are drawn with."""
+"""Maximum number of blocks measured, and the seed of the draw."""
 COSTLY = 500_000
-"""Voxels that costly metrics look at, at least."""
+"""Minimum number of voxels that costly metrics use."""
 MARGIN = 5
 """Half width of SSIM's window, in voxels."""
 RUN = 16
-"""Planes of xz and yz that the bootstrap draws together."""
+"""Number of neighbouring xz or yz planes that the bootstrap draws together."""
 
 
 @dataclass(frozen=True)
 class EvaluationBlock:
-    """A box of voxels, with the margin that SSIM's windows reach into.
+    """A box of voxels, with a margin for the windows of SSIM.
 
     Attributes
     ----------
     index : int
-        Its number among the blocks that are measured.
+        Number among the measured blocks.
     box : tuple of slice
-        With its margin, in the volume.
+        The block with its margin, in the volume.
     counted : tuple of ndarray
-        The voxels along each axis that it counts, from the corner of its box; along z the generated slices.
+        Counted voxels along each axis, relative to the corner of the box; along z the generated slices.
     windows : tuple of ndarray
-        Those of them whose window lies within the volume; along z all.
+        The counted voxels whose window is within the volume; along z all.
     own : tuple of slice
-        All voxels but the margin, real slices too, from the corner of its box.
+        All voxels without the margin, including real slices, relative to the corner of the box.
     generated : ndarray
-        Which slices of its box, margin and all, are generated.
+        Mask of the generated slices of the box, including the margin.
     places : tuple of ndarray
-        Along each axis, the entries of the planes that it counts in a metric's sums.
+        Along each axis, the entries of the counted planes in a metric's sums.
     costly : tuple of int
-        Which of the slices that it counts the costly metrics look at.
+        The counted slices that costly metrics use.
     """
 
     index: int
@@ -75,14 +75,14 @@ class EvaluationBlock:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a volume is cut, what of it is measured, and what the bootstrap draws.
+    """How a volume is divided into blocks, which are measured, and what the bootstrap draws.
 
     Parameters
     ----------
     grid : SliceGrid or ImageStack
         Output slices.
     shape : tuple of int
-        Shape (z, y, x) of what is measured.
+        Shape (z, y, x) of the measured volume.
     """
 
     grid: Grid
@@ -90,7 +90,7 @@ class Layout:
 
     @cached_property
     def cuts(self) -> tuple[list[int], list[int], list[int]]:
-        """Where blocks begin along each axis, and where the last one ends."""
+        """Start of the blocks along each axis, and end of the last one."""
         gaps = max(int(DEPTH / self.grid.factor), 1)
         along_z = [self.grid.first(gap) for gap in range(0, self.grid.gaps, gaps)] + [self.grid.length]
         lateral = []
@@ -106,23 +106,23 @@ class Layout:
 
     @cached_property
     def _layers(self) -> list[int]:
-        """The layers of blocks that hold a generated slice."""
+        """Layers of blocks with generated slices."""
         edges = np.searchsorted(self.generated, self.cuts[0])
         return np.flatnonzero(np.diff(edges)).tolist()
 
     @property
     def total(self) -> int:
-        """How many blocks hold something to measure."""
+        """Number of blocks with generated slices."""
         return len(self._layers) * prod(len(cut) - 1 for cut in self.cuts[1:])
 
     @property
     def sampled(self) -> bool:
-        """Whether a sample of the blocks is measured."""
+        """Whether only a sample of the blocks is measured."""
         return self.total > BLOCKS
 
     @cached_property
     def chosen(self) -> list[tuple[int, int, int]]:
-        """The positions (z, y, x) of the blocks that are measured, in order."""
+        """Positions (z, y, x) of the measured blocks, in order."""
         rows, columns = (len(cut) - 1 for cut in self.cuts[1:])
         numbers = np.arange(self.total)
         if self.sampled:
@@ -136,20 +136,20 @@ class Layout:
 
     @cached_property
     def _offsets(self) -> NDArray[np.int64]:
-        """Where the entries of every block of a sample begin, along each axis, and the last one ends."""
+        """Start of the entries of every sampled block along each axis, and end of the last one."""
         sizes = [[end - begin for begin, end in self._extents(at)] for at in self.chosen]
         return np.concatenate([[[0, 0, 0]], np.cumsum(sizes, axis=0)])
 
     @property
     def voxels(self) -> int:
-        """How many generated voxels are measured."""
+        """Number of generated voxels that are measured."""
         if not self.sampled:
             return len(self.generated) * self.shape[1] * self.shape[2]
         return sum(prod(len(own) for own in block.counted) for block in self.blocks())
 
     @property
     def lengths(self) -> dict[str, int]:
-        """How many entries each orientation has in a metric's sums."""
+        """Number of entries of each orientation in a metric's sums."""
         sizes = self._offsets[-1].tolist() if self.sampled else list(self.shape)
         if isinstance(self.grid, ImageStack):
             return {"xy": sizes[0]}
@@ -157,7 +157,7 @@ class Layout:
 
     @property
     def groups(self) -> dict[str, NDArray[np.int64]]:
-        """What the bootstrap draws together: for every entry of each orientation the number of its group."""
+        """Bootstrap group of every entry, by orientation."""
         blocks = np.arange(len(self.chosen))
         if self.sampled:
             sizes = np.diff(self._offsets, axis=0)
@@ -179,14 +179,14 @@ class Layout:
 
     @cached_property
     def looked_at(self) -> int:
-        """How many generated slices of each gap the costly metrics look at."""
+        """Number of generated slices per gap that costly metrics use."""
         if self.sampled:
             return 1
         gaps = sum(bool(self.grid.generated(gap)) for gap in range(self.grid.gaps))
         return max(ceil(COSTLY / max(gaps * self.shape[1] * self.shape[2], 1)), 1)
 
     def _costly(self, slices: NDArray[np.int64]) -> tuple[int, ...]:
-        """Return which of some slices the costly metrics look at: every place in a gap in turn."""
+        """Return the slices that costly metrics use, cycling through the positions in a gap."""
         rows = []
         for row, z in enumerate(slices.tolist()):
             gap = self.grid.gap_of(z)
@@ -200,24 +200,24 @@ class Layout:
 
     @property
     def statement(self) -> str:
-        """Which part of the volume is measured, in words; nothing when it is all of it."""
+        """The part of the volume that is measured, in words; empty if it is measured completely."""
         said = []
         if self.sampled:
             said.append(
                 f"Measured on {len(self.chosen)} of {self.total} blocks of up to {TILE} x {TILE} pixels, "
-                f"drawn at random (seed {SEED}); each counts as a small volume of its own."
+                f"drawn at random (seed {SEED}); each counts as a separate small volume."
             )
         deepest = max(len(self.grid.generated(gap)) for gap in range(self.grid.gaps))
         if self.looked_at < deepest:
             said.append(
                 "FSIM and the overlap of structures (and LPIPS), which take longest, are measured on "
-                f"{self.looked_at} of the up to {deepest} generated slices of each gap, each place in a gap "
-                f"in turn (seed {SEED})."
+                f"{self.looked_at} of the up to {deepest} generated slices of each gap, cycling through the "
+                f"positions in a gap (seed {SEED})."
             )
         return " ".join(said)
 
     def blocks(self) -> Iterator[EvaluationBlock]:
-        """Yield the blocks that are measured."""
+        """Yield the measured blocks."""
         for index, at in enumerate(self.chosen):
             box, counted, windows, own, places = [], [], [], [], []
             for axis, (begin, end) in enumerate(self._extents(at)):
@@ -254,5 +254,5 @@ class Layout:
 
 
 def inside(length: int) -> slice:
-    """Return the pixels along an axis whose SSIM window lies within it; all, when it is too short."""
+    """Return the pixels along an axis whose SSIM window is within it; all if it is too short."""
     return slice(MARGIN, length - MARGIN) if length > 2 * MARGIN else slice(0, length)

@@ -1,4 +1,4 @@
-"""Bootstrap intervals of a mean, over groups of values that belong together."""
+"""Bootstrap intervals of a mean over groups of dependent values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RESAMPLES = 2000
 
 @lru_cache(maxsize=16)
 def _draws(groups: int) -> NDArray[np.float64]:
-    """Return how often each bootstrap sample draws each group, (RESAMPLES, groups)."""
+    """Return the number of times that each bootstrap sample draws each group, (RESAMPLES, groups)."""
     even = np.full(groups, 1 / groups)
     return np.random.default_rng(0).multinomial(groups, even, RESAMPLES).astype(np.float64)
 

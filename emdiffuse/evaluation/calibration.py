@@ -1,18 +1,18 @@
-"""Calibration: how wide intervals must be for the truth to lie inside, with a guarantee.
+"""Calibration of intervals that contain the truth, with a statistical guarantee.
 
 Conventions
 -----------
 * An interval is the restored value plus and minus ``scale`` times the uncertainty (the standard deviation of
-  the samples), which counts as at least ``floor``: one 255th of the range of its slice. Bounds are rounded
-  outwards and clipped to the dtype.
+  the samples), but at least ``floor``: 1/255 of the range of its slice. Bounds are rounded outwards and
+  clipped to the dtype.
 * The guarantee is that of risk-controlling prediction sets: with a confidence of 1 - delta over the choice of
-  the held-out data, the expected share of voxels outside is at most alpha. Bates, Angelopoulos, Lei, Malik
+  the held-out data, the expected fraction of voxels outside is at most alpha. Bates, Angelopoulos, Lei, Malik
   and Jordan 2021, doi 10.1145/3478535.
-* What is exchangeable, and counted by the bound, is a *unit*, never a voxel: an image, where there are enough
-  images for the bound; else a block of some pixels a side, of one image or one gap. Blocks of one field
-  resemble each other: then the guarantee is for other blocks of fields like these, not for other specimens.
-* Where there is no truth, a second noisy scan of the same fields may stand in for it: `second_scan`.
-* Voxels of real slices, which are passed on, do not count. What was trained on is refused (`comparison`).
+* The exchangeable *unit* of the bound is never a voxel: it is an image, if there are enough images for the
+  bound, or else a block of some pixels a side, of one image or one gap. Blocks of one field resemble each
+  other, so the guarantee then holds for other blocks of similar fields, not for other specimens.
+* Without ground truth, a second noisy scan of the same fields may stand in for it: `second_scan`.
+* Voxels of real slices, which are copied, do not count. Training data are refused (`comparison`).
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from emdiffuse.stores.facts import CalibrationFacts, Coverage
 from emdiffuse.stores.provenance import made_by, put_back, write_and_keep
 
 SCALES = np.geomspace(0.01, 1000, 2001)
-"""Scales that are tried, 0.6 % apart."""
+"""Candidate scales, 0.6 % apart."""
 DELTA = 0.1
 """Probability that more voxels than promised lie outside their interval."""
 LEVELS = (0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
-"""Shares outside (alpha) that a scale is found for where there are enough units, for the report."""
+"""Values of alpha for which the report needs a scale, if there are enough units."""
 
 
 def hoeffding_bentkus(risk: float, alpha: float, units: int) -> float:
@@ -52,41 +52,41 @@ def hoeffding_bentkus(risk: float, alpha: float, units: int) -> float:
     Parameters
     ----------
     risk : float
-        Mean loss of the units; losses lie in [0, 1].
+        Mean loss of the units, in [0, 1].
     alpha : float
-        The risk that is to be ruled out.
+        The risk to rule out.
     units : int
         Number of independent units.
 
     Returns
     -------
     float
-        The smaller of Hoeffding's bound in its tight form, exp(-n h(min(risk, alpha), alpha)) with h the
-        relative entropy of two coins, and Bentkus's, e P(Binomial(n, alpha) <= ceil(n risk)).
+        The smaller of Hoeffding's tight bound, exp(-n h(min(risk, alpha), alpha)) with h the relative
+        entropy of two Bernoulli distributions, and Bentkus's, e P(Binomial(n, alpha) <= ceil(n risk)).
     """
     from scipy.special import bdtr, xlogy
 
     low = min(risk, alpha)
     entropy = float(xlogy(low, low / alpha) + xlogy(1 - low, (1 - low) / (1 - alpha)))
-    # A sum of losses that is whole but for rounding counts as whole.
+    # subtract 1e-9 so that a sum that is an integer up to rounding is not rounded up
     tail = float(bdtr(ceil(units * risk - 1e-9), units, alpha))
     return min(exp(-units * entropy), exp(1) * tail)
 
 
 def units_needed(alpha: float, delta: float) -> int:
-    """Return how many units the bound needs at least: (1 - alpha)**n, without any loss, is to reach delta."""
+    """Return the minimum number of units n: without any loss, (1 - alpha)**n must be at most delta."""
     return ceil(log(delta) / log(1 - alpha))
 
 
 def scale_of(losses: NDArray[np.float64], alpha: float, delta: float) -> float | None:
-    """Return the smallest scale whose risk is controlled, or None when there are too few units.
+    """Return the smallest scale whose risk is controlled, or None with too few units.
 
     Parameters
     ----------
     losses : ndarray
-        (units, len(SCALES)): share of each unit's voxels outside, at every scale; it falls with the scale.
+        (units, len(SCALES)): fraction of each unit's voxels outside, decreasing with the scale.
     alpha, delta : float
-        Risk, and chance that it is passed all the same.
+        Risk, and probability that it is exceeded nevertheless.
     """
     risks = losses.mean(axis=0)
     first = bisect_left(
@@ -98,7 +98,7 @@ def scale_of(losses: NDArray[np.float64], alpha: float, delta: float) -> float |
 
 
 def losses_of(ratios: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the share of a unit's voxels outside at every scale, from error divided by uncertainty."""
+    """Return the fraction of a unit's voxels outside at every scale, from error divided by uncertainty."""
     inside = np.searchsorted(np.sort(ratios, axis=None), SCALES, side="right")
     return 1 - inside / ratios.size
 
@@ -111,21 +111,21 @@ def calibrate(
     settings: Calibration,
     second_scan: bool = False,
 ) -> CalibrationFacts:
-    """Find the scale of the intervals of a model and sampler, on held-out data.
+    """Calibrate the scale of the intervals of a model and sampler on held-out data.
 
     Parameters
     ----------
     restored : Path
-        Restored volume or images, with their uncertainty.
+        Restored volume or images, with uncertainty.
     dataset, truth : Path
-        What was restored, and the registered truth.
+        Registered input, and registered ground truth.
     out : Path
         JSON file to write.
     settings : Calibration
         alpha and the side of a block.
     second_scan : bool
-        Whether `truth` is a second noisy scan of the same fields: see `evaluation.second_scan` for what is
-        then assumed.
+        Whether `truth` is a second noisy scan of the same fields; `evaluation.second_scan` states the
+        assumptions.
 
     Raises
     ------
@@ -135,19 +135,17 @@ def calibrate(
     require_free(out, [restored, dataset, truth], overwrite=None)
     found = compare(restored, dataset, truth)
     if "uncertainty" not in found.extras:
-        raise DataError(
-            f"{restored}: it has no uncertainty to calibrate; restore with `samples` of 2 or more"
-        )
+        raise DataError(f"{restored}: no uncertainty to calibrate; restore with `samples` of 2 or more")
     facts = found.restored.restoration
     if facts.sampler is None or facts.weights is None:
         raise DataError(
-            f"{restored}: it does not say how it was restored; run the stage `plan` again", restored
+            f"{restored}: its metadata do not state how it was restored; run the stage `plan` again", restored
         )
     inputs = [volume.made for volume in (found.restored, found.input, found.truth)]
     how = {**settings.model_dump(exclude={"dataset"}), **({"second_scan": True} if second_scan else {})}
     made = made_by("calibrate", facts.dataset or "", how, *inputs)
     if kept := put_back(out, made, **found.names()):
-        logger.info("%s: found on the same data already; nothing to do", out)
+        logger.info("%s: already calibrated on the same data; nothing to do", out)
         return parse_record(CalibrationFacts, kept, out, StoreError)
     needed = units_needed(settings.alpha, DELTA)
     whole = found.images and found.shape[0] >= needed
@@ -183,7 +181,7 @@ def calibrate(
 
 
 def _by_truth(found: Comparison, boxes: list[Box], settings: Calibration) -> dict[str, Any]:
-    """Return the scale, its risk, and the scales of other levels, from the truth."""
+    """Return the scale, its risk, and the scales of other levels, from ground truth."""
     rows = [losses_of(ratios(found, box)) for box in progress(boxes, len(boxes), "calibrate", "unit")]
     losses = np.stack(rows)
     scale = scale_of(losses, settings.alpha, DELTA)
@@ -208,9 +206,9 @@ def _by_second_scan(found: Comparison, boxes: list[Box], settings: Calibration) 
 
 
 def units_of(found: Comparison, side: int | None, most: int | None = None) -> Iterator[Box]:
-    """Yield the units: an image or gap each, cut into blocks of about `side` pixels unless that is None.
+    """Yield the units: images or gaps, divided into blocks of about `side` pixels unless that is None.
 
-    Of more than `most` units as many are drawn, always the same.
+    Of more than `most` units, `most` are drawn, always the same.
     """
     cuts = []
     for length in found.shape[1:]:
@@ -227,7 +225,7 @@ def units_of(found: Comparison, side: int | None, most: int | None = None) -> It
 
 
 def ratios(found: Comparison, box: Box) -> NDArray[np.float32]:
-    """Return the error of every voxel, divided by its uncertainty, that counts as at least the floor."""
+    """Return the error of every voxel divided by its uncertainty, which is at least the floor."""
     floor = floors(found.restored.intensity.at(range(box[0].start, box[0].stop)))
     error = read(found.restored, box).astype(np.float32) - read(found.truth, box)
     return np.abs(error) / np.maximum(read(found.extras["uncertainty"], box), floor)

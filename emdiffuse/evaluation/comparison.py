@@ -1,10 +1,10 @@
-"""A restored volume beside its input and its truth: opened together, and refused where they do not fit.
+"""Open a restored volume, its input and its ground truth together; refuse volumes that do not match.
 
 Conventions
 -----------
 * Axes are (z, y, x). Output slice 0 is real slice 0 is truth slice 0; all volumes share the lateral grid of
   the output (the input of emdiffuse-r has half of it).
-* What was trained on is never measured on: the checksums of the raw files say so, wherever they lie.
+* Training data are never used for evaluation: they are recognized by the checksums of the raw files.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from emdiffuse.stores.volume import Volume, open_volume
 
 @dataclass(frozen=True)
 class Ground:
-    """An input and its truth, which fit together: what methods are measured on.
+    """A matching input and ground truth, on which methods are measured.
 
     Attributes
     ----------
     input, truth : Volume
         Opened.
     task : str
-        What is restored: a key of `tasks.TASKS`.
+        Task: a key of `tasks.TASKS`.
     grid : SliceGrid or ImageStack
         Output slices.
     data_range : float
-        Intensity range: 255 for 8-bit data, else that of a typical slice of the truth.
+        Intensity range: 255 for 8-bit data, otherwise that of a typical slice of the truth.
     """
 
     input: Volume
@@ -48,31 +48,31 @@ class Ground:
 
     @property
     def images(self) -> bool:
-        """Whether these are images, each restored by itself."""
+        """Whether these are separate images, not slices of a volume."""
         return isinstance(self.grid, ImageStack)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Shape (z, y, x) of what is compared."""
+        """Shape (z, y, x) of the compared volumes."""
         _, height, width = self.truth.array.shape
         return (self.grid.length, height, width)
 
     @property
     def low(self) -> float:
-        """The intensity that the range begins at."""
+        """Lowest intensity of the range."""
         return 0.0 if self.truth.array.dtype == np.uint8 else self.truth.intensity.low
 
 
 @dataclass(frozen=True)
 class Comparison(Ground):
-    """A restored volume beside its input and its truth.
+    """A restored volume with its input and ground truth.
 
     Attributes
     ----------
     restored : Volume
         Opened.
     extras : dict
-        What else was restored: uncertainty, interval bounds.
+        Further outputs: uncertainty, interval bounds.
     """
 
     restored: Volume
@@ -89,25 +89,25 @@ class Comparison(Ground):
 
 
 def lay_ground(dataset: Path, truth: Path, task: str) -> Ground:
-    """Open the registered volume that is to be restored, and the registered truth.
+    """Open the registered input and the registered ground truth.
 
     Raises
     ------
     DataError
-        If the truth does not show the same field, at least as deep.
+        If the truth does not cover the same field and depth.
     """
     given, wanted = open_volume(dataset), open_volume(truth)
     grid: Grid = slice_grid(given) if TASKS[task].volumetric else ImageStack(given.array.shape[0])
     sides = tuple(n * TASKS[task].scale for n in given.array.shape[1:])
     if wanted.array.shape[1:] != sides:
         raise DataError(
-            f"{wanted.path}: its slices have {_by(wanted.array.shape[1:])} pixels, those of {given.path} "
-            f"{_by(sides)}; the truth must show the same field"
+            f"{wanted.path}: its slices have {_by(wanted.array.shape[1:])} pixels, but those of {given.path} "
+            f"have {_by(sides)}; the truth must show the same field"
         )
     if wanted.array.shape[0] < grid.length:
         raise DataError(
             f"{wanted.path}: it has {wanted.array.shape[0]} slices, but the restored volume has "
-            f"{grid.length}; the truth must reach as deep"
+            f"{grid.length}; the truth must be at least as deep"
         )
     if wanted.array.dtype != given.array.dtype:
         raise DataError(
@@ -118,12 +118,12 @@ def lay_ground(dataset: Path, truth: Path, task: str) -> Ground:
 
 
 def compare(restored: Path, dataset: Path, truth: Path) -> Comparison:
-    """Open a restored volume, the registered volume that it was made of, and the registered truth.
+    """Open a restored volume, its registered input, and the registered ground truth.
 
     Raises
     ------
     DataError
-        If the truth does not fit the restored volume or either was among the model's training data.
+        If the truth does not match the restored volume, or either was among the training data.
     """
     ours = open_volume(restored)
     ground = lay_ground(dataset, truth, ours.restoration.task or "vemdiffuse-i")
@@ -137,7 +137,7 @@ def compare(restored: Path, dataset: Path, truth: Path) -> Comparison:
 
 
 def read(volume: Volume, box: Box) -> NDArray[Any]:
-    """Read a box, and refuse voxels that are not finite."""
+    """Read a box; refuse voxels that are not finite."""
     values = volume.array[box]
     if not np.isfinite(values).all():
         raise DataError(f"{volume.path}: some voxels are not finite numbers; it cannot be evaluated")
@@ -145,7 +145,7 @@ def read(volume: Volume, box: Box) -> NDArray[Any]:
 
 
 def _check(restored: Volume, ground: Ground) -> None:
-    """Refuse a restored volume that does not fit, or whose model was trained on what is measured."""
+    """Refuse a restored volume that does not match, or whose model was trained on the evaluation data."""
     truth, given = ground.truth, ground.input
     if restored.array.shape != ground.shape:
         raise DataError(
@@ -162,20 +162,20 @@ def _check(restored: Volume, ground: Ground) -> None:
             f"{truth.path}: its voxel is {_by(truth.voxel_size)} nm, but the restored one is "
             f"{_by(restored.voxel_size)} nm; the truth must have the same voxel size"
         )
-    # slices kept of a thinned volume may be learned from: those left out are what is measured
+    # a model may learn from the kept slices of a thinned volume, as only the left-out ones are measured
     kept = {file.sha256: file.kept_every for file in given.facts.sources if file.kept_every}
     learned = restored.restoration.training_sources
     trained = [file for file in learned if kept.get(file.sha256, 0) != file.kept_every]
-    # noisy images may be learned from, by a model that never saw the clean ones
+    # a model may learn from the noisy images if it never saw the clean ones
     shown = {file.sha256 for file in trained if file.seen_as != "degraded"}
     answered = {file.sha256 for file in trained if file.seen_as is None}
     for volume, files in ((truth, shown), (given, answered)):
         if any(file.sha256 in files for file in volume.facts.sources):
-            raise DataError(f"{volume.path}: the model was trained on these files; take others")
+            raise DataError(f"{volume.path}: the model was trained on these files; use others")
 
 
 def _data_range(truth: Volume) -> float:
-    """Return the range that PSNR and SSIM refer to: 255 for 8-bit data, else that of a typical true slice."""
+    """Return the range of PSNR and SSIM: 255 for 8-bit data, otherwise that of a typical truth slice."""
     return 255.0 if truth.array.dtype == np.uint8 else truth.intensity.span
 
 

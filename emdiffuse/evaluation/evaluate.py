@@ -1,24 +1,24 @@
-"""Measures restored volumes and images against the truth, beside classical methods, on the same voxels.
+"""Evaluate restored volumes and images against ground truth, beside baselines on the same voxels.
 
 Conventions
 -----------
 * Axes are (z, y, x). Output slice 0 is real slice 0 is truth slice 0; all volumes share the lateral grid.
-* Only *generated* slices count: never a real one, which every method passes through (but for the step from a
-  generated slice to it, ``real_step_ratio``). In xz and yz planes the structural similarity is mapped on
-  whole planes, and its values on generated rows are counted.
-* Images (emdiffuse-n, emdiffuse-r) are measured whole, each by itself: only xy planes count.
-* A measure is taken a plane at a time, and averaged over planes. Planes that equal the truth have no finite
-  PSNR: they are counted as ``identical`` and left out of its mean, which is null when there is no other
-  plane. Of images ``psnr_fitted`` is the PSNR after the scale and offset that fit each to its truth best.
-* Intervals are 95 % bootstrap intervals of that mean. Neighbouring planes resemble each other, so what is
-  drawn again is the gap or image (xy), a run of planes (xz, yz) or a block (shells), the same draws for
-  every method; of a large volume, of which a sample of blocks is measured, it is the block (`blocks`).
-* Shell correlation (``xyz``) is of blocks as they stand, real slices among them: a gap alone is too thin.
-* The classical methods are measured once for each input and truth, and kept plane by plane; each restoration
-  is then measured by itself, and compared with them on the same planes.
-* Work goes by blocks with the margin that the windows need, so that memory depends on the block size alone,
-  and the numbers do not depend on blocks; FSIM, MS-SSIM, LPIPS and the spectra alone are of tiles, and so are
-  the baselines that the module `baselines` says it of.
+* Only *generated* slices count, since every method passes through the real ones (``real_step_ratio``, the
+  step from a generated to a real slice, is the exception). In xz and yz planes the structural similarity is
+  computed on whole planes, and its values on generated rows are counted.
+* Images (emdiffuse-n, emdiffuse-r) are measured whole and separately: only xy planes count.
+* A metric is computed per plane and averaged over planes. Planes identical to the truth have no finite
+  PSNR: they are counted as ``identical`` and left out of its mean, which is null if there are no others. For
+  images, ``psnr_fitted`` is the PSNR after the scale and offset that best fit each image to its truth.
+* Intervals are 95 % bootstrap intervals of that mean. Neighbouring planes resemble each other, so the
+  bootstrap draws gaps or images (xy), runs of planes (xz, yz) or blocks (shells), the same for every method;
+  if a sample of blocks is measured, it draws blocks (`blocks`).
+* Shell correlation (``xyz``) uses whole blocks including real slices, because a single gap is too thin.
+* Baselines are measured once per input and truth and stored plane by plane; each restoration is measured
+  separately, and compared with them on the same planes.
+* Blocks include the margin that the windows need. Memory depends only on the block size, and the numbers do
+  not depend on blocks, except for FSIM, MS-SSIM, LPIPS and the spectra, which are computed on tiles, and the
+  baselines for which the module `baselines` states it.
 """
 
 from __future__ import annotations
@@ -50,21 +50,21 @@ from emdiffuse.stores.provenance import Link, made_by, put_back, raw_file, write
 
 @dataclass(frozen=True)
 class Baselines:
-    """What classical methods make of an input, measured against its truth.
+    """Scores of the baselines of an input against its ground truth.
 
     Attributes
     ----------
     ground : Link
-        What they were measured on, and how.
+        Data and settings of the measurement.
     scores : dict
-        The values of all planes, by method, orientation and measure.
+        Values of all planes, by method, orientation and metric.
     """
 
     ground: Link
     scores: dict[str, Scores]
 
     def write(self, out: Path, dataset: str, truth: str) -> None:
-        """Write a JSON file."""
+        """Write the scores as JSON."""
         methods = {
             method: {
                 orientation: {name: plain(values) for name, values in measures.items()}
@@ -77,12 +77,12 @@ class Baselines:
 
     @classmethod
     def read(cls, path: Path, ground: Link) -> Baselines:
-        """Read what `write` wrote.
+        """Read scores written by `write`.
 
         Raises
         ------
         DataError
-            If the file is damaged, or of other data.
+            If the file is damaged, or belongs to other data.
         """
         try:
             content = json.loads(path.read_text())
@@ -97,7 +97,7 @@ class Baselines:
                 },
             )
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise DataError(f"{path}: not a file of measured baselines; delete it and start again") from None
+            raise DataError(f"{path}: not a file of baselines; delete it and start again") from None
         if found.ground.hash != ground.hash:
             raise DataError(f"{path}: these baselines were measured on other data; delete it and start again")
         return found
@@ -106,23 +106,23 @@ class Baselines:
 def measure_baselines(
     dataset: Path, truth: Path, task: str, out: Path | None = None, lpips: Path | None = None
 ) -> Baselines:
-    """Measure what classical methods make of an input.
+    """Measure the baselines of an input against its ground truth.
 
     Parameters
     ----------
     dataset, truth : Path
-        The registered input, and the registered truth.
+        Registered input, and registered ground truth.
     task : str
-        What models restore of it: a key of `tasks.TASKS`.
+        Task: a key of `tasks.TASKS`.
     out : Path, optional
         JSON file to write.
     lpips : Path, optional
-        Torchvision's weights of AlexNet: LPIPS is measured too.
+        Torchvision's AlexNet weights, to measure LPIPS too.
 
     Raises
     ------
     DataError
-        If the truth does not fit, or a voxel is not a number.
+        If the truth does not match, or a voxel is not a number.
     """
     if out is not None:
         require_free(out, [dataset, truth], overwrite=None)
@@ -146,39 +146,39 @@ def evaluate(
     baselines: Path | None = None,
     lpips: Path | None = None,
 ) -> dict[str, Any]:
-    """Measure a restored volume, and what classical methods make of its input, against the truth.
+    """Measure a restored volume and its baselines against ground truth.
 
     Parameters
     ----------
     restored : Path
         Restored volume (z, y, x), isotropic, or a stack of restored images.
     dataset : Path
-        The registered volume, or stack, that was restored.
+        Registered volume or stack that was restored.
     truth : Path
-        The registered volume to compare with: same dtype and lateral shape, at least as deep.
+        Registered ground truth: same dtype and lateral shape, at least as deep.
     out : Path
         JSON file to write; a CSV file with the same table is written beside it.
     baselines : Path, optional
-        What `measure_baselines` wrote of the same input and truth; measured here where it is not given.
+        Result of `measure_baselines` for the same input and truth; measured here if not given.
     lpips : Path, optional
-        Torchvision's weights of AlexNet: LPIPS is measured too.
+        Torchvision's AlexNet weights, to measure LPIPS too.
 
     Returns
     -------
     dict
-        What was written: ``methods[method][orientation][measure]`` with mean, low and high; ``gain``,
+        The written values: ``methods[method][orientation][metric]`` with mean, low and high; ``gain``,
         ``beats`` and ``best`` (`tables.table`); voxels, data_range, estimator and the names of the volumes;
-        ``sample``: which part of a large volume was measured; ``absent``: sentences on the methods that
-        could not be run; ``ground``: what restorations that are measured on the same voxels share; with an
+        ``sample``: which part of a large volume was measured; ``absent``: sentences on methods that could
+        not be run; ``ground``: a hash shared by restorations measured on the same voxels; with an
         uncertainty, ``trust`` (`trust.assess`).
 
     Raises
     ------
     DataError
-        If the truth does not fit the restored volume or was among the model's training data, or a voxel is
+        If the truth does not match the restored volume or was among the training data, or a voxel is
         not a number.
     ConfigError
-        If LPIPS is asked for, and its weights or library are missing.
+        If LPIPS is requested and its weights or library are missing.
     """
     inputs = [path for path in (restored, dataset, truth, baselines) if path is not None]
     for path in (out, out.with_suffix(".csv")):
@@ -227,10 +227,10 @@ def _baselines(ground: Ground, lpips: Path | None) -> Baselines:
 
 
 def _ground_link(ground: Ground, lpips: Path | None) -> Link:
-    """Return what methods are measured on, and how."""
+    """Return the data and settings that methods are measured with."""
     layout = Layout(ground.grid, ground.shape)
     settings = {
-        # gaps are measured alike whatever their models learned from
+        # gaps share their baselines, whatever the model learned from
         "task": "gaps" if TASKS[ground.task].volumetric else ground.task,
         "methods": list(baselines_of(ground.task, ground.grid.thick)),
         "sample": layout.statement,
@@ -242,7 +242,7 @@ def _ground_link(ground: Ground, lpips: Path | None) -> Link:
 
 
 def _made(found: Comparison, ground: Link) -> Link | None:
-    """Return how the measures are made; None where a volume, of another program, does not say how it was."""
+    """Return the data and settings of the metrics, or None if the volume lacks its provenance."""
     facts, volumes = found.restored.restoration, (found.restored, found.input, found.truth)
     if found.restored.facts.made is None or any(own.facts.made is None for own in volumes):
         return None

@@ -1,10 +1,10 @@
-"""Measures methods on the blocks of a volume, with all threads.
+"""Measure methods on the blocks of a volume, with all threads.
 
 Conventions
 -----------
 * See `emdiffuse.evaluation.evaluate`. All methods are measured on the same voxels.
-* Each thread takes a block, with the truth's part of it read once for all methods. Blocks are added in their
-  order, so that the numbers depend neither on threads nor on chance.
+* Each thread takes a block, and reads its ground truth once for all methods. Blocks are summed in order, so
+  that the numbers do not depend on the number or timing of threads.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from emdiffuse.runtime.progress import progress
 from emdiffuse.stores.array import Box
 
 Source = Callable[[Box], NDArray[Any]]
-"""What gives the voxels of a method in a box."""
+"""A function that returns the voxels of a method in a box."""
 MOST_THREADS = 8
-"""Each thread holds a block of every method: about 250 MB."""
+"""Maximum number of threads; each holds one block per method, about 250 MB."""
 
 
 def measure(ground: Ground, methods: Mapping[str, Source], lpips: Path | None = None) -> dict[str, Scores]:
-    """Measure methods against the truth.
+    """Measure methods against ground truth.
 
     Parameters
     ----------
     ground : Ground
-        The truth and the output slices.
+        Ground truth and output slices.
     methods : mapping
-        What gives the voxels of each method.
+        Function that returns the voxels, by method.
     lpips : Path, optional
-        Torchvision's weights of AlexNet: LPIPS is measured too.
+        Torchvision's AlexNet weights, to measure LPIPS too.
 
     Returns
     -------
     dict
-        The values of all planes, by method, orientation and measure.
+        Values of all planes, by method, orientation and metric.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def measure(ground: Ground, methods: Mapping[str, Source], lpips: Path | None = 
 
     threads = min(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1), MOST_THREADS)
     own_threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)  # a block has a thread already
+    cv2.setNumThreads(1)  # each block already has its own thread
     try:
         blocks = progress(layout.blocks(), len(layout.chosen), "evaluate", "block")
         for found in _in_order(of_block, blocks, threads):
@@ -95,7 +95,7 @@ def _in_order(
     blocks: Iterable[EvaluationBlock],
     threads: int,
 ) -> Iterator[dict[str, list[Metric]]]:
-    """Yield what a function makes of every block, in order; no more are under way than threads."""
+    """Yield the results for all blocks, in order, with at most `threads` blocks in progress."""
     waiting: deque[Future[dict[str, list[Metric]]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
@@ -110,7 +110,7 @@ def _in_order(
 
 
 def _joined(metrics: list[Metric]) -> Scores:
-    """Return the values of all metrics, by orientation and measure."""
+    """Return the values of all metrics, by orientation and name."""
     scores: Scores = {}
     for metric in metrics:
         for orientation, values in metric.score().items():
@@ -119,10 +119,10 @@ def _joined(metrics: list[Metric]) -> Scores:
 
 
 def plain(values: NDArray[np.float64]) -> list[float | str | None]:
-    """Return the values of planes for JSON: null for no number, "identical" for infinite ones."""
+    """Return the values of planes for JSON: null for NaN, "identical" for infinity."""
     return [None if v != v else "identical" if v == np.inf else v for v in values.tolist()]
 
 
 def numbers(values: list[float | str | None]) -> NDArray[np.float64]:
-    """Return the values of planes that `plain` wrote."""
+    """Return the values of planes from the result of `plain`."""
     return np.array([np.nan if v is None else np.inf if v == "identical" else float(v) for v in values])

@@ -1,12 +1,12 @@
-"""The one table of methods: what a restoration is compared with, in the order of every table and picture.
+"""The table of all methods that a restoration is compared with, in the order of tables and images.
 
 Conventions
 -----------
-* A *baseline* is a classical method, made of the input alone by `emdiffuse.evaluation.baselines`. The
-  *reference* of a task is the baseline that everybody has at hand.
-* The input itself is a method. Of a volume it is the nearest real slice: ``nearest`` in tables of numbers,
-  ``input`` in pictures.
-* Restorations of the same input by other models are methods too, called `beside` the model.
+* A *baseline* is a classical method, computed from the input alone by `emdiffuse.evaluation.baselines`. The
+  *reference* of a task is the standard baseline.
+* The input itself is a method. For a volume it is the nearest real slice: ``nearest`` in tables of numbers,
+  ``input`` in images.
+* Restorations of the same input by other models are methods too, named by `beside`.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ NOISE, SCALE = "emdiffuse-n", "emdiffuse-r"
 
 @dataclass(frozen=True)
 class Method:
-    """A method.
+    """A method that is shown and measured.
 
     Attributes
     ----------
     name : str
-        As in files.
+        Name in files.
     label : str
-        As in tables and beside pictures.
+        Name in tables and below images.
     words : str
-        As in a sentence.
+        Name in a sentence.
     baseline_of : tuple of str
-        The tasks whose restorations it is a baseline of.
+        Tasks that it is a baseline of.
     reference_of : tuple of str
-        Those whose reference it is.
+        Tasks that it is the reference of.
     linear_in_slices : bool
-        Whether its slices are weighted sums of real ones, so that a browser can make them.
+        Whether its slices are weighted sums of real ones, which a browser can compute.
     thick : bool
-        Whether it is for thick slices alone, which integrate over what is restored.
+        Whether it is only for thick slices.
     library : str, optional
-        A library that it needs, and that is not always there.
+        Optional library that it needs.
     """
 
     name: str
@@ -77,16 +77,16 @@ METHODS = {
     )
 }
 WITHOUT_BM3D = (
-    "BM3D is not among the baselines: its library, whose licence is for non-commercial use, comes with "
+    "BM3D is not among the baselines: its library, licensed for non-commercial use, is installed by "
     "pip install 'emdiffuse[bm3d]'."
 )
 _BESIDE = "restored by "
 
 
 def baselines_of(task: str, thick: bool = False) -> tuple[str, ...]:
-    """Return the names of a task's baselines that can be made here, the plain input first.
+    """Return the names of a task's baselines that can be computed here, the plain input first.
 
-    Those that are for thick slices alone come only where these are `thick`.
+    Baselines for thick slices are included only if the slices are `thick`.
     """
     return tuple(
         method.name
@@ -98,7 +98,7 @@ def baselines_of(task: str, thick: bool = False) -> tuple[str, ...]:
 
 
 def absent_baselines(task: str) -> list[str]:
-    """Return a sentence on every baseline of a task that cannot be made here, and how to get it."""
+    """Return a sentence on each baseline of a task that is not available here, and how to get it."""
     missing = (task in METHODS["bm3d"].baseline_of) and "bm3d" not in baselines_of(task)
     return [WITHOUT_BM3D] if missing else []
 
@@ -109,24 +109,24 @@ def reference_of(task: str) -> str:
 
 
 def beside(model: str) -> str:
-    """Return what a restoration by another model is called."""
+    """Return the name of a restoration by another model."""
     return f"{_BESIDE}{model}"
 
 
 def is_beside(name: str) -> bool:
-    """Tell whether a method is a restoration by another model."""
+    """Return whether a method is a restoration by another model."""
     return name.startswith(_BESIDE)
 
 
 def label(name: str, volume: bool = False) -> str:
-    """Return what a method is called in tables and beside pictures.
+    """Return the name of a method in tables and below images.
 
     Parameters
     ----------
     name : str
-        Its name; restorations by other models have names of their own.
+        Name in files.
     volume : bool
-        Whether the input is one of the slices of a volume, of which the nearest is shown.
+        Whether the input is a volume, whose nearest slice is shown.
     """
     if name == "input" and volume:
         return "Input (nearest real slice)"
@@ -134,5 +134,5 @@ def label(name: str, volume: bool = False) -> str:
 
 
 def words(name: str) -> str:
-    """Return what a method is called in a sentence."""
+    """Return the name of a method in a sentence."""
     return METHODS[name].words if name in METHODS else name

@@ -1,24 +1,24 @@
-"""Calibration without a truth: a second noisy scan of the same fields stands in for it.
+"""Calibration without ground truth, from a second noisy scan of the same fields.
 
 Conventions
 -----------
-* First and second scan are y1 = c + n1 and y2 = c + n2, of the clean image c; what is restored, r, follows
-  from y1 alone. Assumed is that
-  1. n2 has a mean of 0 and is independent of the first scan;
-  2. both scans are as noisy, wherever they show the same intensity;
+* The first and second scan are y1 = c + n1 and y2 = c + n2, where c is the clean image; the restored image r
+  depends only on y1. Three assumptions are made:
+  1. n2 has zero mean and is independent of the first scan;
+  2. both scans are equally noisy at equal intensity;
   3. the error c - r, in units of the uncertainty u, is unimodal about 0: small errors are more frequent than
      large ones.
-  Where the scans are not aligned or differ in brightness, the error is overestimated: intervals are too wide,
+  If the scans are misaligned or differ in brightness, the error is overestimated: intervals are too wide,
   not too narrow.
-* By 1 and 2 the mean of ``(y2 - r)**2 - s**2`` is that of the squared error to the clean image, with ``s**2``
-  half the mean of ``(y1 - y2)**2``. That is so whatever the distributions, and also where noise is much
-  larger than the error, where no share of voxels outside of an interval could be counted.
-* The noise follows the intensity: ``s**2`` is measured at each of `LEVELS` intensities of the restored image
+* By 1 and 2 the mean of ``(y2 - r)**2 - s**2`` equals the mean squared error against the clean image, with
+  ``s**2`` half the mean of ``(y1 - y2)**2``. This holds for any distribution, even if the noise is much
+  larger than the error, where voxels outside an interval could not be counted.
+* The noise depends on intensity: ``s**2`` is measured at each of `LEVELS` intensities of the restored image
   over all data, and its level for each unit (`calibration.units_of`).
-* The upper confidence limit of the mean over the units is Student's. From the mean square follows how wide an
-  interval must be by the inequality of Gauss (1823): of a unimodal error, a share alpha at most lies beyond
+* The upper confidence limit of the mean over the units is Student's. The width of an interval follows from
+  the mean square by the inequality of Gauss (1823): at most a fraction alpha of a unimodal error is beyond
   ``2 / (3 sqrt(alpha))`` times its root mean square, 2.11 for a tenth. A Gaussian error would need 1.64:
-  intervals from a second scan are wider than those from a truth, and hold more than they promise.
+  intervals from a second scan are wider than those from ground truth, and contain more than they promise.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from emdiffuse.stores.array import Box
 from emdiffuse.stores.intensity import to_unit
 
 LEVELS = 16
-"""Intensities at which the variance of the noise is measured."""
+"""Number of intensities at which the noise variance is measured."""
 FEW = 500
-"""Voxels of an intensity below which the variance of all is taken."""
+"""Minimum number of voxels of an intensity; below it, the variance of all voxels is used."""
 
 
 def gauss_factor(alpha: float) -> float:
-    """Return how many root mean squares a unimodal error passes with a chance of `alpha` at most (Gauss)."""
+    """Return the multiple of its RMS that a unimodal error exceeds with at most probability `alpha`."""
     return float(2 / (3 * np.sqrt(alpha)) if alpha <= 1 / 3 else np.sqrt(3) * (1 - alpha))
 
 
 def upper_limit(values: NDArray[np.float64], delta: float) -> float:
-    """Return the limit that the mean of the units' population passes with a chance of `delta` (Student)."""
+    """Return the upper limit that the population mean exceeds with probability `delta` (Student)."""
     from scipy.stats import t
 
     error = float(values.std(ddof=1)) / np.sqrt(len(values))
@@ -53,19 +53,20 @@ def upper_limit(values: NDArray[np.float64], delta: float) -> float:
 
 
 def square_errors(found: Comparison, boxes: Sequence[Box]) -> tuple[NDArray[np.float64], float]:
-    """Estimate the squared error to the clean image of each unit, in units of its squared uncertainty.
+    """Estimate each unit's squared error against the clean image, in units of its squared uncertainty.
 
     Parameters
     ----------
     found : Comparison
-        Restored from the first scan (`input`), with the second scan as `truth`.
+        Restoration of the first scan (`input`), with the second scan as `truth`.
     boxes : sequence of Box
         The units.
 
     Returns
     -------
     tuple
-        (units,), which noise may make negative; and the standard deviation of the noise, in intensities.
+        Errors (units,), which noise may make negative; and the standard deviation of the noise, in
+        intensities.
     """
     variances, deviation = _noise(found, boxes)
     errors = []
@@ -80,7 +81,7 @@ def square_errors(found: Comparison, boxes: Sequence[Box]) -> tuple[NDArray[np.f
 
 
 def _noise(found: Comparison, boxes: Sequence[Box]) -> tuple[NDArray[np.float64], float]:
-    """Return the variance of the noise at each intensity, and the standard deviation over all."""
+    """Return the noise variance at each intensity, and the standard deviation over all voxels."""
     sums, counts = np.zeros(LEVELS), np.zeros(LEVELS)
     for box in boxes:
         first, second, _, level = _at(found, box)
@@ -91,7 +92,7 @@ def _noise(found: Comparison, boxes: Sequence[Box]) -> tuple[NDArray[np.float64]
 
 
 def _at(found: Comparison, box: Box) -> tuple[NDArray[np.float64], ...]:
-    """Return both scans and what was restored in a box, and the level of its intensity, 0 to `LEVELS` - 1."""
+    """Return both scans and the restoration in a box, and the level of its intensity, 0 to `LEVELS` - 1."""
     first, second, restored = (
         read(volume, box).astype(np.float64) for volume in (found.input, found.truth, found.restored)
     )

@@ -1,4 +1,4 @@
-"""From measures of planes to tables: means, intervals, gains, and the table as CSV.
+"""Tables from the scores of planes: means, intervals, gains, and the table as CSV.
 
 Conventions
 -----------
@@ -21,7 +21,7 @@ from emdiffuse.evaluation.metrics import MEASURES, RELATIVE, Scores, Vector
 from emdiffuse.runtime.outputs import HEADINGS
 
 COMPARED = ("psnr", "ssim")
-"""Measures that a restoration is compared by, in xy."""
+"""Metrics by which a restoration is compared, in xy."""
 Summary = dict[str, float | int | None]
 
 
@@ -31,15 +31,15 @@ def summary(values: Vector, groups: NDArray[np.int64]) -> Summary:
     Parameters
     ----------
     values : ndarray
-        One value a plane; infinite ones are counted as ``identical``, those that are not a number left out.
+        One value per plane; infinite values are counted as ``identical``, NaN is ignored.
     groups : ndarray
         Number of the group that each plane belongs to: groups are resampled, not planes.
 
     Returns
     -------
     dict
-        mean, low, high (null where there is nothing to average, the interval also with fewer than two
-        groups), and identical: how many planes equal the truth, where there are any.
+        mean, low, high (null if there is nothing to average; the interval also with fewer than two groups),
+        and identical: the number of planes that equal the truth, if any.
     """
     finite = np.isfinite(values)
     result: Summary = {"mean": None, "low": None, "high": None}
@@ -60,24 +60,24 @@ def table(
     baselines: Sequence[str],
     reference: str,
 ) -> dict[str, Any]:
-    """Summarise the scores of all planes, and compare the restored volume with classical methods.
+    """Summarize the scores of all planes, and compare the restored volume with classical methods.
 
     Parameters
     ----------
     scores : mapping
-        The values of all planes, by method, orientation and measure.
+        Values of all planes, by method, orientation and metric.
     groups : mapping
-        The group of every plane, by orientation.
+        Bootstrap group of every plane, by orientation.
     baselines : sequence of str
-        The classical methods, the plain input first.
+        Classical methods, the plain input first.
     reference : str
-        The one of them that everybody has at hand.
+        The standard one of these.
 
     Returns
     -------
     dict
-        ``methods[method][orientation][measure]``; the ``reference``, the paired ``gain`` over it, and whether
-        the mean ``beats`` its mean; and by measure the ``best`` classical method with the gain over that.
+        ``methods[method][orientation][metric]``; the ``reference``, the paired ``gain`` over it, and whether
+        the mean ``beats`` its mean; and, by metric, the ``best`` classical method with the gain over it.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         plain = scores[baselines[0]]["xy"]["frc_resolution"]
@@ -111,7 +111,7 @@ def table(
 
 
 def as_csv(result: dict[str, Any]) -> str:
-    """Return the table of an evaluation as CSV: a row for each orientation, measure and method."""
+    """Return the table of an evaluation as CSV: one row per orientation, metric and method."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEADINGS[0].split(","))

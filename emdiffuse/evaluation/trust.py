@@ -1,15 +1,16 @@
-"""How far a restoration's own uncertainty can be trusted: measured against the truth.
+"""How far a restoration's uncertainty can be trusted, measured against ground truth.
 
 Conventions
 -----------
-* All is measured on data that nothing was calibrated on: the restoration's own truth, voxels of generated
-  slices only; of more than `UNITS` units of calibration a sample, and of more than `VOXELS` an even part.
-* *Coverage* is the share of voxels whose truth lies in the interval (`calibration.interval`). Its intervals
-  of 95 % are bootstrapped over the units of calibration, neighbours put together where they are more than
-  `GROUPS`.
-* *Sparsification*: voxels are taken away in the order of their uncertainty, the worst first, and the root
-  mean squared error of the rest is compared with an oracle's, who takes away the largest errors. AUSE is the
-  area between the two, as a share of the error of all (Ilg et al. 2018, doi 10.1007/978-3-030-01234-2_40).
+* Everything is measured on data that were not used for calibration: the restoration's own ground truth,
+  voxels of generated slices only. More than `UNITS` calibration units are sampled, more than `VOXELS` voxels
+  thinned evenly.
+* *Coverage* is the fraction of voxels whose true value is in the interval (`calibration.interval`). Its 95 %
+  intervals are bootstrapped over calibration units; neighbours are merged if there are more than `GROUPS`.
+* *Sparsification*: voxels are removed in order of uncertainty, most uncertain first, and the root mean
+  squared error of the rest is compared with that of an oracle that removes the largest errors first. AUSE is
+  the area between the two, as a fraction of the total error (Ilg et al. 2018, doi
+  10.1007/978-3-030-01234-2_40).
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ from emdiffuse.stores.facts import CalibrationFacts
 VOXELS, UNITS = 2_000_000, 2048
 GROUPS = 400
 BLOCK = 64
-"""Side of a unit in pixels, where nothing was calibrated."""
+"""Side of a unit in pixels, if intervals are not calibrated."""
 BINS = 5
 SHARES = np.linspace(0, 0.95, 20)
-"""Shares of the voxels that are taken away."""
+"""Fractions of voxels removed."""
 EDGE_SIGMA = 1.5
-"""Width in pixels of the Gaussian whose gradient shows structure edges: its steepest fifth."""
+"""Width in pixels of the Gaussian for gradients; the steepest fifth counts as edges."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Sample:
     slope : ndarray
         Gradient magnitude of the truth.
     unit : ndarray
-        Number of the unit that each lies in.
+        Number of the unit that contains each voxel.
     """
 
     restored: NDArray[Any]
@@ -70,15 +71,15 @@ class Sample:
 
 
 def assess(found: Comparison) -> dict[str, Any] | None:
-    """Measure a restoration's uncertainty, and its intervals where it is calibrated.
+    """Assess a restoration's uncertainty, and its intervals if calibrated.
 
     Returns
     -------
     dict or None
-        ``diagram``: nominal against observed coverage, of Gaussian intervals and of calibrated ones;
-        ``coverage``: overall and by group of voxels; ``sparsification`` and ``ause``; ``doubtful``: the
-        groups whose coverage lies below what was promised; ``reliability``: as the restored volume says. None
-        when a restoration has no uncertainty.
+        ``diagram``: observed against nominal coverage, of Gaussian and of calibrated intervals;
+        ``coverage``: overall and by group of voxels; ``sparsification`` and ``ause``; ``doubtful``: groups
+        with less than the promised coverage; ``reliability``: from the metadata of the restored volume. None
+        if the restoration has no uncertainty.
     """
     if "uncertainty" not in found.extras:
         return None
@@ -102,7 +103,7 @@ def assess(found: Comparison) -> dict[str, Any] | None:
 
 
 def draw(found: Comparison) -> Sample:
-    """Read voxels, an even part of them where there are many."""
+    """Read voxels, evenly thinned if there are many."""
     from scipy.ndimage import gaussian_gradient_magnitude
 
     boxes = list(units_of(found, BLOCK, UNITS))
@@ -130,7 +131,7 @@ def draw(found: Comparison) -> Sample:
 
 
 def diagram(sample: Sample, calibration: CalibrationFacts | None) -> list[dict[str, float]]:
-    """Return nominal and observed coverage, of Gaussian and, where there are any, calibrated intervals."""
+    """Return nominal and observed coverage of Gaussian and, if any, calibrated intervals."""
     scales = {row.alpha: row.scale for row in calibration.levels} if calibration else {}
     rows = []
     for alpha in LEVELS:
@@ -171,7 +172,7 @@ def coverage(sample: Sample, inside: NDArray[np.bool_]) -> list[dict[str, Any]]:
 
 
 def _share(inside: NDArray[np.bool_], unit: NDArray[np.int64]) -> dict[str, float]:
-    """Return a share, and its 95 % bootstrap interval over units."""
+    """Return a fraction, and its 95 % bootstrap interval over units."""
     counts = np.bincount(unit)
     hits = np.bincount(unit, inside)[counts > 0]
     counts = counts[counts > 0]
@@ -190,9 +191,9 @@ def sparsification(error: NDArray[Any], uncertainty: NDArray[Any]) -> dict[str, 
     Returns
     -------
     dict
-        ``sparsification``: rows of share (taken away), uncertainty and oracle (error of the rest as a share
-        of that of all); ``ause``: 0 when the order of the uncertainty is that of the error;
-        ``ause_random``: of a random order.
+        ``sparsification``: rows of share (fraction removed), uncertainty and oracle (remaining error relative
+        to the total); ``ause``: 0 if uncertainty ranks voxels exactly as error does; ``ause_random``: AUSE of
+        a random order.
     """
     squares = error.astype(np.float64) ** 2
     total = np.sqrt(squares.mean())

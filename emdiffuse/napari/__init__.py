@@ -1,4 +1,4 @@
-"""The plugin of napari: a reader of OME-Zarr, and a widget that restores a layer.
+"""The napari plugin: a reader of OME-Zarr, and a widget that restores a layer.
 
-Nothing here imports Qt before napari asks for it: ``napari.yaml`` names what there is.
+Qt is only imported when napari loads a contribution listed in ``napari.yaml``.
 """

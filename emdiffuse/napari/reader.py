@@ -1,4 +1,4 @@
-"""Reading OME-Zarr into napari's layers, lazily: no voxel is read before it is shown."""
+"""Lazy reading of OME-Zarr into napari layers: no voxel is read before it is shown."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LayerData = tuple[Any, dict[str, Any], str]
 
 
 def get_reader(path: str | list[str]) -> Callable[[str | list[str]], list[LayerData]] | None:
-    """Return `read` for folders that hold an OME-Zarr image, and None for all else, as napari asks it."""
+    """Return `read` for folders with an OME-Zarr image, else None (napari's reader interface)."""
     paths = [path] if isinstance(path, str) else path
     try:
         for one in paths:
@@ -24,7 +24,7 @@ def get_reader(path: str | list[str]) -> Callable[[str | list[str]], list[LayerD
 
 
 def read(path: str | list[str]) -> list[LayerData]:
-    """Return the layers of OME-Zarr volumes, as napari takes them: data, arguments and kind of each."""
+    """Return the layers of OME-Zarr volumes in napari's form: data, arguments and kind."""
     layers: list[LayerData] = []
     for one in [path] if isinstance(path, str) else path:
         for layer in napari_layers(Path(one)):

@@ -1,10 +1,10 @@
-"""The widget: choose a layer and a model, see what will happen, restore with progress and a way to cancel.
+"""The widget: choose a layer and a model, see what will happen, restore, follow progress, cancel.
 
 Conventions
 -----------
-* The work runs in a thread of napari's; Qt is touched in the main thread alone.
-* A layer's scale is its voxel size. Where its unit is no length (napari's "pixel"), pixels count as 1 nm,
-  which changes no voxel, and the slice spacing is the one in the widget.
+* The work runs in a napari worker thread; Qt is used only in the main thread.
+* A layer's scale is its voxel size. If its unit is not a length (napari's "pixel"), pixels count as 1 nm,
+  which changes no voxel, and the slice spacing is set in the widget.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ from emdiffuse.runtime.units import NANOMETERS
 
 OTHER = "Another model …"
 WIDTH = 420
-"""Widest that the widget becomes, in pixels of the screen: names of models are long."""
+"""Maximum width of the widget in screen pixels, since model names are long."""
 
 
 class RestoreWidget(QWidget):
-    """Restores an image layer.
+    """Widget that restores an image layer.
 
     Parameters
     ----------
     napari_viewer : napari.Viewer
-        The viewer that it docks in; napari knows this name.
+        Viewer of the widget; napari requires this parameter name.
     """
 
     def __init__(self, napari_viewer: napari.Viewer) -> None:
@@ -71,13 +71,13 @@ class RestoreWidget(QWidget):
         self._list_layers()
 
     def _arrange(self) -> None:
-        """Lay the controls out, and connect them."""
+        """Arrange and connect the controls."""
         self.factor.setRange(1, MAXIMUM_FACTOR)
-        self.factor.setToolTip("Distance of two slices, in pixels")
+        self.factor.setToolTip("Distance between slices, in pixels")
         self.steps.setRange(1, 1000)
-        self.steps.setToolTip("Network evaluations a sample; 1 is the mean in one evaluation")
+        self.steps.setToolTip("Network evaluations per sample; 1 gives the mean in one evaluation")
         self.samples.setRange(1, 64)
-        self.samples.setToolTip("Samples, whose mean is shown, and whose spread is the uncertainty")
+        self.samples.setToolTip("Number of samples; their mean is shown, and their spread is the uncertainty")
         self.told.setWordWrap(True)
         self.state.setWordWrap(True)
         self.cancel.setEnabled(False)
@@ -87,7 +87,7 @@ class RestoreWidget(QWidget):
         rows = {
             "Layer": self.layers,
             "Model": self.models,
-            "Slices apart (pixels)": self.factor,
+            "Slice spacing (pixels)": self.factor,
             "Steps": self.steps,
             "Samples": self.samples,
         }
@@ -107,7 +107,7 @@ class RestoreWidget(QWidget):
         self.cancel.clicked.connect(self.stop)
 
     def _list_models(self) -> None:
-        """List the models that come along, and a way to others."""
+        """List the shipped models, and an entry to choose another."""
         for name, task in SHIPPED.items():
             self.models.addItem(f"{name}: {TASKS[task].title}", str(model_folder(name)))
         self.models.addItem(OTHER, "")
@@ -131,7 +131,7 @@ class RestoreWidget(QWidget):
                 self.add_model(Path(folder))
 
     def _list_layers(self, event: Any = None) -> None:
-        """List the image layers, and keep the choice where it is still there."""
+        """List the image layers, and keep the choice if it still exists."""
         chosen = self.layers.currentText()
         names = [layer.name for layer in self.viewer.layers if isinstance(layer, Image) and not layer.rgb]
         self.layers.blockSignals(True)
@@ -151,24 +151,24 @@ class RestoreWidget(QWidget):
 
     @property
     def layer(self) -> Image | None:
-        """The layer that is to be restored."""
+        """The layer to restore."""
         chosen = (one for one in self.viewer.layers if one.name == self.layers.currentText())
         return next(chosen, None)
 
     @property
     def running(self) -> bool:
-        """Whether a restoration is under way."""
+        """Whether a restoration is running."""
         return self._worker is not None
 
     def _take_layer(self, index: int = 0) -> None:
-        """Take the slice spacing from the layer's scale."""
+        """Set the slice spacing from the layer's scale."""
         if self.layer is not None and self.layer.ndim > 2:
             z, y = (float(value) for value in self.layer.scale[-3:-1])
             self.factor.setValue(z / y)
         self.tell()
 
     def _take_model(self, index: int = 0) -> None:
-        """Take the model's own number of steps."""
+        """Set the model's default number of steps."""
         folder = self.models.currentData()
         if folder:
             try:
@@ -182,7 +182,7 @@ class RestoreWidget(QWidget):
         self.tell()
 
     def job(self) -> Job | None:
-        """Return what is chosen; None as long as something is not."""
+        """Return the chosen job, or None while the choice is incomplete."""
         layer, folder = self.layer, self.models.currentData()
         if layer is None or not folder:
             return None
@@ -193,7 +193,7 @@ class RestoreWidget(QWidget):
         return Job(layer.name, data, (apart, pixel, pixel), Path(folder), sampler)
 
     def tell(self, value: Any = None) -> None:
-        """Say what will happen, or why nothing can; the network is timed once for each model."""
+        """Show what will happen, or why nothing can; each model is timed once."""
         job = self.job()
         if job is None:
             self.told.setText("Open an image or a volume, and choose a model.")
@@ -221,7 +221,7 @@ class RestoreWidget(QWidget):
         self._timer = create_worker(job.speed, _connect={"returned": timed, "errored": self._failed})
 
     def restore(self) -> None:
-        """Restore the layer in a thread."""
+        """Start restoring the layer in a thread."""
         job = self.job()
         if job is None or self.running:
             return
@@ -236,14 +236,14 @@ class RestoreWidget(QWidget):
         self._worker.start()
 
     def stop(self) -> None:
-        """Cancel: the part that is under way is finished, and thrown away with the others."""
+        """Cancel: the current part is finished, and discarded with the others."""
         if self._worker is not None:
             self.state.setText("Cancelling …")
             self._worker.quit()
 
     def _proceed(self, step: tuple[int, int, Result | None]) -> None:
         if self._worker is None or self._worker.abort_requested:
-            return  # the part that was under way at Cancel
+            return  # the part that was running at Cancel
         done, parts, result = step
         self.bar.setRange(0, parts)
         self.bar.setValue(done)
@@ -253,7 +253,7 @@ class RestoreWidget(QWidget):
             self.state.setText("Done.")
 
     def _failed(self, error: BaseException) -> None:
-        """Say a mistake in one sentence; a bug goes to napari's notifications."""
+        """Show a mistake as one sentence; a bug goes to napari's notifications."""
         self._timer = None
         self.state.setText(str(error))
         if not isinstance(error, EmdiffuseError):
@@ -265,12 +265,12 @@ class RestoreWidget(QWidget):
         if self.state.text() != "Done.":
             self.bar.setRange(0, 1)
             self.bar.setValue(0)
-            if self.state.text() == "Cancelling …":  # and not what failed meanwhile
+            if self.state.text() == "Cancelling …":  # keep the message of a failure
                 self.state.setText("Cancelled.")
         self.tell()
 
     def _show(self, result: Result) -> None:
-        """Add the result as layers, on the place and in the units of the layer that it was made of."""
+        """Add the result as layers, with the position and units of the input layer."""
         layer = self.layer
         assert layer is not None
         known = pixel_size(layer)
@@ -294,6 +294,6 @@ class RestoreWidget(QWidget):
 
 
 def pixel_size(layer: Layer) -> float | None:
-    """Return the size of a layer's pixel in nanometers; None where its unit is no length."""
+    """Return a layer's pixel size in nanometers, or None if its unit is not a length."""
     scale = NANOMETERS.get(f"{layer.units[-1]}")
     return None if scale is None else float(layer.scale[-1]) * scale

@@ -1,8 +1,8 @@
-"""What the widget does, without Qt: from the voxels of a layer to restored ones.
+"""The work of the widget, without Qt: restore the voxels of a layer.
 
 Conventions
 -----------
-* The stages are those of the chain, in a temporary folder; the voxels are those of `emdiffuse enhance`.
+* The stages of the pipeline run in a temporary folder; the result equals that of `emdiffuse enhance`.
 * Arrays are (z, y, x), or (y, x) for one image. Voxel sizes are (z, y, x) in nanometers.
 """
 
@@ -34,28 +34,28 @@ from emdiffuse.stores.volume import open_volume
 
 DTYPES = ("uint8", "uint16", "int16", "float32")
 SHARES = 500
-"""Most parts in which a restoration is reported, and can be cancelled between."""
+"""Maximum number of parts, between which progress is reported and the work can be cancelled."""
 PREFIX, LOCK = "emdiffuse-napari-", "in-use.lock"
 SMALL_BLOCKS = Tiling(block=(1, 1, 1))
-"""A gap, or an image, and a tile: so that Cancel waits for no more than that."""
+"""Blocks of one gap (or image) and one tile, so that Cancel takes effect quickly."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be restored, by what.
+    """A layer to restore, and how.
 
     Attributes
     ----------
     name : str
         Name of the layer.
     data : array
-        Its voxels, which may be lazy: anything that slices like a numpy array.
+        Its voxels, possibly lazy: anything that slices like a numpy array.
     size : tuple of float
         Voxel size.
     model : Path
         Folder of the model.
     sampler : Sampler
-        How it is run.
+        Sampler settings.
     device : str
         "auto", "cpu" or a CUDA device.
     """
@@ -69,7 +69,7 @@ class Job:
 
     @cached_property
     def description(self) -> Description:
-        """What the model is."""
+        """Description of the model."""
         return read_description(self.model)
 
     @property
@@ -80,21 +80,27 @@ class Job:
 
     @cached_property
     def cost(self) -> RestorationCost:
-        """What it will cost.
+        """Cost of the restoration.
 
         Raises
         ------
         DataError, ConfigError
-            If it cannot be; the sentence is for the widget.
+            If it cannot be restored; the widget shows the sentence.
         """
         if self.data.ndim not in (2, 3):
-            raise DataError(f"{self.name}: {self.data.ndim} axes; choose an image or a volume of one channel")
+            raise DataError(
+                f"{self.name}: has {self.data.ndim} axes; choose an image or a volume of one channel"
+            )
         if np.dtype(self.data.dtype).name not in DTYPES:
-            raise DataError(f"{self.name}: pixels of type {self.data.dtype}; convert to {', '.join(DTYPES)}")
+            raise DataError(
+                f"{self.name}: has pixels of type {self.data.dtype}; convert to {', '.join(DTYPES)}"
+            )
         item = Restoration(dataset="layer", model="model", sampler=self.sampler, tiling=SMALL_BLOCKS)
         if TASKS[self.description.task].volumetric:
             if self.shape[0] < 2:
-                raise DataError(f"{self.name}: one image has no gaps; choose a volume, or a model of images")
+                raise DataError(
+                    f"{self.name}: a single image has no gaps; choose a volume, or an image model"
+                )
             self._require_thick()
         extent = Extent(self.shape, np.dtype(self.data.dtype).itemsize, self.size)
         return RestorationCost(item, self.description, extent, grid_of(item, self.description, extent))
@@ -103,12 +109,12 @@ class Job:
         factor = self.size[0] / self.size[1]
         if not MINIMUM_FACTOR <= factor <= MAXIMUM_FACTOR:
             raise ConfigError(
-                f"{self.name}: its slices are {factor:g} pixels apart; set how many they are, between "
+                f"{self.name}: the slice spacing is {factor:g} pixels; set it to between "
                 f"{MINIMUM_FACTOR} and {MAXIMUM_FACTOR}"
             )
 
     def told(self, speed: Speed) -> str:
-        """Say what will happen, in a few words."""
+        """Return in a few words what will happen."""
         task = TASKS[self.description.task]
         shape = " x ".join(map(str, self.cost.grid.volume))
         what = task.title.capitalize()
@@ -117,7 +123,7 @@ class Job:
             what = f"Gaps of {factor} pixels between {self.shape[0]} slices are filled"
             if not self.description.trained_for(Fraction(factor)):
                 known = self.description.factors
-                what += f", though the model learned {min(known)} to {max(known)}"
+                what += f", but the model learned {min(known)} to {max(known)}"
         seconds = self.cost.pixels * speed.seconds
         estimator = self.description.estimator(self.description.resolve(self.sampler))
         return (
@@ -140,9 +146,9 @@ class Result:
 
 
 def run(job: Job) -> Iterator[tuple[int, int, Result | None]]:
-    """Restore; yield how many parts are done, of how many, and in the end the result.
+    """Restore a layer; yield the parts done, their number, and at the end the result.
 
-    Closing the generator cancels: the folder is removed then, too.
+    Closing the generator cancels the work and removes the folder.
 
     Raises
     ------
@@ -180,10 +186,10 @@ def run(job: Job) -> Iterator[tuple[int, int, Result | None]]:
 
 @contextmanager
 def work_folder() -> Iterator[Path]:
-    """Yield a temporary folder, which is removed in the end.
+    """Yield a temporary folder, which is removed at the end.
 
-    It also goes where the viewer is closed meanwhile, as Python exits; where the viewer is killed, the next
-    call removes it: the kernel has freed its lock by then.
+    If the viewer is closed meanwhile, it is removed when Python exits; if the viewer is killed, the next call
+    removes it, recognized by its free lock.
     """
     for abandoned in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         if _is_abandoned(abandoned):
@@ -192,12 +198,12 @@ def work_folder() -> Iterator[Path]:
         work = Path(name)
         with (work / "new.lock").open("w") as held:
             lock(held, "the widget of napari")
-            (work / "new.lock").rename(work / LOCK)  # so that it is never seen without its lock
+            (work / "new.lock").rename(work / LOCK)  # locked before it gets its name
             yield work
 
 
 def _is_abandoned(folder: Path) -> bool:
-    """Tell whether the process that worked in a folder is gone; where that is unsure, it is not."""
+    """Return whether the process that worked in a folder has ended; False if uncertain."""
     try:
         with (folder / LOCK).open("r+") as held:
             return lock(held, "the widget of napari")

@@ -1,1 +1,1 @@
-"""Training patches, cut from registered data into one store."""
+"""Training patches, cut from registered data into a store."""

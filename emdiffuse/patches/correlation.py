@@ -1,15 +1,15 @@
-"""How far the noise of neighbouring pixels is correlated, measured in a noisy image alone.
+"""Measure the noise correlation of neighbouring pixels from noisy images alone.
 
 Conventions
 -----------
-* Along x it is measured in second differences along y: they take away nearly all structure, which is smooth
-  from line to line, and leave the correlation along x of noise whose lines are independent. Along y it is the
-  other way round.
-* Only the flattest blocks of an image count, where little structure is left: those whose local means differ
+* The correlation along x is measured in second differences along y: these remove nearly all structure, which
+  is smooth from line to line, but not the correlation along x, if the noise of lines is independent. The same
+  holds with x and y exchanged.
+* Only the flattest blocks of an image count, in which little structure remains: those whose local means vary
   least.
-* The noise of SEM is often correlated along the fast axis of the scan, x, since the detector lags behind. A
-  hidden pixel can then be guessed from those beside it, noise and all, so that a blind spot must reach as far
-  as the correlation (Broaddus et al. 2020, doi 10.1109/ISBI45749.2020.9098336).
+* SEM noise is often correlated along the fast scan axis, x, because the detector lags behind. A hidden pixel,
+  including its noise, can then be predicted from its neighbours, so a blind spot must extend as far as the
+  correlation (Broaddus et al. 2020, doi 10.1109/ISBI45749.2020.9098336).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from emdiffuse.stores.facts import NoiseCorrelation
 
 LAGS = 8
-"""Pixels that the correlation is measured over."""
+"""Largest distance at which the correlation is measured, in pixels."""
 BLOCK = 32
-"""Side of the blocks that an image is cut into."""
+"""Side of the blocks of an image, in pixels."""
 FLAT = 0.25
-"""Share of the blocks that counts."""
+"""Fraction of the blocks that counts."""
 LEAST = 0.1
-"""Correlation that a blind spot must cover: less predicts 1 % of the variance of the noise, its square."""
+"""Correlation that a blind spot must cover; below it, less than 1 % of the noise variance is predictable."""
 
 
 def noise_correlation(images: Iterable[NDArray[np.float32]]) -> NoiseCorrelation:
@@ -37,12 +37,12 @@ def noise_correlation(images: Iterable[NDArray[np.float32]]) -> NoiseCorrelation
     Parameters
     ----------
     images : iterable of ndarray
-        Noisy images (H, W), in any unit; those smaller than a block add nothing.
+        Noisy images (H, W), in any unit; those smaller than a block are ignored.
 
     Returns
     -------
     NoiseCorrelation
-        Zeros where nothing could be measured.
+        Correlations along y and x; zeros if nothing could be measured.
     """
     sums = np.zeros((2, LAGS + 1))
     for image in images:
@@ -55,7 +55,7 @@ def noise_correlation(images: Iterable[NDArray[np.float32]]) -> NoiseCorrelation
 
 
 def reach(correlation: tuple[float, ...]) -> int:
-    """Return over how many pixels noise is correlated by `LEAST` or more, without a gap."""
+    """Return the distance in pixels up to which the correlation is continuously at least `LEAST`."""
     count = 0
     while count < len(correlation) and correlation[count] >= LEAST:
         count += 1
@@ -73,7 +73,7 @@ def _flat_blocks(image: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _autocovariance(blocks: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the summed products of values 0 to `LAGS` apart along the last axis, each by its count."""
+    """Return the mean products of values 0 to `LAGS` apart along the last axis."""
     values = blocks.astype(np.float64)
     width = values.shape[2]
     return np.array(

@@ -1,16 +1,16 @@
-"""The patch store: stacks cut from volumes and image pairs, from which a model is trained.
+"""The patch store: patches cut from volumes and image pairs, on which a model is trained.
 
 Conventions
 -----------
-* A row is one patch: `condition` is what is known, `target` what is to be restored, both float16 in [-1, 1]
-  by the range of their slice or image (`stores.intensity`).
-* Of a volume a patch is a gap: the condition is the real slices at `tasks.CONDITION_OFFSETS`, the target the
-  slices inside the gap, as many as the deepest gap has, NaN where another has none, with their `positions`.
-  See `patches.gaps`; and `patches.images` for patches of image pairs, which have one image each.
-* Patches are drawn from each dataset and factor by the square root of its number of places: a small volume is
-  not lost beside a large one, nor a large factor, of which fewer gaps fit into a volume.
+* A row is one patch: its `condition` and its `target`, both float16, scaled to [-1, 1] by the range of their
+  slice or image (`stores.intensity`).
+* For volumes a patch is a gap: the condition is the real slices at `tasks.CONDITION_OFFSETS`, the target the
+  slices inside the gap with their `positions`. The target has the depth of the deepest gap; missing slices
+  are NaN. See `patches.gaps`, and `patches.images` for patches of image pairs, with a single target image.
+* Patches are drawn from each dataset and factor in proportion to the square root of the number of positions,
+  so that small volumes and large factors, with fewer gaps per volume, are not underrepresented.
 * Validation patches never share a voxel with training patches; both are cut on regular grids.
-* A patch whose standard deviation is below `minimum_contrast` is blank, and is left out.
+* A patch whose standard deviation is below `minimum_contrast` is blank, and is discarded.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = ["ORIGIN_COLUMNS", "TRAINING", "VALIDATION", "PatchStore", "cut_patche
 
 PATCHES_PER_SHARD = 64
 MEASURED = 16
-"""Images of each dataset in which the correlation of the noise is measured."""
+"""Images per dataset in which the noise correlation is measured."""
 Noisy = Literal["hidden pixels", "second scan"]
 
 
@@ -52,7 +52,7 @@ def cut_patches(stores: list[Path], model: Model, out: Path) -> None:
     stores : list of Path
         Registered OME-Zarr volumes, or stores of pairs, in the order of ``model.datasets``.
     model : Model
-        Its task, factors and patch settings.
+        The model, with its task, factors and patch settings.
     out : Path
         The store: arrays ``condition`` (N, C, H, W) and ``target`` (N, D, H, W), float16, ``positions`` (N,
         D), float32, and ``origin`` (N, 9), int64, with the columns `ORIGIN_COLUMNS`.
@@ -60,8 +60,7 @@ def cut_patches(stores: list[Path], model: Model, out: Path) -> None:
     Raises
     ------
     DataError
-        If a dataset does not suit the task, or is too small to hold a patch for training and one for
-        validation.
+        If a dataset does not suit the task, or is too small for a training and a validation patch.
     """
     validated = [name in (model.patches.validation_datasets or model.datasets) for name in model.datasets]
     sources = [_source(path, model, kept) for path, kept in zip(stores, validated, strict=True)]
@@ -72,7 +71,7 @@ def cut_patches(stores: list[Path], model: Model, out: Path) -> None:
         return
     chosen, places = _draw(sources, model)
     size = model.patches.size
-    logger.info("%d patches of %d x %d pixels are cut, of %d places", len(chosen), size, size, places)
+    logger.info("cutting %d patches of %d x %d pixels, from %d positions", len(chosen), size, size, places)
     with replaced(out, stores) as partial:
         first = sources[chosen[0].dataset].cut(chosen[0])
         arrays = {
@@ -113,26 +112,26 @@ def cut_patches(stores: list[Path], model: Model, out: Path) -> None:
 
 
 def _source(path: Path, model: Model, validated: bool) -> PatchSource:
-    """Open a dataset as what patches of a task are cut from."""
+    """Open a dataset as a source of patches for a task."""
     if TASKS[model.task].volumetric:
         return GapSource(path, model, validated)
     return (PairSource if holds_pairs(path) else NoisySource)(path, model, validated)
 
 
 def _noisy(sources: list[PatchSource]) -> Noisy | None:
-    """Tell how is learned where data without a truth are among the sources; pairs with one then measure.
+    """Return how to learn from data without ground truth, if any; pairs then only evaluate.
 
     Raises
     ------
     DataError
-        If there are single images and repeated scans.
+        If there are both single images and repeated scans.
     """
     scans = [s for s in sources if isinstance(s, PairSource) and s.facts.scans]
     single = [s for s in sources if isinstance(s, NoisySource)]
     if scans and single:
         raise DataError(
-            f"{single[0].path}: single noisy images beside the repeated scans of {scans[0].path}; make a "
-            "model of each"
+            f"{single[0].path}: a model cannot learn from both these single noisy images and the repeated "
+            f"scans of {scans[0].path}; train one model for each"
         )
     if not scans and not single:
         return None
@@ -143,12 +142,12 @@ def _noisy(sources: list[PatchSource]) -> Noisy | None:
         for own in (*scans, *single):
             own.validated = False
         names = ", ".join(str(source.path) for source in clean)
-        logger.info("%s: its clean images measure, and nothing is learned from them", names)
+        logger.info("%s: the clean images are only used to evaluate, not to train", names)
     return "second scan" if scans else "hidden pixels"
 
 
 def _learned_from(sources: list[PatchSource], noisy: Noisy | None) -> tuple[SourceFile, ...]:
-    """Return the files that are learned from; of noisy ones it is noted that they are."""
+    """Return the files that the model learns from, with noisy ones marked."""
     learned = [s for s in sources if not (isinstance(s, PairSource) and s.measures)]
     files = [file for own in learned for file in own.facts.sources]
     if noisy:
@@ -157,7 +156,7 @@ def _learned_from(sources: list[PatchSource], noisy: Noisy | None) -> tuple[Sour
 
 
 def _correlation(sources: list[PatchSource]) -> NoiseCorrelation:
-    """Measure how far the noise of single noisy images is correlated, and say so."""
+    """Measure and log the noise correlation of single noisy images."""
     own = [source for source in sources if isinstance(source, NoisySource)]
     found = noise_correlation(image for source in own for image in source.samples(MEASURED))
     logger.info(
@@ -169,7 +168,7 @@ def _correlation(sources: list[PatchSource]) -> NoiseCorrelation:
 
 
 def _made(model: Model, sources: list[PatchSource], validated: list[bool]) -> Link:
-    """Return how the patches of a model are made: of datasets known by their content, not by their names."""
+    """Return the provenance of a model's patches; datasets are identified by content, not by name."""
     settings = {
         "task": model.task,
         "factors": list(model.factors),
@@ -182,7 +181,7 @@ def _made(model: Model, sources: list[PatchSource], validated: list[bool]) -> Li
 
 
 def _draw(sources: list[PatchSource], model: Model) -> tuple[list[Origin], int]:
-    """Leave out blank patches, and draw at most `limit` of the rest; see the module."""
+    """Discard blank patches, and draw at most `limit` of the rest; see the module."""
     settings = model.patches
     origins = [o for number, source in enumerate(sources) for o in source.origins(number)]
     _require_factors(sources, origins, model)
@@ -197,7 +196,7 @@ def _draw(sources: list[PatchSource], model: Model) -> tuple[list[Origin], int]:
         if len(kept) == settings.limit:
             break
     if left_out:
-        logger.info("%d blank or invalid patches are left out", left_out)
+        logger.info("discarding %d blank or invalid patches", left_out)
     chosen = [origins[i] for i in sorted(kept)]
     for split, name in ((TRAINING, "training"), (VALIDATION, "validation")):
         if not any(o.split == split for o in chosen):
@@ -209,7 +208,7 @@ def _draw(sources: list[PatchSource], model: Model) -> tuple[list[Origin], int]:
 
 
 def _require_factors(sources: list[PatchSource], origins: list[Origin], model: Model) -> None:
-    """Require that every factor has a place in some dataset."""
+    """Require that every factor has a patch in some dataset."""
     if lost := set(model.factors) - {o.factor for o in origins if o.split == TRAINING}:
         paths = ", ".join(str(source.path) for source in sources)
         raise DataError(
@@ -219,7 +218,7 @@ def _require_factors(sources: list[PatchSource], origins: list[Origin], model: M
 
 
 def _balanced_order(origins: list[Origin], random: np.random.Generator) -> NDArray[np.int64]:
-    """Return a random order in which every beginning holds each dataset and factor by the root of its share.
+    """Return a random order whose prefixes sample each dataset and factor by the root of its share.
 
     Weighted sampling without replacement by exponential keys (Efraimidis and Spirakis 2006,
     doi 10.1016/j.ipl.2005.11.003).
@@ -231,13 +230,13 @@ def _balanced_order(origins: list[Origin], random: np.random.Generator) -> NDArr
 
 
 def _residual_scale(sources: list[PatchSource], chosen: list[Origin]) -> float:
-    """Return the standard deviation of target less plain estimate, over about 512 training patches."""
+    """Return the standard deviation of target minus plain estimate, over about 512 training patches."""
     training = [o for o in chosen if o.split == TRAINING]
     squares = []
     for origin in training[:: max(len(training) // 512, 1)]:
         condition, target, positions = sources[origin.dataset].cut(origin)
         depth = int((~np.isnan(positions)).sum())
-        plain = condition[len(condition) // 2][None]  # of an image, or a slice between its neighbours
+        plain = condition[len(condition) // 2][None]  # the image, or the slice between its neighbours
         if len(condition) == len(CONDITION_OFFSETS):
             t = positions[:depth, None, None].clip(0, 1)
             plain = condition[1] + t * (condition[2] - condition[1])
@@ -253,7 +252,7 @@ class PatchStore:
     condition, target : Array
         (N, C, H, W) and (N, D, H, W), float16 in [-1, 1].
     positions : ndarray
-        (N, D), float32: positions of the target's slices, NaN where one is absent.
+        (N, D), float32: positions of the target's slices; NaN if absent.
     factor, thickness : ndarray
         (N,), float32: anisotropy factor of each row, 1 for images, and thickness of its slices.
     origins : ndarray
@@ -261,7 +260,7 @@ class PatchStore:
     training, validation : ndarray
         Row numbers of each split.
     facts : PatchFacts
-        What `cut_patches` noted.
+        Facts recorded by `cut_patches`.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,26 +1,26 @@
-"""Gaps cut from volumes, for vemdiffuse-i and vemdiffuse-a.
+"""Cut gaps from volumes, for vemdiffuse-i and vemdiffuse-a.
 
 Conventions
 -----------
-* A gap of factor R is cut from neighbouring slices of an isotropic stack. Every R-th begins a real slice,
-  which integrates over ``w = max(thickness * R, 1)`` of them, the last one by the fraction that is left; its
-  place is the centre of what it integrates. The target is what lies between the centres of the middle two;
-  slices that are one voxel thick are themselves left out.
-* Of thick slices some gaps stand for the first one of a volume: there is no slice before them, and the target
-  begins where the first slice's integration does, at a position below 0.
+* A gap of factor R is cut from neighbouring slices of an isotropic stack. A real slice begins at every R-th
+  slice and integrates over ``w = max(thickness * R, 1)`` slices, the last one weighted by the remaining
+  fraction; its position is the centre of its thickness. The target is the slices between the centres of the
+  middle two real slices, without these if they are one voxel thick.
+* With thick slices, some gaps represent the first one of a volume: there is no slice before them, and the
+  target begins with the first slice's thickness, at a position below 0.
 * vemdiffuse-i takes z of an isotropic volume as depth, or the axes of `patches.axes`. vemdiffuse-a learns
-  from an anisotropic volume alone: y or x is depth, and in the lateral plane that is left (z by x, or z by y)
-  the coarse z axis is first interpolated linearly to the pixel size of the other, so that structures have
-  their true shape, and mirrored where it is shorter than a patch
-  (Lu et al., doi 10.1038/s41467-024-49125-z, train on the same planes).
-* With `patches.left_out_slices`, vemdiffuse-a learns from gaps along z too, of twice the volume's factor:
-  every second slice is left out and is the target between its neighbours. Their planes are as sharp as those
-  that the model is applied to, where the lateral ones are interpolated in part; they are fewer. Slices must
-  be thin: a thick one is an average of what is asked for.
-* Training and validation lie apart along z (vemdiffuse-i: the far end in z; vemdiffuse-a: the far end in y,
-  since such a volume has few slices), with one gap between them. A volume gives the factors that it is large
-  enough for.
-* No gap meets a slice that is marked as missing: what lies there is a copy of another one.
+  from an anisotropic volume alone: y or x is depth, and in the remaining plane (z by x, or z by y) the coarse
+  z axis is first interpolated linearly to the pixel size of the other, so that structures have their true
+  shape, and mirrored if it is shorter than a patch (Lu et al., doi 10.1038/s41467-024-49125-z, train on the
+  same planes).
+* With `patches.left_out_slices`, vemdiffuse-a also learns from gaps along z, of twice the volume's factor:
+  every second slice is left out and is the target between its neighbours. These planes are as sharp as those
+  that the model is applied to, whereas the lateral ones are partly interpolated; but they are fewer. Slices
+  must be thin: a thick slice is an average of the wanted slices.
+* Training and validation are separated along z (vemdiffuse-i: the far end in z; vemdiffuse-a: the far end in
+  y, since such a volume has few slices), by one gap. A volume contributes the factors that it is large enough
+  for.
+* No gap overlaps a slice that is marked as missing, which is only a copy of another one.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ from emdiffuse.stores.volume import open_volume
 ISOTROPIC = 1.05
 """Largest ratio of the sides of a voxel that counts as isotropic."""
 MOST_PLACES = 200_000
-"""Places of a kind (axis, factor, split) that patches are drawn from: a terabyte has a billion, most of which
+"""Maximum number of candidate positions per axis, factor and split: a terabyte has a billion, most of which
 would never be seen."""
 ENDS = 0.15
-"""Share of the gaps of thick slices that stand for the first of a volume."""
+"""Fraction of the gaps of thick slices that represent the first of a volume."""
 
 
 class GapSource:
-    """A volume that gaps are cut from; see the module, and `origins.PatchSource`."""
+    """A volume from which gaps are cut; see the module, and `origins.PatchSource`."""
 
     def __init__(self, path: Path, model: Model, validated: bool = True) -> None:
         self.path = path
@@ -59,13 +59,14 @@ class GapSource:
         self.model = model
         depth = self.volume.array.shape[0]
         missing = np.isin(np.arange(depth), self.facts.missing)
-        self._missing_before = np.concatenate([[0], np.cumsum(missing)])  # how many lie before a slice
+        # number of missing slices before each slice
+        self._missing_before = np.concatenate([[0], np.cumsum(missing)])
         z, y, x = self.volume.voxel_size
         if model.task == "vemdiffuse-a":
             self.stretch = float(anisotropy_factor(self.volume.voxel_size, str(path)))
         elif max(z, y, x) > ISOTROPIC * min(z, y, x):
             raise DataError(
-                f"{path}: vemdiffuse-i learns from isotropic volumes, but this voxel is {z:g} x {y:g} x {x:g}"
+                f"{path}: vemdiffuse-i learns from isotropic volumes, but the voxel is {z:g} x {y:g} x {x:g}"
                 " nm; use vemdiffuse-a"
             )
         else:
@@ -80,7 +81,7 @@ class GapSource:
         return self.volume.facts
 
     def extent(self, origin: Origin) -> tuple[int, int, int]:
-        """Return the voxels (z, y, x) that a patch is cut from; a left-out slice with its two neighbours."""
+        """Return the extent (z, y, x) of a patch in voxels; a left-out slice includes its two neighbours."""
         size = self.model.patches.size
         if self._leaves_out(origin):
             return 3, size, size
@@ -90,16 +91,16 @@ class GapSource:
         return sides[0], sides[1], sides[2]
 
     def length(self, factor: int) -> int:
-        """Return the slices of an isotropic stack that a gap of the thickest slices is cut from."""
+        """Return the number of isotropic slices needed for a gap with the thickest slices."""
         return 3 * factor + ceil(window(factor, self.model.thicknesses[1]))
 
     def origins(self, number: int) -> Iterator[Origin]:
-        """Yield the places of all gaps: regular grids in the region of each split.
+        """Yield the positions of all gaps: regular grids in the region of each split.
 
         Raises
         ------
         DataError
-            If the volume is too small for any gap, in training or where it is validated.
+            If the volume is too small for a gap in training or, if validated, in validation.
         """
         random = np.random.default_rng([self.model.patches.seed, number])
         for split in (TRAINING, VALIDATION) if self.validated else (TRAINING,):
@@ -114,7 +115,7 @@ class GapSource:
             if not found:
                 shape = " x ".join(map(str, self.volume.array.shape))
                 missing = self._missing_before[-1]
-                less = f" ({missing} slices of which are missing)" if missing else ""
+                less = f" ({missing} of its slices are missing)" if missing else ""
                 raise DataError(
                     f"{self.path}: {shape} voxels{less} are too few for gaps of "
                     f"{self.length(min(self.model.factors))} slices of {self.model.patches.size} x "
@@ -123,7 +124,7 @@ class GapSource:
                 )
 
     def _thickness(self, factor: int, random: np.random.Generator) -> tuple[int, int]:
-        """Draw a thickness, in thousandths, a third at each end of the range; and whether it is an end."""
+        """Draw a thickness in thousandths, a third at each end of its range, and whether to cut an end."""
         low, high = self.model.thicknesses
         thickness = low + (high - low) * float(np.clip(3 * random.random() - 1, 0, 1))
         end = random.random() < ENDS
@@ -132,7 +133,7 @@ class GapSource:
         return round(1000 * thickness), int(end)
 
     def _leaves_out(self, origin: Origin) -> bool:
-        """Tell whether the target of a patch is a real slice that is left out."""
+        """Return whether the target of a patch is a left-out real slice."""
         return self.stretch > 1 and origin.axis == 0
 
     def _grid(self, number: int, factor: int, split: int, left_out: bool = False) -> Iterator[Origin]:
@@ -172,10 +173,10 @@ class GapSource:
         return bool(before[min(stop, len(before) - 1)] > before[start])
 
     def stack(self, origin: Origin) -> NDArray[np.float32]:
-        """Return the slices that a gap is cut from, (depth, H, W), float32 in [-1, 1], its axis as depth.
+        """Return the slices of a gap, (depth, H, W), float32 in [-1, 1], with the gap's axis as depth.
 
-        Of a left-out slice: itself in the middle of the seven around it, the nearest of those that are there
-        and can be trusted in place of others.
+        For a left-out slice: the seven slices around it; absent or untrusted ones are replaced by the nearest
+        trusted slice.
         """
         if self._leaves_out(origin):
             return self._around(origin)
@@ -201,17 +202,17 @@ class GapSource:
         values = self.volume.array[(slice(first, last), *sides)]
         unit = shown(values, self.volume.intensity.at(range(first, last)))
         places = np.arange(middle - 3, middle + 4)
-        # an outer neighbour that is not there is replaced by the inner one, as at the ends of a volume
+        # an absent outer neighbour is replaced by the inner one, as at the ends of a volume
         places[0] = places[0] if places[0] >= first else middle - 1
         places[-1] = places[-1] if places[-1] < last else middle + 1
         return unit[np.clip(places - first, 0, last - first - 1)]
 
     def usable(self, origin: Origin) -> bool:
-        """Tell whether a gap has contrast."""
+        """Return whether a gap has contrast."""
         return bool(self.stack(origin).std() >= self.model.patches.minimum_contrast)
 
     def cut(self, origin: Origin) -> Cut:
-        """Return condition (4, H, W), target (D, H, W) and positions (D,), D that of the deepest gap."""
+        """Return condition (4, H, W), target (D, H, W) and positions (D,); D is that of the deepest gap."""
         stack, factor = self.stack(origin), origin.factor
         depth = max(
             len(target_places(f, window(f, self.model.thicknesses[1]), True)) for f in self.model.factors
@@ -239,7 +240,7 @@ class GapSource:
 def _some(
     zs: Sequence[int], ys: Sequence[int], xs: Sequence[int], seed: list[int]
 ) -> Iterator[tuple[int, int, int]]:
-    """Yield the places of a grid in order; of more than `MOST_PLACES` about as many, drawn at random."""
+    """Yield the positions of a grid in order, or about `MOST_PLACES` of them drawn at random."""
     total = len(zs) * len(ys) * len(xs)
     if total <= MOST_PLACES:
         yield from itertools.product(zs, ys, xs)
@@ -251,7 +252,7 @@ def _some(
 
 
 def left_out_factor(ratio: float) -> int | None:
-    """Return the factor of the gaps in which every second slice is left out; None where it is too large.
+    """Return the factor of gaps in which every second slice is left out, or None if it is too large.
 
     Parameters
     ----------
@@ -263,19 +264,19 @@ def left_out_factor(ratio: float) -> int | None:
 
 
 def window(factor: float, thickness: float) -> float:
-    """Return how many slices of an isotropic volume a real slice integrates over: at least one."""
+    """Return the number of isotropic slices that a real slice integrates over, at least one."""
     return max(thickness * factor, 1.0)
 
 
 def target_places(factor: int, window: float, end: bool) -> range:
-    """Return which slices of a stack are the target of a gap.
+    """Return the slices of a stack that are the target of a gap.
 
     Parameters
     ----------
     factor : int
-        Its factor, R; real slice i of the gap begins at slice i R.
+        Factor R of the gap; real slice i of the gap begins at slice i R.
     window : float
-        Slices that a real slice integrates over.
+        Number of slices that a real slice integrates over.
     end : bool
         Whether the gap is the first of a volume, so that the target begins with the slice before the gap.
     """
@@ -286,7 +287,7 @@ def target_places(factor: int, window: float, end: bool) -> range:
 
 
 def stretched(values: NDArray[np.float32], factor: float, length: int) -> NDArray[np.float32]:
-    """Interpolate the first axis linearly to `length` samples, `factor` to one of the input."""
+    """Interpolate the first axis linearly to `length` samples, `factor` per input sample."""
     place = np.arange(length, dtype=np.float32) / np.float32(factor)
     before = np.minimum(place.astype(np.int64), len(values) - 2)
     t = (place - before)[:, None, None]

@@ -1,20 +1,20 @@
-"""Patches cut from images: registered pairs, for emdiffuse-n and emdiffuse-r, or noisy images alone.
+"""Cut patches from images: registered pairs, for emdiffuse-n and emdiffuse-r, or noisy images alone.
 
 Conventions
 -----------
-* Both images of a field are scaled by the range of its moving one, which alone is known when a model is
+* Both images of a field are scaled by the range of the moving one, the only one known when a model is
   applied.
 * The condition is the moving image (noisy, or of low resolution and then enlarged to the pixel grid of the
   other), the target the fixed one. Sizes and origins are in pixels of the fixed image.
-* Of repeated scans, which are all noisy, each image of a field is once the condition and once the target.
-* Of noisy images alone (separate ones, or the slices of a volume), condition and target are the same image:
-  what is learned from is hidden when it is learned (`training.blind_spot`).
-* A denoiser of volumes is shown the slices before and after (`patches.context`), in this order: before, the
-  slice itself, after; see `stores.neighbours`.
-* The grid of patches begins where the registration's mask does. A patch with a pixel outside the mask is left
-  out, and so is a field that registration excluded.
-* Whole fields are kept for validation, and with context none that are shown beside them are trained on; of a
-  single field, or too few, the lower end is kept, `MARGIN` pixels away from what is trained on.
+* For repeated scans, which are all noisy, each image of a field is once the condition and once the target.
+* For noisy images alone (separate ones, or the slices of a volume), condition and target are the same image:
+  the target pixels are hidden from the network in training (`training.blind_spot`).
+* A volume denoiser also sees the slices before and after (`patches.context`), in the order before, the slice
+  itself, after; see `stores.neighbours`.
+* The grid of patches begins where the registration's mask does. Patches with a pixel outside the mask, and
+  fields that registration excluded, are discarded.
+* Whole fields are held out for validation; with context, their neighbours are not trained on either. With too
+  few fields the lower end is held out, `MARGIN` pixels away from the training region.
 """
 
 from __future__ import annotations
@@ -41,29 +41,29 @@ from emdiffuse.stores.volume import Volume, open_volume
 
 MARGIN = 16
 SAMPLE = 1024
-"""Most pixels a side of an image in which the correlation of its noise is measured."""
+"""Maximum side in pixels of the image part in which the noise correlation is measured."""
 MASKED = 0.1
-"""Share of a row or column at the edge of a field of which more is masked: the grid begins behind it."""
+"""Edge rows and columns of a field with a larger masked fraction are excluded from the grid."""
 
 
 class FieldSource(ABC):
-    """Fields that patches are cut from on regular grids; see the module, and `origins.PatchSource`.
+    """Fields from which patches are cut on regular grids; see the module, and `origins.PatchSource`.
 
     Attributes
     ----------
     count : int
         Number of fields.
     scale : int
-        Pixels of the target that are one of the condition.
+        Pixels of the target per pixel of the condition.
     measures : bool
-        Whether all fields are kept for validation: they measure, and nothing is learned from them.
+        Whether all fields are held out for validation.
     """
 
     count: int
     scale = 1
     measures = False
     directions: tuple[int, ...] = (0,)
-    """Which image of a field is the condition: 0 the moving one, 1 the fixed one."""
+    """Which image of a field is the condition: 0 the moving, 1 the fixed one."""
 
     def __init__(self, path: Path, model: Model, validated: bool = True) -> None:
         self.path = path
@@ -81,14 +81,14 @@ class FieldSource(ABC):
 
     @abstractmethod
     def usable(self, origin: Origin) -> bool:
-        """Tell whether a patch has contrast, and lies inside the mask."""
+        """Return whether a patch has contrast and is inside the mask."""
 
     @abstractmethod
     def cut(self, origin: Origin) -> Cut:
-        """Return condition (C, H, W), target (1, H, W), and the position of an image, 1/2."""
+        """Return the condition (C, H, W), the target (1, H, W), and the position of an image, 1/2."""
 
     def origins(self, number: int) -> Iterator[Origin]:
-        """Yield the places of all patches: regular grids in the fields, or the region, of each split."""
+        """Yield the positions of all patches: regular grids in the fields, or the region, of each split."""
         settings = self.model.patches
         size, share, margin = settings.size, settings.validation, 2 * settings.context
         trained, kept = training_length(self.count, share, 1, margin)
@@ -97,13 +97,13 @@ class FieldSource(ABC):
             regions = {TRAINING: (top, bottom)}
             if self.measures:
                 regions = {VALIDATION: (top, bottom)}
-            elif self.validated and trained < 1:  # too few fields to keep whole ones
+            elif self.validated and trained < 1:  # too few fields to hold out whole ones
                 end, begin = training_length(bottom - top, share, size, MARGIN)
                 regions = {TRAINING: (top, top + end), VALIDATION: (top + begin, bottom)}
             elif self.validated and field >= kept:
                 regions = {VALIDATION: (top, bottom)}
             elif self.validated and field >= trained:
-                continue  # shown beside those of the validation
+                continue  # a neighbour of validation fields
             for split, (low, high) in regions.items():
                 step = size if split == VALIDATION else max(round(size * (1 - settings.overlap)), 1)
                 step = ceil_to(step, self.scale)
@@ -113,14 +113,14 @@ class FieldSource(ABC):
                     yield Origin(number, field, 0, y, x, 1, split, end=end)
 
     def box(self, origin: Origin, scale: int = 1) -> tuple[slice, slice]:
-        """Return the pixels (y, x) of a patch, in pixels that `scale` of the target are one of."""
+        """Return the box (y, x) of a patch, in pixels `scale` times as large as those of the target."""
         size = self.model.patches.size // scale
         y, x = origin.y // scale, origin.x // scale
         return slice(y, y + size), slice(x, x + size)
 
 
 class PairSource(FieldSource):
-    """A store of registered pairs that patches are cut from; see the module, and `origins.PatchSource`."""
+    """A store of registered pairs from which patches are cut; see the module, and `origins.PatchSource`."""
 
     def __init__(self, path: Path, model: Model, validated: bool = True) -> None:
         super().__init__(path, model, validated)
@@ -135,15 +135,15 @@ class PairSource(FieldSource):
             )
         self.fields = [field for field in self.pairs.fields if not field.excluded]
         if not self.fields:
-            raise DataError(f"{path}: every field was excluded by registration; look at its quality")
+            raise DataError(f"{path}: every field was excluded by registration; check its quality file")
         self.count = len(self.fields)
         self.directions = (0, 1) if self.facts.scans else (0,)
         degraded = self.facts.degraded or {}
         neighbours = degraded.get("every") == 1 and len(self.fields) == len(self.pairs.fields)
         if model.patches.context and not neighbours:
             raise DataError(
-                f"{path}: `patches.context` needs neighbouring slices, and these pairs are separate fields; "
-                "take pairs made by `degrade` of every slice, or a noisy volume"
+                f"{path}: `patches.context` needs neighbouring slices, but these pairs are separate fields; "
+                "use pairs made by `degrade` from every slice, or a noisy volume"
             )
 
     @property
@@ -163,7 +163,7 @@ class PairSource(FieldSource):
         return framed(self.image(field, "mask").array[:, :, :][0] > 0)
 
     def usable(self, origin: Origin) -> bool:
-        """Tell whether a patch has contrast, and lies inside the mask."""
+        """Return whether a patch has contrast and is inside the mask."""
         if self.pairs.has_mask(self.fields[origin.axis]):
             mask = self.image(origin.axis, "mask").array[slice(0, 1), *self.box(origin)]
             if not mask.all():
@@ -171,7 +171,7 @@ class PairSource(FieldSource):
         return bool(self.cut(origin).target.std() >= self.model.patches.minimum_contrast)
 
     def cut(self, origin: Origin) -> Cut:
-        """Return condition (C, H, W) and target (1, H, W), and the position of an image, 1/2."""
+        """Return the condition (C, H, W), the target (1, H, W), and the position of an image, 1/2."""
         known, wanted = ("fixed", "moving") if origin.end else ("moving", "fixed")
         scaling = self.image(origin.axis, known).intensity.at([0])
         context = self.model.patches.context
@@ -186,7 +186,7 @@ class PairSource(FieldSource):
 
 
 class NoisySource(FieldSource):
-    """Noisy images without a truth, separate or the slices of a volume; see the module."""
+    """Noisy images without ground truth, separate or the slices of a volume; see the module."""
 
     def __init__(self, path: Path, model: Model, validated: bool = True) -> None:
         super().__init__(path, model, validated)
@@ -210,7 +210,7 @@ class NoisySource(FieldSource):
         return (rows.start, rows.stop), (columns.start, columns.stop)
 
     def samples(self, count: int) -> Iterator[NDArray[np.float32]]:
-        """Yield the middle of up to `count` images, spread over all, in [-1, 1]."""
+        """Yield the centre of up to `count` evenly chosen images, in [-1, 1]."""
         for z in np.unique(np.linspace(0, self.count - 1, count).astype(int)).tolist():
             box = [
                 slice(max((a + b - SAMPLE) // 2, a), min((a + b + SAMPLE) // 2, b)) for a, b in self.area(z)
@@ -220,11 +220,11 @@ class NoisySource(FieldSource):
             yield shown(values, self.volume.intensity.at([number]))[0]
 
     def usable(self, origin: Origin) -> bool:
-        """Tell whether a patch has contrast."""
+        """Return whether a patch has contrast."""
         return bool(self.cut(origin).target.std() >= self.model.patches.minimum_contrast)
 
     def cut(self, origin: Origin) -> Cut:
-        """Return the noisy image with its neighbours (C, H, W), and itself as target (1, H, W)."""
+        """Return the noisy image with its neighbours (C, H, W), and the image itself as target (1, H, W)."""
         z = self.slices[origin.axis]
         context = self.model.patches.context
         slices = beside(z, self.volume.array.shape[0], self.facts.missing) if context else (z,)
@@ -235,7 +235,7 @@ class NoisySource(FieldSource):
 
 
 def framed(valid: NDArray[np.bool_]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return begin and end along y and x of a mask without its edges that are `MASKED`."""
+    """Return begin and end of a mask along y and x, without edges masked by more than `MASKED`."""
     (top, left), (bottom, right) = (0, 0), valid.shape
     while top < bottom and left < right:
         inner = valid[top:bottom, left:right]

@@ -1,10 +1,10 @@
-"""Where patches come from: what a source of patches must offer.
+"""The origin of patches, and the interface of patch sources.
 
 Conventions
 -----------
-* An *origin* says where a patch was cut; its first voxel is (z, y, x) in the voxels of its dataset.
-* What is cut is condition (C, H, W) and target (D, H, W), float32 in [-1, 1], and the positions (D,) of the
-  target's slices in their gap (`emdiffuse.models.processes`); absent slices come last, as NaN.
+* An *origin* records where a patch was cut; its first voxel is (z, y, x), in voxels of its dataset.
+* A cut consists of condition (C, H, W) and target (D, H, W), float32 in [-1, 1], and the positions (D,) of
+  the target's slices in their gap (`emdiffuse.models.processes`); absent slices come last, as NaN.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ORIGIN_COLUMNS = ("dataset", "axis", "z", "y", "x", "factor", "split", "permille
 
 
 class Cut(NamedTuple):
-    """What is cut at an origin; see the module."""
+    """Condition, target and positions of a patch; see the module."""
 
     condition: NDArray[np.float32]
     target: NDArray[np.float32]
@@ -34,7 +34,7 @@ class Cut(NamedTuple):
 class Origin(NamedTuple):
     """Number of the dataset, axis taken as depth (or number of the field), first voxel, factor, split.
 
-    Of gaps also the thickness of slices, in thousandths of their distance, and whether the gap stands for the
+    For gaps also the slice thickness, in thousandths of the slice spacing, and whether the gap represents the
     first of a volume, with no slice before it.
     """
 
@@ -50,7 +50,7 @@ class Origin(NamedTuple):
 
 
 class PatchSource(Protocol):
-    """A dataset that patches are cut from, with a part kept for validation where it is `validated`."""
+    """A dataset from which patches are cut, with a part held out for validation if `validated`."""
 
     path: Path
 
@@ -61,22 +61,22 @@ class PatchSource(Protocol):
         """The facts of the dataset."""
 
     def origins(self, number: int) -> Iterator[Origin]:
-        """Yield the places of all patches, of both splits; `number` is that of the dataset."""
+        """Yield the positions of all patches of both splits; `number` is that of the dataset."""
 
     def usable(self, origin: Origin) -> bool:
-        """Tell whether a patch is neither blank nor invalid."""
+        """Return whether a patch is neither blank nor invalid."""
 
     def cut(self, origin: Origin) -> Cut:
         """Return condition, target and positions."""
 
 
 def training_length(length: int, share: float, unit: int, gap: int) -> tuple[int, int]:
-    """Split a length into what is trained on and, behind a gap, what is kept for validation.
+    """Split a length into a training part and, after a gap, a validation part.
 
     Returns
     -------
     tuple of int
-        End of the training part, and begin of the validation part, which holds at least `unit`.
+        End of the training part, and begin of the validation part, which has at least `unit` length.
     """
     kept = max(round(length * share), unit)
     return length - kept - gap, length - kept

@@ -1,1 +1,1 @@
-"""A workflow folder for your own data: what `emdiffuse init` inspects, asks and writes."""
+"""The commands `init`, `doctor` and `estimate`, and the packaged workflow."""

@@ -1,4 +1,4 @@
-"""An estimate in words and numbers, for a person."""
+"""Formatting of an estimate as text."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from emdiffuse.runtime.errors import ConfigError
 
 Measure = Callable[[Description, int], Speed]
 TRAINING_THREADS = 8
-"""More threads make a training no faster."""
+"""Maximum number of threads that speed up a training."""
 SHOWN = ("RTX 4090", "A100", "H100")
 
 
 def text(estimate: Estimate, measure: Measure, workers: int, cards: tuple[str, ...] = SHOWN) -> str:
-    """Return an estimate as lines.
+    """Return an estimate as lines of text.
 
     Parameters
     ----------
     estimate : Estimate
         The counts.
     measure : callable
-        Times a network for a number of slices, here.
+        Function that times a network for a number of slices, on this machine.
     workers : int
         Workers that share a restoration on this machine.
     cards : tuple of str
-        Graphics cards of `speed.CARDS` to tell the time of.
+        Graphics cards of `speed.CARDS` to estimate the time for.
     """
     known: dict[tuple[str, int], Speed] = {}
 
@@ -56,9 +56,10 @@ def text(estimate: Estimate, measure: Measure, workers: int, cards: tuple[str, .
     return "\n".join(
         [
             *lines,
-            f"in all: {_times(totals)}; {_size(estimate.peak_bytes)} on disk, nothing removed",
-            f"Here: measured, for {here}. {', '.join(cards)}: one card, assumed to reach {SHARE:.0%} of the "
-            "peak in its data sheet; not measured. Reading, blending and the evaluation come on top.",
+            f"total: {_times(totals)}; {_size(estimate.peak_bytes)} on disk if nothing is removed",
+            f"Here: measured, for {here}. {', '.join(cards)}: not measured; one card, assumed to reach "
+            f"{SHARE:.0%} of the peak in its data sheet. Reading, blending and the evaluation are not "
+            "included.",
         ]
     )
 
@@ -66,14 +67,14 @@ def text(estimate: Estimate, measure: Measure, workers: int, cards: tuple[str, .
 def _described(cost: RestorationCost | TrainingCost) -> list[str]:
     if isinstance(cost, TrainingCost):
         training = cost.model.training
-        limit = f", {training.minutes:g} minutes at most" if training.minutes else ""
+        limit = f", at most {training.minutes:g} minutes" if training.minutes else ""
         if training.patience:
             sooner = training.patience * training.validate_every
-            limit += f"; it ends sooner where {sooner} steps in a row bring nothing"
+            limit += f"; stops early after {sooner} steps without improvement"
         return [
             f"train {cost.name}: {training.steps} steps of {training.batch} patches of "
             f"{cost.model.patches.size} x {cost.model.patches.size} pixels{limit}",
-            f"  patches: {_size(cost.patch_bytes)} at most",
+            f"  patches: at most {_size(cost.patch_bytes)}",
         ]
     while_running, result = cost.files
     memory = ", ".join(f"{stage} {mb / 1000:.1f} GB" for stage, mb in cost.memory.items())
@@ -82,7 +83,7 @@ def _described(cost: RestorationCost | TrainingCost) -> list[str]:
         f"{cost.tiles} tiles in {len(cost.grid)} blocks, {cost.evaluations} network evaluations",
         f"  disk: {_size(cost.scratch_bytes)} of tiles in {while_running} files, "
         f"{_size(cost.result_bytes)} of results in {result} files",
-        f"  memory a worker: {memory}",
+        f"  memory per worker: {memory}",
     ]
 
 
@@ -91,7 +92,7 @@ def _times(times: dict[str, float]) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Return a duration in a unit that suits it."""
+    """Return a duration in a suitable unit."""
     for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (172800, 3600, "h")):
         if seconds < limit:
             return f"{max(seconds / unit, 1):.{1 if unit == 3600 else 0}f} {name}"
@@ -99,7 +100,7 @@ def _duration(seconds: float) -> str:
 
 
 def _size(count: int) -> str:
-    """Return a number of bytes in a unit that suits it."""
+    """Return a number of bytes in a suitable unit."""
     value, units = float(count), ["bytes", "kB", "MB", "GB", "TB", "PB"]
     while value >= 1000 and len(units) > 1:
         value, units = value / 1000, units[1:]
@@ -107,7 +108,7 @@ def _size(count: int) -> str:
 
 
 def checked_cards(names: list[str] | None) -> tuple[str, ...]:
-    """Return the cards that were named, or those of the default.
+    """Return the named cards, or the default ones.
 
     Raises
     ------

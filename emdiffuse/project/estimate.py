@@ -1,10 +1,10 @@
-"""`emdiffuse estimate`: what a configuration will cost, before a cluster burns it.
+"""`emdiffuse estimate`: estimate what a configuration will cost before running it.
 
 Conventions
 -----------
-* Voxels, tiles, blocks and files are counted exactly, by the arithmetic that restores them; the sizes of
-  stores are those before compression, and so are never too small.
-* Time is that of the networks alone: reading, blending, registering and measuring come on top.
+* Voxels, tiles, blocks and files are counted exactly, by the code that restores them; the sizes of stores are
+  those before compression, and therefore upper bounds.
+* Time is that of the networks only, without reading, blending, registration and evaluation.
 * A training step costs three evaluations of each of its patches: one forward, two backward.
 """
 
@@ -29,9 +29,9 @@ from emdiffuse.runtime.errors import ConfigError
 from emdiffuse.stores.array import shard_shape
 
 PYRAMID = 8 / 7
-"""All levels of a pyramid that halves three axes, for one of its finest."""
+"""Size of a pyramid that halves three axes, relative to its finest level."""
 BACKWARD = 3
-"""Evaluations that a training step costs, in those of a restoration."""
+"""Cost of a training step per patch, in network evaluations of a restoration."""
 
 
 @dataclass(frozen=True)
@@ -63,18 +63,18 @@ class Extent:
 
 @dataclass(frozen=True)
 class RestorationCost:
-    """What a restoration costs.
+    """The cost of a restoration.
 
     Attributes
     ----------
     item : Restoration
         The restoration.
     description : Description
-        Its model.
+        The model.
     extent : Extent
-        What is restored.
+        Size of the input.
     grid : BlockGrid
-        Its blocks.
+        The blocks.
     """
 
     item: Restoration
@@ -84,49 +84,49 @@ class RestorationCost:
 
     @property
     def slices(self) -> int:
-        """Slices that an evaluation gives: those of a gap."""
+        """Slices per evaluation: those of a gap."""
         return max((len(self.grid.z.generated(gap)) for gap in range(min(self.grid.z.gaps, 64))), default=1)
 
     @property
     def tiles(self) -> int:
-        """Tiles of all gaps or images."""
+        """Number of tiles of all gaps or images."""
         return self.grid.z.gaps * len(self.grid.y.starts) * len(self.grid.x.starts)
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations, of a tile each."""
+        """Number of network evaluations, each of one tile."""
         return self.tiles * self.description.calls(self.item.sampler)
 
     @property
     def pixels(self) -> int:
-        """Pixels of these evaluations, margins included."""
+        """Pixels of all evaluations, including margins."""
         return self.evaluations * self.grid.y.tile * self.grid.x.tile
 
     @property
     def voxels(self) -> int:
-        """Voxels of the restored volume."""
+        """Number of voxels of the restored volume."""
         return prod(self.grid.volume)
 
     @cached_property
     def quantities(self) -> int:
-        """What is kept of each voxel while it is restored."""
+        """Number of quantities stored per voxel during restoration."""
         return 1 + (self.item.sampler.samples > 1)
 
     @property
     def scratch_bytes(self) -> int:
-        """Bytes of the tile store."""
+        """Size of the tile store in bytes."""
         return len(self.grid) * prod(self.grid.chunk) * self.quantities * 4
 
     @property
     def result_bytes(self) -> int:
-        """Bytes of the restored volume, with its uncertainty and intervals, in all levels."""
+        """Size of the restored volume in bytes, with uncertainty and intervals, in all levels."""
         voxel = self.extent.itemsize * (1 + 2 * (self.item.calibration is not None))
         voxel += 4 * (self.item.sampler.samples > 1)
         return ceil(self.voxels * voxel * PYRAMID)
 
     @property
     def files(self) -> tuple[int, int]:
-        """Files while it is restored, and of the result: a block each, and the shards of all levels."""
+        """Number of files during restoration (one per block), and of the result (shards of all levels)."""
         images = self.quantities + 2 * (self.item.calibration is not None)
         shards, shape = 0, self.grid.volume
         while True:
@@ -145,7 +145,7 @@ class RestorationCost:
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """What a training costs.
+    """The cost of a training.
 
     Attributes
     ----------
@@ -154,7 +154,7 @@ class TrainingCost:
     model : Model
         Its settings.
     description : Description
-        What it will be.
+        Description of the future model.
     """
 
     name: str
@@ -163,22 +163,22 @@ class TrainingCost:
 
     @property
     def slices(self) -> int:
-        """Slices of a gap."""
+        """Number of slices of a gap."""
         return max(self.model.factors) - 1 or 1
 
     @property
     def evaluations(self) -> int:
-        """Patches of all steps, each forward and back."""
+        """Network evaluations of all steps, forward and backward."""
         return self.model.training.steps * self.model.training.batch * BACKWARD
 
     @property
     def pixels(self) -> int:
-        """Pixels of these evaluations."""
+        """Pixels of all evaluations."""
         return self.evaluations * self.model.patches.size**2
 
     @property
     def patch_bytes(self) -> int:
-        """Bytes of the largest patch store that the settings allow; half precision."""
+        """Maximum size of the patch store in bytes, in half precision."""
         volumetric = TASKS[self.model.task].volumetric
         planes = len(CONDITION_OFFSETS) + max(self.model.factors) - 1 if volumetric else 2
         return self.model.patches.limit * planes * self.model.patches.size**2 * 2
@@ -186,14 +186,14 @@ class TrainingCost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a configuration costs.
+    """The cost of a configuration.
 
     Attributes
     ----------
     acquired : int
-        Bytes of the datasets as the workflow stores them; registered volumes share them.
+        Bytes of the stored datasets; registered volumes share them.
     restorations, trainings
-        What is restored and trained.
+        Costs of restorations and trainings.
     """
 
     acquired: int
@@ -202,20 +202,20 @@ class Estimate:
 
     @property
     def peak_bytes(self) -> int:
-        """Bytes on disk at the end, when nothing is removed."""
+        """Bytes on disk at the end, if nothing is removed."""
         restored = sum(cost.scratch_bytes + cost.result_bytes for cost in self.restorations)
         return self.acquired + restored + sum(cost.patch_bytes for cost in self.trainings)
 
 
 def estimate(config: Config) -> Estimate:
-    """Count the work of a configuration; no pixel is read.
+    """Count the work of a configuration, without reading pixels.
 
     Raises
     ------
     DataError
-        If data that it names cannot be opened.
+        If data cannot be opened.
     ConfigError
-        If a voxel size is neither said nor told by the data.
+        If neither the configuration nor the data state a voxel size.
     """
     from emdiffuse.training.state import network_spec
 
@@ -246,7 +246,7 @@ def estimate(config: Config) -> Estimate:
 
 
 def _described(model: Model) -> Description:
-    """Return what a model that is there is: a folder says so, and a published checkpoint is known."""
+    """Return the description of an existing model: of its folder, or of the published network."""
     assert model.weights is not None
     folder = model_folder(model.weights)
     if folder.is_dir():
@@ -257,7 +257,7 @@ def _described(model: Model) -> Description:
 
 
 def _extent(config: Config, name: str) -> Extent:
-    """Return the size of a dataset: a raw one's is that of its files, a derived one's follows."""
+    """Return the size of a dataset, from its files or derived from another dataset."""
     dataset = config.datasets[name]
     origin = config.datasets[config.origin(name)]
     assert origin.source is not None
@@ -286,7 +286,7 @@ def grid_of(item: Restoration, description: Description, extent: Extent) -> Bloc
     if task.volumetric:
         if extent.size is None:
             raise ConfigError(
-                f"datasets.{item.dataset}: neither the configuration nor the data give the voxel size; add "
+                f"datasets.{item.dataset}: neither the configuration nor the data state the voxel size; add "
                 "`voxel_size`"
             )
         factor = anisotropy_factor(extent.size, item.dataset, isotropic=True)

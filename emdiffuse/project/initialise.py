@@ -1,9 +1,9 @@
-"""`emdiffuse init`: from raw data to a workflow folder that runs.
+"""`emdiffuse init`: write a workflow folder for raw data.
 
 Conventions
 -----------
-* What the files do not tell is taken from the options, or asked. Without a terminal, a sentence names
-  the option to add: nothing is invented.
+* Information missing from the files is taken from the options, or asked for. Without a terminal, an error
+  names the option to add: nothing is guessed.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from emdiffuse.runtime.errors import ConfigError, DataError
 from emdiffuse.runtime.progress import logger
 
 Ask = Callable[[str, str], str]
-"""Asks a person: question and default to answer. An empty default must be answered."""
+"""Function that asks the user a question with a default; an empty default requires an answer."""
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """What was said on the command line.
+    """Options of the command line.
 
     Attributes
     ----------
@@ -48,15 +48,15 @@ class Wishes:
     sizes : tuple of tuple
         Voxel sizes (z, y, x) in nanometers: one for all, or one for each of `raw`.
     images : bool
-        Whether stacks hold separate images.
+        Whether stacks contain separate images.
     model : GivenModel or None
         The model to use.
     train : bool
-        Whether a model learns from the data, also where a shipped one could restore them.
+        Whether to train a model on the data, even if a shipped one could restore them.
     sheet : bool
-        Whether the data are written as a sheet in any case.
+        Whether to list the data in a sheet, however few they are.
     cluster : Cluster
-        What is known of the cluster.
+        Known settings of the cluster.
     """
 
     raw: tuple[str, ...]
@@ -74,18 +74,18 @@ def initialise(folder: Path, wishes: Wishes, ask: Ask | None = None) -> Proposal
     Parameters
     ----------
     folder : Path
-        Where to; made if it is missing. Nothing in it is replaced.
+        Folder to write, created if missing; nothing in it is replaced.
     wishes : Wishes
-        What is known.
+        Options of the command line.
     ask : callable, optional
-        Asks what is not; without it, what is not known is an error.
+        Asks for missing information; without it, missing information is an error.
 
     Raises
     ------
     DataError
         If data cannot be read.
     ConfigError
-        If something is not known, or the folder holds a workflow already.
+        If information is missing, or the folder already contains a workflow.
     """
     found = _look(folder, wishes)
     for one in found:
@@ -114,10 +114,11 @@ def initialise(folder: Path, wishes: Wishes, ask: Ask | None = None) -> Proposal
 
 
 def _look(folder: Path, wishes: Wishes) -> list[Finding]:
-    """Look at all data, and give them the sizes that were said."""
+    """Inspect all data, and assign the given voxel sizes."""
     if len(wishes.sizes) not in (0, 1, len(wishes.raw)):
         raise ConfigError(
-            f"--voxel-size is said {len(wishes.sizes)} times for {len(wishes.raw)} of --raw; say it once for "
+            f"--voxel-size is given {len(wishes.sizes)} times for {len(wishes.raw)} of --raw; give it once "
+            "for "
             "all, or once for each"
         )
     found = survey(wishes.raw, folder)
@@ -133,7 +134,7 @@ def _look(folder: Path, wishes: Wishes) -> list[Finding]:
 
 
 def _completed(one: Finding, wishes: Wishes, ask: Ask | None) -> Finding:
-    """Find out what the files do not say: whether it is a volume, and the voxel size."""
+    """Determine what the files do not state: whether it is a volume, and the voxel size."""
     if one.kind == "volume" and wishes.images:
         one = replace(one, kind="images")
     elif one.kind == "volume" and ask is not None and one.size[0] is None:
@@ -142,34 +143,37 @@ def _completed(one: Finding, wishes: Wishes, ask: Ask | None) -> Finding:
     if None not in one.size:
         return one
     if one.kind != "volume" and one.size[1] is not None:
-        return replace(one, size=(one.size[1], one.size[1], one.size[1]))  # slices that have no distance
+        # separate images have no slice spacing
+        return replace(one, size=(one.size[1], one.size[1], one.size[1]))
     if ask is None and one.kind == "images":
         raise DataError(
-            f"{one.source}: the file does not give a pixel size; add --voxel-size with that, in "
+            f"{one.source}: the file does not state a pixel size; add --voxel-size with the pixel size in "
             "nanometers, such as 8 (`emdiffuse enhance` restores an image without it)"
         )
     if ask is None:
         raise DataError(
-            f"{one.source}: the files do not give a voxel size; add --voxel-size Z,Y,X (nanometers: "
+            f"{one.source}: the files do not state a voxel size; add --voxel-size Z,Y,X (nanometers: "
             "slice spacing, pixel height and width), or --images if these are separate images"
         )
     return replace(one, size=_asked_size(one, ask))
 
 
 def _with_square_pixels(one: Finding) -> Finding:
-    """Let pixels that are not square be resampled to the smaller of their sides."""
+    """Have pixels that are not square resampled to their shorter side."""
     z, y, x = one.size
     assert z is not None and y is not None and x is not None
     if one.kind == "pairs" or abs(y - x) <= SQUARE * y:
         return one
     side = min(y, x)
-    logger.info("%s: its pixels are %g nm high and %g nm wide; resampled to %g nm", one.source, y, x, side)
+    logger.info(
+        "%s: pixels are %g nm high and %g nm wide; they will be resampled to %g nm", one.source, y, x, side
+    )
     return replace(one, size=(side if one.kind == "images" else z, side, side), stretched=True)
 
 
 def _asked_size(one: Finding, ask: Ask) -> Size:
-    """Ask for a voxel size until it is one."""
-    what = "slice spacing, pixel height and width" if one.kind == "volume" else "of a pixel"
+    """Ask for a voxel size until the answer is valid."""
+    what = "slice spacing, pixel height and width" if one.kind == "volume" else "pixel size"
     while True:
         answer = ask(f"{one.source}: voxel size in nanometers ({what}; such as 50,8,8)?", "")
         with contextlib.suppress(ConfigError):
@@ -177,7 +181,7 @@ def _asked_size(one: Finding, ask: Ask) -> Size:
 
 
 def parse_size(text: str) -> tuple[float, float, float]:
-    """Read "Z,Y,X", or one number for a pixel.
+    """Parse "Z,Y,X", or one number for a pixel.
 
     Raises
     ------
@@ -197,7 +201,7 @@ def parse_size(text: str) -> tuple[float, float, float]:
 
 
 def _cluster(known: Cluster, ask: Ask | None) -> Cluster:
-    """Complete what is known of the cluster by what SLURM says, and by a person."""
+    """Complete the settings of the cluster from SLURM, and by asking."""
     there = machine.partitions()
     if not there:
         return known

@@ -1,4 +1,4 @@
-"""What to do with data that were found: which model restores them, and what it learns from.
+"""Propose how to restore data: with which model, and what it learns from.
 
 Conventions
 -----------
@@ -28,12 +28,12 @@ PATCH, MARGIN = 64, 16
 
 @dataclass(frozen=True)
 class GivenModel:
-    """A model that is there.
+    """An existing model.
 
     Attributes
     ----------
     weights : str
-        What the configuration calls it.
+        Its name in the configuration.
     task : str
         Its task.
     """
@@ -44,16 +44,16 @@ class GivenModel:
 
 @dataclass(frozen=True)
 class Learned:
-    """A model that is trained.
+    """A model to train.
 
     Attributes
     ----------
     name, task : str
-        Its name, and what it learns.
+        Name and task.
     datasets : tuple of str
-        What it learns from.
+        Training data.
     factors : tuple of int
-        Anisotropy factors; none of images.
+        Anisotropy factors; empty for images.
     noisy : bool
         Whether it learns from noisy images alone, without clean ones.
     """
@@ -67,22 +67,22 @@ class Learned:
 
 @dataclass(frozen=True)
 class Proposal:
-    """A configuration in short.
+    """A proposed configuration.
 
     Attributes
     ----------
     model : GivenModel or Learned
-        What restores.
+        The model.
     restored : tuple of Finding
-        What is restored.
+        Data to restore.
     learned : tuple of Finding
-        What is learned from, and not restored.
+        Data that are only used for training.
     thinned : tuple of Finding
-        Isotropic volumes of which slices are left out, to be restored and compared.
+        Isotropic volumes that are thinned, restored, and compared with the original.
     factor : int
-        Every how manyth slice of these is kept.
+        Every `factor`-th slice of these is kept.
     why : str
-        A sentence about the choice.
+        One sentence that explains the choice.
     """
 
     model: GivenModel | Learned
@@ -99,27 +99,28 @@ class Proposal:
 
 
 def propose(found: Sequence[Finding], given: GivenModel | None = None, factor: int = 6) -> Proposal:
-    """Choose a model, and what it restores.
+    """Choose a model, and the data that it restores.
 
     Parameters
     ----------
     found : sequence of Finding
-        The data; the voxel sizes of volumes are known.
+        The data; the voxel sizes of volumes must be known.
     given : GivenModel, optional
-        A model that is to be used.
+        The model to use.
     factor : int
-        How volumes are thinned where all of them are isotropic.
+        How volumes are thinned if all of them are isotropic.
 
     Raises
     ------
     ConfigError
-        If no model can be had, or there is nothing to restore; the sentence says what to add.
+        If there is no suitable model, or nothing to restore; states what to add.
     """
     for volume in (one for one in found if one.kind == "volume"):
         if not volume.isotropic and not MINIMUM_FACTOR <= volume.ratio <= MAXIMUM_FACTOR:
             raise ConfigError(
-                f"{volume.source}: its voxels are {volume.ratio:g} times as long as wide, neither cubes nor "
-                f"{MINIMUM_FACTOR} to {MAXIMUM_FACTOR} times; correct --voxel-size, or leave it out"
+                f"{volume.source}: voxels are {volume.ratio:g} times as long as wide, but must be cubes or "
+                f"{MINIMUM_FACTOR} to {MAXIMUM_FACTOR} times as long; correct --voxel-size, or omit the "
+                "volume"
             )
     if given is not None:
         return _by_given(found, given)
@@ -138,7 +139,7 @@ def propose(found: Sequence[Finding], given: GivenModel | None = None, factor: i
     if cubes:
         raise ConfigError(
             f"{cubes[0].source}: an isotropic volume to learn from, but nothing to restore; add an "
-            "anisotropic one by a further --raw, or a second isotropic one to measure with"
+            "anisotropic one with another --raw, or a second isotropic one to evaluate on"
         )
     return _from_noisy(images)
 
@@ -183,7 +184,7 @@ def _from_noisy(images: tuple[Finding, ...]) -> Proposal:
 
 
 def _by_given(found: Sequence[Finding], given: GivenModel) -> Proposal:
-    """Restore what a model can restore."""
+    """Propose to restore all data that the given model can restore."""
     volumetric = TASKS[given.task].volumetric
     fit = tuple(
         one
@@ -193,16 +194,18 @@ def _by_given(found: Sequence[Finding], given: GivenModel) -> Proposal:
     )
     if not fit:
         wanted = "an anisotropic volume" if volumetric else "images or a volume"
-        raise ConfigError(f"--model {given.weights}: it restores {wanted}, and --raw gives none; add one")
+        raise ConfigError(
+            f"--model {given.weights}: this model restores {wanted}, but --raw has none; add one"
+        )
     return Proposal(given, fit, why=f"all are restored by {given.weights} ({TASKS[given.task].title})")
 
 
 def _from_pairs(pairs: tuple[Finding, ...], restored: tuple[Finding, ...]) -> Proposal:
-    """Learn from pairs, to restore images or the slices of volumes."""
+    """Propose to learn from pairs, to restore images or the slices of volumes."""
     if not restored:
         raise ConfigError(
             f"{pairs[0].source}: image pairs to learn from, but nothing to restore; add images or a "
-            "volume by a further --raw"
+            "volume with another --raw"
         )
     task = "emdiffuse-r" if pairs[0].scale == 2 else "emdiffuse-n"
     name = "sharpen" if task == "emdiffuse-r" else "denoise"
@@ -211,17 +214,15 @@ def _from_pairs(pairs: tuple[Finding, ...], restored: tuple[Finding, ...]) -> Pr
 
 
 def _of_gaps(thick: tuple[Finding, ...], cubes: tuple[Finding, ...]) -> Proposal:
-    """Fill the gaps of anisotropic volumes, as learned from isotropic ones or from their own planes."""
+    """Propose to fill the gaps of anisotropic volumes, learned from isotropic ones or their own planes."""
     around = {edge(one.ratio) for one in thick for edge in (floor, ceil)}
     factors = tuple(sorted(value for value in around if MINIMUM_FACTOR <= value <= MAXIMUM_FACTOR))
     if cubes:
         model = Learned("gaps", "vemdiffuse-i", tuple(one.name for one in cubes), factors)
-        return Proposal(
-            model, thick, cubes, why="gaps learns what lies between slices from isotropic volumes"
-        )
+        return Proposal(model, thick, cubes, why="gaps learns to fill gaps from isotropic volumes")
     model = Learned("gaps", "vemdiffuse-a", tuple(one.name for one in thick), factors)
     return Proposal(
         model,
         thick,
-        why="there is no isotropic volume, so gaps learns from the planes of the volumes themselves",
+        why="there is no isotropic volume, so gaps learns from the lateral planes of the volumes themselves",
     )

@@ -1,9 +1,9 @@
-"""How fast a network runs: measured here, or told for a graphics card from its data sheet.
+"""Speed of a network: measured here, or estimated for a graphics card from its data sheet.
 
 Conventions
 -----------
-* Work is counted in floating-point operations (a multiplication and an addition are two), as PyTorch counts
-  those of convolutions and products of matrices; what runs between them is in the measured time alone.
+* Work is counted in floating-point operations (a multiplication and an addition are two) of convolutions and
+  matrix products, as counted by PyTorch; other operations only appear in the measured time.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ CARDS = {
     "A100": 312.0,
     "H100": 989.0,
 }
-"""Peak of dense half-precision products of matrices, in 10**12 operations a second, from the data sheets."""
+"""Peak of dense half-precision matrix products, in 10**12 operations per second, from the data sheets."""
 SHARE = 0.1
-"""What a network of few channels is assumed to reach of that peak; not measured."""
+"""Assumed fraction of that peak that a network with few channels reaches; not measured."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What one network evaluation of one tile costs.
+    """Cost of one network evaluation of one tile.
 
     Attributes
     ----------
     seconds : float
-        Measured seconds a pixel, with one thread on a CPU, or on the GPU.
+        Measured seconds per pixel, with one thread on a CPU, or on the GPU.
     device : str
-        Where: "cpu" or "cuda".
+        Device of the measurement: "cpu" or "cuda".
     operations : float
-        Floating-point operations a pixel of a tile, all slices of a gap together; 0 where not counted.
+        Floating-point operations per pixel of a tile, for all slices of a gap; 0 if not counted.
     """
 
     seconds: float
@@ -58,24 +58,24 @@ class Speed:
     operations: float = 0.0
 
     def on(self, card: str) -> float:
-        """Return the assumed seconds a pixel on a card of `CARDS`."""
+        """Return the estimated seconds per pixel on a card of `CARDS`."""
         return self.operations / (CARDS[card] * 1e12 * SHARE)
 
 
 def measure(description: Description, slices: int, device: str = "auto", count: bool = True) -> Speed:
-    """Time one network evaluation, with random weights: they do not change how long it takes.
+    """Time one network evaluation, with random weights, which do not affect the time.
 
     Parameters
     ----------
     description : Description
         The model.
     slices : int
-        Slices that are restored in a gap; 1 of images.
+        Number of slices in a gap; 1 for images.
     device : str
-        "auto", "cpu" or a CUDA device. A GPU gets 8 tiles at once.
+        "auto", "cpu" or a CUDA device. A GPU runs 8 tiles at once.
     count : bool
-        Whether operations are counted. PyTorch's counter loads Triton, whose LLVM crashes a process that
-        draws by Mesa's: a viewer does not ask for it.
+        Whether to count operations. PyTorch's counter loads Triton, whose LLVM crashes a process that renders
+        with Mesa, so a viewer must not count.
     """
     place = torch.device(place_of(device))
     network = build_network(description.network).to(place).eval()
@@ -93,9 +93,9 @@ def measure(description: Description, slices: int, device: str = "auto", count: 
         return time.perf_counter() - begin
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as a worker of the workflow has
+    torch.set_num_threads(1)  # like a worker of the workflow
     try:
-        evaluate()  # the first call finds out how to compute
+        evaluate()  # warm-up: the first call selects algorithms
         operations = _operations(evaluate) if count else 0.0
         seconds = min(evaluate() for _ in range(2))
     finally:
@@ -105,7 +105,7 @@ def measure(description: Description, slices: int, device: str = "auto", count: 
 
 
 def _operations(work: Callable[[], object]) -> float:
-    """Return the floating-point operations of some work."""
+    """Return the number of floating-point operations of `work`."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
@@ -114,7 +114,7 @@ def _operations(work: Callable[[], object]) -> float:
 
 
 def _batch(description: Description, slices: int, count: int) -> Batch:
-    """Return gaps, or images, without content."""
+    """Return a batch of empty gaps or images."""
     if not TASKS[description.task].volumetric:
         return Batch.of_images(torch.zeros(count, 1, SIDE, SIDE))
     positions = torch.arange(1, slices + 1) / (slices + 1)

@@ -1,8 +1,8 @@
-"""What lies at a path: volumes, images or pairs of images, and the metadata of their files.
+"""Inspect paths: find volumes, images or pairs of images, and their metadata.
 
 Conventions
 -----------
-* No pixel is read. Shapes are (z, y, x), voxel sizes (z, y, x) in nanometers, None where nothing says one.
+* No pixel is read. Shapes are (z, y, x), voxel sizes (z, y, x) in nanometers, None if unknown.
 * A folder is tried as image pairs, as numbered slices, and then as a folder of several volumes or images.
 """
 
@@ -29,26 +29,26 @@ ISOTROPIC = 1.05
 
 @dataclass(frozen=True)
 class Finding:
-    """Data that were found.
+    """Data found at a path.
 
     Attributes
     ----------
     name : str
-        What the dataset is to be called.
+        Name of the dataset.
     source : str
-        What the configuration is to call it: relative to the workflow's folder, where it lies in there.
+        Source in the configuration, relative to the workflow's folder if inside it.
     kind : str
         "volume", "images" or "pairs".
     shape : tuple of int
-        Shape (z, y, x); of pairs their number and the shape of a clean image.
+        Shape (z, y, x); for pairs, their number and the shape of a clean image.
     dtype : str
-        Type of the pixels.
+        Data type of the pixels.
     size : tuple of float or None
         Voxel size.
     scale : int
-        Of pairs: pixels of the clean image that are one of the other.
+        For pairs: pixels of the clean image per pixel of the other.
     stretched : bool
-        Whether its pixels are not square, and are to be resampled to `size`.
+        Whether pixels are not square, and will be resampled to `size`.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Finding:
 
     @property
     def isotropic(self) -> bool:
-        """Whether its voxels are cubes, or nearly."""
+        """Whether voxels are cubes, or nearly so."""
         return 1 / ISOTROPIC <= self.ratio <= ISOTROPIC
 
     def __str__(self) -> str:
@@ -85,19 +85,19 @@ class Finding:
 
 
 def survey(paths: Iterable[str], folder: Path) -> list[Finding]:
-    """Look at raw data.
+    """Inspect raw data.
 
     Parameters
     ----------
     paths : iterable of str
-        Files, folders, globs or addresses, as a `source` of the configuration may be.
+        Files, folders, patterns or URLs, as in `source` of the configuration.
     folder : Path
-        Folder of the workflow, which the paths of sources are relative to.
+        Folder of the workflow, to which the paths of sources are relative.
 
     Raises
     ------
     DataError
-        If there is nothing that can be read at a path; one sentence.
+        If a path has no readable data.
     """
     found: list[Finding] = []
     for path in paths:
@@ -121,7 +121,7 @@ def _at(path: str, folder: Path) -> list[Finding]:
 
 
 def _one(path: str, folder: Path) -> Finding:
-    """Look at one source."""
+    """Inspect one source."""
     source = open_source(path)
     size = source.voxel_size or UNKNOWN
     kind: Kind = "images" if source.shape[0] == 1 else "volume"
@@ -130,7 +130,7 @@ def _one(path: str, folder: Path) -> Finding:
 
 
 def _pairs(place: Path, folder: Path) -> Finding | None:
-    """Look for image pairs that their names tell: one image noisy or coarse, the other clean."""
+    """Look for image pairs by their file names: one noisy or coarse, the other clean."""
     for pattern in PATTERNS:
         try:
             pairs = find_pairs(place, pattern).pairs
@@ -148,19 +148,19 @@ def _pairs(place: Path, folder: Path) -> Finding | None:
 
 
 def _is_data(path: Path) -> bool:
-    """Tell whether a part of a folder is data by itself: an image, a file of another format, or a store."""
+    """Return whether an entry of a folder is data: an image, a file of another format, or a store."""
     return is_slice(path) or (not path.name.startswith(".") and parse_source(str(path)).kind != "image")
 
 
 def _name(path: str) -> str:
-    """Return a name for a dataset: the file's own, in the letters that a name may have."""
+    """Return a name for a dataset: that of the file, restricted to allowed characters."""
     stem = re.split(r"[/:]", path.rstrip("/*"))[-1]
     stem = re.sub(r"(\.ome)?\.\w+$", "", stem)
     return re.sub(r"[^\w-]+", "_", stem).strip("_-") or "data"
 
 
 def _told(path: str, folder: Path) -> str:
-    """Return how the configuration names a path: from the folder of the workflow, or else from the root."""
+    """Return a path relative to the workflow's folder if inside it, otherwise absolute."""
     source = parse_source(path)
     if source.remote or not Path(source.place).exists():
         return path
@@ -170,7 +170,7 @@ def _told(path: str, folder: Path) -> str:
 
 
 def _named_apart(found: list[Finding]) -> list[Finding]:
-    """Give each a name of its own."""
+    """Make the names unique."""
     names: set[str] = set()
     apart = []
     for finding in found:

@@ -1,4 +1,4 @@
-"""The workflow that the package carries: where it lies, and what a folder that uses it needs of it."""
+"""The packaged workflow: its files, and helpers for folders that use it."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ _held: list[IO[str]] = []
 
 
 def snakefile() -> str:
-    """Return the Snakefile of the installed workflow, for the `module` of another Snakefile."""
+    """Return the path of the installed Snakefile, for the `module` of another Snakefile."""
     return str(PACKAGE / "workflow" / "Snakefile")
 
 
 def profile(name: str) -> str:
-    """Return the text of a profile that comes with the package: "local" or "slurm"."""
+    """Return the text of a packaged profile: "local" or "slurm"."""
     return (PACKAGE / "profiles" / name / "profile.yaml").read_text()
 
 
 def only_one_run() -> None:
-    """Refuse a second run in the folder that the process is in, as long as this process lives.
+    """Refuse a second run in the working directory while this process lives.
 
-    Snakemake's own lock outlives a run that was killed or lost its machine, and would ask for ``--unlock``
-    where starting again is what resumes; the kernel frees this one. So the profiles say ``nolock``.
+    Snakemake's own lock survives a run that was killed or whose machine failed, and would then demand
+    ``--unlock`` instead of resuming; the kernel frees this one. So the profiles set ``nolock``.
 
     Raises
     ------
     ConfigError
-        If there is another run.
+        If another run is active.
     """
     LOCK.parent.mkdir(exist_ok=True)
     held = LOCK.open("w")
@@ -43,19 +43,19 @@ def only_one_run() -> None:
         lock(held, "the workflow")
     except BlockingIOError:
         held.close()
-        raise ConfigError("another run is under way in this folder; wait for it, or stop it") from None
+        raise ConfigError("another run is active in this folder; wait for it, or stop it") from None
     _held.append(held)
 
 
 def mistakes_in(logs: Path, since: float) -> list[str]:
-    """Return the mistakes that ended jobs, from the last lines of their logs: one sentence each.
+    """Return the mistakes that made jobs fail, from the last lines of their logs, one sentence each.
 
     Parameters
     ----------
     logs : Path
         Folder of the logs.
     since : float
-        Time of the start (`time.time`): older logs are of other runs.
+        Time of the start (`time.time`); older logs belong to other runs.
     """
     found = []
     for log in sorted(logs.rglob("*.log")):
@@ -68,16 +68,16 @@ def mistakes_in(logs: Path, since: float) -> list[str]:
 
 
 def state_of(paths: Iterable[Path | str]) -> str:
-    """Return what tells whether raw files may have changed: nothing is read but their directory entries.
+    """Return a fingerprint of raw files, from their directory entries only, to detect possible changes.
 
-    A file's time can be set back, but not the time of its change of status; and of two files that changed
-    names, each has the inode of the other. A rule takes this as a parameter, so that its job runs again where
-    it differs; the job then compares the content, and does nothing where that is the same.
+    It uses the time of status change, which unlike the modification time cannot be set back, and the inode,
+    which reveals swapped names. A rule takes it as a parameter, so that its job runs again if it differs; the
+    job then compares the content, and does nothing if that is the same.
 
     Parameters
     ----------
     paths : iterable of path
-        Files, and folders with all that is in them; what is not on this disk does not count.
+        Files, and folders with all their content; URLs are ignored.
     """
     known = hashlib.sha256()
     for path in map(Path, paths):

@@ -2,8 +2,8 @@
 
 Conventions
 -----------
-* The profiles are those of the package, with what is known of this machine and its cluster filled in. What is
-  not known keeps its default and the mark EDIT.
+* The profiles are the packaged ones, completed for this machine and its cluster. Unknown settings keep their
+  default and the mark EDIT.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from emdiffuse.runtime.atomic import write_atomically
 from emdiffuse.runtime.errors import ConfigError
 
 LARGEST_LIST = 1
-"""Datasets to restore that are written into the configuration; more become a sheet."""
+"""Maximum number of restored datasets in the configuration itself; more are written to a sheet."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What jobs ask SLURM for; None where it is not known.
+    """SLURM settings of jobs; None if unknown.
 
     Attributes
     ----------
     partition, gpu_partition : str or None
         Partitions for jobs without and with a GPU.
     account : str or None
-        Who pays.
+        Account to charge.
     gpu : bool
-        Whether there are GPUs.
+        Whether the cluster has GPUs.
     """
 
     partition: str | None = None
@@ -90,7 +90,7 @@ def sheet_text(restored: tuple[Finding, ...]) -> str:
 
 
 def local_profile(cores: int, gpus: int) -> str:
-    """Return the profile of this machine: as many workers as GPUs, or else as cores, share a restoration."""
+    """Return the profile of this machine, with one worker per GPU, or else per core."""
     text = profile("local")
     for stage, workers in (("restore", gpus or cores), ("stitch", cores)):
         text = _changed(text, rf"  - {stage}=\d+", f"  - {stage}={workers}")
@@ -113,9 +113,9 @@ def slurm_profile(cluster: Cluster) -> str:
 
 
 def _changed(text: str, pattern: str, replacement: str) -> str:
-    """Replace all of a pattern, which is there."""
+    """Replace all matches of a pattern, of which there is at least one."""
     changed, count = re.subn(pattern, replacement, text)
-    assert count, f"the profile has no {pattern}"
+    assert count, f"the profile lacks {pattern}"
     return changed
 
 
@@ -125,10 +125,10 @@ def write_folder(folder: Path, files: dict[str, str]) -> None:
     Raises
     ------
     ConfigError
-        If one of them is there already; then nothing is written.
+        If one of them exists; nothing is written then.
     """
     for name in files:
         if (folder / name).exists():
-            raise ConfigError(f"{folder / name} is there already; name another folder, or move it away")
+            raise ConfigError(f"{folder / name} already exists; name another folder, or move it away")
     for name in sorted(files, key=lambda name: name == "config.yaml"):
         write_atomically(folder / name, files[name])

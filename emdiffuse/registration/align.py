@@ -1,10 +1,10 @@
-"""One pair of files, registered without a workflow.
+"""Register one pair of image files, without a workflow.
 
 Conventions
 -----------
-* Beside ``OUT.tif`` lie ``OUT.flow.tif`` (float32 (2, y, x): displacements (y, x) in pixels of the moving
-  image, from a pixel of the result to where it came from), ``OUT.mask.tif`` (uint8, 255 where both
-  show the field), ``OUT.json`` (the quality) and ``OUT.png`` (a picture).
+* Written beside ``OUT.tif``: ``OUT.flow.tif`` (float32 (2, y, x): displacements (y, x) in pixels of the
+  moving image, from a pixel of the result to its origin), ``OUT.mask.tif`` (uint8, 255 where both images
+  show the field), ``OUT.json`` (the quality) and ``OUT.png`` (a figure).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from emdiffuse.runtime.json_files import write_json
 from emdiffuse.runtime.outputs import PROGRAM, require_free
 
 BESIDE = ("flow.tif", "mask.tif", "json", "png")
-"""Endings of what is written beside the warped image."""
+"""Suffixes of the files written beside the warped image."""
 
 logger = logging.getLogger(__name__)
 
@@ -42,29 +42,29 @@ def align(
     weights: str = "shipped",
     overwrite: bool = False,
 ) -> None:
-    """Register one image to another, and write the warped image and what was measured.
+    """Register one image to another, and write the warped image and the quality.
 
     Parameters
     ----------
     moving, fixed : Path
-        Images in any format that can be read.
+        Images in any readable format.
     out : Path
         TIFF to write.
     scale : int
-        How many pixels of the fixed image are one of the moving one, along a side.
+        Pixels of the fixed image per pixel of the moving one, along a side.
     weights : str
         Weights of RAFT; see `raft`.
     overwrite : bool
-        Whether files of these names that this program did not write are replaced.
+        Whether to replace files of these names that emdiffuse did not write.
 
     Raises
     ------
     OutputError
-        If there are such files, or one is an image that is read.
+        If such files exist, or an output is an input.
     ConfigError
         If the output is not a TIFF.
     DataError
-        If an image cannot be read, or the two cannot be registered; nothing is written.
+        If an image cannot be read, or the two cannot be registered; nothing is written then.
     """
     if out.suffix.lower() not in (".tif", ".tiff"):
         raise ConfigError(f"{out}: the aligned image is written as TIFF; choose a name that ends in .tif")
@@ -75,7 +75,7 @@ def align(
     try:
         result = register_pair(target, source, Flow(weights))
     except NotRegistered as error:
-        raise DataError(f"{moving}: it cannot be aligned to {fixed}: {error}") from None
+        raise DataError(f"{moving}: cannot be aligned to {fixed}: {error}") from None
     ncc = result.quality["ncc"]
     with scratch(out) as folder:
         tifffile.imwrite(folder / out.name, result.moving, compression="zlib", software=PROGRAM)
@@ -105,13 +105,13 @@ def align(
             result.displacement[:, *box],
             folder / f"{stem}.png",
         )
-        for path in sorted(folder.iterdir(), key=lambda path: path.name == out.name):  # the image last
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == out.name):  # image last
             path.replace(out.with_name(path.name))
     moved = result.quality["displacement"]
     logger.info(
         "%s: %s; displaced by %.2f pixels (median), correlation %.3f before and %.3f after",
         out,
-        "warped" if result.quality["changed"] else "already aligned, and left unchanged",
+        "warped" if result.quality["changed"] else "already aligned, left unchanged",
         moved["median"],
         ncc["before"],
         ncc["after"],
@@ -122,5 +122,5 @@ def _read_image(path: Path) -> NDArray[Any]:
     """Read one image (y, x)."""
     slices = open_source(str(path))
     if slices.shape[0] != 1:
-        raise DataError(f"{path}: one image is expected here, but it holds {slices.shape[0]}")
+        raise DataError(f"{path}: expected one image, but the file contains {slices.shape[0]}")
     return slices.read(0, 1)[0]

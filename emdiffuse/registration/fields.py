@@ -1,12 +1,12 @@
-"""A store of image pairs: every field registered, measured, and excluded from training where that fails.
+"""Register the image pairs of a store, and exclude from training those that fail.
 
 Conventions
 -----------
-* The moving image is warped on its own pixels; where they are larger (`scale` 2), the fixed image is averaged
-  to them for the comparison, and stays as it is in the store.
+* The moving image keeps its pixel size; if its pixels are larger (`scale` 2), the fixed image is binned for
+  the comparison, and stays unchanged in the store.
 * All lengths are in pixels of the moving image.
-* A field whose images cannot be registered, or still do not agree, is excluded with the reason, and passed on
-  as it was.
+* A field whose images cannot be registered, or still disagree, is excluded with the reason, and copied
+  unchanged.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Register = Callable[[NDArray[Any], NDArray[Any]], Registered]
 
 
 def register_pairs(store: Path, alignment: Alignment, out: Path, quality: Path, figure: Path) -> None:
-    """Register every pair of a store, and exclude those that cannot be.
+    """Register every pair of a store, and exclude those that cannot be registered.
 
     Parameters
     ----------
@@ -54,8 +54,8 @@ def register_pairs(store: Path, alignment: Alignment, out: Path, quality: Path, 
     out : Path
         The store to write.
     quality, figure : Path
-        What was found for each field, as JSON; and a picture of those that moved most. A picture of each lies
-        in a folder beside it, of the same name without ``.png``.
+        Results for each field as JSON, and a figure of the fields that moved most. A folder of the same name
+        without ``.png`` receives a figure of each field.
 
     Raises
     ------
@@ -88,7 +88,7 @@ def register_pairs(store: Path, alignment: Alignment, out: Path, quality: Path, 
         shown.sort(key=lambda item: -item[0])
         draw_gallery([picture for _, both in shown[:SHOWN] for picture in both], figure)
         used = [entry for entry in fields if not entry.excluded]
-        skipped = pairs.facts.skipped.items()  # when they were acquired
+        skipped = pairs.facts.skipped.items()  # at acquisition
         listed = [*fields, *(PairField(group="", name=name, excluded=reason) for name, reason in skipped)]
         report = {
             "program": PROGRAM,
@@ -103,7 +103,7 @@ def register_pairs(store: Path, alignment: Alignment, out: Path, quality: Path, 
         if not used:
             raise DataError(
                 f"{store}: no pair can be registered: {fields[0].name}: {fields[0].excluded}; are "
-                "these images of the same fields?"
+                "these images really of the same fields?"
             )
         logger.info("%s: %s", report["dataset"], report["conclusion"])
         told = {"stage": "register", "made": made, "fields": tuple(fields)}
@@ -111,12 +111,12 @@ def register_pairs(store: Path, alignment: Alignment, out: Path, quality: Path, 
 
 
 def _method(alignment: Alignment) -> Register:
-    """Return what is done with a pair."""
+    """Return the function that registers or checks a pair."""
     if alignment.method == "check":
         return lambda fixed, moving: check_pair(
             fixed, moving, alignment.tolerance, alignment.least_correlation
         )
-    from emdiffuse.registration.raft import Flow  # torch and torchvision: to check pairs needs neither
+    from emdiffuse.registration.raft import Flow  # imports torch, which checking does not need
 
     flow = Flow(alignment.weights)
     limits = Limits(alignment.least_correlation)
@@ -124,7 +124,7 @@ def _method(alignment: Alignment) -> Register:
 
 
 def _made(pairs: Pairs, alignment: Alignment) -> Link:
-    """Return how pairs are registered: what is warped, and what is left out of training."""
+    """Return the provenance of registered pairs: how they are warped, and which are excluded."""
     settings = {"kind": "pairs", "least_correlation": alignment.least_correlation}
     own, before = pairs.facts.dataset or "", require_made(pairs.facts, pairs.path)
     if alignment.method == "check":
@@ -133,7 +133,7 @@ def _made(pairs: Pairs, alignment: Alignment) -> Link:
 
 
 def averaged(image: NDArray[Any], scale: int) -> NDArray[Any]:
-    """Return an image (y, x) at pixels `scale` times as large; a rest at its end is left out."""
+    """Bin an image (y, x) to pixels `scale` times as large; a remainder at the end is dropped."""
     if scale == 1:
         return image
     height, width = (n // scale for n in image.shape)
@@ -142,7 +142,7 @@ def averaged(image: NDArray[Any], scale: int) -> NDArray[Any]:
 
 
 def _write(group: Path, pairs: Pairs, field: PairField, result: Registered | None) -> None:
-    """Write the images of a field: what did not change by hard links, and the mask if there is one."""
+    """Write the images of a field, unchanged ones by hard links, and the mask if any."""
     moved = result if result is not None and result.quality["changed"] else None
     for role in ("moving", "fixed"):
         image = pairs.image(field, role)
@@ -190,7 +190,7 @@ def _draw(
 
 
 def _conclusion(fields: list[PairField], used: list[PairField]) -> str:
-    """Say in words what was found."""
+    """Return the conclusion in words."""
     qualities: list[Any] = [entry.quality for entry in used]
     moved = [quality for quality in qualities if quality["changed"]]
     text = f"{len(used)} of {len(fields)} pairs are aligned"

@@ -1,10 +1,10 @@
-"""Pictures of a registration: overlays before and after, and the displacement as colours.
+"""Figures of a registration: overlays before and after, and the displacement in colour.
 
 Conventions
 -----------
-* Images are (y, x), in [-1, 1]; the moving one is shown in magenta, the fixed one in green: where they agree
-  it is gray.
-* The colour of a displacement is its direction, its strength the length, up to what the title says.
+* Images are (y, x), in [-1, 1]; the moving one is shown in magenta, the fixed one in green, so that agreement
+  is gray.
+* The hue of a displacement is its direction, the saturation its length, up to the length in the title.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from emdiffuse.registration.warping import Image, Map
 from emdiffuse.runtime.atomic import save_figure
 
 LARGEST = 640
-"""Height and width of the middle that is shown, in pixels."""
+"""Maximum height and width of the central part that is shown, in pixels."""
 Colors = NDArray[np.float32]
 
 
@@ -29,7 +29,7 @@ def overlay(moving: Image, fixed: Image) -> Colors:
 
 
 def wheel(displacement: Map, longest: float) -> Colors:
-    """Return displacements (2, y, x) as colours (y, x, 3): to the right red, none white."""
+    """Return displacements (2, y, x) as colours (y, x, 3): red to the right, white for none."""
     from matplotlib.colors import hsv_to_rgb
 
     y, x = displacement
@@ -44,11 +44,11 @@ def draw_field(title: str, before: Colors, after: Colors, displacement: Map, pat
     Parameters
     ----------
     title : str
-        What is said above.
+        Title of the figure.
     before, after : ndarray
         Overlays (y, x, 3).
     displacement : ndarray
-        (2, y, x), in pixels; its median, a shift of the whole image, is taken off for the colours.
+        (2, y, x), in pixels; the colours show it minus its median, the shift of the whole image.
     path : Path
         PNG to write.
     """
@@ -85,7 +85,7 @@ def draw_field(title: str, before: Colors, after: Colors, displacement: Map, pat
 
 
 def draw_gallery(pictures: list[tuple[str, Colors]], path: Path, columns: int = 2) -> None:
-    """Draw pictures (y, x, 3) with their titles, in rows."""
+    """Draw images (y, x, 3) with their titles, in rows."""
     from matplotlib.figure import Figure
 
     rows = -(-len(pictures) // columns)
@@ -102,7 +102,7 @@ def draw_gallery(pictures: list[tuple[str, Colors]], path: Path, columns: int = 
 
 
 def _middle(picture: Colors) -> tuple[slice, slice]:
-    """Return the middle of a picture, of at most `LARGEST` pixels a side."""
+    """Return the centre of an image, of at most `LARGEST` pixels a side."""
     y, x = (
         slice(max((n - LARGEST) // 2, 0), max((n - LARGEST) // 2, 0) + LARGEST) for n in picture.shape[:2]
     )

@@ -1,6 +1,6 @@
-"""The weights of the optical flow, by their names: where they lie, and what their content is.
+"""Weights of the optical flow by name: their file, and the hash of their content.
 
-Apart from `raft`, which loads torch: whoever only asks whether something was registered already needs none.
+Separate from `raft`, which imports torch, because checking whether data are registered does not need it.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ SHIPPED = Path(__file__).parent / "weights" / "raft_small_em.safetensors"
 
 
 def file_of_weights(weights: str) -> Path:
-    """Return the file that "shipped" or a path names.
+    """Return the file of the weights "shipped" or of a path.
 
     Raises
     ------
     DataError
-        If there is none.
+        If it does not exist.
     """
     path = SHIPPED if weights == "shipped" else Path(weights)
     if not path.is_file():
-        raise DataError(f"{path}: there are no such weights; give 'shipped', 'torchvision' or a path")
+        raise DataError(f"{path}: no such weights; give 'shipped', 'torchvision' or a path")
     return path
 
 
 def link_of_weights(weights: str) -> Link:
-    """Return the link of weights by the names of `raft`: their content.
+    """Return the provenance of weights, by the names of `raft`.
 
     Raises
     ------
     DataError
-        If there are none.
+        If they do not exist.
     """
     if weights == "torchvision":
         return made_by("raw", "raft_small of torchvision", {})

@@ -2,12 +2,12 @@
 
 Conventions
 -----------
-* See `warping`. Images are those to be compared, at the same magnification, and of any range.
-* Phase correlation (Kuglin & Hines 1975) is band-passed and whitened by the square root of the power only,
-  which bears the noise of EM.
-* ORB (Rublee et al. 2011) finds corners in the smoothed images at several magnifications; a match is kept if
-  both choose each other, and RANSAC (Fischler & Bolles 1981) fits the homography; where that is implausible,
-  as in narrow images, a similarity.
+* See `warping`. Images have the same magnification and any intensity range.
+* Phase correlation (Kuglin & Hines 1975) is band-passed and whitened only by the square root of the power,
+  which is robust to the noise of EM.
+* ORB (Rublee et al. 2011) finds corners in the smoothed images at several magnifications; only mutual best
+  matches are kept, and RANSAC (Fischler & Bolles 1981) fits the homography; if that is implausible, as in
+  narrow images, a similarity.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from emdiffuse.registration.warping import Image, Map, Matrix, mapped, normalise
 
 FEATURES = 4000
 LEAST_INLIERS = 16
-"""Fewer matches than this do not make a homography; the shift alone is then used."""
+"""Minimum number of matches for a homography; below it only the shift is used."""
 TOLERANCE = 3.0
-"""Distance, in pixels, up to which a match agrees with a homography."""
+"""Largest distance, in pixels, at which a match agrees with a homography."""
 MOST_STRETCHED = 1.2
-"""Largest ratio of what a homography does to the sides of an image; beyond it a similarity is fitted."""
+"""Largest ratio by which a homography may stretch opposite sides; beyond it a similarity is fitted."""
 SMOOTHING = 2.0
-"""Gaussian before ORB, in pixels."""
+"""Width of the Gaussian applied before ORB, in pixels."""
 
 
 @dataclass(frozen=True)
 class Coarse:
-    """A homography, and how it came about: how many matches agree with it (0: from the shift alone)."""
+    """A homography, and the number of matches that agree with it (0: from the shift alone)."""
 
     matrix: Matrix
     inliers: int
 
     def magnification(self, shape: tuple[int, ...]) -> float:
-        """By how much a length in the fixed image, of a shape (y, x), is longer in the moving one."""
+        """Return the ratio of lengths in the moving image to those in the fixed image of `shape` (y, x)."""
         y, x = mapped(self.matrix, _corners(shape)).astype(np.float64)
         return float(np.sqrt(0.5 * abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / np.prod(shape)))
 
@@ -52,9 +52,9 @@ def shift_of(fixed: Image, moving: Image, reduced: int = 2) -> NDArray[np.float6
     Parameters
     ----------
     fixed, moving : ndarray
-        (y, x), of shapes that may differ a little.
+        (y, x); shapes may differ slightly.
     reduced : int
-        How many times the images are made smaller before, which is also how exact the shift is.
+        Binning before the correlation, which is also the accuracy of the shift in pixels.
     """
     shape = tuple(max(a, b) // reduced for a, b in zip(fixed.shape, moving.shape, strict=True))
     spectra = []
@@ -78,14 +78,14 @@ def shift_of(fixed: Image, moving: Image, reduced: int = 2) -> NDArray[np.float6
 def homography_of(
     fixed: Image, moving: Image, around: Matrix | None = None, reach: float = np.inf
 ) -> Coarse | None:
-    """Return the homography from ORB features, or None where too few matches agree.
+    """Return the homography from ORB features, or None if too few matches agree.
 
     Parameters
     ----------
     fixed, moving : ndarray
         (y, x).
     around : ndarray, optional
-        The homography that is expected; matches further than `reach` pixels from it are dropped.
+        Expected homography; matches more than `reach` pixels from it are dropped.
     reach : float
         Pixels.
     """
@@ -120,13 +120,13 @@ def homography_of(
 
 
 def _corners(shape: tuple[int, ...]) -> Map:
-    """Return the corners (2, 4) of an image, in the order of its outline."""
+    """Return the corners (2, 4) of an image, in order around it."""
     height, width = shape
     return np.array([[0, 0, height, height], [0, width, width, 0]], np.float32)
 
 
 def _plausible(matrix: NDArray[Any], shape: tuple[int, ...]) -> bool:
-    """Tell whether a homography leaves a rectangle nearly one: its angles, and the ratio of its sides."""
+    """Return whether a homography keeps a rectangle nearly rectangular, by its angles and sides."""
     corners = mapped(matrix, _corners(shape)).astype(np.float64)
     sides = np.roll(corners, -1, axis=1) - corners
     lengths = np.hypot(*sides) / np.array([shape[1], shape[0]] * 2)

@@ -1,4 +1,4 @@
-"""Separate images, which have no neighbours to be aligned with: passed on by hard links."""
+"""Separate images, which need no alignment: copied by hard links."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHOWN = 4
 
 
 def pass_images(volume: Path, out: Path, quality: Path, figure: Path) -> None:
-    """Pass separate images on: there are no neighbouring slices to align.
+    """Copy separate images by hard links, since there are no neighbouring slices to align.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ def pass_images(volume: Path, out: Path, quality: Path, figure: Path) -> None:
     out : Path
         The store to write.
     quality, figure : Path
-        What was found, as JSON and as a picture.
+        Results, as JSON and as a figure.
     """
     opened = open_volume(volume)
     count = opened.array.shape[0]
@@ -51,6 +51,6 @@ def pass_images(volume: Path, out: Path, quality: Path, figure: Path) -> None:
 
 
 def _window(shape: tuple[int, ...], side: int = 1024) -> tuple[slice, slice]:
-    """Return the middle of an image, of at most `side` pixels."""
+    """Return the centre of an image, of at most `side` pixels."""
     y, x = (slice(max((n - side) // 2, 0), min((n + side) // 2, n)) for n in shape[1:])
     return y, x

@@ -1,18 +1,18 @@
-"""Two images of one field, registered: coarse homography, then tile by tile, then one warp.
+"""Register two images of one field: a coarse homography, then flow tile by tile, then a single warp.
 
 Conventions
 -----------
-* See `warping`. Both images have the same magnification; the result lies on the pixels of the fixed one.
-* The map is put together before anything is warped, so that noise is interpolated (cubic) once::
+* See `warping`. Both images have the same magnification; the result has the pixels of the fixed one.
+* The maps are composed before warping, so that the image is interpolated (cubic) only once::
 
       fixed pixel p --flow of RAFT, refined--> --homography of the tile--> --homography of the image--> moving
 
-* Tiles overlap; their maps are blended by weights that fall to their edges. A tile whose flow cannot be
-  trusted is dropped, with a reason; what no tile covers, and where forward and backward flow disagree, is
-  masked.
-* A pair that is aligned already, within the accuracy of all this, is left as it is, to the bit. The shift of
-  the whole is known better than its local displacements: where these are too small to tell, it alone is
-  taken away.
+* Tiles overlap; their maps are blended with weights that fall towards the edges. A tile whose flow cannot be
+  trusted is dropped, with a reason. Pixels that no tile covers, or where forward and backward flow disagree,
+  are masked.
+* A pair that is already aligned, within the accuracy of this method, stays identical to the bit. The global
+  shift is known better than local displacements: if these are too small to measure, only the shift is
+  corrected.
 """
 
 from __future__ import annotations
@@ -48,44 +48,44 @@ if TYPE_CHECKING:
     from emdiffuse.registration.raft import Flow
 
 SIGMA = 1.5
-"""Gaussian before normalised cross-correlation, in pixels: it then tells of structure, not of noise."""
+"""Width of the Gaussian before cross-correlation, in pixels, so that it compares structure, not noise."""
 TILE, OVERLAP = 384, 96
 REACH = 60.0
-"""How far features may lie from where the shift has them, in pixels."""
+"""Largest distance of matched features from their place by the shift, in pixels."""
 TILE_REACH = 15.0
 MAGNIFICATION = 1.2
-"""Largest factor between the magnifications that is taken for the microscope's inaccuracy."""
+"""Largest factor between magnifications that is attributed to the microscope's inaccuracy."""
 LEAST_OVERLAP = 0.25
-"""Share of the fixed image that the moving one must show."""
+"""Fraction of the fixed image that the moving one must cover."""
 WORST_DISAGREEMENT = 1.5
-"""Median distance, in pixels, of forward and backward flow in a tile that is still trusted."""
+"""Largest median disagreement of forward and backward flow in a trusted tile, in pixels."""
 DISAGREEMENT = 2.0
-"""Distance, in pixels, of forward and backward flow above which a pixel is masked."""
+"""Disagreement of forward and backward flow above which a pixel is masked, in pixels."""
 ACCURACY = 4.0
-"""Displacements of a pair that is aligned, by noise alone, are at most so many times the disagreement."""
+"""Displacements caused by noise alone are at most this multiple of the forward-backward disagreement."""
 GAIN = 2e-4
-"""Rise of the correlation below which it did not rise."""
+"""Smallest significant increase of the correlation."""
 LEAST_SHIFT = 0.05
-"""Shift of a whole image, in pixels, that is taken away."""
+"""Smallest global shift that is corrected, in pixels."""
 
 
 class NotRegistered(DataError):
-    """A pair that cannot be registered: the reason, without its name."""
+    """Raised if a pair cannot be registered; the message is the reason, without the pair's name."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When a pair is refused, or left alone.
+    """Limits beyond which a pair is refused, or left unchanged.
 
     Attributes
     ----------
     correlation : float
-        Least correlation after registration.
+        Smallest correlation after registration.
     rejected : float
-        Largest share of pixels that may be masked.
+        Largest fraction of pixels that may be masked.
     aligned : float
-        Displacements (95th percentile) below which a pair is left as it is, in pixels; or below `ACCURACY`
-        times the disagreement of forward and backward flow, where noise makes that more.
+        Displacement (95th percentile) below which a pair stays unchanged, in pixels; or `ACCURACY` times the
+        disagreement of forward and backward flow, if noise makes that larger.
     """
 
     correlation: float = 0.3
@@ -100,11 +100,11 @@ class Registered:
     Attributes
     ----------
     moving : ndarray
-        The warped moving image, on the pixels of the fixed one, of the type it came in.
+        The warped moving image, on the pixels of the fixed one, in its original type.
     mask : ndarray of bool
-        Where both show the field.
+        Where both images show the field.
     displacement : ndarray
-        The map less the identity: float32 (2, y, x), in pixels.
+        The map minus the identity: float32 (2, y, x), in pixels.
     quality : dict
         `ncc` (before, homography, after), `forward_backward`, `displacement` (median, percentile_95),
         `rejected`, `tiles`, `inliers`, `magnification`, `changed`.
@@ -124,16 +124,16 @@ def register_pair(
     Parameters
     ----------
     fixed, moving : ndarray
-        (y, x), of any type and range, of the same magnification; sizes may differ a little.
+        (y, x), of any type and range, at the same magnification; sizes may differ slightly.
     flow : Flow, optional
         RAFT; without it only the homography is used.
     limits : Limits
-        When to refuse.
+        When to refuse the pair.
 
     Raises
     ------
     NotRegistered
-        If they do not show the same field, or too little of it; the message says why.
+        If they do not show the same field, or overlap too little; the message states the reason.
     """
     target, source = _checked(fixed, "fixed"), _checked(moving, "moving")
     places = identity(target.shape)
@@ -143,15 +143,15 @@ def register_pair(
     ncc["homography"] = _correlation(target, source, mapped(coarse.matrix, places))
     if coarse.inliers and not 1 / MAGNIFICATION <= scaled <= MAGNIFICATION:
         raise NotRegistered(
-            f"its images differ in magnification by a factor of {max(scaled, 1 / scaled):.2f}"
+            f"the images differ in magnification by a factor of {max(scaled, 1 / scaled):.2f}"
         )
     if ncc["homography"] < limits.correlation:
         raise NotRegistered(
-            f"its images do not show the same field (correlation {ncc['homography']:.2f} at best)"
+            f"the images do not show the same field (correlation at most {ncc['homography']:.2f})"
         )
     final, covered, facts = _by_tiles(target, source, coarse, flow)
     if not covered.any():
-        raise NotRegistered(f"no part of it can be registered ({_reasons(facts['tiles'])})")
+        raise NotRegistered(f"no part can be registered ({_reasons(facts['tiles'])})")
     ncc["after"] = _correlation(target, source, final, covered)
     if ncc["after"] < ncc["homography"]:
         final, covered = mapped(coarse.matrix, places), np.ones(target.shape, np.bool_)
@@ -176,7 +176,7 @@ def register_pair(
         facts |= _extent(final - places, mask)
     if facts["rejected"] > limits.rejected:
         raise NotRegistered(
-            f"{facts['rejected']:.0%} of its pixels cannot be registered ({_reasons(facts['tiles'])})"
+            f"{facts['rejected']:.0%} of the pixels cannot be registered ({_reasons(facts['tiles'])})"
         )
     return Registered(
         cast_to(warp(source, final), moving.dtype), mask, final - places, {**facts, "changed": True}
@@ -184,7 +184,7 @@ def register_pair(
 
 
 def _extent(displacement: Map, mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """Return how far a map moves pixels, and which share of them is masked."""
+    """Return how far a map moves pixels, and the fraction that is masked."""
     sizes = np.hypot(*displacement)[mask] if mask.any() else np.zeros(1)
     median, most = (float(np.percentile(sizes, share)) for share in (50, 95))
     return {
@@ -196,12 +196,12 @@ def _extent(displacement: Map, mask: NDArray[np.bool_]) -> dict[str, Any]:
 def check_pair(
     fixed: NDArray[Any], moving: NDArray[Any], tolerance: float, least_correlation: float
 ) -> Registered:
-    """Measure shift and correlation of a pair, and pass it on as it is.
+    """Measure shift and correlation of a pair, without changing it.
 
     Parameters
     ----------
     fixed, moving : ndarray
-        (y, x), of the same magnification.
+        (y, x), at the same magnification.
     tolerance : float
         Largest shift, in pixels.
     least_correlation : float
@@ -210,7 +210,7 @@ def check_pair(
     Raises
     ------
     NotRegistered
-        If it is shifted, or does not show the same field.
+        If the images are shifted, or do not show the same field.
     """
     box = tuple(slice(0, min(a, b)) for a, b in zip(fixed.shape, moving.shape, strict=True))
     target, source = (_checked(image[box], name) for name, image in (("fixed", fixed), ("moving", moving)))
@@ -218,10 +218,10 @@ def check_pair(
     ncc = _correlation(target, source, places)
     distance = float(np.hypot(*peak(correlate(spectra(target), spectra(source)).sum(0))))
     if ncc < least_correlation:
-        raise NotRegistered(f"its images do not show the same field (correlation {ncc:.2f})")
+        raise NotRegistered(f"the images do not show the same field (correlation {ncc:.2f})")
     if distance > tolerance:
         raise NotRegistered(
-            f"its images are shifted by {distance:.1f} pixels, more than `alignment.tolerance`"
+            f"the images are shifted by {distance:.1f} pixels, more than `alignment.tolerance`"
         )
     sizes = {"median": distance, "percentile_95": distance}
     facts = {"ncc": {"before": ncc, "after": ncc}, "displacement": sizes, "rejected": 0.0, "changed": False}
@@ -234,21 +234,21 @@ def _checked(image: NDArray[Any], name: str) -> Image:
     Raises
     ------
     NotRegistered
-        If it shows nothing.
+        If the image is blank.
     """
     values = image.astype(np.float32)
     if not np.isfinite(values).all() or np.ptp(values) == 0:
-        raise NotRegistered(f"its {name} image is blank, or not finite")
+        raise NotRegistered(f"the {name} image is blank, or not finite")
     return values
 
 
 def _reasons(tiles: dict[str, Any]) -> str:
-    dropped = ", ".join(f"{count} of its tiles: {reason}" for reason, count in tiles["dropped"].items())
+    dropped = ", ".join(f"{count} tiles: {reason}" for reason, count in tiles["dropped"].items())
     return dropped or "too little overlap"
 
 
 def _correlation(fixed: Image, moving: Image, places: Map, valid: NDArray[np.bool_] | None = None) -> float:
-    """Return the correlation of the smoothed images where a map lies inside; 0 where that is too little."""
+    """Return the correlation of the smoothed images where they overlap; 0 if the overlap is too small."""
     known = inside(places, moving.shape)
     if valid is not None:
         known &= valid
@@ -258,7 +258,7 @@ def _correlation(fixed: Image, moving: Image, places: Map, valid: NDArray[np.boo
 
 
 def coarse_homography(fixed: Image, moving: Image) -> Coarse:
-    """Return the best of: no movement, the shift, and the homography around the shift or without one."""
+    """Return the best of no movement, the shift, and the homography near the shift or anywhere."""
     places = identity(fixed.shape)
     shift = translation(shift_of(fixed, moving))
     candidates = [Coarse(np.eye(3), 0), Coarse(shift, 0)]
@@ -271,7 +271,7 @@ def coarse_homography(fixed: Image, moving: Image) -> Coarse:
 def _by_tiles(
     fixed: Image, moving: Image, coarse: Coarse, flow: Flow | None
 ) -> tuple[Map, NDArray[np.bool_], dict[str, Any]]:
-    """Return the map, where it is trusted, and counts of the tiles."""
+    """Return the map, the mask of trusted pixels, and counts of tiles."""
     places = mapped(coarse.matrix, identity(fixed.shape))
     facts: dict[str, Any]
     if flow is None:
@@ -306,7 +306,7 @@ def _corner(box: tuple[slice, slice]) -> NDArray[np.float64]:
 
 
 def _tiles(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
-    """Yield boxes that cover an image, evenly spread."""
+    """Yield evenly spaced boxes that cover an image."""
     starts = []
     for n in shape:
         count = max(-(-(n - OVERLAP) // (TILE - OVERLAP)), 1)
@@ -317,18 +317,18 @@ def _tiles(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:
 
 
 def _weight(shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """Return weights that rise from the edges of a tile over half the overlap."""
+    """Return weights that rise from the edges of a tile over half of the overlap."""
     ramps = [np.minimum(np.minimum(np.arange(n), np.arange(n)[::-1]) + 1.0, OVERLAP / 2) for n in shape]
     return np.outer(*ramps)
 
 
 def _tile(fixed: Image, moving: Image, matrix: Matrix, flow: Flow) -> tuple[Map, Image]:
-    """Return the map of a tile, and how far forward and backward flow disagree at each of its pixels.
+    """Return the map of a tile, and the disagreement of forward and backward flow at each pixel.
 
     Parameters
     ----------
     fixed, moving : ndarray
-        The tile of the fixed image, and the whole moving one.
+        A tile of the fixed image, and the whole moving image.
     matrix : ndarray
         Homography from the pixels of the tile to the moving image.
     flow : Flow
@@ -337,16 +337,16 @@ def _tile(fixed: Image, moving: Image, matrix: Matrix, flow: Flow) -> tuple[Map,
     Raises
     ------
     NotRegistered
-        If the tile cannot be registered: the reason.
+        If the tile cannot be registered, with the reason.
     """
     places = identity(fixed.shape)
     shown = inside(mapped(matrix, places), moving.shape)
     if shown.mean() < LEAST_OVERLAP:
-        raise NotRegistered("the moving image does not show it")
+        raise NotRegistered("outside the moving image")
     matrix, before = _with_own_homography(fixed, moving, matrix)
     seen = warp(moving, mapped(matrix, places))
     if min(np.ptp(fixed), np.ptp(seen)) == 0:
-        raise NotRegistered("it is blank")
+        raise NotRegistered("blank")
     forward = refined(fixed, seen, flow(fixed, seen))
     backward = refined(seen, fixed, flow(seen, fixed))
     there = places + forward
@@ -355,12 +355,12 @@ def _tile(fixed: Image, moving: Image, matrix: Matrix, flow: Flow) -> tuple[Map,
         raise NotRegistered("forward and backward flow disagree")
     own = mapped(matrix, there)
     if _correlation(fixed, moving, own) < before - GAIN:
-        raise NotRegistered("its flow does not make the images more alike")
+        raise NotRegistered("the flow does not make the images more similar")
     return own, apart
 
 
 def _with_own_homography(fixed: Image, moving: Image, matrix: Matrix) -> tuple[Matrix, float]:
-    """Return the homography of a tile, and the correlation with it: its own where that fits better."""
+    """Return the better of the given and the tile's own homography, and the correlation with it."""
     places = identity(fixed.shape)
     score = _correlation(fixed, moving, mapped(matrix, places))
     local = homography_of(fixed, warp(moving, mapped(matrix, places)), np.eye(3), TILE_REACH)

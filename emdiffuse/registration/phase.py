@@ -1,6 +1,6 @@
 """Phase correlation of neighbouring slices, patch by patch.
 
-Source: Kuglin & Hines 1975; here band-limited, and between the phase and the plain correlation.
+Source: Kuglin & Hines 1975; here band-limited, and halfway between phase and plain correlation.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ PATCH = 64
 
 
 REACH = 8
-"""Largest jitter, and largest movement of a patch beside it, that is looked for, in pixels."""
+"""Largest jitter, and largest additional movement of a patch, that is searched, in pixels."""
 
 
 FINE, COARSE = 1.5, 12.0
-"""Standard deviations of the Gaussians between which the band of the correlation lies, in pixels."""
+"""Standard deviations of the Gaussians that limit the band of the correlation, in pixels."""
 
 
 def spectra(field: NDArray[np.float32]) -> NDArray[np.complex64]:
-    """Return the spectra (patches, height, width) of the patches of a slice: no mean, Hann window.
+    """Return the spectra (patches, height, width) of the patches of a slice, without mean, Hann-windowed.
 
-    Patches overlap by half or more, or lie apart where the field holds more than 16 of them along an axis.
+    Patches overlap by half or more, or are apart if more than 16 would fit along an axis.
     """
     size = [min(PATCH, n) for n in field.shape]
     counts = [min(max(-(-2 * (n - p) // p) + 1, 1), 16) for n, p in zip(field.shape, size, strict=True)]
@@ -39,12 +39,12 @@ def spectra(field: NDArray[np.float32]) -> NDArray[np.complex64]:
 
 
 def correlate(before: NDArray[np.complex64], after: NDArray[np.complex64]) -> NDArray[np.float32]:
-    """Return the correlation of each patch with its neighbour, for all shifts in the search range.
+    """Return the correlation of each patch with its neighbour for all shifts in the search range.
 
     Returns
     -------
     ndarray
-        float32 (patches, 2 R + 1, 2 R + 1), at most 1, the shift (0, 0) in the middle; R is twice the reach.
+        float32 (patches, 2 R + 1, 2 R + 1), at most 1, shift (0, 0) in the centre; R is twice the reach.
     """
     frequencies = np.meshgrid(*(2 * np.pi * np.fft.fftfreq(n) for n in before.shape[1:]), indexing="ij")
     squared = frequencies[0] ** 2 + frequencies[1] ** 2
@@ -59,7 +59,7 @@ def correlate(before: NDArray[np.complex64], after: NDArray[np.complex64]) -> ND
 
 
 def peak(surface: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Return where a surface is highest, from its middle, refined by a parabola along each axis."""
+    """Return the maximum of a surface relative to its centre, refined by a parabola along each axis."""
     top = np.unravel_index(int(surface.argmax()), surface.shape)
     place = np.array(top, np.float64) - np.array(surface.shape) // 2
     for axis, index in enumerate(top):

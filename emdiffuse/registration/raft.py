@@ -1,14 +1,14 @@
-"""Dense optical flow by RAFT, and its weights: the shipped ones, torchvision's, or a file.
+"""Dense optical flow by RAFT, with shipped weights, torchvision's, or those of a file.
 
 Conventions
 -----------
 * Images are (y, x). A flow is float32 (2, y, x): ``moving(p + flow[:, p])`` shows what ``fixed(p)`` shows;
-  components are (y, x) in pixels. (Networks inside work with (x, y).)
-* The network is torchvision's `raft_small` or `raft_large` (Teed & Deng 2020, "RAFT", ECCV); gray images
-  are given to its three channels alike, each normalised by its own median and spread.
-* Weights are called "shipped" (`raft_small`, trained by `emdiffuse train-raft`; see the card beside them),
-  "torchvision" (its published `raft_small`, downloaded once), or by a path: safetensors, or a state
-  dictionary of torchvision's names, read with ``weights_only=True``.
+  components are (y, x) in pixels. (Internally, networks use (x, y).)
+* The network is torchvision's `raft_small` or `raft_large` (Teed & Deng 2020, "RAFT", ECCV); a gray image,
+  normalised by its own median and spread, is repeated in the three channels.
+* Weights are "shipped" (`raft_small`, trained by `emdiffuse train-raft`; see the card beside them),
+  "torchvision" (its published `raft_small`, downloaded once), or a path: safetensors, or a state
+  dictionary with torchvision's names, read with ``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from emdiffuse.registration.warping import normalised
 from emdiffuse.runtime.errors import DataError
 
 SMALLEST = 128
-"""Height and width below which images are padded: the coarsest level of the network needs it."""
+"""Minimum height and width for the network's coarsest level; smaller images are padded."""
 UPDATES = 12
-"""Iterations of the flow."""
+"""Number of flow iterations."""
 
 
 class Flow:
@@ -45,7 +45,7 @@ class Flow:
     Raises
     ------
     DataError
-        If there are no such weights.
+        If the weights do not exist.
     """
 
     def __init__(self, weights: str = "shipped") -> None:
@@ -58,7 +58,7 @@ class Flow:
         Parameters
         ----------
         fixed, moving : ndarray
-            Any range and type; each is normalised by itself.
+            Any range and type; each image is normalised separately.
         """
         height, width = fixed.shape
         pair = as_input(np.stack([normalised(image) for image in (fixed, moving)])).to(self.device)
@@ -70,17 +70,17 @@ class Flow:
 
 
 def as_input(images: NDArray[np.float32]) -> Tensor:
-    """Return normalised images (n, y, x) as the network takes them: (n, 3, y, x)."""
+    """Return normalised images (n, y, x) as the network's input (n, 3, y, x)."""
     return torch.from_numpy(images)[:, None].expand(-1, 3, -1, -1).contiguous()
 
 
 def load(weights: str) -> torch.nn.Module:
-    """Return the network with these weights; see the module for their names.
+    """Return the network with the given weights; see the module for their names.
 
     Raises
     ------
     DataError
-        If they are missing, cannot be downloaded, or are not of this network.
+        If they are missing, cannot be downloaded, or do not match the network.
     """
     if weights == "torchvision":
         try:
@@ -95,22 +95,22 @@ def load(weights: str) -> torch.nn.Module:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dictionary from a file; nothing in it is executed."""
+    """Read a state dictionary from a file, without executing anything in it."""
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a torn or foreign file can make the readers raise almost anything
+    except Exception as error:  # a damaged or foreign file can raise almost any exception
         raise DataError(
-            f"{path}: these weights cannot be read ({type(error).__name__}); is the file whole?"
+            f"{path}: these weights cannot be read ({type(error).__name__}); is the file complete?"
         ) from None
     if not (isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())):
-        raise DataError(f"{path}: this is not a state dictionary of RAFT")
+        raise DataError(f"{path}: not a state dictionary of RAFT")
     return state
 
 
 def _built(state: Mapping[str, Tensor], where: str) -> torch.nn.Module:
-    """Build the network that a state dictionary is of."""
+    """Build the network that a state dictionary belongs to."""
     state = {name: value.float() for name, value in state.items()}
     network = (raft_large if any(name.startswith("mask_predictor") for name in state) else raft_small)(
         weights=None
@@ -121,7 +121,7 @@ def _built(state: Mapping[str, Tensor], where: str) -> torch.nn.Module:
         own = network.state_dict()
         wrong = sorted(own.keys() ^ state.keys()) or [n for n in own if own[n].shape != state[n].shape]
         raise DataError(
-            f"{where}: these are not weights of RAFT (small or large): {len(wrong)} names or shapes differ, "
+            f"{where}: not weights of RAFT (small or large): {len(wrong)} names or shapes differ, "
             f"such as {wrong[0]}"
         ) from None
     return network

@@ -1,14 +1,14 @@
-"""The training of RAFT on electron micrographs under synthetic smooth deformations.
+"""Train RAFT on electron micrographs with synthetic smooth deformations.
 
 Conventions
 -----------
-* A sample is cut from one place of a source: ``moving`` as it lies there (rotated, mirrored, scaled at
-  random), ``fixed`` through a smooth random flow, so that ``moving(p + flow(p))`` is ``fixed(p)`` exactly.
-  Both are interpolated once, and degraded apart: blur, contrast, noise, mostly stronger in one of them.
-* A source is a stack (z, y, x), of which planes along any axis are taken, or a pair of images (y, x) of the
-  same field, whose own noise then stays as it is.
-* The last eighth of each source (along y, of a thick stack along z) is for validation alone.
-* Progress is wall time over its limit: the learning rate follows it (one cycle), and the size of the
+* A sample is cut from one place of a source: ``moving`` directly (rotated, mirrored, scaled at random),
+  ``fixed`` through a smooth random flow, so that ``moving(p + flow(p))`` is ``fixed(p)`` exactly.
+  Both are interpolated once, and degraded separately: blur, contrast, noise, mostly stronger in one of them.
+* A source is a stack (z, y, x), with planes taken along any axis, or a pair of images (y, x) of the
+  same field, with their own noise.
+* The last eighth of each source (along y; along z for a thick stack) is used only for validation.
+* Progress is the fraction of the wall time used; it sets the learning rate (one cycle) and the size of the
   deformations.
 """
 
@@ -42,7 +42,7 @@ from emdiffuse.runtime.progress import logger
 
 VALIDATION_SAMPLES = 24
 THICK = 64
-"""Slices from which on a stack is a volume: planes are taken along all three axes."""
+"""Minimum number of slices of a volume, in which planes are taken along all three axes."""
 REPORT_SECONDS = 120.0
 Image = NDArray[np.float32]
 Weights = dict[str, Tensor]
@@ -50,22 +50,22 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How RAFT is trained.
+    """Settings of RAFT training.
 
     Attributes
     ----------
     minutes : float
         Wall time.
     size, batch : int
-        Height and width of a crop in pixels, at least 128; and crops a step.
+        Height and width of a crop in pixels, at least 128; and crops per step.
     updates : int
-        Iterations of the flow in training.
+        Flow iterations in training.
     rate : float
         Peak learning rate of AdamW.
     ema : float
-        Decay of the moving average of the weights, which is what is kept.
+        Decay of the moving average of the weights, which is the result.
     gamma : float
-        Weight of an iteration against the next one in the sequence loss.
+        Weight of an iteration relative to the next one in the sequence loss.
     seed : int
         Random seed of weights and crops.
     """
@@ -82,19 +82,19 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Micrographs:
-    """A stack (z, y, x), or a pair of images (y, x) of one field with their own noise."""
+    """A stack (z, y, x), or a pair of images (y, x) of one field with independent noise."""
 
     images: tuple[NDArray[Any], ...]
 
     def split(self) -> tuple[Micrographs, Micrographs]:
-        """Return the part for training and that for validation."""
+        """Return the training and the validation part."""
         axis = 0 if self.images[0].ndim == 2 or len(self.images[0]) >= THICK else 1
         cut = self.images[0].shape[axis] * 7 // 8
         parts = [np.split(image, [cut], axis) for image in self.images]
         return Micrographs(tuple(part[0] for part in parts)), Micrographs(tuple(part[1] for part in parts))
 
     def draw(self, rng: np.random.Generator) -> list[Image]:
-        """Return moving and fixed image before deformation: a plane twice, or the pair in either order."""
+        """Return moving and fixed image before deformation: one plane twice, or the pair in either order."""
         if len(self.images) == 2:
             return [self.images[i].astype(np.float32) for i in rng.permutation(2)]
         stack = self.images[0]
@@ -104,7 +104,7 @@ class Micrographs:
 
 
 def smooth_flow(rng: np.random.Generator, size: int, amplitude: float, wavelength: float) -> Image:
-    """Return a smooth random flow (2, size, size) of a largest component of `amplitude` pixels.
+    """Return a smooth random flow (2, size, size) with a largest component of `amplitude` pixels.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ def smooth_flow(rng: np.random.Generator, size: int, amplitude: float, wavelengt
     amplitude : float
         Largest component, in pixels.
     wavelength : float
-        Distance, in pixels, of the random knots between which it is interpolated by cubic curves.
+        Distance, in pixels, between the random knots of the cubic interpolation.
     """
     knots = int(np.ceil(size / wavelength)) + 3
     enlarged = round(knots * wavelength)
@@ -138,11 +138,11 @@ def sample(
     rng : Generator
         Source of chance.
     source : Micrographs
-        Where it is cut from.
+        Source of the sample.
     size : int
         Height and width.
     strength : float
-        Factor of the displacements; 1 is up to 8 pixels mostly, and up to 15 in some.
+        Factor of the displacements; 1 means mostly up to 8 pixels, in some up to 15.
     """
     planes = source.draw(rng)
     angle, scale = rng.uniform(0, 2 * np.pi), np.exp(rng.uniform(np.log(0.5), np.log(1.2)))
@@ -164,7 +164,7 @@ def sample(
 
 
 def _flow(rng: np.random.Generator, grid: NDArray[np.float64], strength: float) -> Image:
-    """Return a random flow: smooth, and a little of an affine one."""
+    """Return a random flow, the sum of a smooth and a small affine one."""
     wavelength = rng.uniform(24, 90)
     largest = rng.uniform(0, 8) if rng.random() < 0.85 else rng.uniform(8, 15)
     flow = smooth_flow(rng, grid.shape[1], strength * min(largest, wavelength / 4), wavelength)
@@ -174,7 +174,7 @@ def _flow(rng: np.random.Generator, grid: NDArray[np.float64], strength: float) 
 
 
 def degraded(rng: np.random.Generator, image: Image, level: float) -> Image:
-    """Return an image as another scan of its field: blurred, of other contrast, with noise.
+    """Return a simulated second scan of an image: blurred, with other contrast and noise.
 
     Parameters
     ----------
@@ -183,8 +183,8 @@ def degraded(rng: np.random.Generator, image: Image, level: float) -> Image:
     image : ndarray
         (y, x).
     level : float
-        Standard deviation of the noise, in standard deviations of the image; half of the time it grows with
-        the intensity, and is correlated between neighbours.
+        Standard deviation of the noise, in standard deviations of the image; in half of the cases it grows
+        with intensity, and in half it is correlated between neighbours.
     """
     image = (image - image.mean()) / max(float(image.std()), 1e-3)
     if rng.random() < 0.5:
@@ -206,7 +206,7 @@ def _blurred(image: Image, sigma: float) -> Image:
 
 
 def sequence_loss(flows: Sequence[Tensor], truth: Tensor, gamma: float) -> Tensor:
-    """Return the absolute error of all iterations, later ones weighing more (Teed & Deng 2020)."""
+    """Return the absolute error over all iterations, weighting later ones more (Teed & Deng 2020)."""
     errors = [(flow - truth).abs().mean() for flow in flows]
     return torch.stack([gamma**age * error for age, error in enumerate(reversed(errors))]).sum()
 
@@ -231,7 +231,7 @@ class _Training:
         """Take one step."""
         recipe = self.recipe
         rng = np.random.default_rng((recipe.seed, 1, self.step))
-        strength = min(1.0, 0.25 + 2.25 * self.progress)  # all of it after a third of the time
+        strength = min(1.0, 0.25 + 2.25 * self.progress)  # full strength after a third of the time
         moving, fixed, truth = _batch(rng, sources, recipe, strength)
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.rate * _one_cycle(self.progress)
@@ -274,27 +274,29 @@ def train_raft(
     sources : sequence of Micrographs
         Stacks and pairs.
     out : Path
-        The weights to write: safetensors in float16. The state to resume from lies beside them until the end.
+        Weights to write: safetensors in float16. The state to resume from is kept beside them until the end.
     recipe : Recipe
-        How.
+        Settings.
     inputs : iterable of Path
-        The files that the sources were read from, which `out` must not replace.
+        Files of the sources, which `out` must not replace.
     overwrite : bool
-        Whether a file of that name that this program did not write is replaced.
+        Whether to replace a file of that name that emdiffuse did not write.
 
     Raises
     ------
     OutputError
-        If there is such a file, or it is an input.
+        If such a file exists, or `out` is an input.
     ConfigError
         If there is nothing to train on, or `out` is not a safetensors file.
     """
     if not sources:
         raise ConfigError("train-raft: there are no images to train on; give --stack or --pair")
     if out.suffix != ".safetensors":
-        raise ConfigError(f"{out}: weights are written as safetensors; choose a name that ends so")
+        raise ConfigError(
+            f"{out}: weights are written as safetensors; choose a name that ends in .safetensors"
+        )
     if not 0 <= recipe.minutes < math.inf:
-        raise ConfigError(f"--minutes: {recipe.minutes:g} is not a duration; give minutes, 0 or more")
+        raise ConfigError(f"--minutes: {recipe.minutes:g} is not a duration; give 0 or more minutes")
     require_free(out, inputs, overwrite)
     torch.manual_seed(recipe.seed)
     parts = [source.split() for source in sources]
@@ -333,7 +335,7 @@ def _write(out: Path, weights: Weights) -> None:
 
 
 def _one_cycle(progress: float) -> float:
-    """Return the learning rate's factor: up linearly over a twentieth, then down along a cosine."""
+    """Return the learning-rate factor: linear rise over a twentieth, then cosine decay."""
     if progress < 0.05:
         return 0.1 + 0.9 * progress / 0.05
     return 0.005 + 0.995 * (1 + math.cos(math.pi * (progress - 0.05) / 0.95)) / 2
@@ -342,7 +344,7 @@ def _one_cycle(progress: float) -> float:
 def _batch(
     rng: np.random.Generator, sources: Sequence[Micrographs], recipe: Recipe, strength: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (moving, fixed, flow (n, 2, y, x) as (x, y)) of a batch."""
+    """Return a batch (moving, fixed, flow); the flow is (n, 2, y, x) with components (x, y)."""
     chosen = [sources[int(rng.integers(len(sources)))] for _ in range(recipe.batch)]
     drawn = [sample(rng, source, recipe.size, strength) for source in chosen]
     moving, fixed, flow = (np.stack(part) for part in zip(*drawn, strict=True))
@@ -350,7 +352,7 @@ def _batch(
 
 
 def validate(weights: Weights, sources: Sequence[Micrographs], recipe: Recipe) -> tuple[float, float]:
-    """Return the mean end-point error on the same samples each time, and that without registration."""
+    """Return the mean end-point error on a fixed set of samples, and that without registration."""
     network = raft_small(weights=None).eval()
     network.load_state_dict(weights)
     rng = np.random.default_rng((recipe.seed, 2))
@@ -370,13 +372,13 @@ def read_sources(stacks: Sequence[Path], pairs: Sequence[tuple[Path, Path]]) -> 
     Raises
     ------
     DataError
-        If one cannot be used.
+        If a source cannot be used.
     """
     sources = [Micrographs((_read_stack(path),)) for path in stacks]
     for moving, fixed in pairs:
         images = _read_stack(moving)[0], _read_stack(fixed)[0]
         if images[0].shape != images[1].shape:
-            raise DataError(f"{moving}: its size is not that of {fixed}; give pairs that are registered")
+            raise DataError(f"{moving}: its size differs from that of {fixed}; give registered pairs")
         sources.append(Micrographs(images))
     return sources
 

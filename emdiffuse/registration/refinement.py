@@ -1,12 +1,13 @@
-"""The last fraction of a pixel: a smooth flow, refined by least squares on the images themselves.
+"""Sub-pixel refinement of a smooth flow by least squares on the images.
 
 Conventions
 -----------
 * See `warping`; flows are (2, y, x) as in `raft`.
-* Least squares in Gaussian windows (Lucas & Kanade 1981), with the gradient of the fixed image alone (inverse
-  compositional: Baker & Matthews 2004), mostly the clean one: noise in the gradient would pull steps to zero.
-* Both images are smoothed and locally normalised before: contrast and brightness of two scans differ. Sums
-  over windows, and steps, are computed on every `GRID`-th pixel.
+* Least squares in Gaussian windows (Lucas & Kanade 1981), with the gradient of the fixed image only (inverse
+  compositional: Baker & Matthews 2004). That is usually the clean image; noise in the gradient would shrink
+  the steps.
+* Both images are first smoothed and locally normalised, because contrast and brightness of two scans differ.
+  Window sums and steps are computed at every `GRID`-th pixel.
 """
 
 from __future__ import annotations
@@ -20,31 +21,31 @@ from numpy.typing import NDArray
 from emdiffuse.registration.warping import Image, Map, identity, inside, smoothed, warp
 
 SIGMA = 0.8
-"""Gaussian that images are smoothed by, in pixels."""
+"""Width of the smoothing Gaussian, in pixels."""
 WINDOWS = (40.0, 24.0, 14.0)
-"""Gaussians of the windows, in pixels, one after another: wide ones find more, narrow ones are finer."""
+"""Widths of successive Gaussian windows, in pixels: wide ones capture more, narrow ones are more precise."""
 CONTEXT = 24.0
-"""Gaussian over which local mean and contrast are taken, in pixels."""
+"""Width of the Gaussian for local mean and contrast, in pixels."""
 ITERATIONS = 4
-"""Steps with each window."""
+"""Steps per window."""
 DAMPING = 0.03
-"""Share of the mean power of the gradient that is added: where there is no structure the flow stays."""
+"""Regularization, as a fraction of the mean gradient power: without structure the flow does not change."""
 LARGEST_STEP = 1.0
-"""Of an iteration, in pixels."""
+"""Largest step of an iteration, in pixels."""
 GRID = 4
 
 
 def refined(fixed: Image, moving: Image, flow: Map, windows: Sequence[float] = WINDOWS) -> Map:
-    """Return a flow that fits better, from one that is about a pixel off.
+    """Refine a flow that is off by about a pixel.
 
     Parameters
     ----------
     fixed, moving : ndarray
         (y, x), of any range.
     flow : ndarray
-        (2, y, x), to begin with.
+        Initial flow (2, y, x).
     windows : sequence of float
-        Gaussians of the windows, in pixels.
+        Widths of the Gaussian windows, in pixels.
     """
     target, source = (_flattened(smoothed(image, SIGMA)) for image in (fixed, moving))
     gradient = [np.asarray(part, np.float32) for part in np.gradient(target)]
@@ -60,7 +61,7 @@ def refined(fixed: Image, moving: Image, flow: Map, windows: Sequence[float] = W
 
 
 def _step(gradient: Sequence[Image], difference: Image, weight: Image, window: float) -> Map:
-    """Return the least-squares step (2, rows, columns) on every `GRID`-th pixel."""
+    """Return the least-squares step (2, rows, columns) at every `GRID`-th pixel."""
     yy, yx, xx = (_windowed(weight * gradient[a] * gradient[b], window) for a, b in ((0, 0), (0, 1), (1, 1)))
     ry, rx = (_windowed(weight * part * difference, window) for part in gradient)
     damping = DAMPING * float((yy + xx).mean() / 2) + 1e-9
@@ -79,14 +80,14 @@ def _windowed(values: NDArray[np.floating], sigma: float) -> Image:
 
 
 def _enlarged(values: Image, shape: tuple[int, ...]) -> Image:
-    """Return values at every pixel."""
+    """Interpolate values from every `GRID`-th pixel to all pixels."""
     height, width = (n * GRID for n in values.shape)
     large = cv2.resize(values.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
     return np.asarray(large[: shape[0], : shape[1]], np.float32)
 
 
 def _flattened(image: Image) -> Image:
-    """Return an image without local mean, and of local contrast one."""
+    """Return an image with local mean 0 and local contrast 1."""
     centred = image - smoothed(image, CONTEXT)
     spread = np.sqrt(smoothed(centred**2, CONTEXT))
     return np.asarray(centred / (spread + 0.1 * float(spread.mean()) + 1e-6), np.float32)

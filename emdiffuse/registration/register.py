@@ -1,9 +1,9 @@
-"""The alignment of what a model learns from: slices of volumes (`volumes`), image pairs (`fields`).
+"""Alignment of volumes (`volumes`) and image pairs (`fields`).
 
 Conventions
 -----------
-* What was found is known by how it was found (`made`), the check's settings included, and names the store
-  that was passed on (`registered`). Where both stand already, nothing is registered again.
+* The quality file records how it was made (`made`), including the settings of the check, and the hash of the
+  registered store (`registered`). If both are up to date, nothing is registered again.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ from emdiffuse.stores.volume import kind_of, open_volume
 
 
 def register(store: Path, alignment: Alignment, out: Path, quality: Path, figure: Path) -> None:
-    """Align an acquired store, or check that it is aligned, and pass it on.
+    """Align an acquired store, or check its alignment, and write the registered store.
 
     Parameters
     ----------
     store : Path
-        A volume, separate images, or pairs, as acquisition wrote them.
+        Acquired volume, separate images, or pairs.
     alignment : Alignment
         Settings.
     out : Path
         The store to write.
     quality, figure : Path
-        What was found, as JSON and as a picture.
+        Results, as JSON and as a figure.
 
     Raises
     ------
     DataError
-        If it is not aligned, and cannot be; `out` is not written.
+        If it is not and cannot be aligned; `out` is not written.
     StoreError
-        If it cannot be read.
+        If the store cannot be read.
     OutputError
-        If what lies at an output is somebody else's.
+        If an output exists that emdiffuse did not write.
     """
     for path in (quality, figure):
         require_free(path, [store], overwrite=None)
     kind = kind_of(store)
     made = _made(kind, store, alignment)
     if _stands(made, out, quality, figure):
-        logger.info("%s: registered from the same data with the same settings; nothing to do", out)
+        logger.info("%s: already registered from the same data with the same settings; nothing to do", out)
         return
-    if kind == "pairs":  # each kind loads what it uses: OpenCV, SciPy's filters, torch
+    if kind == "pairs":  # each kind imports only what it needs: OpenCV, SciPy, torch
         from emdiffuse.registration.fields import register_pairs
 
         register_pairs(store, alignment, out, quality, figure)
@@ -74,7 +74,7 @@ def register(store: Path, alignment: Alignment, out: Path, quality: Path, figure
 
 
 def _made(kind: str, store: Path, alignment: Alignment) -> Link:
-    """Return how the alignment of a store is found."""
+    """Return the provenance of the alignment of a store."""
     before = open_pairs(store).facts if kind == "pairs" else open_volume(store).facts
     weights = []
     if alignment.method == "warp" or (kind == "pairs" and alignment.method == "auto"):
@@ -84,7 +84,7 @@ def _made(kind: str, store: Path, alignment: Alignment) -> Link:
 
 
 def _stands(made: Link, out: Path, quality: Path, figure: Path) -> bool:
-    """Tell whether a store was registered so already; all three outputs are then in their places again."""
+    """Return whether the registration is up to date; if so, restore missing outputs from their copies."""
     copies = [kept_copy(path) for path in (out / "zarr.json", quality, figure)]
     if not all(copy.is_file() for copy in copies):
         return False

@@ -1,18 +1,17 @@
-"""The alignment of a volume's slices: jitter and jumps are taken out, and what slants through them is kept.
+"""Align the slices of a volume: remove jitter and jumps, and keep oblique tissue.
 
 Conventions
 -----------
-* See `warping` and `volumes`. Between neighbouring slices the tissue moves by a flow (RAFT, refined), of
-  which only what is smooth within a slice is taken: a rigid movement, and the rest averaged over `SMOOTH`
-  pixels.
-* The sum of these movements up to slice z is the path of the tissue. Its trend over `WINDOW` slices is tissue
-  that slants, and is kept; a slice is moved by how far its path lies off the trend::
+* See `warping` and `volumes`. Between neighbouring slices the tissue moves by a flow (RAFT, refined). Only
+  its smooth part is used: a rigid movement, and the rest averaged over `SMOOTH` pixels.
+* The sum of these movements up to slice z is the path of the tissue. Its trend over `WINDOW` slices is
+  oblique tissue, and is kept; a slice is moved by the deviation of its path from the trend::
 
       warped(z, p) = slice(z, p + path(z, p) - trend(z, p))
 
-* Slices are compared after reduction to at most `SIDE` pixels; paths are kept on a grid of `GRID` pixels of
-  those. The volume is read and written a shard at a time, and interpolated (cubic) once, in however many
-  rounds.
+* Slices are compared after reduction to at most `SIDE` pixels; paths are stored on a grid of `GRID` such
+  pixels. The volume is read and written a shard at a time, and interpolated (cubic) only once, whatever the
+  number of rounds.
 """
 
 from __future__ import annotations
@@ -49,14 +48,14 @@ GRID = 16
 SMOOTH = 64.0
 WINDOW = 15
 WINDOWS = (40.0, 24.0)
-"""Of the refinement, in pixels: neighbouring slices do not show the same, only similar tissue."""
+"""Windows of the refinement, in pixels; wide, as neighbouring slices show only similar tissue."""
 ROUNDS = 2
 
 logger = logging.getLogger(__name__)
 
 
 def align_slices(volume: Path, alignment: Alignment, out: Path, quality: Path, figure: Path) -> None:
-    """Align the slices of a volume, unless they are aligned already.
+    """Align the slices of a volume, unless they are already aligned.
 
     Parameters
     ----------
@@ -65,14 +64,14 @@ def align_slices(volume: Path, alignment: Alignment, out: Path, quality: Path, f
     alignment : Alignment
         Settings of the check, and the weights of RAFT.
     out : Path
-        The registered image: hard links to the same chunks where the volume was aligned.
+        Registered image to write; hard links to the same chunks if the volume was aligned.
     quality, figure : Path
-        JSON of what was measured, of an aligned volume after it, and a PNG.
+        Measurements as JSON, after alignment if slices were moved, and a PNG.
 
     Raises
     ------
     DataError
-        If the slices are not aligned even then; `out` is not written.
+        If the slices cannot be aligned; `out` is not written.
     """
     try:
         check_alignment(volume, alignment, out, quality, figure)
@@ -80,7 +79,7 @@ def align_slices(volume: Path, alignment: Alignment, out: Path, quality: Path, f
     except NotAligned as problem:
         logger.info("%s: %s: they are aligned now", volume, problem.reason)
         before = problem.reason
-    # torch and torchvision: an aligned volume needs neither
+    # imports torch, which an aligned volume does not need
     from emdiffuse.registration.raft import Flow
 
     opened = open_volume(volume)
@@ -103,16 +102,17 @@ def align_slices(volume: Path, alignment: Alignment, out: Path, quality: Path, f
             check_alignment(candidate, alignment, out, quality, figure, made)
         except NotAligned as problem:
             raise DataError(
-                f"{volume}: the slices cannot be aligned ({before}; afterwards {problem.reason}); align the "
+                f"{volume}: the slices cannot be aligned ({before}; after warping {problem.reason}); align "
+                "the "
                 "volume first, or raise `alignment.tolerance` of the dataset"
             ) from None
     report = json.loads(quality.read_text())
-    report["conclusion"] += f" They were moved, by up to {largest:.1f} pixels; before: {before}."
+    report["conclusion"] += f" They were moved by up to {largest:.1f} pixels; before: {before}."
     write_json(quality, report)
 
 
 def corrections(volume: Volume, flow: Flow) -> NDArray[np.float32]:
-    """Return by how much the slices must be moved.
+    """Return the displacements that align the slices.
 
     Parameters
     ----------
@@ -124,8 +124,8 @@ def corrections(volume: Volume, flow: Flow) -> NDArray[np.float32]:
     Returns
     -------
     ndarray
-        float32 (z, 2, rows, columns): displacements (y, x) in pixels at the points of a grid that is spread
-        evenly over a slice, corners included.
+        float32 (z, 2, rows, columns): displacements (y, x) in pixels on an even grid over a slice, including
+        the corners.
     """
     depth, height, width = volume.array.shape
     reduced = max(1, -(-max(height, width) // SIDE))
@@ -155,7 +155,7 @@ def corrections(volume: Volume, flow: Flow) -> NDArray[np.float32]:
 
 
 def _movement(before: Image, after: Image, grid: tuple[int, ...], flow: Flow) -> Map:
-    """Return how tissue moves from a slice to the next, as far as it is smooth: (2, *grid), in pixels."""
+    """Return the smooth movement of tissue from a slice to the next: (2, *grid), in pixels."""
     shift = shift_of(before, after)
     places = identity(before.shape)
     seen = warp(after, places + shift[:, None, None].astype(np.float32))
@@ -169,7 +169,7 @@ def _movement(before: Image, after: Image, grid: tuple[int, ...], flow: Flow) ->
 
 
 def _rigid(flow: Map) -> Map:
-    """Return the shift and small rotation that fit a flow best, without what lies far off: (2, y, x)."""
+    """Return the shift and small rotation that best fit a flow (2, y, x), ignoring outliers."""
     places = identity(flow.shape[1:])
     y, x = places - places.mean((1, 2), keepdims=True)
     kept = np.ones(y.shape, np.bool_)
@@ -185,7 +185,7 @@ def _rigid(flow: Map) -> Map:
 
 
 def _spread(moves: Map, shape: tuple[int, ...], box: tuple[slice, ...] | None = None) -> Map:
-    """Return displacements on a grid at every pixel of an image, or of a box of it."""
+    """Interpolate displacements from a grid to every pixel of an image, or of a box of it."""
     ys, xs = box or tuple(slice(0, n) for n in shape)
     rows, columns = (
         np.arange(part.start, part.stop) * (k - 1) / max(n - 1, 1)

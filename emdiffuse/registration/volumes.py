@@ -1,26 +1,26 @@
-"""The alignment of a volume's slices: measured, judged, and an aligned volume passed on.
+"""Measure and judge the alignment of a volume's slices.
 
 Conventions
 -----------
-* Axes are (z, y, x). Shifts are (y, x) in pixels: how far the tissue moves from a slice to the next.
-* Tissue moves between slices by itself: a process that runs obliquely is displaced by as much as the slices
-  lie apart. What gives a misaligned slice away is that *all* tissue in it lies off the straight line between
-  the slices before and behind it. So each patch of a slice is correlated with both neighbours, and the
-  *jitter* j of the slice is the one offset with which the patches' own movements v fit best::
+* Axes are (z, y, x). Shifts are (y, x) in pixels: the movement of tissue from a slice to the next.
+* Tissue moves between slices even if they are aligned: an oblique process shifts by as much as the slice
+  spacing. In a misaligned slice, however, *all* tissue is off the straight line between the slices before and
+  after it. So each patch of a slice is correlated with both neighbours, and the *jitter* j of the slice is
+  the common offset with which the movements v of the patches fit best::
 
       slice k - 1    o                      sum over patches of
       slice k           o <- v + j              max over v of  c1(v + j) + c2(v - j)
       slice k + 1    o  <- 2 v
 
-* Tissue bends, the more the further the slices lie apart: a slice may be off by `tolerance` pixels times the
-  square root of the distance of the slices in pixels (at least 1).
-* The *drift* is the median of the shifts of all pairs: a steady movement. Oblique tissue shows one as well,
-  so that it may be `tolerance` pixels for each pixel of distance.
-* The two can be distinguished only in fields of many patches: of at least 24 pixels for each pixel of
-  distance, and 40 more (184 pixels where slices are 6 pixels apart). Slices of smaller fields are taken as
-  aligned.
-* Correlations are phase correlations (Kuglin & Hines 1975) of Hann-windowed patches, band-passed, and
-  whitened by the square root of the power only, which bears the noise of EM; peaks are refined by parabolas.
+* Tissue bends more between slices that are farther apart: a slice may be off by `tolerance` pixels times the
+  square root of the slice spacing in pixels (at least 1).
+* The *drift* is the median of the shifts of all pairs: a steady movement. Oblique tissue drifts too, so it
+  may be `tolerance` pixels per pixel of spacing.
+* The two can be distinguished only in fields of many patches: of at least 24 pixels per pixel of spacing, and
+  40 more (184 pixels if slices are 6 pixels apart). Slices of smaller fields are assumed to be aligned.
+* Correlations are phase correlations (Kuglin & Hines 1975) of Hann-windowed patches, band-passed and
+  whitened only by the square root of the power, which is robust to the noise of EM; peaks are refined by
+  parabolas.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ from emdiffuse.stores.provenance import Link, made_by
 from emdiffuse.stores.volume import Volume, open_volume, write_image
 
 FIELD = 1024
-"""Slices are compared in their middle, of at most this height and width in pixels."""
+"""Maximum height and width of the central part in which slices are compared, in pixels."""
 PAIRS = 64
-"""How many pairs of neighbouring slices are compared, at most."""
+"""Maximum number of pairs of neighbouring slices that are compared."""
 
 logger = logging.getLogger(__name__)
 
 
 class NotAligned(DataError):
-    """A volume whose slices are not aligned.
+    """Raised if the slices of a volume are not aligned.
 
     Attributes
     ----------
     reason : str
-        What is off, and by how much.
+        Which slices are off, and by how much.
     """
 
     def __init__(self, message: str, reason: str) -> None:
@@ -69,20 +69,20 @@ class NotAligned(DataError):
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of a volume.
+    """Measured alignment of a volume.
 
     Attributes
     ----------
     field : tuple of int
         Height and width of the compared field.
     shifts : dict
-        For each slice z of a pair (z, z + 1) the shift (y, x) in pixels.
+        Shift (y, x) in pixels from slice z to z + 1, by z.
     ncc : dict
-        For each such slice the normalised cross-correlation of the two, as they lie.
+        Normalised cross-correlation of slices z and z + 1, unshifted, by z.
     jitter : dict
-        For each slice between two others how far it lies off the line between them: (y, x) in pixels.
+        Offset (y, x) in pixels of a slice from the line between its neighbours, by z.
     blank : list of int
-        Slices without an image, or marked as missing, which cannot be judged.
+        Blank slices, or slices marked as missing, which cannot be judged.
     """
 
     field: tuple[int, int]
@@ -95,7 +95,7 @@ class Measured:
 def check_alignment(
     volume: Path, alignment: Alignment, out: Path, quality: Path, figure: Path, made: Link | None = None
 ) -> None:
-    """Check that the slices of a volume are aligned, and pass an aligned volume on without a copy.
+    """Check that the slices of a volume are aligned, and link an aligned volume without copying.
 
     Parameters
     ----------
@@ -104,12 +104,12 @@ def check_alignment(
     alignment : Alignment
         Tolerance in pixels.
     out : Path
-        The registered image: hard links to the same chunks, with its own metadata.
+        Registered image to write: hard links to the same chunks, with its own metadata.
     quality, figure : Path
-        JSON of what was measured, and a PNG; both are written whether the volume is aligned or not.
+        Measurements as JSON, and a PNG; both are written whether the volume is aligned or not.
     made : Link, optional
-        How the volume was made, where its slices were moved; by default it was passed on, and no setting of
-        the check changes a voxel.
+        Provenance of the volume, if its slices were moved; by default it is unchanged, and independent of the
+        settings of the check.
 
     Raises
     ------
@@ -146,14 +146,14 @@ def check_alignment(
 
 
 def measure(volume: Volume, pairs: int = PAIRS) -> Measured:
-    """Measure the shifts between neighbouring slices, and the jitter of the slices between two others.
+    """Measure the shifts between neighbouring slices, and the jitter of slices relative to both neighbours.
 
     Parameters
     ----------
     volume : Volume
         An image (z, y, x).
     pairs : int
-        How many pairs to compare, at most: all, or pairs of pairs spread evenly over the volume.
+        Maximum number of pairs to compare: all, or pairs of pairs spread evenly over the volume.
     """
     depth, height, width = volume.array.shape
     middle = tuple(slice(max(0, (n - FIELD) // 2), min(n, (n + FIELD) // 2)) for n in (height, width))
@@ -180,14 +180,14 @@ def measure(volume: Volume, pairs: int = PAIRS) -> Measured:
             measured.jitter[z] = _jitter(surfaces(z - 1), surfaces(z))
     if not measured.shifts:
         raise DataError(
-            f"{volume.path}: no two neighbouring slices show an image; alignment cannot be judged"
+            f"{volume.path}: there are no two neighbouring slices with an image; alignment cannot be judged"
         )
     measured.blank.extend(sorted(blank))
     return measured
 
 
 def _chosen_pairs(depth: int, pairs: int) -> list[int]:
-    """Return the first slices of the pairs to look at: all, or two at a time, spread evenly."""
+    """Return the first slice of each pair to compare: all, or two pairs at a time, evenly spread."""
     if depth - 1 <= pairs:
         return list(range(depth - 1))
     middles = np.linspace(1, depth - 2, pairs // 2).round().astype(int).tolist()
@@ -195,12 +195,12 @@ def _chosen_pairs(depth: int, pairs: int) -> list[int]:
 
 
 def _jitter(before: NDArray[np.float32], after: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return how far (y, x) a slice lies off the line between its neighbours.
+    """Return the offset (y, x) of a slice from the line between its neighbours.
 
     Parameters
     ----------
     before, after : ndarray
-        Correlations of its patches with the slice before, and of the slice behind with them.
+        Correlations of its patches with the slice before, and of the slice after with its patches.
     """
     reach = before.shape[1] // 4
     scores = np.empty((2 * reach + 1, 2 * reach + 1))
@@ -221,12 +221,12 @@ def judge(measured: Measured, voxel_size: tuple[float, float, float], tolerance:
     voxel_size : tuple of float
         Voxel size (z, y, x) in nanometers.
     tolerance : float
-        Pixels, for slices one pixel apart.
+        In pixels, for slices one pixel apart.
 
     Returns
     -------
     dict
-        The content of the quality file: `aligned`, a sentence, and numbers in pixels.
+        Content of the quality file: `aligned`, a sentence, and numbers in pixels.
     """
     distance = max(1.0, voxel_size[0] / voxel_size[1])
     limits = {"drift": tolerance * distance, "jitter": tolerance * float(np.sqrt(distance))}
@@ -242,20 +242,20 @@ def judge(measured: Measured, voxel_size: tuple[float, float, float], tolerance:
         more = f" and {len(exceeding) - 5} more" if len(exceeding) > 5 else ""
         reasons.append(f"{worst}{more} pixels off the line between neighbours (limit {limits['jitter']:.2f})")
     if steady > limits["drift"]:
-        reasons.append(f"a steady drift of {steady:.1f} pixels a slice (limit {limits['drift']:.2f})")
+        reasons.append(f"a steady drift of {steady:.1f} pixels per slice (limit {limits['drift']:.2f})")
     jitter = _summary(list(sizes.values()))
     if not conclusive:
         verdict = (
-            f"taken as aligned: {measured.field[0]} x {measured.field[1]} pixels are too few to tell, "
-            f"which takes {needed:.0f} x {needed:.0f} at this distance of the slices"
+            f"assumed to be aligned: {measured.field[0]} x {measured.field[1]} pixels are too few to judge; "
+            f"{needed:.0f} x {needed:.0f} are needed at this slice spacing"
         )
     elif reasons:
         verdict = "not aligned: " + "; ".join(reasons)
     else:
         verdict = (
-            f"aligned: half of them lie within {jitter['median']:.2f} pixels of the line between neighbours, "
+            f"aligned: half of them are within {jitter['median']:.2f} pixels of the line between neighbours, "
             f"all within {jitter['largest']:.2f} (limit {limits['jitter']:.2f}), with a steady drift of "
-            f"{steady:.2f} pixels a slice (limit {limits['drift']:.2f})"
+            f"{steady:.2f} pixels per slice (limit {limits['drift']:.2f})"
         )
     return {
         "aligned": not (conclusive and reasons),
@@ -282,7 +282,7 @@ def judge(measured: Measured, voxel_size: tuple[float, float, float], tolerance:
 
 
 def _summary(sizes: list[float]) -> dict[str, float]:
-    """Return median, 95th percentile and largest of some sizes in pixels; zeros when there are none."""
+    """Return the median, 95th percentile and maximum of sizes in pixels; zeros if empty."""
     values = np.array(sizes or [0.0])
     return {
         "median": float(np.median(values)),
@@ -292,7 +292,7 @@ def _summary(sizes: list[float]) -> dict[str, float]:
 
 
 def _draw(measured: Measured, report: dict[str, Any], path: Path) -> None:
-    """Draw shift, jitter and correlation against the slice, with the limits."""
+    """Plot shift, jitter and correlation by slice, with the limits."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 7), dpi=110, layout="constrained")

@@ -1,4 +1,4 @@
-"""Line charts of the report, as plain values that the template draws."""
+"""Line charts of the report, as plain values for the template."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def chart(title: str, history: list[dict[str, Any]], keys: dict[str, str]) -> dict[str, Any] | None:
-    """Return a line chart over training steps; None without points."""
+    """Return a line chart over training steps, or None without points."""
     lines = {}
     for key, label in keys.items():
         points = [(e["step"], e[key]) for e in history if isinstance(e.get(key), int | float)]
@@ -20,16 +20,16 @@ def chart(title: str, history: list[dict[str, Any]], keys: dict[str, str]) -> di
 
 
 def plot(title: str, lines: dict[str, list[tuple[float, float]]], end: str) -> dict[str, Any]:
-    """Return a line chart from x = 0, in units of a 300 x 150 plot; empty lines are left out.
+    """Return a line chart from x = 0, in units of a 300 x 150 plot; empty lines are omitted.
 
     Parameters
     ----------
     title : str
         What is drawn.
     lines : dict
-        Points of every line.
+        Points (x, y) of each line, by name.
     end : str
-        What the last x is, a format.
+        Format string that labels the last x.
     """
     lines = {label: points for label, points in lines.items() if points}
     xs, ys = zip(*(point for points in lines.values() for point in points), strict=True)

@@ -1,8 +1,8 @@
-"""The files of numbers that a report reads and writes.
+"""The result files that the report reads and writes.
 
 Conventions
 -----------
-* What a stage did not write is left out; what is there and cannot be read stops the report in one sentence.
+* Missing results are omitted; a result that cannot be read stops the report with one sentence.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ NEEDED = (
     "units",
     "interval",
 )
-"""Keys of an evaluation without which nothing can be said of it."""
+"""Keys that every evaluation must have."""
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Return what a stage wrote, or None when it did not run.
+    """Return the JSON that a stage wrote, or None if it did not run.
 
     Raises
     ------
@@ -41,23 +41,23 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # UnicodeDecodeError is one
+    except ValueError:  # includes UnicodeDecodeError
         raise StoreError(f"{path}: this file is damaged; delete it and start again") from None
     if not isinstance(content, dict):
-        raise StoreError(f"{path}: this file holds something else; delete it and start again")
+        raise StoreError(f"{path}: not a file of this kind; delete it and start again")
     return content
 
 
 def read_evaluation(results: Path, item: Restoration) -> dict[str, Any] | None:
-    """Return the evaluation of a restoration, or None when it has no truth.
+    """Return the evaluation of a restoration, or None without ground truth.
 
     Raises
     ------
     StoreError
-        If the file is damaged, or of another version.
+        If the file is damaged, or written by another version.
     """
     path = results / "evaluation" / item.dataset / f"{item.model}.json"
     found = read_json(path)
     if found is not None and (missing := [key for key in NEEDED if key not in found]):
-        raise StoreError(f"{path}: it lacks {', '.join(missing)}; delete it and start again")
+        raise StoreError(f"{path}: {', '.join(missing)} missing; delete it and start again")
     return found

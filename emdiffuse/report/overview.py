@@ -1,4 +1,4 @@
-"""The first screen of the report: one table of all restorations, a row each."""
+"""The first screen of the report: a table of all restorations, one row each."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def overview_row(
     number : int
         Its number in the report.
     evaluation : dict or None
-        What `evaluation.evaluate` wrote; None without truth.
+        Result of `evaluation.evaluate`; None without ground truth.
 
     Returns
     -------
     dict
         number, name and model, done (what was done, in words), gains (`verdicts.Gain`), verdict, standing (of
-        both measures, where they agree) and trust (calibrated or not, in words).
+        both metrics, if they agree) and trust (calibrated or not, in words).
     """
     found = gains(evaluation) if evaluation else []
     standings = {gain.standing for gain in found}
@@ -49,13 +49,13 @@ def overview_row(
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
-    """Say in one sentence how the restorations compare with the best classical methods."""
+    """Return one sentence that compares the restorations with the best classical methods."""
     counts = Counter(own["standing"] for own in rows)
     said = {
         "better": "better than the best classical method",
         "worse": "worse",
         "unclear": "not clearly different",
-        "mixed": "different from measure to measure",
+        "mixed": "different from metric to metric",
         "equal": "equal to the ground truth",
         "unknown": "measured on too little data to tell",
         "unmeasured": "without ground truth",
@@ -74,14 +74,14 @@ def _done(config: Config, item: Restoration) -> str:
 
 
 def _trust(item: Restoration, evaluation: dict[str, Any] | None) -> str:
-    """Say whether every voxel has an interval, and whether it holds what it promises where that is known."""
+    """Return whether intervals are calibrated, with their observed coverage if known."""
     if item.calibration is None:
         return "No" if item.sampler.samples > 1 else "No: one estimate, no uncertainty"
     promised = 1 - item.calibration.alpha
     coverage = ((evaluation or {}).get("trust") or {}).get("coverage")
     if not coverage:
-        return f"Yes, to hold {100 * promised:.0f} % of true values"
+        return f"Yes, to contain {100 * promised:.0f} % of true values"
     holds, high = 100 * coverage[0]["mean"], coverage[0]["high"]
     if high < promised:
-        return f"Yes, but holds {holds:.1f} % of true values, not {100 * promised:.0f} %"
-    return f"Yes: holds {holds:.1f} % of true values, {100 * promised:.0f} % promised"
+        return f"Yes, but they contain {holds:.1f} % of true values, not {100 * promised:.0f} %"
+    return f"Yes: they contain {holds:.1f} % of true values, {100 * promised:.0f} % promised"

@@ -1,13 +1,13 @@
-"""The pictures of the report: planes of the volumes, side by side and slice by slice.
+"""The images of the report: planes of the volumes, side by side and slice by slice.
 
 Conventions
 -----------
-* All pictures of a restoration show one region, about the middle of the volume, with one contrast:
-  percentiles of the truth (of the input, without a truth). A pixel is a voxel; in xz and yz planes z points
-  down.
-* The input is shown as its nearest real slice, so that what is missing is seen.
-* Pictures are WebP, lossless unless they would pass their budget; nothing is burned into them.
-* Memory is bounded by the region shown, never by the volume.
+* All images of a restoration show the same region, around the middle of the volume, with the same contrast:
+  percentiles of the ground truth, or of the input without one. A pixel is a voxel; in xz and yz planes z
+  points down.
+* The input is shown as its nearest real slice, so that the gaps are visible.
+* Images are WebP, lossless unless they would exceed their budget; nothing is burned into them.
+* Memory is bounded by the region shown, not by the volume.
 """
 
 from __future__ import annotations
@@ -32,31 +32,31 @@ from emdiffuse.restoration.slice_grid import ImageStack, SliceGrid, slice_grid
 from emdiffuse.stores.volume import Volume, open_volume
 
 QUALITIES = (None, 98, 96, 94, 92, 90, 87, 84, 80, 75, 68, 60)
-"""WebP qualities, the best first; None is lossless."""
+"""WebP qualities, best first; None is lossless."""
 BYTES_A_PIXEL = 16
-"""What all pictures together may take for each pixel of the region, with few slices in the viewer."""
+"""Bytes per pixel of the region that all images together may take, with few slices in the viewer."""
 PERCENTILES = (0.5, 99.5)
 """Percentiles of the truth that are shown as black and white, the same in every panel."""
 SIDE = 320
 """Largest side of the region that is shown, in pixels."""
 COLUMNS = ("input", "linear", "restored", "truth")
-"""What is shown side by side, where there is such a thing."""
+"""Volumes shown side by side, if they exist."""
 
 
 @dataclass(frozen=True)
 class View:
-    """The volumes of a restoration, and the region of them that is shown.
+    """The volumes of a restoration, and the region that is shown.
 
     Attributes
     ----------
     volumes : dict
-        input, restored, truth and uncertainty where there is one, and other restorations.
+        input, restored, truth and uncertainty if they exist, and other restorations.
     grid : SliceGrid or ImageStack
         Output slices.
     box : tuple of range
-        The region (z, y, x), about the middle.
+        The region (z, y, x), around the middle.
     middle : tuple of int
-        Where the planes are cut: z is a generated slice in the middle of a gap.
+        Where the planes intersect (z, y, x); z is a generated slice in the middle of a gap.
     contrast : tuple of float
         Intensities shown as black and white.
     """
@@ -69,7 +69,7 @@ class View:
 
     @property
     def others(self) -> list[str]:
-        """The names of other restorations of the input, as in `evaluation`."""
+        """Names of other restorations of the input, as in `evaluation`."""
         return [name for name in self.volumes if is_beside(name)]
 
     @property
@@ -79,13 +79,13 @@ class View:
 
     @property
     def cropped(self) -> bool:
-        """Whether the region is a part of the slices only."""
+        """Whether the region is only part of the slices."""
         whole = self.volumes["restored"].array.shape[1:]
         return any(len(side) < n for side, n in zip(self.box[1:], whole, strict=True))
 
     @property
     def reference(self) -> str:
-        """What the contrast is taken from."""
+        """Name of the volume that sets the contrast."""
         return "truth" if "truth" in self.volumes else "input"
 
     def read(self, name: str, box: tuple[range, range, range]) -> NDArray[np.float32]:
@@ -106,7 +106,7 @@ class View:
 
 
 def open_view(config: Config, item: Restoration, truth: str | None, results: Path, budget: int) -> View:
-    """Open the volumes of a restoration, and choose a region whose pictures fit into the budget."""
+    """Open the volumes of a restoration, and choose a region whose images fit into the budget."""
     made = results / "restored" / item.dataset
     restored = made / item.model / "restored.ome.zarr"
     given = results / "registered" / f"{item.dataset}.ome.zarr"
@@ -151,10 +151,10 @@ def open_view(config: Config, item: Restoration, truth: str | None, results: Pat
 def panels(
     view: View, names: list[str], budget: int, marked: NDArray[np.float32] | None = None
 ) -> tuple[list[dict[str, Any]], float]:
-    """Return rows of pictures, and what is white in the differences.
+    """Return rows of images, and the difference that is shown as white.
 
-    The rows are three planes and, with a truth, the differences and the structures in xy; and the xy plane in
-    which it is `marked` where nothing was generated, if there is such a place.
+    The rows are three planes; with ground truth, the differences and the structures in xy; and `marked`, the
+    xy plane with empty regions hatched, if there are any.
     """
     voxel = view.volumes["restored"].voxel_size[2]
     rows: list[dict[str, Any]] = []
@@ -189,7 +189,7 @@ def panels(
 
 
 def _structures(plane: NDArray[np.float32], voxel: float) -> NDArray[np.float32]:
-    """Return what is segmented in a plane: membranes white, large dark regions grey."""
+    """Return the segmentation of a plane: membranes white, large dark regions grey."""
     from emdiffuse.evaluation.metrics.structures import segment
 
     found = segment(plane, voxel)
@@ -203,7 +203,7 @@ def to_gray(values: NDArray[Any], black: float, white: float) -> NDArray[np.uint
 
 
 def encode(pictures: list[NDArray[np.uint8]], budget: int) -> list[str]:
-    """Return grey pictures as data URIs, in the best quality whose bytes stay below the budget."""
+    """Return grey images as data URIs, in the best quality that stays within the budget in bytes."""
 
     @cache
     def encoded(place: int) -> list[bytes]:
@@ -218,17 +218,17 @@ def encode(pictures: list[NDArray[np.uint8]], budget: int) -> list[str]:
 
 
 def picture_bytes(picture: str) -> int:
-    """Return about how many bytes a data URI stands for."""
+    """Return the approximate number of bytes that a data URI encodes."""
     return len(picture) * 3 // 4
 
 
 def scale_bar(pixels: int, voxel: float) -> dict[str, Any]:
-    """Return a scale bar for a picture: 1, 2 or 5 times a power of ten, at most a third of its width.
+    """Return a scale bar for an image: 1, 2 or 5 times a power of ten, at most a third of its width.
 
     Returns
     -------
     dict
-        percent of the picture's width, and text: nm below 1000 nm, else µm.
+        percent of the image's width, and text: nm below 1000 nm, else µm.
     """
     limit = pixels * voxel / 3
     power = 10.0 ** math.floor(math.log10(limit))

@@ -1,4 +1,4 @@
-"""Where a restoration left everything plain, in the report: a sentence, and hatched places in a picture."""
+"""Empty regions, in which nothing was generated: a sentence, and an image with these regions hatched."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from emdiffuse.stores.facts import EmptyFacts
 from emdiffuse.stores.volume import open_volume
 
 PERIOD = 8
-"""Pixels from one line of the hatching to the next."""
+"""Distance between hatching lines, in pixels."""
 
 
 def sentence(facts: EmptyFacts | None, images: bool) -> list[str]:
-    """Say which share of a restoration was left plain, and why."""
+    """Return a sentence on the share of empty regions, and how they were detected."""
     if facts is None or not facts.share:
         return []
     what = "averaged" if images else "interpolated"
@@ -27,7 +27,7 @@ def sentence(facts: EmptyFacts | None, images: bool) -> list[str]:
 
 
 def hatched(view: View) -> NDArray[np.float32] | None:
-    """Return the xy plane that is shown, with lines over what was left plain; None without such a place.
+    """Return the xy plane that is shown, with empty regions hatched, or None if there are none.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""What came before a restoration, in the report: how well data are aligned, and how models were trained."""
+"""The alignment of datasets and the training of models, for the report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from emdiffuse.report.tables import field_rows
 
 
 def alignment(results: Path, name: str) -> dict[str, Any] | None:
-    """Gather the quality of a dataset's alignment: its conclusion, numbers, and the figure."""
+    """Return the quality of a dataset's alignment: conclusion, numbers and figure."""
     quality = read_json(results / "registered" / f"{name}.quality.json")
     if quality is None:
         return None
@@ -26,7 +26,7 @@ def alignment(results: Path, name: str) -> dict[str, Any] | None:
 
 
 def training(experiment: Path, name: str, found: dict[str, Any]) -> dict[str, Any]:
-    """Gather how a model was trained: a line of facts, curves, and a picture of a batch."""
+    """Return how a model was trained: a line of facts, curves, and an image of a batch."""
     facts = [f"{found['steps']} steps"] if "steps" in found else []
     facts += [f"{found['seconds'] / 60:.1f} minutes"] if "seconds" in found else []
     facts += [f"on {found['device']}"] if "device" in found else []
@@ -52,7 +52,7 @@ def training(experiment: Path, name: str, found: dict[str, Any]) -> dict[str, An
 
 
 def _embedded(path: Path) -> str | None:
-    """Return a PNG as a data URI, or None when there is none."""
+    """Return a PNG as a data URI, or None if it does not exist."""
     if not path.exists():
         return None
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"

@@ -1,4 +1,4 @@
-"""The publications that a run rests on."""
+"""The publications that a run is based on."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ REFERENCES = {
     "zarr": ("Zarr developers 2020", "10.5281/zenodo.3773449", "Zarr"),
     "snakemake": ("Mölder et al. 2021", "10.12688/f1000research.29032.2", "Snakemake"),
 }
-"""What is cited, by the measure, method, sampler or key that rests on it: text, doi, and what it is for."""
+"""Citations (text, doi, subject) by the metric, method, sampler or key that is based on them."""
 
 
 def references(config: Config, evaluations: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """Return the publications that this run rests on."""
+    """Return the publications that this run is based on."""
     samplers: list[str] = [item.sampler.name for item in config.restorations if item.sampler.name]
     samplers += [key for key in REFERENCES if any(f"({key})" in found["estimator"] for found in evaluations)]
     used = {name for found in evaluations for method in found["methods"].values() for name in _deep(method)}
@@ -51,5 +51,5 @@ def references(config: Config, evaluations: list[dict[str, Any]]) -> list[dict[s
 
 
 def _deep(method: dict[str, Any]) -> set[str]:
-    """Return the measures of a method, in whatever orientation."""
+    """Return the metrics of a method, in any orientation."""
     return {measure for measures in method.values() for measure in measures}

@@ -1,9 +1,9 @@
-"""How far to trust a restoration, in the report: sentences, curves and a table, as plain values.
+"""How far to trust a restoration: sentences, curves and a table for the report, as plain values.
 
 Conventions
 -----------
-* What is said was measured by `evaluation.trust`, and scored by the stage `pyramid`; without a truth the
-  only scores are shown.
+* `evaluation.trust` measures coverage and sparsification, the stage `pyramid` the scores; without ground
+  truth only the scores are shown.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from emdiffuse.report.charts import plot
 from emdiffuse.stores.facts import CalibrationFacts, Reliability
 
 LISTED = 12
-"""Slices or images that are named as not reliable, at most."""
+"""Maximum number of slices or images listed as not reliable."""
 UNCALIBRATED = (
-    "The intervals are not calibrated: the standard deviation of the samples promises nothing by itself. The "
-    "diagram shows how many true values Gaussian intervals of that width would hold."
+    "The intervals are not calibrated: the standard deviation of the samples guarantees nothing by itself. "
+    "The diagram shows how many true values Gaussian intervals of that width would contain."
 )
 
 
@@ -27,18 +27,18 @@ def trust_section(
     unit: str,
     calibration: CalibrationFacts | None = None,
 ) -> dict[str, Any] | None:
-    """Return what is said of a restoration's uncertainty; None when it has none.
+    """Return the section on a restoration's uncertainty, or None if it has none.
 
     Parameters
     ----------
     evaluation : dict or None
-        What `evaluation.evaluate` wrote.
+        Result of `evaluation.evaluate`.
     reliability : Reliability or None
         The scores of the restored volume.
     unit : str
-        What is scored: "slice" or "image".
+        Unit that is scored: "slice" or "image".
     calibration : CalibrationFacts, optional
-        How its intervals were calibrated.
+        How the intervals were calibrated.
     """
     found = (evaluation or {}).get("trust")
     if reliability is None and found is None:
@@ -49,8 +49,8 @@ def trust_section(
         return {"sentences": sentences, "charts": [], "rows": []}
     sentences += _kept(found, evaluation or {}) if found["calibration"] else [UNCALIBRATED]
     sentences.append(
-        f"Does the uncertainty point at the errors? The area between the two curves (AUSE) is "
-        f"{found['ause']:.3f}; it would be 0 if it ranked voxels as their errors do, and "
+        f"Does the uncertainty indicate the errors? The area between the two curves (AUSE) is "
+        f"{found['ause']:.3f}; it would be 0 if the uncertainty ranked voxels by their errors, and "
         f"{found['ause_random']:.3f} if it ranked them at random."
     )
     charts = [_diagram(found["diagram"]), _sparsification(found["sparsification"])]
@@ -62,13 +62,14 @@ def _percent(share: float, digits: int = 1) -> str:
 
 
 def _scored(reliability: Reliability, unit: str) -> str:
-    """Say how many slices or images are reliable, and which are not."""
+    """Return a sentence on how many slices or images are reliable, and which are not."""
     scores, threshold, slices = reliability.scores, reliability.threshold, reliability.slices
-    first = 1 if unit == "image" else 0  # as the viewer counts them
+    first = 1 if unit == "image" else 0  # the viewer numbers images from 1
     doubtful = [f"{unit} {z + first}" for z, score in zip(slices, scores, strict=True) if score > threshold]
     said = (
         f"{reliability.reliable} of {len(slices)} {unit}s count as reliable: "
-        "their score, the 99th percentile of the standard deviation as a share of the intensity range, is at "
+        "their score, the 99th percentile of the standard deviation as a fraction of the intensity range, is "
+        "at "
         f"most {threshold:g}. The largest score is {max(scores):.3f}."
     )
     if not doubtful:
@@ -78,54 +79,57 @@ def _scored(reliability: Reliability, unit: str) -> str:
 
 
 def _promised(made: dict[str, Any]) -> str:
-    """Say what the intervals promise, and on what it rests."""
+    """Return what the intervals promise, and what the promise is based on."""
     said = (
         f"Intervals of {made['scale']:.2f} standard deviations were calibrated on {made['dataset']}. They "
         f"promise, with {_percent(1 - made['delta'], 0)} confidence, that at least "
-        f"{_percent(1 - made['alpha'], 0)} of the true values lie inside, on average over fields like those. "
-        f"The promise rests on {made['units']} independent units, each one {made['unit']}."
+        f"{_percent(1 - made['alpha'], 0)} of the true values lie inside, on average over similar fields. "
+        f"The promise is based on {made['units']} independent units, each one {made['unit']}."
     )
     if "noise" not in made:
         return said
     return (
-        f"{said} No truth was there: a second noisy scan ({made['truth']}) stood in for it, whose noise, of "
-        f"a standard deviation of {made['noise']:.3g}, was measured from the difference of the two scans. It "
-        "is assumed that the noise of the second scan is independent of the first, has a mean of 0 and is as "
-        "strong, and that small errors are more frequent than large ones."
+        f"{said} There was no ground truth: a second noisy scan ({made['truth']}) stood in for it. Its "
+        "noise, "
+        f"with a standard deviation of {made['noise']:.3g}, was measured from the difference of the two "
+        "scans. "
+        "This assumes that the noise of the second scan has zero mean, is independent of the noise of the "
+        "first and equally strong, and that small errors are more frequent than large ones."
     )
 
 
 def _kept(found: dict[str, Any], evaluation: dict[str, Any]) -> list[str]:
-    """Say what the intervals promise, what they hold, and where they hold less."""
+    """Return the promised and the observed coverage, and the groups with less than promised."""
     made, everything = found["calibration"], found["coverage"][0]
     held = "; ".join(found["doubtful"])
     return [
         _promised(made),
-        f"On these data, which nothing was calibrated on, {_percent(everything['mean'])} lie inside (95 % "
+        f"On these data, which were not used for calibration, {_percent(everything['mean'])} lie inside (95 "
+        "% "
         f"interval {_percent(everything['low'])} to {_percent(everything['high'])}). The average interval is "
-        f"{found['width']:.3g} wide, in an intensity range of {evaluation['data_range']:g}.",
+        f"{found['width']:.3g} wide, with an intensity range of {evaluation['data_range']:g}.",
         f"The promise is not kept for {held}. Do not trust the intervals there."
         if held
-        else "In no group of voxels do they hold significantly less than promised.",
+        else "In no group of voxels do they contain significantly less than promised.",
     ]
 
 
 def _diagram(rows: list[dict[str, float]]) -> dict[str, Any]:
-    """Draw nominal against observed coverage, in per cent."""
+    """Return a chart of observed against nominal coverage, in per cent."""
     lines = {
         name: [(100 * row["nominal"], 100 * row[key]) for row in rows if key in row]
         for key, name in (("calibrated", "calibrated"), ("gaussian", "Gaussian"), ("nominal", "promised"))
     }
-    return plot("True values inside (%), by the share promised", lines, "{:.0f} % promised")
+    return plot("True values inside (%), by promised share", lines, "{:.0f} % promised")
 
 
 def _sparsification(rows: list[dict[str, float]]) -> dict[str, Any]:
-    """Draw the error that is left, by the share of voxels removed, in per cent."""
+    """Return a chart of the remaining error by the share of voxels removed, in per cent."""
     lines = {
         name: [(100 * row["share"], row[key]) for row in rows]
         for key, name in (("uncertainty", "uncertainty"), ("oracle", "oracle"))
     }
-    return plot("Relative error left, most uncertain voxels removed", lines, "{:.0f} % removed")
+    return plot("Remaining relative error, most uncertain voxels removed", lines, "{:.0f} % removed")
 
 
 def _rows(found: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What the report shows of every restoration: words, tables and pictures, within a budget of bytes."""
+"""The content of the report for each restoration: text, tables and images, within a budget of bytes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from emdiffuse.restoration.slice_grid import ImageStack
 from emdiffuse.stores.facts import VolumeFacts
 from emdiffuse.stores.volume import open_volume
 
-WITHOUT_TRUTH = "There is no ground truth to compare with: the report shows pictures, but no measures."
+WITHOUT_TRUTH = "There is no ground truth to compare with: the report shows images, but no metrics."
 
 
 def gather(config: Config, results: Path, left: int) -> list[dict[str, Any]]:
-    """Gather what is shown of every restoration: the small first, what they leave is for the large."""
+    """Return the content for each restoration; small ones first, whose unused budget passes to the rest."""
 
     def voxels(place: int) -> int:
         item = config.restorations[place]
@@ -43,7 +43,7 @@ def gather(config: Config, results: Path, left: int) -> list[dict[str, Any]]:
 def _restoration(
     config: Config, item: Restoration, results: Path, number: int, budget: int
 ) -> dict[str, Any]:
-    """Gather what is shown of one restoration, in pictures of at most so many bytes."""
+    """Return the content for one restoration, with images of at most `budget` bytes."""
     truth = config.truth(item)
     view = open_view(config, item, truth, results, budget)
     evaluation = read_evaluation(results, item)
@@ -97,17 +97,17 @@ def _restoration(
 
 
 def _provenance(view: View) -> str | None:
-    """Return how a restored volume was made, from the raw files on; None where it does not say."""
+    """Return how a restored volume was made from the raw files, or None if not recorded."""
     made = view.volumes["restored"].facts.made
     return made.told() if made else None
 
 
 def _sentences(config: Config, item: Restoration, truth: str | None, view: View) -> list[str]:
-    """Say in a few sentences what was done."""
+    """Return a few sentences on what was done."""
     model, (depth, _, lateral) = config.models[item.model], view.volumes["input"].voxel_size
     if isinstance(view.grid, ImageStack):
         sentence = (
-            f"{item.dataset}, {_count(view.grid.length, 'image')} with pixels of {lateral:.4g} nm, was "
+            f"{item.dataset} ({_count(view.grid.length, 'image')} with pixels of {lateral:.4g} nm) was "
             f"restored by the model {item.model} (task {model.task}), {learned(model)}."
         )
         known = [sentence, *_artefacts(view.volumes["input"].facts)]
@@ -115,46 +115,46 @@ def _sentences(config: Config, item: Restoration, truth: str | None, view: View)
             return [*known, WITHOUT_TRUTH]
         return [*known, f"All pixels are compared with {truth}{_unseen(item, model)}."]
     first = (
-        f"{item.dataset}, {view.grid.slices} slices {depth:.4g} nm apart, was restored to {view.grid.length} "
+        f"{item.dataset} ({view.grid.slices} slices {depth:.4g} nm apart) was restored to {view.grid.length} "
         f"slices {lateral:.4g} nm apart by the model {item.model} (task {model.task}), {learned(model)}."
     )
     sentences = [first]
     sentences += _artefacts(view.volumes["input"].facts)
     if before := view.volumes["restored"].restoration.real_slices:
         sentences.append(
-            f"Its real slices were restored first, by the model {before.model} ({before.estimator}); "
-            "the gaps are filled, and interpolated, between the restored slices."
+            f"Its real slices were first restored by the model {before.model} ({before.estimator}); "
+            "the gaps were filled, and interpolated, between the restored slices."
         )
     if truth is None:
         return [*sentences, WITHOUT_TRUTH]
     second = (
-        f"Every generated slice is compared with {truth}{_unseen(item, model)}, and so is interpolation of "
-        "the same slices, on the same voxels."
+        f"Generated slices are compared with {truth}{_unseen(item, model)}, and so are interpolated "
+        "slices, on the same voxels."
     )
     return [*sentences, second]
 
 
 def _artefacts(facts: VolumeFacts) -> list[str]:
-    """Say which structured artefacts the raw data have."""
+    """Return a sentence on the structured artefacts of the raw data."""
     if not facts.artefacts:
         return []
     named = "; ".join(artefact.told for artefact in facts.artefacts)
-    done = "stripes were removed (`repair: stripes`)" if facts.destriped else "nothing of it was removed"
+    done = "stripes were removed (`repair: stripes`)" if facts.destriped else "they were not removed"
     return [f"The raw slices have {named} (standard deviations); {done}."]
 
 
 def learned(model: Model) -> str:
-    """Say where a model has its weights from."""
+    """Return where the weights of a model come from."""
     if model.weights in SHIPPED:
-        return "which comes with emdiffuse (its card says what it learned from)"
+        return "which is shipped with emdiffuse (its card lists the training data)"
     if model.weights is not None:
         name = Path(model.weights).name
-        return f"whose weights were read from {name} (what they learned from is not known here)"
+        return f"whose weights were read from {name} (training data unknown)"
     return f"trained on {' and '.join(model.datasets)}"
 
 
 def _unseen(item: Restoration, model: Model) -> str:
-    """Say that a model never saw the truth, where that is known."""
+    """Return a clause that the model never saw the ground truth, if that is known."""
     if model.weights is not None:
         return ""
     seen = "whose slices between the kept ones" if item.dataset in model.datasets else "which"

@@ -1,4 +1,4 @@
-"""How a report was made: the settings of every model and restoration, and versions, as text."""
+"""The settings of every model and restoration, and versions, as text for the report."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def parameters(config: Config) -> list[dict[str, Any]]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of what the numbers depend on."""
+    """Return the versions of Python and of the libraries that the numbers depend on."""
     found = {"Python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -47,14 +47,14 @@ def datasets_of(config: Config) -> list[str]:
 
 
 def subjects_of(config: Config) -> set[str]:
-    """Return what a job of this run can be about."""
+    """Return the names that a job of this run can be about: datasets, models, and ``dataset-model``."""
     pairs = {f"{item.dataset}-{item.model}" for item in config.restorations}
     pairs |= {f"{item.dataset}-{config.baselines(item)}" for item in config.restorations}
     return pairs | set(config.datasets) | set(config.models)
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, str]:
-    """Return nested settings or facts as one level of dotted keys and text; long lists are left out."""
+    """Return nested settings as one level of dotted keys and text; long lists are omitted."""
     if isinstance(values, dict):
         parts = (flatten(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in values.items())
         return {key: text for part in parts for key, text in part.items()}

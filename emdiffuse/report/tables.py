@@ -1,10 +1,10 @@
-"""The tables of the report, on the page and as files: every measure of every method, whatever there is.
+"""The tables of the report, on the page and as files: every metric of every method.
 
 Conventions
 -----------
-* An evaluation is what `evaluation.evaluate` wrote: ``methods[method][orientation][measure]`` with mean, low
-  and high (null where there is none), and the ``units`` of the measures.
-* The best of a column is marked where more, or less, is better by definition; other measures are not
+* An evaluation is the result of `evaluation.evaluate`: ``methods[method][orientation][metric]`` with mean,
+  low and high (null if unknown), and the ``units`` of the metrics.
+* The best of a column is marked if higher, or lower, is better by definition; other metrics are not
   ranked. Values that print alike share the mark.
 """
 
@@ -20,24 +20,24 @@ from emdiffuse.evaluation.metrics import MEASURES
 from emdiffuse.runtime.outputs import HEADINGS
 
 FIRST = ("psnr", "ssim", "fsim", "frc_resolution", "membranes_iou", "high_frequency_ratio", "step_ratio")
-"""Measures of the short table, in this order; all are in the long one."""
+"""Metrics of the short table, in this order; the long table has all."""
 Cell = dict[str, Any]
 
 
 def with_others(evaluation: dict[str, Any], others: list[dict[str, Any]]) -> dict[str, Any]:
-    """Put other restorations into the table of an evaluation, where they were measured on the same voxels.
+    """Add other restorations, measured on the same voxels, to the table of an evaluation.
 
     Parameters
     ----------
     evaluation : dict
-        What `evaluation.evaluate` wrote of a restoration.
+        Result of `evaluation.evaluate` for a restoration.
     others : list of dict
-        The same of others.
+        The same for other restorations.
 
     Returns
     -------
     dict
-        The evaluation, with a method more for each of them, and ``beside``: the estimator of each.
+        The evaluation, with one more method for each of them, and ``beside``: the estimator of each.
     """
     methods = dict(evaluation["methods"])
     restored = methods.pop("restored")
@@ -50,7 +50,7 @@ def with_others(evaluation: dict[str, Any], others: list[dict[str, Any]]) -> dic
 
 
 def short_table(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """Return the table of the most telling measures: rows are methods.
+    """Return the table of the main metrics, one row per method.
 
     Returns
     -------
@@ -71,7 +71,7 @@ def short_table(evaluation: dict[str, Any]) -> dict[str, Any]:
 
 
 def long_table(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """Return the table of all measures: columns are methods.
+    """Return the table of all metrics, one column per method.
 
     Returns
     -------
@@ -94,12 +94,12 @@ def long_table(evaluation: dict[str, Any]) -> dict[str, Any]:
 
 
 def heading(measure: str) -> str:
-    """Return how a measure is called."""
+    """Return the display name of a metric."""
     return MEASURES[measure].heading if measure in MEASURES else measure.replace("_", " ")
 
 
 def _keys(evaluation: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return every (orientation, measure) that some method has, the most telling measures first."""
+    """Return every (orientation, metric) that any method has, the main metrics first."""
     found = dict.fromkeys(
         (plane, measure)
         for method in evaluation["methods"].values()
@@ -112,7 +112,7 @@ def _keys(evaluation: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _column(evaluation: dict[str, Any], plane: str, measure: str) -> dict[str, Cell]:
-    """Return a measure of every method as text, the best of them marked."""
+    """Return a metric of every method as text, with the best marked."""
     known = MEASURES.get(measure)
     digits, direction = (known.digits, known.better) if known else (3, 0)
     cells: dict[str, Cell] = {}
@@ -133,7 +133,7 @@ def _column(evaluation: dict[str, Any], plane: str, measure: str) -> dict[str, C
 
 
 def as_csv(evaluations: list[dict[str, Any]]) -> str:
-    """Return the tables of all restorations as CSV: a row for each method, orientation and measure."""
+    """Return the tables of all restorations as CSV: one row per method, orientation and metric."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     head = HEADINGS[1].split(",")
@@ -160,7 +160,7 @@ def as_csv(evaluations: list[dict[str, Any]]) -> str:
 
 
 def field_rows(fields: list[dict[str, Any]]) -> list[list[str]]:
-    """Return a row of text for each registered pair: what was measured, or why it is excluded."""
+    """Return a row of text for each registered pair: its measurements, or why it is excluded."""
     rows = []
     for field in fields:
         quality = field.get("quality", {})

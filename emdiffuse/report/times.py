@@ -1,12 +1,11 @@
-"""How long the stages took, from what Snakemake measured of their jobs (its ``benchmark`` files).
+"""Time and memory of the stages, as measured by Snakemake (its ``benchmark`` files).
 
 Conventions
 -----------
-* ``results/benchmarks/{stage}/{what}.tsv`` is one job: its wall time in seconds (``s``) and the most memory
-  that it held (``max_rss``, MiB). A job that was interrupted and resumed counts from its last start.
-* Workers are ``...-1-of-4.tsv``; files of an earlier run with another number of workers do not count.
-* A training's own count, which adds up over its starts and leaves out the time in the queue, replaces the
-  job's.
+* ``results/benchmarks/{stage}/{what}.tsv`` is one job: its wall time in seconds (``s``) and its peak memory
+  (``max_rss``, MiB). The time of an interrupted and resumed job counts from its last start.
+* Workers are ``...-1-of-4.tsv``; files of an earlier run with another number of workers are ignored.
+* The time that a training recorded itself, summed over its starts and without queueing, replaces the job's.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ STAGES = (
     "baselines",
     "evaluate",
 )
-"""The order of the chain; a stage that is not among them comes last."""
+"""Stages in the order of the pipeline; unknown stages come last."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A measured job: wall time in seconds, and its peak of memory in MiB (not a number if not known)."""
+    """A measured job: wall time in seconds, and peak memory in MiB (NaN if unknown)."""
 
     seconds: float
     memory: float
@@ -48,11 +47,11 @@ def stage_times(results: Path, names: set[str], training: dict[str, float]) -> l
     Parameters
     ----------
     results : Path
-        The folder of the results.
+        Folder of the results.
     names : set of str
-        What the run is about: datasets, models, and ``dataset-model``; other files do not count.
+        Subjects of the run: datasets, models, and ``dataset-model``; other files are ignored.
     training : dict
-        Seconds that the training of each model counted itself.
+        Seconds that the training of each model recorded itself.
 
     Returns
     -------
@@ -84,7 +83,7 @@ def stage_times(results: Path, names: set[str], training: dict[str, float]) -> l
 
 
 def _jobs(folder: Path, names: set[str]) -> list[tuple[str, Job]]:
-    """Return the jobs of a stage with what each is about; of workers those of the newest run alone."""
+    """Return the jobs of a stage with their subjects; for workers only those of the newest run."""
     files: dict[tuple[str, int], list[Path]] = {}
     for path in sorted(folder.glob("*.tsv")):
         worker = re.fullmatch(r"(.+?)(?:-(\d+)-of-(\d+))?", path.stem)
@@ -107,5 +106,5 @@ def _read_jobs(path: Path) -> list[Job]:
 def _number(text: str | None) -> float:
     try:
         return float(text or "nan")
-    except ValueError:  # Snakemake writes NA or - for jobs that end before it looks at them
+    except ValueError:  # Snakemake writes NA or - for jobs too short to be sampled
         return float("nan")

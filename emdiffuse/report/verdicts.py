@@ -1,10 +1,10 @@
-"""The verdict on a restoration: what its comparison with classical methods allows to say, and no more.
+"""The verdict on a restoration: what the comparison with classical methods supports.
 
 Conventions
 -----------
-* A restoration is compared with the *best classical method* of each measure, on the same planes, by the 95 %
-  interval of its mean gain in xy. It is better where all of the interval lies above 0, worse where all lies
-  below; else there is no clear difference. Where there is no interval, nothing is concluded.
+* A restoration is compared with the *best classical method* in each metric, on the same planes, by the 95 %
+  interval of its mean gain in xy. It is better if the whole interval is above 0, and worse if it is below 0;
+  otherwise there is no clear difference. Without an interval there is no verdict.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ MEASURES = (("psnr", "PSNR", " dB", 2), ("ssim", "SSIM", "", 3))
 
 @dataclass(frozen=True)
 class Gain:
-    """The gain over the best classical method, by one measure.
+    """The gain over the best classical method, in one metric.
 
     Attributes
     ----------
     measure : str
         PSNR or SSIM.
     standing : str
-        What its interval allows to say.
+        The verdict that its interval supports.
     mean, interval : str
-        As text, with sign and unit; the interval is empty where there is none.
+        As text, with sign and unit; the interval may be empty.
     method : str
         The best classical method, in words.
     """
@@ -42,7 +42,7 @@ class Gain:
 
 
 def gains(evaluation: dict[str, Any]) -> list[Gain]:
-    """Return the gain by PSNR and by SSIM."""
+    """Return the gains in PSNR and SSIM."""
     found = []
     for key, name, unit, digits in MEASURES:
         best = evaluation["best"][key]
@@ -78,7 +78,7 @@ def short_verdict(found: list[Gain]) -> str:
 
 
 def verdict(evaluation: dict[str, Any]) -> str:
-    """Say in full what the comparison with the best classical methods allows to say."""
+    """Return the full verdict from the comparison with the best classical methods."""
     found = gains(evaluation)
     return " ".join([_conclusion(found), *(_told(gain) for gain in found)])
 
@@ -87,7 +87,7 @@ def _conclusion(found: list[Gain]) -> str:
     standings = [gain.standing for gain in found]
     by = {kind: " and ".join(gain.measure for gain in found if gain.standing == kind) for kind in standings}
     if "unknown" in by:
-        return "There are too few gaps or images for an interval, so this is no verdict."
+        return "There are too few gaps or images for an interval, so there is no verdict."
     said = {
         "better": "better than the best classical method in {}",
         "worse": "worse than the best classical method in {}",
@@ -106,7 +106,7 @@ def _told(gain: Gain) -> str:
 
 
 def surpassing(evaluation: dict[str, Any]) -> str:
-    """Name the methods with a higher mean than what was restored, in xy as printed, and in what."""
+    """Return the methods with a higher printed mean in xy than the restoration, and in which metric."""
     methods, found = evaluation["methods"], []
     for method in methods:
         better = []

@@ -1,16 +1,16 @@
-"""The viewer of the report: a small volume by every method, which the browser cuts along all three axes.
+"""The viewer of the report: a small volume for each method, which the browser slices along all three axes.
 
 Conventions
 -----------
-* What is embedded are xy slices of one region, (z, y, x), a *sheet* a method: its slices side by side in one
-  WebP picture, row by row. The browser reads the grey values back, so that all planes, differences and
-  uncertainties that it draws are in units of intensity: ``low + grey / 255 * (high - low)``.
-* Of a volume nearest, linear and cubic interpolation are not embedded, but the real slices and the weights
-  (`baselines.weights_of`) that the browser makes them with.
-* Grey values are the intensities themselves where these are 8-bit; else they span the contrast and a quarter
-  of it on either side.
-* Sheets are lossless where their budget allows; else ``error`` says by how much an intensity is off (root
-  mean square).
+* One *sheet* per method is embedded: the xy slices of one region (z, y, x) in a single WebP image, side by
+  side and row by row. The browser converts grey values back to intensities,
+  ``low + grey / 255 * (high - low)``, for all planes, differences and uncertainties that it draws.
+* For volumes, nearest, linear and cubic interpolation are not embedded: the browser computes them from the
+  real slices and the embedded weights (`baselines.weights_of`).
+* Grey values equal the intensities if these are 8-bit; otherwise they span the contrast plus a quarter of it
+  on either side.
+* Sheets are lossless if their budget allows; otherwise ``error`` is the root mean square error of an
+  intensity.
 * Memory is bounded by the region.
 """
 
@@ -30,13 +30,13 @@ from emdiffuse.report.pictures import View, encode, to_gray
 from emdiffuse.restoration.slice_grid import ImageStack, SliceGrid
 
 DEPTH = 61
-"""Slices that the viewer runs through, at most."""
+"""Maximum number of slices in the viewer."""
 SIDE = 16000
 """Longest side of a sheet; WebP allows 16383."""
 
 
 def viewer(view: View, task: str, white: float | None, budget: int) -> dict[str, Any]:
-    """Return what the viewer shows of a restoration.
+    """Return the viewer's data for a restoration.
 
     Parameters
     ----------
@@ -45,14 +45,14 @@ def viewer(view: View, task: str, white: float | None, budget: int) -> dict[str,
     task : str
         A key of `tasks.TASKS`.
     white : float or None
-        The difference from the truth, and the uncertainty, that are drawn in full colour; None without truth.
+        Difference from the truth, or uncertainty, that is drawn in full colour; None without truth.
     budget : int
         Bytes that the sheets may take.
 
     Returns
     -------
     dict
-        JSON data: the names of the methods, their sheets, and where they lie; see ``templates/report.js``.
+        JSON data: names of the methods, their sheets, and their place; see ``templates/report.js``.
     """
     images = isinstance(view.grid, ImageStack)
     wanted = ("input", *(name for name in baselines_of(task) if name not in ("input", "nearest", "bm3d")))
@@ -116,7 +116,7 @@ def viewer(view: View, task: str, white: float | None, budget: int) -> dict[str,
 
 
 def _region(view: View, names: list[str], budget: int) -> tuple[range, range, range]:
-    """Choose as many slices about the middle as the budget holds in the lowest quality."""
+    """Choose as many slices around the middle as fit into the budget at the lowest quality."""
     probe = to_gray(view.plane(names[-1], 0), *view.contrast)
     smallest = len(encode([probe], 0)[0]) * 3 // 4 * len(names)
     count = max(min(DEPTH, budget // smallest, view.grid.length), 1)
@@ -134,7 +134,7 @@ def _span(view: View) -> tuple[float, float]:
 
 
 def _columns(depth: int, height: int, width: int) -> int:
-    """Return how many slices lie side by side, for a sheet that is about square and not too large."""
+    """Return how many slices stand side by side, for a nearly square sheet that is not too large."""
     columns = max(round(math.sqrt(depth * height / width)), 1)
     while math.ceil(depth / columns) * height > SIDE:
         columns += 1
@@ -142,7 +142,7 @@ def _columns(depth: int, height: int, width: int) -> int:
 
 
 def sheet(stack: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
-    """Lay the slices of a stack (z, y, x) side by side, row by row; what is left of the last row is black."""
+    """Arrange the slices of a stack (z, y, x) side by side, row by row; the rest of the last row is black."""
     depth, height, width = stack.shape
     rows = math.ceil(depth / columns)
     padded = np.pad(stack, ((0, rows * columns - depth), (0, 0), (0, 0)))
@@ -157,7 +157,7 @@ def _error(picture: str, plain: NDArray[np.uint8]) -> float:
 
 
 def _titles(view: View, slices: range, spacing: float) -> list[str]:
-    """Name every slice."""
+    """Return a title for each slice."""
     if isinstance(view.grid, ImageStack):
         return [f"image {z + 1} of {view.grid.length}" for z in slices]
     kinds = ["generated" if view.grid.real(z) is None else "real" for z in slices]

@@ -1,11 +1,11 @@
-"""The report: one self-contained HTML file with pictures, tables, curves and parameters.
+"""The report: one self-contained HTML file with images, tables, curves and parameters.
 
 Conventions
 -----------
-* Nothing here changes a number: what is shown was measured by `evaluation`, `registration` and `training`,
-  and what they did not write is left out.
-* The first screen is one table of all restorations (`overview`); details follow, restoration by restoration.
-* The file needs no network, and refuses to use one (its content security policy). Below 15 MB.
+* Nothing here changes a number: `evaluation`, `registration` and `training` measured what is shown; missing
+  results are omitted.
+* The first screen is one table of all restorations (`overview`); details follow for each restoration.
+* The file needs no network, and its content security policy forbids using one. It stays below 15 MB.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from emdiffuse.runtime.json_files import finite, write_json
 from emdiffuse.runtime.outputs import PROGRAM, require_free
 
 SIZE, LEAST = 14_000_000, 4_000_000
-"""Characters that all pictures of the file may take together, and those of the restorations in any case."""
+"""Maximum number of characters of all images together, and the share reserved for restorations."""
 
 
 def write_report(config: Config, results: Path, experiments: Path, out: Path) -> None:
-    """Write the report, and its numbers as ``.json`` and its tables as ``.csv`` beside it.
+    """Write the report as HTML, with its numbers as ``.json`` and its tables as ``.csv`` beside it.
 
     Parameters
     ----------
@@ -47,9 +47,9 @@ def write_report(config: Config, results: Path, experiments: Path, out: Path) ->
     Raises
     ------
     OutputError
-        If a file of somebody else's is in the way.
+        If a file that emdiffuse did not write is in the way.
     StoreError
-        If a restored volume, or one that it is compared with, is missing, or a file of numbers is damaged.
+        If a restored volume or its ground truth is missing, or a result file is damaged.
     """
     require_free(out, overwrite=None)
     for ending in (".html", ".csv", ".json"):

@@ -1,1 +1,1 @@
-"""Restoring a volume: plan, tiles, blending, stitching; any number of workers gives the same result."""
+"""Restoration of a volume: plan, tiles, blending, stitching; independent of the number of workers."""

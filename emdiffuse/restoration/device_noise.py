@@ -1,11 +1,11 @@
-"""The noise of `emdiffuse.restoration.noise`, bit by bit, drawn on the device that the network runs on.
+"""The noise of `emdiffuse.restoration.noise`, identical to the bit, drawn on the network's device.
 
 Conventions
 -----------
-* 64-bit words are kept in int64, whose sums and products wrap around as unsigned ones do; only shifts and the
-  high half of a product must mind the sign.
-* Each operation is a kernel of its own: compiled together, a multiplication and an addition could become one
-  operation that is rounded once, and the bits would differ from the CPU's.
+* 64-bit words are stored as int64, whose sums and products wrap around like unsigned ones; only shifts and
+  the high half of a product must take care of the sign.
+* Each operation is a separate kernel: compiled together, a multiplication and an addition could be fused and
+  rounded only once, and the bits would differ from the CPU's.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def device_noise(
     shape: tuple[int, int, int],
     device: torch.device | str,
 ) -> Tensor:
-    """Return what `noise_field` returns for boxes of one shape, drawn on a device.
+    """Return the values of `noise_field` for boxes of one shape, drawn on a device.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def device_noise(
     shape : tuple of int
         Shape (z, y, x) of every box.
     device : device or str
-        Where the noise is drawn, and stays.
+        Device on which the noise is drawn, and stays.
 
     Returns
     -------
@@ -59,7 +59,7 @@ def _field(
     shape: tuple[int, int, int],
     device: torch.device | str,
 ) -> Tensor:
-    """Draw all cells that a box meets at once, and cut the box out of them."""
+    """Draw all cells that overlap a box at once, and crop them to the box."""
     (oz, oy, ox), (nz, ny, nx) = origin, shape
     rows = range(oy // NOISE_CELL, -(-(oy + ny) // NOISE_CELL))
     columns = range(ox // NOISE_CELL, -(-(ox + nx) // NOISE_CELL))
@@ -83,20 +83,20 @@ def _field(
 
 
 def _normal(first: Tensor, second: Tensor) -> Tensor:
-    """Return normal values of pairs of 32-bit words (..., n), the cosines' (..., n) before the sines'."""
+    """Return normal values from pairs of 32-bit words (..., n), cosines before sines."""
     mantissa, exponent = torch.frexp((first.float() + 1) * 2.0**-32)
-    # PyTorch's root of a float32 may be one bit off (MKL's is); that of a float64, rounded, never is
+    # the float32 square root of MKL may be off by one bit; the rounded float64 root is exact
     radius = torch.sqrt(-2 * logarithm(mantissa, exponent.float(), torch.where).double()).float()
     second = second + 2**29 & _LOW
     angle = ((second & (2**30 - 1)) - 2**29).float()
-    # the same float32 as NumPy multiplies by: a Python number would be rounded at another place
+    # the float32 that NumPy multiplies by; a Python float would be rounded elsewhere
     scale = torch.tensor(np.float32(np.pi * 2**-31), device=angle.device)
     cosine, sine = turned(*circle(angle * scale), second >> 30, torch.where)
     return torch.cat([radius * cosine, radius * sine], -1)
 
 
 def philox(counters: tuple[Tensor, ...], key: tuple[int, int]) -> list[Tensor]:
-    """Return the four words of Philox 4x64-10 of counters (four words each, the lowest first), int64."""
+    """Return the four int64 words of Philox 4x64-10 for counters of four words each, lowest first."""
     c = list(counters)
     for number in range(ROUNDS):
         k = [_signed(word + number * weyl) for word, weyl in zip(key, _WEYL, strict=True)]
@@ -107,7 +107,7 @@ def philox(counters: tuple[Tensor, ...], key: tuple[int, int]) -> list[Tensor]:
 
 
 def _product(x: Tensor, factor: int) -> tuple[Tensor, Tensor]:
-    """Return the high and the low word of a product of unsigned 64-bit words."""
+    """Return the high and low word of a product of unsigned 64-bit words."""
     x0, x1, f0, f1 = x & _LOW, x >> 32 & _LOW, factor & _LOW, factor >> 32
     low, cross0, cross1 = x0 * f0, x1 * f0, x0 * f1
     carry = (low >> 32 & _LOW) + (cross0 & _LOW) + (cross1 & _LOW)
@@ -116,6 +116,6 @@ def _product(x: Tensor, factor: int) -> tuple[Tensor, Tensor]:
 
 
 def _signed(word: int) -> int:
-    """Return the int64 that has the bits of an unsigned word."""
+    """Return the int64 with the bits of an unsigned word."""
     word &= 2**64 - 1
     return word - 2**64 if word >= 2**63 else word

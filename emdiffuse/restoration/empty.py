@@ -1,23 +1,23 @@
-"""Where nothing is to be seen, nothing is invented: empty resin, what lies out of the field, charged regions.
+"""Detect empty regions (resin, outside of the field, charging), in which nothing is generated.
 
 Conventions
 -----------
-* The rule is local, and the same whatever the tiles and workers. Of a slice in units of [-1, 1] (its robust
-  range of intensities), the means of `BLOCK` x `BLOCK` pixels are taken, on a grid that begins at its first
-  pixel. In a window of ``2 * REACH + 1`` blocks a side, V is the variance of these means, and N that of the
-  noise in them: of their diagonal differences, in which noise is as strong as in the means and structure is
-  weak (cf. Donoho and Johnstone 1994, doi 10.1093/biomet/81.3.425). Measured at the scale of the means, N
-  holds for noise that is correlated from pixel to pixel, too. In tissue it is structure in part, so that no
-  more than ``MOST_NOISE ** 2`` of it counts.
-* A place is *empty* where V is not above ``CONTRAST ** 2 + NOISY * N``, *seen* where it is `SEEN` times that,
-  and in transition between these. A window that meets any structure is seen: the transition lies in what is
-  empty. Constant regions (charged, saturated) have no variance, and are empty.
-* Between two slices a place is empty where it is in both. It gets the plain estimate: their linear
-  interpolation; of an image the means, interpolated between blocks. Its uncertainty is 0: nothing was
+* The rule is local, and independent of tiles and workers. A slice in units of [-1, 1] (its robust intensity
+  range) is binned to means of `BLOCK` x `BLOCK` pixels, on a grid that begins at its first pixel. In a window
+  of ``2 * REACH + 1`` blocks a side, V is the variance of these means, and N that of their noise, from their
+  diagonal differences, in which noise is as strong as in the means and structure is weak (cf. Donoho and
+  Johnstone 1994, doi 10.1093/biomet/81.3.425). Because N is measured at the scale of the means, it is also
+  valid for noise that is correlated between pixels. In tissue, N is partly structure, so at most
+  ``MOST_NOISE ** 2`` of it counts.
+* A place is *empty* if V is at most ``CONTRAST ** 2 + NOISY * N``, *seen* if V is at least `SEEN` times that,
+  and in transition in between. A window that touches any structure is seen, so the transition is within the
+  empty region. Constant regions (charged, saturated) have no variance, and are empty.
+* Between two slices, a place is empty if it is empty in both. It gets the plain estimate: their linear
+  interpolation; for an image the means, interpolated between blocks. Its uncertainty is 0, since nothing was
   generated.
-* It is done when blocks are stitched. That needs `HALO` pixels of the input around a box, and no tiles.
-* Beside the restored volume lies what was left plain, at the resolution of blocks: ``empty``, uint8, 255
-  where all is plain, 0 where all is restored.
+* This is applied during stitching. It needs `HALO` pixels of the input around a box, and no tiles.
+* The layer ``empty`` beside the restored volume marks empty regions at the resolution of blocks: uint8, 255
+  where everything is plain, 0 where everything is restored.
 """
 
 from __future__ import annotations
@@ -38,30 +38,30 @@ from emdiffuse.stores.intensity import shown
 from emdiffuse.stores.volume import Volume, multiscale, write_group
 
 BLOCK = 4
-"""Pixels, along a side, that are averaged."""
+"""Side of a block of averaged pixels."""
 REACH = 4
-"""Blocks of a window on each side of its middle."""
+"""Half width of a window, in blocks."""
 CONTRAST = 0.05
 """Standard deviation of the means that counts as structure, without noise: 2.5 % of the range. In real resin
 (mussel, SEM) it was 0.02 to 0.04, in neuropil above 0.15 in 99 of 100 windows."""
 NOISY = 1.5
-"""How many times that of the noise a variance must be: 1 is expected of noise alone, and 18 % its error."""
+"""Multiple of the noise variance that must be exceeded: noise alone gives 1, with an error of 18 %."""
 MOST_NOISE = 0.05
-"""Largest standard deviation of the noise of means that counts."""
+"""Upper limit of the standard deviation of the noise of means."""
 SEEN = 2.0
-"""How many times that threshold is the end of the transition."""
+"""Multiple of the threshold at which the transition ends."""
 HALO = BLOCK * (REACH + 3)
-"""Pixels around a place that decide about it: its window, and blocks to compare and interpolate with."""
+"""Pixels around a place that affect it: its window, and blocks for differences and interpolation."""
 LAYER = "empty"
 PART = 64
-"""Blocks, along a side, of the layer that are looked at together."""
+"""Side of the part of the layer that is computed at once, in blocks."""
 
 Blocks = NDArray[np.float64]
 Image = NDArray[np.float32]
 
 
 def look(unit: Image) -> tuple[Blocks, Blocks]:
-    """Apply the rule to a slice, or to a part of one that begins with a block.
+    """Apply the rule to a slice, or to a part of one that begins at a block boundary.
 
     Parameters
     ----------
@@ -71,11 +71,11 @@ def look(unit: Image) -> tuple[Blocks, Blocks]:
     Returns
     -------
     seen : ndarray
-        (y, x) of blocks: 0 where it is empty, 1 where there is something, between these in the transition.
+        Blocks (y, x): 0 if empty, 1 if seen, in between in the transition.
     means : ndarray
-        (y, x), the means of blocks.
+        Means of the blocks (y, x).
     """
-    rows, columns = (-n % BLOCK for n in unit.shape)  # the last blocks are completed by the slice's edge
+    rows, columns = (-n % BLOCK for n in unit.shape)  # incomplete blocks are padded with the slice's edge
     whole = np.pad(unit, ((0, rows), (0, columns)), mode="edge").astype(np.float64)
     means: Blocks = whole.reshape(len(whole) // BLOCK, BLOCK, -1, BLOCK).mean((1, 3))
     variance = _averaged(means**2) - _averaged(means) ** 2
@@ -87,18 +87,18 @@ def look(unit: Image) -> tuple[Blocks, Blocks]:
 
 
 def _averaged(blocks: Blocks) -> Blocks:
-    """Return means over windows, mirrored at the edges; each of the same numbers in any part of a slice."""
+    """Return means over windows, mirrored at the edges, identical in any part of a slice."""
     for axis in (0, 1):
         length = blocks.shape[axis]
         wide = np.pad(blocks, [(REACH, REACH) if a == axis else (0, 0) for a in (0, 1)], mode="reflect")
-        # added one after the other: a running sum would round by where a part begins
+        # no running sum, whose rounding would depend on where a part begins
         moved = (wide.take(range(i, i + length), axis) for i in range(2 * REACH + 1))
         blocks = sum(moved, np.zeros_like(blocks)) / (2 * REACH + 1)
     return blocks
 
 
 def _between(blocks: Blocks, sides: list[slice], size: int) -> Image:
-    """Interpolate linearly between the middles of blocks of `size` pixels, at the pixels of a box."""
+    """Interpolate linearly between the centres of blocks of `size` pixels, at the pixels of a box."""
     for axis, side in enumerate(sides):
         last = blocks.shape[axis] - 1
         place = np.clip((np.arange(side.start, side.stop) + 0.5) / size - 0.5, 0, last)
@@ -110,7 +110,7 @@ def _between(blocks: Blocks, sides: list[slice], size: int) -> Image:
 
 
 class Looker:
-    """What is seen of the input's slices in one box of the output's plane.
+    """Applies the rule to the slices of the input, in one box of the output's plane.
 
     Parameters
     ----------
@@ -136,12 +136,12 @@ class Looker:
         self.of = lru_cache(maxsize=2)(self._of)
 
     def _of(self, z: int) -> tuple[Blocks, Blocks, Image]:
-        """Return what is seen of a slice, its means, and itself, all around the box."""
+        """Return the blocks seen of a slice, their means, and the slice, around the box."""
         (unit,) = shown(self.volume.array[(slice(z, z + 1), *self.read)], self.volume.intensity.at([z]))
         return *look(unit), unit
 
     def seen(self, z: int) -> Blocks:
-        """Return what is seen at an output slice, in blocks around the box."""
+        """Return the blocks seen at an output slice, around the box."""
         grid = self.plan.grid.z
         if isinstance(grid, ImageStack):
             return self.of(z)[0]
@@ -164,7 +164,7 @@ class Looker:
 
 
 def leave_plain(plan: Plan, volume: Volume, values: Image, name: str, box: Box) -> Image:
-    """Put the plain estimate where nothing is to be seen.
+    """Replace empty regions by the plain estimate.
 
     Parameters
     ----------
@@ -173,11 +173,11 @@ def leave_plain(plan: Plan, volume: Volume, values: Image, name: str, box: Box) 
     volume : Volume
         Its input.
     values : ndarray
-        (z, y, x), a quantity of the tiles in units of [-1, 1]; changed, and returned.
+        A quantity of the tiles (z, y, x), in units of [-1, 1]; modified in place and returned.
     name : str
         "restored" or "uncertainty".
     box : tuple of slice
-        Where these lie.
+        The box of the values.
     """
     if plan.sampler.empty == "restore":
         return values
@@ -194,7 +194,7 @@ def leave_plain(plan: Plan, volume: Volume, values: Image, name: str, box: Box) 
 
 
 def write_layer(plan: Plan, volume: Volume, voxel_size: tuple[float, float, float]) -> EmptyFacts | None:
-    """Write which places of the restored volume were left plain, and return how many these are.
+    """Write the layer of empty regions of the restored volume, and return its facts.
 
     Parameters
     ----------
@@ -203,12 +203,12 @@ def write_layer(plan: Plan, volume: Volume, voxel_size: tuple[float, float, floa
     volume : Volume
         Its input.
     voxel_size : tuple of float
-        Of the restored volume, (z, y, x).
+        Voxel size of the restored volume (z, y, x), in nanometers.
 
     Returns
     -------
     EmptyFacts or None
-        None where the plan restores all places alike.
+        None if the plan restores all regions alike.
     """
     if plan.sampler.empty == "restore":
         return None
@@ -235,9 +235,9 @@ def write_layer(plan: Plan, volume: Volume, voxel_size: tuple[float, float, floa
 
 
 def _parts(box: Box) -> Iterator[tuple[Box, Box]]:
-    """Yield the columns of a box of the layer that are looked at together, and where they lie in it.
+    """Yield the parts of a box of the layer that are computed at once, and their place in it.
 
-    A shard of the layer stands for `BLOCK` ** 2 times as much of the input, which must not be in memory.
+    A shard of the layer covers `BLOCK` ** 2 times as many input pixels, too many to hold in memory.
     """
     depth, *sides = box
     for y, x in itertools.product(*(range(side.start, side.stop, PART) for side in sides)):
@@ -252,7 +252,7 @@ def _parts(box: Box) -> Iterator[tuple[Box, Box]]:
 
 
 def _layer(plan: Plan, volume: Volume, box: Box) -> Blocks:
-    """Return how plain the blocks of a box are, 0 to 1; real slices are not generated, and 0."""
+    """Return how plain the blocks of a box are, 0 to 1; real slices, which are not generated, are 0."""
     size = BLOCK * plan.scale
     sides = tuple(
         slice(side.start * size, min(side.stop * size, length))

@@ -3,16 +3,15 @@
 Conventions
 -----------
 * Axes are (z, y, x) of the restored volume (see `slice_grid`); boxes are half open.
-* The tile grid is global: it depends on the volume and the tile size alone, never on blocks or workers. Along
+* The tile grid is global: it depends only on the volume and the tile size, not on blocks or workers. Along
   z a tile is one gap; along y and x tiles overlap, and their windows add up to one everywhere::
 
       tile i      |h h|------------------|~~~~|h h|
       tile i + 1                     |h h|~~~~|------------------|h h|
-                                          seam            h: halo, thrown away
+                                          seam            h: halo, discarded
 
-* A block is a box of tiles. Its *support* is where the windows of its tiles are not zero, so that
-  neighbouring blocks overlap by no more than a seam. Each tile belongs to one block, each block to one
-  worker.
+* A block is a box of tiles. Its *support* is the box in which the windows of its tiles are not zero, so
+  neighbouring blocks overlap only by a seam. Each tile belongs to one block, each block to one worker.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ from numpy.typing import NDArray
 from emdiffuse.restoration.slice_grid import ImageStack, SliceGrid
 
 TILE_MULTIPLE = 16
-"""Tiles start at multiples of this, so that a strided network sees every tile on the same grid."""
+"""Tiles start at multiples of this, so that strided layers sample every tile on the same grid."""
 
 
 def ceil_to(value: int, multiple: int) -> int:
-    """Return the smallest multiple that is not below a value."""
+    """Round a value up to a multiple."""
     return -(-value // multiple) * multiple
 
 
@@ -47,10 +46,10 @@ class TileAxis:
     length : int
         Length of the volume in voxels.
     size : int
-        Length of a tile, a multiple of `TILE_MULTIPLE`; shorter volumes get one shorter tile.
+        Length of a tile, a multiple of `TILE_MULTIPLE`; a shorter volume has one shorter tile.
     halo, blend : int
-        Margin thrown away, and width of the seam, in voxels; blend is even and at least 8, and ``2 * halo + 3
-        * blend`` is not above `size`, so that seams never cross.
+        Discarded margin, and width of the seam, in voxels; blend is even and at least 8, and ``2 * halo + 3 *
+        blend`` is at most `size`, so that seams never cross.
     """
 
     length: int
@@ -60,12 +59,12 @@ class TileAxis:
 
     @property
     def tile(self) -> int:
-        """Length of every tile; reaches past the end of the volume by less than `TILE_MULTIPLE`."""
+        """Length of every tile; extends past the end of the volume by less than `TILE_MULTIPLE`."""
         return min(self.size, ceil_to(self.length, TILE_MULTIPLE))
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
-        """First voxel of every tile: spread evenly, no further apart than halo and seam allow."""
+        """First voxel of every tile: evenly spaced, no further apart than halo and seam allow."""
         last = ceil_to(max(self.length - self.tile, 0), TILE_MULTIPLE)
         stride = (self.size - 2 * self.halo - self.blend) // TILE_MULTIPLE * TILE_MULTIPLE
         steps = max(-(-last // stride), 1)
@@ -73,17 +72,17 @@ class TileAxis:
 
     @cached_property
     def seams(self) -> tuple[int, ...]:
-        """Centre of the seam behind every tile but the last."""
+        """Centre of the seam after every tile but the last."""
         return tuple((a + self.tile + b) // 2 for a, b in itertools.pairwise(self.starts))
 
     def support(self, first: int, last: int) -> tuple[int, int]:
-        """Return the box in which the windows of tiles first to last - 1 are not zero."""
+        """Return begin and end of the voxels where the windows of tiles first to last - 1 are not zero."""
         begin = 0 if first == 0 else self.seams[first - 1] - self.blend // 2
         end = self.length if last == len(self.starts) else self.seams[last - 1] + self.blend // 2
         return begin, end
 
     def window(self, index: int) -> NDArray[np.float32]:
-        """Return a tile's weights over its support; raised-cosine seams add up to one with a neighbour."""
+        """Return a tile's weights over its support; at raised-cosine seams, neighbours add up to one."""
         begin, end = self.support(index, index + 1)
         weights = np.ones(end - begin, np.float32)
         ramp = (0.5 - 0.5 * np.cos(np.pi * (np.arange(self.blend) + 0.5) / self.blend)).astype(np.float32)
@@ -129,7 +128,7 @@ class Block:
 
 @dataclass(frozen=True)
 class BlockGrid:
-    """All blocks of a volume, as arithmetic.
+    """All blocks of a volume, computed on the fly.
 
     Parameters
     ----------
@@ -207,11 +206,11 @@ class BlockGrid:
         return (self[number] for number in range(len(self)))
 
     def idle(self, block: Block) -> bool:
-        """Tell whether a block has nothing to restore: no slice lies in its gaps."""
+        """Return whether a block has nothing to restore because its gaps contain no slice."""
         return not any(self.z.generated(gap) for gap in block.gaps)
 
     def overlapping(self, begin: tuple[int, int, int], end: tuple[int, int, int]) -> Iterator[Block]:
-        """Yield the blocks whose support meets a box, in the order of their numbers."""
+        """Yield the blocks whose support overlaps a box, in the order of their numbers."""
         spans: tuple[Callable[[int], tuple[int, int]], ...] = (
             self._span_z,
             lambda i: self._span(self.y, i, 1),
@@ -229,7 +228,7 @@ class BlockGrid:
 
 
 def owned(count: int, worker: int, workers: int) -> range:
-    """Return the numbers of the blocks or shards that a worker (counted from 1) owns, of `count` in all."""
+    """Return the numbers of the blocks or shards, of `count` in all, that a worker (from 1) owns."""
     if not 1 <= worker <= workers:
         raise ValueError(f"worker {worker} of {workers} does not exist")
     return range(worker - 1, count, workers)

@@ -1,4 +1,4 @@
-"""The interval of every voxel, by a calibration that was made on other data."""
+"""The interval of every voxel, calibrated on other data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from emdiffuse.stores.intensity import Scaling
 from emdiffuse.stores.provenance import SourceFile
 
 FLOOR = 1 / 255
-"""The smallest uncertainty that counts, as a share of the range of a slice."""
+"""Lower limit of the uncertainty, as a fraction of the range of a slice."""
 
 
 def interval(
@@ -28,11 +28,11 @@ def interval(
     Parameters
     ----------
     restored, uncertainty : ndarray
-        Of the same shape, in intensities.
+        Restored values and their uncertainty, of the same shape, in intensities.
     scale : float
-        Standard deviations on either side.
+        Number of standard deviations on each side.
     floor : ndarray
-        The smallest uncertainty that counts (`floors`), of a shape that fits theirs.
+        Lower limit of the uncertainty (`floors`), broadcastable to their shape.
     """
     reach = np.float32(scale) * np.maximum(uncertainty, floor)
     lower, upper = restored - reach, restored + reach
@@ -44,26 +44,26 @@ def interval(
 
 
 def floors(scaling: Scaling) -> NDArray[np.float32]:
-    """Return the smallest uncertainty that counts in restored slices, in intensities: (z, 1, 1)."""
+    """Return the lower limit of the uncertainty of restored slices, in intensities: (z, 1, 1)."""
     return (scaling.span * FLOOR).astype(np.float32)
 
 
 def read_calibration(
     path: Path, weights: str, sampler: Sampler, sources: Sequence[SourceFile]
 ) -> CalibrationFacts:
-    """Read a calibration, for a plan that restores with these weights and this sampler.
+    """Read a calibration, and check that it matches the weights and sampler of a plan.
 
     Raises
     ------
     StoreError
-        If there is none, or it was made with other weights or another sampler.
+        If it is missing, or was made with other weights or another sampler.
     DataError
-        If what is to be restored is what was calibrated on.
+        If the calibration data are the data to be restored.
     """
     try:
         text = path.read_bytes()
     except FileNotFoundError:
-        raise StoreError(f"{path}: there is no calibration here; run the stage `calibrate`", path) from None
+        raise StoreError(f"{path}: there is no calibration; run the stage `calibrate`", path) from None
     found = parse_record(CalibrationFacts, text, path, StoreError, "run the stage `calibrate` again")
     if (found.weights, found.sampler.model_copy(update={"seed": sampler.seed})) != (weights, sampler):
         raise StoreError(

@@ -1,11 +1,11 @@
-"""What a restoration keeps of its input: real slices, fill, and the data bar of a microscope.
+"""The parts of the input that a restoration keeps: real slices, fill, and the data bar.
 
 Conventions
 -----------
 * Real slices are copied from the input, unchanged.
-* *Fill* is what shows nothing: voxels that are not numbers, and runs of equal ones (`stores.fill`) outside
-  the range of their slice. In an image it stays as it is; between two slices, where both have the same.
-* What lies outside the image (a data bar) stays as it is; between two slices it is that of the first.
+* *Fill* are voxels without data: NaN, and runs of equal values (`stores.fill`) outside the range of their
+  slice. It is kept in images, and between two slices if both have the same fill.
+* Pixels outside the image (a data bar) are kept; between two slices they are those of the first.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Mask = NDArray[np.bool_]
 
 
 def with_kept(plan: Plan, volume: Volume, values: NDArray[np.generic], box: Box) -> NDArray[np.generic]:
-    """Put what is kept of the input into a box (z, y, x) of an output; `values` are changed, and returned."""
+    """Copy the kept parts of the input into a box (z, y, x) of an output; modify and return `values`."""
     nothing = _Nothing(plan, volume, box)
     for number, z in enumerate(range(box[0].start, box[0].stop)):
         real = plan.grid.z.real(z)
@@ -44,7 +44,7 @@ def with_kept(plan: Plan, volume: Volume, values: NDArray[np.generic], box: Box)
 def without_uncertainty(
     plan: Plan, volume: Volume, sums: NDArray[np.float32], box: Box
 ) -> NDArray[np.float32]:
-    """Set the uncertainty of a box to 0 where a generated slice is kept; it is changed, and returned."""
+    """Set the uncertainty of a box to 0 where a generated slice keeps its input; modify and return it."""
     nothing = _Nothing(plan, volume, box)
     for number, z in enumerate(range(box[0].start, box[0].stop)):
         if plan.grid.z.real(z) is None:
@@ -53,7 +53,7 @@ def without_uncertainty(
 
 
 def _around(plan: Plan, z: int) -> tuple[int, ...]:
-    """Return the input's slices that an output slice is made of: one, or those on both sides."""
+    """Return the input slices of an output slice: one, or those on both sides."""
     grid = plan.grid.z
     if isinstance(grid, ImageStack):
         return (z,)
@@ -62,11 +62,11 @@ def _around(plan: Plan, z: int) -> tuple[int, ...]:
 
 
 class _Nothing:
-    """What shows nothing, in the slices around those of a box."""
+    """Fill in the input slices around those of a box."""
 
     def __init__(self, plan: Plan, volume: Volume, box: Box) -> None:
         self.volume, self.scale = volume, plan.scale
-        # of the input: the pixels that the box covers, and around them what decides whether they are fill
+        # input pixels that the box covers, and the surroundings that decide whether they are fill
         self.sides = [slice(side.start // plan.scale, -(-side.stop // plan.scale)) for side in box[1:]]
         self.inside = tuple(
             slice(side.start - own.start * plan.scale, side.stop - own.start * plan.scale)
@@ -75,14 +75,14 @@ class _Nothing:
         self._of = lru_cache(maxsize=2)(self._look)
 
     def at(self, slices: Sequence[int]) -> tuple[Plane, Mask]:
-        """Return the values of the first of some slices, and where all show the same nothing: (y, x)."""
+        """Return the values of the first of some slices, and the mask of fill common to all: (y, x)."""
         (plane, mask), *others = map(self._of, slices)
         for other, its in others:
             mask = mask & its & ((other == plane) | (other != other))
         return self._enlarged(plane), self._enlarged(mask | self._bar())
 
     def _enlarged(self, part: NDArray[Any]) -> NDArray[Any]:
-        """Return a part of the input on the pixel grid of the box."""
+        """Return a part of the input, enlarged to the pixel grid of the box."""
         return part.repeat(self.scale, 0).repeat(self.scale, 1)[self.inside]
 
     def _look(self, z: int) -> tuple[Plane, Mask]:
@@ -103,7 +103,7 @@ class _Nothing:
         return plane, mask | np.isnan(plane) if plane.dtype.kind == "f" else mask
 
     def _bar(self) -> Mask:
-        """Tell what lies outside the image."""
+        """Return the mask of pixels outside the image."""
         outside = [
             np.arange(side.start, side.stop) >= valid.stop
             for side, valid in zip(self.sides, self.volume.valid, strict=True)

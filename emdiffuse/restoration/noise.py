@@ -1,12 +1,12 @@
-"""Noise that depends on global voxel positions alone, so that overlapping tiles start from the same noise.
+"""Noise that depends only on global voxel positions, so that overlapping tiles start from the same noise.
 
 Conventions
 -----------
 * Axes are (z, y, x). Noise is a function of (seed, sample, step, global position), drawn by the counter-based
   generator Philox 4x64-10 (Salmon et al. 2011, doi 10.1145/2063384.2063405) in cells of 1 x 64 x 64 voxels.
 * The bits of every value are fixed, on any device: uniform words become normal values (Box & Muller 1958, doi
-  10.1214/aoms/1177706645) by additions, multiplications and square roots alone, which IEEE 754 rounds the
-  same way everywhere. A library's logarithm or cosine differs in the last bit between a CPU and a GPU.
+  10.1214/aoms/1177706645) using only additions, multiplications and square roots, which IEEE 754 rounds the
+  same way everywhere. Library logarithms and cosines differ in the last bit between CPU and GPU.
 * `emdiffuse.restoration.device_noise` draws the same bits on a GPU.
 """
 
@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 NOISE_CELL = 64
 CELL_WORDS = NOISE_CELL**2 // 2
-"""64-bit words that make a cell: two values each."""
+"""Number of 64-bit words of a cell; each gives two values."""
 OFFSET = 2**31
-"""What is added to positions, which may be negative (padding)."""
+"""Offset added to positions, which may be negative (padding)."""
 
-# Cephes' single-precision polynomials, highest power first; each is good to one unit in the last place
+# single-precision polynomials of Cephes, highest power first, accurate to one unit in the last place
 _LOG = (
     *(7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1),
     *(-1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1),
@@ -31,7 +31,7 @@ _LOG = (
 _SINE = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
 _COSINE = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
 LOG_2 = (0.693359375, -2.12194440e-4)
-"""The logarithm of 2: a float32 whose product with an exponent is exact, and the rest."""
+"""Logarithm of 2, split into a float32 whose product with an exponent is exact, and the remainder."""
 SQRT_HALF = 0.70710678118654752
 
 Values = TypeVar("Values", NDArray[np.float32], Any)
@@ -40,12 +40,12 @@ Values = TypeVar("Values", NDArray[np.float32], Any)
 def noise_field(
     seed: int, sample: int, step: int, origin: tuple[int, int, int], shape: tuple[int, int, int]
 ) -> NDArray[np.float32]:
-    """Return standard normal noise that depends on global positions alone.
+    """Return standard normal noise that depends only on seed, sample, step and global position.
 
     Parameters
     ----------
     seed, sample, step : int
-        What makes it different from other noise: non-negative; sample and step below 2**32.
+        Identify the noise; non-negative, sample and step below 2**32.
     origin : tuple of int
         First voxel (z, y, x); may be negative (padding).
     shape : tuple of int
@@ -87,7 +87,7 @@ def _cells(seed: int, sample: int, step: int, zs: range, cy: int, cx: int) -> ND
 
 
 def polynomial(x: Values, coefficients: tuple[float, ...]) -> Values:
-    """Return a polynomial by Horner's scheme, highest power first; each operation is rounded by itself."""
+    """Return a polynomial by Horner's scheme, highest power first; each operation is rounded separately."""
     value = x * coefficients[0] + coefficients[1]
     for coefficient in coefficients[2:]:
         value = value * x + coefficient
@@ -100,7 +100,7 @@ def logarithm(mantissa: Values, exponent: Values, where: Any) -> Values:
     Parameters
     ----------
     mantissa, exponent : ndarray or Tensor
-        float32, as `frexp` gives them.
+        float32, as returned by `frexp`.
     where : callable
         ``numpy.where`` or ``torch.where``.
     """
@@ -120,7 +120,7 @@ def circle(angle: Values) -> tuple[Values, Values]:
 
 
 def turned(cosine: Values, sine: Values, quarter: Any, where: Any) -> tuple[Values, Values]:
-    """Turn points on a circle by 0 to 3 quarters, which is exact."""
+    """Rotate points on a circle by 0 to 3 quarter turns, which is exact."""
     odd = (quarter == 1) | (quarter == 3)
     x, y = where(odd, -sine, cosine), where(odd, cosine, sine)
     back = quarter >= 2

@@ -1,9 +1,9 @@
-"""How far restorations are, told from their stores: what any number of workers, anywhere, has done.
+"""Progress of restorations, read from their stores, whoever and wherever the workers are.
 
 Conventions
 -----------
-* A block is done when its chunk is there; when it was written is the file's time of change. Rates are those
-  of the last `WINDOW` seconds, over all workers, in voxels of blocks of average size.
+* A block is done if its chunk exists; the modification time tells when. Rates are those of the last `WINDOW`
+  seconds, over all workers, in voxels of blocks of average size.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ WINDOW = 600.0
 
 @dataclass(frozen=True)
 class RestorationState:
-    """How far a restoration is.
+    """Progress of a restoration.
 
     Attributes
     ----------
     name : str
         Dataset and model.
     stage : str
-        What is under way: restoring, stitching, or finished.
+        Current stage: restoring, stitching, or finished.
     done, total : int
-        Blocks, or shards, that are done, and of how many.
+        Blocks, or shards, that are done, and their total number.
     voxels : int
-        Voxels of blocks that are to be restored yet.
+        Voxels of blocks that remain to be restored.
     rate : float
-        Voxels a second that were restored lately.
+        Recent rate, in voxels per second.
     """
 
     name: str
@@ -55,26 +55,26 @@ class RestorationState:
 
 
 def states(results: Path) -> list[RestorationState]:
-    """Look at all restorations in a folder of results.
+    """Return the progress of all restorations in a results folder.
 
     Raises
     ------
     StoreError
-        If there is none.
+        If there are none.
     """
     plans = sorted(results.glob("restored/*/*/plan.json"))
     if not plans:
-        raise StoreError(f"{results}: no restoration is planned here; give the results folder")
+        raise StoreError(f"{results}: there is no planned restoration; give the results folder")
     return [_state(read_plan(path)) for path in plans]
 
 
 def table(found: list[RestorationState]) -> str:
-    """Return a line for each restoration, and one for their sum where several are under way."""
+    """Return a line for each restoration, and a total if several are running."""
     lines = [str(state) for state in found]
     running = [state for state in found if state.voxels]
     if len(running) > 1:
         voxels, rate = sum(state.voxels for state in running), sum(state.rate for state in running)
-        lines.append(f"together: {len(running)} restorations{_speed(voxels, rate)}")
+        lines.append(f"total: {len(running)} restorations{_speed(voxels, rate)}")
     return "\n".join(lines)
 
 
@@ -83,7 +83,7 @@ def _speed(voxels: int, rate: float) -> str:
         return ""
     if not rate:
         return f", no block in the last {clock(WINDOW)}"
-    return f", {rate:.3g} voxels a second, {clock(voxels / rate)} left"
+    return f", {rate:.3g} voxels per second, {clock(voxels / rate)} left"
 
 
 def _state(plan: Plan) -> RestorationState:
@@ -97,7 +97,7 @@ def _state(plan: Plan) -> RestorationState:
     if len(written) < total:
         since = max(now - WINDOW, (plan.folder / "plan.json").stat().st_mtime)
         lately = [at for at in written.values() if at > since]
-        a_block = prod(grid.volume) // len(grid)  # on the average
+        a_block = prod(grid.volume) // len(grid)  # on average
         left = (total - len(written)) * a_block
         rate = len(lately) * a_block / max(now - since, 1.0)
         return RestorationState(name, "restoring", len(written), total, left, rate)

@@ -1,21 +1,21 @@
-"""The plan of a restoration: all that its workers need to know, and the stores that they fill.
+"""The plan of a restoration: everything that its workers need to know, and the stores that they fill.
 
 Conventions
 -----------
-* The *plan* (``plan.json``) names input, model, tiling and sampler, and how tiles and volume are made of
-  these (`stores.provenance.Link`). Making a plan wipes what was made in another way; workers only open what
-  the plan's stores are, and refuse stores of another hash. A plan that was edited, or made
-  by another version, is refused by its checksum.
-* The *tile store* is one array (quantity, z, y, x), float32, one chunk a block, in the place of the block in
-  the grid of blocks: the weighted partial sums of the block's tiles over its support (`geometry.Block`).
-  Quantity 0 is what is restored, in [-1, 1]; with more than one sample there is their standard deviation
-  too. Real slices are left at 0: stitching takes them from the input. A block without a slice to restore has
-  no chunk.
+* The *plan* (``plan.json``) names input, model, tiling and sampler, and records the provenance of tiles and
+  volume (`stores.provenance.Link`). Planning removes stores that were made with other settings; workers only
+  open the plan's stores, and refuse those with another hash. A plan that was edited, or made by another
+  version, is refused by its checksum.
+* The *tile store* is one array (quantity, z, y, x), float32, with one chunk per block, at the position of the
+  block in the grid of blocks: the weighted partial sums of the block's tiles over its support
+  (`geometry.Block`). Quantity 0 is the restored value, in [-1, 1]; with more than one sample, their standard
+  deviation follows. Real slices are 0: stitching copies them from the input. A block without slices to
+  restore has no chunk.
 * The *input* is a registered volume, or its slices restored by another model (`Restoration.real_slices`).
-* Of a calibrated restoration the *outputs* hold the bounds of the interval of every voxel too.
-* A worker that has done its share leaves a *mark* (`MARKS`) beside the plan. Where a later stage finds
-  something damaged, it removes the marks: at the next start the workers look at their chunks, and make those
-  anew that cannot be read.
+* The *outputs* of a calibrated restoration include the bounds of the interval of every voxel.
+* A worker that has finished its share leaves a *mark* (`MARKS`) beside the plan. If a later stage finds
+  damage, it removes the marks: at the next start the workers check their chunks, and recompute those that
+  cannot be read.
 """
 
 from __future__ import annotations
@@ -45,32 +45,32 @@ MARKS = {"restore": "restored-*.done", "stitch": "stitched-*.done"}
 
 
 class Plan(Record):
-    """What is to be done: ``plan.json``.
+    """The plan of a restoration: ``plan.json``.
 
     Attributes
     ----------
     input, model : Path
-        The volume that is restored and the folder of the model.
+        The volume to restore, and the folder of the model.
     thickness : Fraction
         Fraction of the slice spacing that each slice averages over.
     images : bool
-        Whether each slice is restored by itself, rather than gaps between slices.
+        Whether slices are restored one by one, rather than gaps between slices.
     scale : int
         Output pixels of one input pixel along y and x.
     context : int
-        Neighbouring slices on each side that each image is restored beside.
+        Neighbouring slices on each side that condition each image.
     slices : int
-        Slices of the input.
+        Number of slices of the input.
     missing : tuple of int
-        Those of them that are not to be trusted.
+        Slices of the input that are missing or damaged.
     shape : tuple of int
         Shape (z, y, x) of the restored volume.
     tiling : Tiling
-        How the work is cut.
+        Tiles and blocks.
     reliable : float
-        Score up to which an image is called reliable.
+        Largest score of a reliable image.
     restored_by : Link
-        How the tiles are made: by sampler and tiling, of the input and the model.
+        Provenance of the tiles: input, model, sampler and tiling.
     facts : RestoredFacts
         Facts of the restored volume; its `made` includes the calibration, if there is one.
     blocks : int
@@ -78,9 +78,9 @@ class Plan(Record):
     memory_mb : dict
         Memory that a worker of each stage needs, in MB.
     checksum : str
-        Of all this; a plan that was read is compared with it.
+        Checksum of all other fields, verified on reading.
     folder : Path
-        Where the plan lies, with the tile store and the restored volume beside it; not written.
+        Folder of the plan, the tile store and the restored volume; not written.
     """
 
     version: Literal[2] = 2
@@ -106,23 +106,23 @@ class Plan(Record):
     def _own_checksum(self) -> Plan:
         own = digest(self.model_dump(mode="json", exclude={"checksum"}))
         if self.checksum not in ("", own):
-            raise ValueError("its checksum does not match its content: it was edited")
-        object.__setattr__(self, "checksum", own)  # a record is frozen for all others
+            raise ValueError("the checksum does not match the content: the plan was edited")
+        object.__setattr__(self, "checksum", own)  # bypass the frozen model
         return self
 
     @property
     def made(self) -> Link:
-        """How the restored volume is made."""
+        """Provenance of the restored volume."""
         return require_made(self.facts, self.folder / "plan.json")
 
     @property
     def hash(self) -> str:
-        """What identifies the restored volume."""
+        """Hash that identifies the restored volume."""
         return self.made.hash
 
     @property
     def source(self) -> Link:
-        """How the input was made."""
+        """Provenance of the input."""
         return self.restored_by.inputs[0]
 
     @property
@@ -132,40 +132,40 @@ class Plan(Record):
 
     @property
     def sampler(self) -> Sampler:
-        """The sampler, with nothing left open."""
+        """The sampler, with all defaults resolved."""
         assert self.facts.sampler is not None
         return self.facts.sampler
 
     @property
     def intensity(self) -> Intensity:
-        """How the restored slices are scaled."""
+        """Intensity scaling of the restored slices."""
         assert self.facts.intensity is not None
         return self.facts.intensity
 
     @property
     def calibration(self) -> CalibrationFacts | None:
-        """How intervals were calibrated."""
+        """Calibration of the intervals, if any."""
         return self.facts.calibration
 
     @property
     def tiles(self) -> Path:
-        """The tile store."""
+        """Path of the tile store."""
         return self.folder / "tiles.zarr"
 
     @property
     def restored(self) -> Path:
-        """The restored volume."""
+        """Path of the restored volume."""
         return self.folder / "restored.ome.zarr"
 
     @property
     def quantities(self) -> tuple[str, ...]:
-        """What is restored for every voxel, in the order of the tile store."""
+        """Quantities restored per voxel, in the order of the tile store."""
         wanted = {"restored": True, "uncertainty": self.sampler.samples > 1}
         return tuple(name for name, there in wanted.items() if there)
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The images of the restored volume."""
+        """Names of the images of the restored volume."""
         return self.quantities + (BOUNDS if self.calibration else ())
 
     @property
@@ -179,7 +179,7 @@ class Plan(Record):
         return BlockGrid(z, y, x, t.block)
 
     def forget(self, stage: str) -> None:
-        """Remove the marks of a stage's workers, which look at their shares again at the next start."""
+        """Remove the marks of a stage's workers, which then check their shares at the next start."""
         for mark in self.folder.glob(MARKS[stage]):
             mark.unlink(missing_ok=True)
 
@@ -190,7 +190,7 @@ def open_input(plan: Plan) -> Volume:
     Raises
     ------
     StoreError
-        If it is missing, or not the one that the plan was made for.
+        If it is missing, or changed since the plan was made.
     """
     volume = open_volume(plan.input)
     if volume.made.hash != plan.source.hash:
@@ -202,7 +202,7 @@ def open_input(plan: Plan) -> Volume:
 
 
 def create_tiles(plan: Plan, path: Path) -> None:
-    """Make an empty tile store."""
+    """Create an empty tile store."""
     grid = plan.grid
     chunk = (len(plan.quantities), *grid.chunk)
     shape = (chunk[0], *(n * c for n, c in zip(grid.counts, grid.chunk, strict=True)))
@@ -210,18 +210,18 @@ def create_tiles(plan: Plan, path: Path) -> None:
 
 
 def create_output(plan: Plan, name: str, path: Path, dtype: np.dtype[Any]) -> None:
-    """Make the empty level 0 of an output; `dtype` is that of the input."""
+    """Create the empty level 0 of an output; `dtype` is that of the input."""
     own = np.dtype(np.float32) if name == "uncertainty" else dtype
     create_image_array(path, plan.shape, own, {"hash": plan.hash})
 
 
 def _hash_of(plan: Plan, path: Path) -> str:
-    """Return the hash of an array of a plan: that of its tiles, or that of the restored volume."""
+    """Return the hash that an array of a plan must have: that of the tiles, or of the restored volume."""
     return (plan.restored_by if path == plan.tiles else plan.made).hash
 
 
 def belongs(plan: Plan, path: Path) -> bool:
-    """Tell whether an array is there, and was made for this very plan."""
+    """Return whether an array exists and belongs to this plan."""
     try:
         return bool(Array(path).attributes.get("hash") == _hash_of(plan, path))
     except StoreError:
@@ -229,7 +229,7 @@ def belongs(plan: Plan, path: Path) -> bool:
 
 
 def open_array_of(plan: Plan, path: Path) -> Array:
-    """Open an array that `make_plan` made.
+    """Open an array that `make_plan` created.
 
     Raises
     ------
@@ -250,26 +250,26 @@ def read_plan(path: Path) -> Plan:
     Raises
     ------
     StoreError
-        If there is none, it cannot be read, it was edited, or another version made it.
+        If it is missing, unreadable, edited, or made by another version.
     """
     try:
         text = read_plain(path)
     except OSError as error:
         missing = isinstance(error, FileNotFoundError)
-        why = "there is no plan here" if missing else f"it cannot be read ({error.strerror})"
+        why = "there is no plan" if missing else f"cannot be read ({error.strerror})"
         raise StoreError(f"{path}: {why}; run the stage `plan`", path) from None
     try:
         plan = parse_record(Plan, text, path, StoreError, "run the stage `plan` again")
     except StoreError:
         if not _is_as_written(text):
             raise
-        why = "another version of emdiffuse made this plan, and its keys differ"
+        why = "this plan was made by another version of emdiffuse, with different keys"
         raise StoreError(f"{path}: {why}; run the stage `plan` again", path) from None
     return plan.model_copy(update={"folder": path.parent})
 
 
 def _is_as_written(text: bytes | str) -> bool:
-    """Tell whether a plan's checksum fits what was written, whatever keys the version that wrote it knows."""
+    """Return whether a plan matches its checksum, whatever keys the version that wrote it had."""
     try:
         content = json.loads(text)
         return bool(content.pop("checksum") == digest(content))

@@ -1,4 +1,4 @@
-"""Plan a restoration: check that input, model and settings fit each other, and create the empty stores."""
+"""Plan a restoration: check that input, model and settings match, and create the empty stores."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ from emdiffuse.stores.volume import Volume, open_volume
 def make_plan(
     dataset: Path, model: Path, settings: Restoration, out: Path, calibration: Path | None = None
 ) -> Plan:
-    """Plan the restoration of a volume, and make its empty stores.
+    """Plan the restoration of a volume, and create its empty stores.
 
     Parameters
     ----------
     dataset : Path
-        Registered OME-Zarr volume, anisotropic; where `settings` names `real_slices`, as that model restored
-        it.
+        Registered anisotropic OME-Zarr volume; if `settings` names `real_slices`, the restoration by that
+        model.
     model : Path
         Folder of a trained model.
     settings : Restoration
-        Sampler, tiling, and what else is written.
+        Sampler, tiling, and additional outputs.
     calibration : Path, optional
-        What the stage `calibrate` wrote for this model and sampler.
+        Output of the stage `calibrate` for this model and sampler.
     out : Path
-        ``plan.json``. The tile store and the level 0 of the restored volume are made beside it, unless they
-        are there with the same hash.
+        ``plan.json`` to write. The tile store and level 0 of the restored volume are created beside it,
+        unless they exist with the same hash.
 
     Raises
     ------
     DataError
-        If the volume has fewer than two slices, or no anisotropy that a model could remove, or was restored
-        otherwise than `settings` says.
+        If the volume has fewer than two slices or no anisotropy to remove, or was restored by another model
+        than `settings` names.
     """
     inputs = [path for path in (dataset, model, calibration) if path is not None]
     require_free(out, inputs, overwrite=None)
@@ -64,7 +64,9 @@ def make_plan(
     grid: SliceGrid | ImageStack = ImageStack(slices)
     if task.volumetric:
         if slices < 2:
-            raise DataError(f"{dataset}: one slice has no gap to fill; at least two are needed", dataset)
+            raise DataError(
+                f"{dataset}: a single slice has no gap to fill; at least two slices are needed", dataset
+            )
         grid = slice_grid(volume)
         _check_gaps(grid, dataset, model, description)
     if description.context:
@@ -108,7 +110,7 @@ def _facts(
     grid: SliceGrid | ImageStack,
     calibration: Path | None,
 ) -> tuple[RestoredFacts, Link]:
-    """Return the facts of the restored volume, and how its tiles are made."""
+    """Return the facts of the restored volume, and the provenance of its tiles."""
     sampler = description.resolve(settings.sampler)
     description.require_ensemble(sampler, model)
     sampler = sampler.model_copy(update={"consistent": _consistent(sampler, grid, volume.path)})
@@ -119,7 +121,7 @@ def _facts(
     if calibration is not None:
         found = read_calibration(calibration, weights, sampler, volume.facts.sources)
         made = made_by("intervals", name, {}, link, require_made(found, calibration))
-        calibrated = found.model_copy(update={"made": None})  # it is in `made`
+        calibrated = found.model_copy(update={"made": None})  # already part of `made`
     facts = RestoredFacts(
         dataset=settings.dataset,
         made=made,
@@ -145,12 +147,12 @@ def _facts(
 
 
 def _restored_before(volume: Volume, settings: Restoration) -> RealSlices | None:
-    """Return by what the slices of an input were restored; None where they are as they were acquired."""
+    """Return the restoration of the input's real slices, or None if they are as acquired."""
     facts = volume.restoration
     if facts.model != settings.real_slices:
         raise DataError(
-            f"{volume.path}: its slices were restored by {facts.model or 'no model'}, but "
-            f"`real_slices` says {settings.real_slices or 'none'}; give the volume that belongs to it",
+            f"{volume.path}: its slices were restored by {facts.model or 'no model'}, but `real_slices` is "
+            f"{settings.real_slices or 'not set'}; give the matching volume",
             volume.path,
         )
     if facts.model is None:
@@ -164,17 +166,17 @@ def _restored_before(volume: Volume, settings: Restoration) -> RealSlices | None
 
 
 def _consistent(sampler: Sampler, grid: SliceGrid | ImageStack, dataset: Path) -> bool:
-    """Tell whether restored slices are made consistent with the real ones that integrate over them."""
+    """Return whether restored slices are made consistent with the thick real ones."""
     if sampler.consistent and not grid.thick:
         raise DataError(
-            f"{dataset}: `sampler.consistent` is for thick slices, but their thickness is not known; set "
+            f"{dataset}: `sampler.consistent` is for thick slices, but the slice thickness is unknown; set "
             "`slice_thickness`"
         )
     return grid.thick if sampler.consistent is None else sampler.consistent
 
 
 def _check_gaps(grid: SliceGrid, dataset: Path, model: Path, description: Description) -> None:
-    """Warn of gaps that the model was not trained for, and of missing slices that nothing can restore."""
+    """Warn about gaps that the model was not trained for, and missing slices that cannot be restored."""
     widths = {grid.width(gap) for gap in range(grid.gaps) if grid.generated(gap)}
     strange = sorted(width for width in widths if not description.trained_for(width))
     if strange:
@@ -184,15 +186,15 @@ def _check_gaps(grid: SliceGrid, dataset: Path, model: Path, description: Descri
         )
     if kept := sorted(set(grid.missing) & set(grid.good)):
         logger.warning(
-            "%s: slices %s are missing at an end of the volume, beside one real slice only: they stay "
-            "copies of it",
+            "%s: slices %s are missing at an end of the volume, with a real slice on one side only: they "
+            "remain copies of it",
             dataset,
             kept,
         )
 
 
 def _make_stores(plan: Plan, volume: Volume) -> None:
-    """Make the tile store and the level 0 of the restored volume, unless they are of this very plan."""
+    """Create the tile store and level 0 of the restored volume, unless they belong to this plan."""
     inputs = (plan.input, plan.model)
     for store in (plan.tiles, plan.restored):
         require_apart(store, inputs)

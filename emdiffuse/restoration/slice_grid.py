@@ -1,20 +1,20 @@
-"""Slices: where those of the restored volume lie among the real ones.
+"""Positions of the slices of the restored volume relative to the real slices.
 
 Conventions
 -----------
 * *Real* slices are those of the input, *output* slices those of the restored volume, whose voxels are cubes
-  of the input's lateral size. Output slice 0 is real slice 0.
+  with the input's lateral size. Output slice 0 is real slice 0.
 * A real slice may be *thick*: it averages over more than one output slice, starting with its own, and its
-  position is the centre of these. Between thick slices, and past the centres of the outermost two as far as
-  they reach, every output slice is generated; a thin slice is an output slice itself, and passes unchanged::
+  position is the centre of these. Within the extent of thick slices every output slice is generated; a thin
+  slice is itself an output slice, and stays unchanged::
 
       output slices            0   1   2   3   4   5   6   7   8   9  10  11      (factor 6)
       thickness 0 (thin)       *                       *
       thickness 1/2            [---*---]               [---*---]
       thickness 1              [---------*---------]   [---------*---------]
 
-* A *gap* is the space between the centres of two neighbouring real slices that can be trusted; it is wider
-  where slices are missing.
+* A *gap* is the space between the centres of two neighbouring trusted real slices; it is wider where slices
+  are missing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from emdiffuse.stores.volume import Volume
 
 @dataclass(frozen=True)
 class SliceGrid:
-    """Where output slices lie among the real ones.
+    """Positions of output slices relative to the real ones.
 
     Parameters
     ----------
@@ -45,8 +45,8 @@ class SliceGrid:
     factor : Fraction
         Anisotropy factor: spacing of real slices in output voxels; need not be an integer.
     missing : tuple of int
-        Real slices that are not to be trusted, in order. Those before the first or behind the last good one
-        have no neighbour on one side: they count as good.
+        Real slices that cannot be trusted, in order. Those before the first or after the last good slice
+        have no neighbour on one side, and count as good.
     thickness: Fraction
         Fraction of the slice spacing that a real slice integrates over, 0 to 1; below 1 / `factor` it is
         thin.
@@ -59,21 +59,21 @@ class SliceGrid:
 
     @property
     def window(self) -> Fraction:
-        """How many output slices a real slice integrates over, at least one."""
+        """Number of output slices that a real slice integrates over, at least one."""
         return max(self.thickness * self.factor, Fraction(1))
 
     @property
     def thick(self) -> bool:
-        """Whether real slices integrate over more than an output slice."""
+        """Whether real slices integrate over more than one output slice."""
         return self.window > 1
 
     def centre(self, real: int) -> Fraction:
-        """Return the place of a real slice among the output slices: the middle of what it integrates."""
+        """Return the position of a real slice in output slices: the centre of its thickness."""
         return real * self.factor + (self.window - 1) / 2
 
     @cached_property
     def good(self) -> Sequence[int]:
-        """The real slices between which the gaps lie."""
+        """The real slices that bound the gaps."""
         lost = frozenset(self.missing)
         if not lost:
             return range(self.slices)
@@ -89,11 +89,11 @@ class SliceGrid:
 
     @property
     def length(self) -> int:
-        """Number of output slices; the last real slice ends with the last one, or just behind it."""
+        """Number of output slices; the last real slice ends at the last one, or just after it."""
         return floor((self.slices - 1) * self.factor + self.window)
 
     def first(self, gap: int) -> int:
-        """Return the output slice that a gap's range begins with; that behind the last gap ends the last."""
+        """Return the first output slice of a gap; the one after the last gap is the end of the last."""
         if self.thick and gap == 0:
             return 0
         if self.thick and gap == self.gaps:
@@ -101,22 +101,22 @@ class SliceGrid:
         return ceil(self.centre(self.good[gap]))
 
     def generated(self, gap: int) -> range:
-        """Return the output slices of a gap that are no real ones."""
+        """Return the output slices of a gap that are not real."""
         begin = self.first(gap) if self.thick else floor(self.centre(self.good[gap])) + 1
         return range(begin, min(self.first(gap + 1), self.length))
 
     def width(self, gap: int) -> Fraction:
-        """Return the distance of the slices around a gap, in output voxels."""
+        """Return the distance between the slices around a gap, in output voxels."""
         return self.factor * (self.good[gap + 1] - self.good[gap])
 
     def thickness_of(self, gap: int) -> Fraction:
-        """Return the share of a gap's width that a real slice integrates over; 0 where it is thin."""
+        """Return the fraction of a gap's width that a real slice integrates over; 0 if it is thin."""
         return self.window / self.width(gap) if self.thick else Fraction(0)
 
     def positions(self, gap: int) -> NDArray[np.float32]:
         """Return the positions of a gap's slices: 0 at the real slice before it, 1 at the one after it.
 
-        At the ends of a volume of thick slices they reach from -1/2 to 3/2.
+        At the ends of a volume of thick slices they extend from -1/2 to 3/2.
         """
         return np.array([float(self.position(gap, z)) for z in self.generated(gap)], np.float32)
 
@@ -125,29 +125,29 @@ class SliceGrid:
         return (z - self.centre(self.good[gap])) / self.width(gap)
 
     def around(self, gap: int) -> list[int]:
-        """Return the real slices at `tasks.CONDITION_OFFSETS` of a gap; behind the ends the outermost."""
+        """Return the real slices at `tasks.CONDITION_OFFSETS` of a gap; beyond the ends the outermost."""
         last = len(self.good) - 1
         return [self.good[min(max(gap + offset, 0), last)] for offset in CONDITION_OFFSETS]
 
     def gap_of(self, z: int) -> int:
-        """Return the gap that holds an output slice; the outermost ones reach to the ends."""
+        """Return the gap that contains an output slice; the outermost gaps extend to the ends."""
         behind: int = bisect_right(self.good, self._index(z))
         return min(max(behind, 1), self.gaps) - 1
 
     def _index(self, z: int) -> Fraction:
-        """Return where an output slice lies among the real ones, counted from 0."""
+        """Return the position of an output slice in real slices, counted from 0."""
         return (z - (self.window - 1) / 2) / self.factor
 
     def integrated(self, real: int) -> tuple[int, NDArray[np.float64]]:
-        """Return what a real slice integrates over: the first output slice, and the weights from it on."""
-        begin = real * self.factor  # in units that have output slice z between z and z + 1
+        """Return the first output slice that a real slice integrates over, and the weights from there on."""
+        begin = real * self.factor  # output slice z extends from z to z + 1
         end = begin + self.window
         zs = range(floor(begin), min(ceil(end), self.length))
         weights = [min(z + 1.0, float(end)) - max(float(z), float(begin)) for z in zs]
         return zs.start, np.array(weights) / sum(weights)
 
     def real(self, z: int) -> int | None:
-        """Return the real slice at output slice z, or None when z is generated."""
+        """Return the real slice at output slice z, or None if z is generated."""
         if self.thick:
             return None
         index = self._index(z)
@@ -157,7 +157,7 @@ class SliceGrid:
 
 @dataclass(frozen=True)
 class ImageStack:
-    """Slices that are restored one by one: every slice is a gap of its own, and none is real.
+    """Slices that are restored one by one: every slice is a separate gap, and none is real.
 
     Parameters
     ----------
@@ -180,11 +180,11 @@ class ImageStack:
         return self.slices
 
     def first(self, gap: int) -> int:
-        """Return the slice of a gap: itself."""
+        """Return the slice itself, which is its own gap."""
         return gap
 
     def generated(self, gap: int) -> range:
-        """Return the slice of a gap: itself."""
+        """Return the slice itself, which is its own gap."""
         return range(gap, gap + 1)
 
     def gap_of(self, z: int) -> int:
@@ -196,7 +196,7 @@ class ImageStack:
         return self.factor
 
     def thickness_of(self, gap: int) -> Fraction:
-        """Return 0: an image stands for itself."""
+        """Return 0: images have no thickness."""
         return Fraction(0)
 
     def positions(self, gap: int) -> NDArray[np.float32]:
@@ -204,20 +204,19 @@ class ImageStack:
         return np.array([0.5], np.float32)
 
     def real(self, z: int) -> int | None:
-        """Return None: no slice is passed on as it is."""
+        """Return None: no slice stays unchanged."""
         return None
 
 
 def slice_grid(volume: Volume) -> SliceGrid:
-    """Return where the output slices of a volume lie among its real ones.
+    """Return the positions of the output slices of a volume relative to its real ones.
 
-    The slices that the attribute `missing` lists are not to be trusted; with some of them a volume may be
-    isotropic.
+    The slices in the attribute `missing` are not trusted; if there are any, the volume may be isotropic.
 
     Raises
     ------
     ConfigError
-        If the factor is not between 2 and 12, and there is nothing else to restore.
+        If the factor is not between 2 and 12, and no slice is missing.
     """
     missing = volume.facts.missing
     factor = anisotropy_factor(volume.voxel_size, str(volume.path), isotropic=bool(missing))

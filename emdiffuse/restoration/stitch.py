@@ -1,19 +1,19 @@
-"""Stitch and pyramid: add up the sums of the blocks, put the real slices back, finish the OME-Zarr volume.
+"""Stitch and pyramid: sum the blocks, insert the real slices, and finish the OME-Zarr volume.
 
 Conventions
 -----------
-* A stitch worker owns whole shards of the output and writes each once; the sums of the blocks that meet a
-  shard are added in the order of the blocks' numbers. The windows of all tiles add up to one, so that no
-  division is needed.
-* Real slices and fill are copied from the input, unchanged (`kept`). Of thick slices (`geometry`) all that
-  they integrate over is generated: with `sampler.consistent` it is changed by as little as makes its average
-  the slice that was measured, after blending, so that tiles do not show. The rest is mapped from [-1, 1] to
-  the input's intensities, rounded and clipped to its type. The uncertainty is in the input's intensities,
-  float32; in real slices it is the input's own, where a model restored these, else 0. There the interval of a
-  calibrated restoration is the slice itself.
-* Where a chunk is missing, cut short, or fails its checksum, the marks of those that make such chunks are
-  removed: starting again recomputes it.
-* The volume's ``zarr.json`` is written last, by the pyramid: without it the volume is not finished.
+* A stitch worker owns whole shards of the output and writes each once; the sums of the blocks that overlap a
+  shard are added in the order of the blocks' numbers. The windows of all tiles add up to one, so no division
+  is needed.
+* Real slices and fill are copied from the input, unchanged (`kept`). Thick slices (`geometry`) are generated
+  over their whole thickness: with `sampler.consistent` the result is changed as little as necessary so that
+  its average is the measured slice, after blending, so that tiles do not show. Other values are mapped from
+  [-1, 1] to the input's intensities, rounded and clipped to its type. The uncertainty is float32, in the
+  input's intensities; in real slices it is that of the input if a model restored these, else 0. The interval
+  of a real slice is the slice itself.
+* If a chunk is missing, truncated, or fails its checksum, the marks of the workers that write such chunks are
+  removed, so that the next start recomputes it.
+* The pyramid writes the volume's ``zarr.json`` last: without it the volume is unfinished.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from emdiffuse.stores.pyramid import build_pyramid
 from emdiffuse.stores.volume import Volume, multiscale, open_volume, write_group
 
 SCORE_PERCENTILE = 99
-"""Percentile of the uncertainty of an image that is its score."""
+"""Percentile of an image's uncertainty that is its score."""
 
 
 def stitch(path: Path, worker: int, workers: int) -> None:
-    """Write the shards of level 0 that a worker owns and that are not done.
+    """Write the unfinished shards of level 0 that a worker owns.
 
     Parameters
     ----------
     path : Path
         ``plan.json``; all blocks must be done.
     worker, workers : int
-        This worker, counted from 1, of how many.
+        This worker, counted from 1, and the number of workers.
 
     Raises
     ------
@@ -82,13 +82,13 @@ def stitch(path: Path, worker: int, workers: int) -> None:
     if damaged:
         plan.forget("restore")
         raise StoreError(
-            f"{plan.tiles}: {damaged} shards could not be written because blocks are missing or damaged; "
-            "start again: only those blocks are recomputed"
+            f"{plan.tiles}: {damaged} shards cannot be written because blocks are missing or damaged; "
+            "start again; only those blocks are recomputed"
         )
 
 
 def stitch_box(plan: Plan, volume: Volume, tiles: Array, name: str, box: Box) -> NDArray[np.generic]:
-    """Return one box (z, y, x) of one of the plan's outputs, in the input's intensities."""
+    """Return a box (z, y, x) of an output of the plan, in the input's intensities."""
     if name in BOUNDS and plan.calibration is not None:
         restored, uncertainty = (stitch_box(plan, volume, tiles, part, box) for part in plan.quantities[:2])
         floor = floors(_scaling(plan, box))
@@ -102,7 +102,7 @@ def stitch_box(plan: Plan, volume: Volume, tiles: Array, name: str, box: Box) ->
     if name == "uncertainty":
         sums *= (scaling.span / 2).astype(np.float32)
         return _real_uncertainty(plan, without_uncertainty(plan, volume, sums, box), box)
-    # slice by slice, so that no more floats than the sums are held
+    # slice by slice, so that no second float copy of the box is held
     images = (from_unit(image, scaling[z]) for z, image in enumerate(sums))
     values = np.stack([cast_to(image, volume.array.dtype) for image in images])
     return with_kept(plan, volume, values, box)
@@ -114,7 +114,7 @@ def _scaling(plan: Plan, box: Box) -> Scaling:
 
 
 def _sums(plan: Plan, tiles: Array, quantity: int, box: Box) -> NDArray[np.float32]:
-    """Return one box (z, y, x) of a quantity of the tile store, added up over the blocks that meet it."""
+    """Return a box (z, y, x) of a quantity, summed over the blocks that overlap it."""
     grid = plan.grid
     begin = (box[0].start, box[1].start, box[2].start)
     end = (box[0].stop, box[1].stop, box[2].stop)
@@ -134,10 +134,10 @@ def _sums(plan: Plan, tiles: Array, quantity: int, box: Box) -> NDArray[np.float
 
 
 def _consistent(plan: Plan, volume: Volume, tiles: Array, name: str, box: Box) -> NDArray[np.float32]:
-    """Return one box of a quantity, float32 in the input's intensities, that averages to the real slices.
+    """Return a box of a quantity that averages to the real slices, float32 in the input's intensities.
 
-    What a slice lacks is added to the output slices that it integrates over, in proportion to its weights
-    there: the smallest change in the sense of least squares. Missing slices ask for nothing.
+    The difference to a real slice is added to the output slices that it integrates over, in proportion to its
+    weights there, which is the smallest change in the least-squares sense. Missing slices are not matched.
     """
     zs = plan.grid.z
     assert isinstance(zs, SliceGrid)
@@ -166,7 +166,7 @@ def _meets(window: tuple[int, NDArray[np.float64]], zs: slice) -> bool:
 
 
 def _real_uncertainty(plan: Plan, values: NDArray[np.float32], box: Box) -> NDArray[np.float32]:
-    """Put the uncertainty of the real slices into a box, where a model restored these."""
+    """Insert the uncertainty of the real slices into a box, if a model restored these."""
     known = plan.input / "uncertainty"
     if not known.exists():
         return values
@@ -196,7 +196,7 @@ def pyramid(path: Path) -> None:
     voxel_size = (z, y / plan.scale, x / plan.scale) if plan.images else (y, y, y)
     images, words = [], {"metadata": {"description": told_origin(plan)}}
     for left in (*plan.restored.glob(".zarr.json.*"), *plan.restored.glob("*/.zarr.json.*")):
-        left.unlink()  # of a pyramid that was killed while it wrote its metadata
+        left.unlink()  # left by a pyramid that was killed while writing its metadata
     for name in plan.outputs:
         array = open_array_of(plan, plan.restored / name / "0")
         try:
@@ -206,7 +206,7 @@ def pyramid(path: Path) -> None:
         except DamagedError as error:
             plan.forget("stitch")
             raise StoreError(
-                f"{error.chunk}: this shard is {error.what}; start again: only this shard is recomputed"
+                f"{error.chunk}: this shard is {error.what}; start again; only this shard is recomputed"
             ) from None
         levels = [str(i) for i in range(len(scales))]
         own = multiscale(name, voxel_size, levels, scales) | words
@@ -223,7 +223,7 @@ def pyramid(path: Path) -> None:
 
 
 def told_origin(plan: Plan) -> str:
-    """State in a sentence, for readers in other programs, that the volume was computed, not measured."""
+    """Return a sentence, for readers in other programs, that the volume was computed, not measured."""
     facts = plan.facts
     return (
         f"restored from the dataset '{facts.dataset}' by emdiffuse {facts.version} with the model "
@@ -233,14 +233,14 @@ def told_origin(plan: Plan) -> str:
 
 
 def reliability(plan: Plan) -> Reliability:
-    """Score every generated slice by its uncertainty, and say which are reliable.
+    """Score every generated slice by its uncertainty, and count the reliable ones.
 
     Returns
     -------
     Reliability
-        ``scores``: of every generated slice (or image) the 99th percentile of the uncertainty, as a share of
-        its intensity range, to 1/1000; ``threshold``: the score up to which one is called reliable;
-        ``slices``: which these are; ``reliable``: how many of them are.
+        ``scores``: the 99th percentile of the uncertainty of every generated slice (or image), as a fraction
+        of its intensity range, to 1/1000; ``threshold``: the largest score of a reliable one; ``slices``: the
+        numbers of the slices; ``reliable``: how many are reliable.
     """
     array, zs = Array(plan.restored / "uncertainty" / "0"), plan.grid.z
     generated = [z for gap in range(zs.gaps) for z in zs.generated(gap)]

@@ -1,17 +1,15 @@
-"""Restore: fill the gaps of a worker's blocks, tile by tile.
+"""Restore: fill the gaps of a worker's blocks tile by tile.
 
 Conventions
 -----------
-* A chunk that exists, and can be read, is a block that is done. Worker w of N owns the blocks w - 1, w - 1 +
-  N, ...
-* Reading, noise, blending and writing have threads of their own beside the network: they work ahead of it, or
-  behind.
-* Tiles go through the network in batches of one depth, which never reach beyond a block. On a GPU a batch
-  is as large as its memory allows, and halved where that was too much all the same.
+* A block is done if its chunk exists and can be read. Worker w of N owns the blocks w - 1, w - 1 + N, ...
+* Reading, noise, blending and writing run in separate threads, ahead of the network or behind it.
+* Tiles go through the network in batches of equal depth, within a block. On a GPU a batch is as large as
+  memory allows, and is halved if it still runs out of memory.
 * Beyond the volume's edges the input is mirrored.
-* Images (emdiffuse-n, emdiffuse-r) take the same path: a stack of slices, each restored by itself, whose
-  tiles lie on the pixel grid of the output, `scale` times as fine as the input's. A denoiser of volumes is
-  shown the slices before and after, too (`stores.neighbours`).
+* Images (emdiffuse-n, emdiffuse-r) are a stack of slices restored one by one, whose tiles are on the pixel
+  grid of the output, `scale` times as fine as the input's. A volume denoiser also sees the slices before and
+  after (`stores.neighbours`).
 """
 
 from __future__ import annotations
@@ -48,11 +46,11 @@ from emdiffuse.stores.resampling import enlarge
 from emdiffuse.stores.volume import Volume
 
 NOISE_THREADS = 4
-"""Threads that draw the noise of a batch of tiles on a CPU."""
+"""Maximum number of threads that draw the noise of a batch on a CPU."""
 
 
 class Tile(NamedTuple):
-    """A tile: its gap (or image), and its place in the grid along y and x."""
+    """A tile: its gap (or image), and its position in the grid along y and x."""
 
     gap: int
     row: int
@@ -69,7 +67,7 @@ def restore(
     compilation: str | None = None,
     precision: str = "auto",
 ) -> None:
-    """Restore the blocks that a worker owns and that are not done.
+    """Restore the unfinished blocks that a worker owns.
 
     Parameters
     ----------
@@ -80,13 +78,13 @@ def restore(
     device : str
         "auto", "cpu" or a CUDA device.
     model : RestorationModel, optional
-        The plan's model, where it is loaded already.
+        The plan's model, if already loaded.
     batch : int, optional
-        Tiles that go through the network at once; by default as many as a GPU has memory for, on a CPU one.
+        Tiles per network call; by default as many as fit into GPU memory, and one on a CPU.
     compilation : {"default", "reduce-overhead", "max-autotune"}, optional
         Compile the network, in this mode of `torch.compile`.
     precision : str
-        What the network computes in; see `networks.precision`.
+        Precision of the network; see `networks.precision`.
 
     Raises
     ------
@@ -118,7 +116,7 @@ def restore(
 
 
 def _write(tiles: Array, block: Block, sums: NDArray[np.float32]) -> None:
-    """Write a block's chunk, all of it, so that no write ever has to read what was there before."""
+    """Write the whole chunk of a block, so that nothing must be read back first."""
     chunk = np.zeros(tiles.chunk, np.float32)
     chunk[:, : sums.shape[1], : sums.shape[2], : sums.shape[3]] = sums
     tiles[tiles.box((0, *block.index))] = chunk
@@ -127,7 +125,7 @@ def _write(tiles: Array, block: Block, sums: NDArray[np.float32]) -> None:
 def restore_blocks(
     plan: Plan, numbers: Sequence[int], volume: Volume, model: RestorationModel, batch: int = 1
 ) -> Iterator[NDArray[np.float32]]:
-    """Yield the weighted partial sums of blocks, one after another.
+    """Yield the weighted partial sums of blocks, one by one.
 
     Parameters
     ----------
@@ -140,7 +138,7 @@ def restore_blocks(
     model : RestorationModel
         The plan's model.
     batch : int
-        Tiles that go through the network at once; halved when the device runs out of memory.
+        Tiles per network call; halved if the device runs out of memory.
 
     Yields
     ------
@@ -161,8 +159,8 @@ def restore_blocks(
         except torch.OutOfMemoryError:
             if batch == 1:
                 raise ConfigError(
-                    f"tiling.tile: not one tile of {plan.tiling.tile} pixels fits into the memory of "
-                    f"{model.device}; make tiles smaller, or choose another device"
+                    f"tiling.tile: not even one tile of {plan.tiling.tile} pixels fits into the memory of "
+                    f"{model.device}; use smaller tiles, or another device"
                 ) from None
             batch //= 2
             logger.warning("%s ran out of memory: continuing with %d tiles at once", model.device, batch)
@@ -172,7 +170,7 @@ def restore_blocks(
 def _block_sums(
     plan: Plan, numbers: Sequence[int], volume: Volume, model: RestorationModel, batch: int
 ) -> Iterator[NDArray[np.float32]]:
-    """Try `restore_blocks` with a batch of fixed size; raises `torch.OutOfMemoryError`."""
+    """Run `restore_blocks` once at a fixed batch size; raises `torch.OutOfMemoryError`."""
     grid = plan.grid
 
     def batches() -> Iterator[list[Tile]]:
@@ -197,11 +195,11 @@ def _block_sums(
 def _noises(
     plan: Plan, batches: Iterable[list[Tile]], model: RestorationModel
 ) -> Iterator[Iterator[torch.Tensor]]:
-    """Yield the noise that a restoration asks for, in order: drawn on the GPU, or ahead by CPU threads."""
+    """Yield the noise of a restoration in order, drawn on the GPU, or ahead by CPU threads."""
     wanted = (
         (tiles, sample, step) for tiles in batches for sample, step in model.description.draws(plan.sampler)
     )
-    if model.device.type == "cuda":  # a GPU draws them faster than threads could feed it
+    if model.device.type == "cuda":  # a GPU draws noise faster than threads could supply it
         yield (_noise(plan, plan.grid, *one, model.device) for one in wanted)
         return
     with ThreadPoolExecutor(allowed(NOISE_THREADS)) as pool:
@@ -211,13 +209,13 @@ def _noises(
 
 
 def _batch_for(plan: Plan, numbers: Sequence[int], volume: Volume, model: RestorationModel) -> int:
-    """Return how many tiles fit into the device's memory, measured with one of the deepest gap at hand."""
+    """Return how many tiles fit into the device's memory, measured with a tile of the deepest gap."""
     grid, sampler, memory = plan.grid, plan.sampler, memory_of(model.device)
     largest = grid[0]
     most = prod(map(len, (largest.gaps, largest.rows, largest.columns)))
     if memory is None or most == 1:
         return 1
-    # more steps, or samples, take no more memory
+    # more steps or samples need no more memory
     few = {"steps": min(sampler.steps or 1, 2), "samples": min(sampler.samples, 2)}
     facts = plan.facts.model_copy(update={"sampler": sampler.model_copy(update=few)})
     short = plan.model_copy(update={"facts": facts})
@@ -237,7 +235,7 @@ def _batch_for(plan: Plan, numbers: Sequence[int], volume: Volume, model: Restor
 
 
 def _batches(grid: BlockGrid, block: Block, size: int) -> Iterator[list[Tile]]:
-    """Yield the tiles of a block that have something to restore, in batches of one depth."""
+    """Yield the tiles of a block that have slices to restore, in batches of equal depth."""
     gaps = [gap for gap in block.gaps if grid.z.generated(gap)]
     tiles = itertools.starmap(Tile, itertools.product(gaps, block.rows, block.columns))
     for _, same in itertools.groupby(tiles, lambda tile: len(grid.z.generated(tile.gap))):
@@ -261,7 +259,7 @@ def _blend_batch(
     tiles: list[Tile],
     values: list[NDArray[np.float32]],
 ) -> None:
-    """Add a batch's values of each quantity, (N, D, tile, tile), to the sums of its block, in their order."""
+    """Add a batch's values of each quantity, (N, D, tile, tile), to the sums of its block, in order."""
     for number, tile in enumerate(tiles):
         _blend(sums, block, grid, tile, [value[number] for value in values])
 
@@ -269,7 +267,7 @@ def _blend_batch(
 def _blend(
     sums: NDArray[np.float32], block: Block, grid: BlockGrid, tile: Tile, values: list[NDArray[np.float32]]
 ) -> None:
-    """Add a tile's values of each quantity, (D, tile, tile), to the sums of its block, by its window."""
+    """Add a tile's values of each quantity, (D, tile, tile), to the sums of its block, windowed."""
     (y0, y1), (x0, x1) = grid.y.support(tile.row, tile.row + 1), grid.x.support(tile.column, tile.column + 1)
     weights = np.outer(grid.y.window(tile.row), grid.x.window(tile.column))
     top, left = grid.y.starts[tile.row], grid.x.starts[tile.column]
@@ -283,7 +281,7 @@ def _blend(
 
 
 def _read_batch(plan: Plan, grid: BlockGrid, tiles: Iterable[Tile], volume: Volume) -> Batch:
-    """Read what tiles are conditioned on."""
+    """Read the condition of tiles."""
     shape = (grid.y.tile, grid.x.tile)
     conditions, positions, factors, thicknesses = [], [], [], []
     for gap, row, column in tiles:
@@ -311,7 +309,7 @@ def _noise(
     device: torch.device,
     each: Any = map,
 ) -> torch.Tensor:
-    """Return the noise of tiles, (N, D, H, W): parts of the global field; `each` maps over the tiles."""
+    """Return the noise of tiles (N, D, H, W), cut from the global field; `each` maps over the tiles."""
     depth = len(grid.z.generated(tiles[0].gap))
     shape = (depth, grid.y.tile, grid.x.tile)
     origins = [
@@ -327,21 +325,21 @@ def _noise(
 def read_condition(
     volume: Volume, slices: Sequence[int], origin: tuple[int, int], shape: tuple[int, int]
 ) -> NDArray[np.float32]:
-    """Return the real slices that condition a gap, in a tile that may reach past the volume's edges.
+    """Return the real slices that condition a gap, in a tile that may extend past the volume's edges.
 
     Parameters
     ----------
     volume : Volume
         The registered input.
     slices : sequence of int
-        Their numbers, in order.
+        Numbers of the slices, in order.
     origin, shape : tuple of int
         The tile (y, x), in pixels; mirrored beyond the edges.
 
     Returns
     -------
     ndarray
-        (len(slices), H, W), float32, each in [-1, 1] by its own range.
+        (len(slices), H, W), float32, each slice scaled to [-1, 1] by its own range.
     """
     _, height, width = volume.array.shape
     first, last = slices[0], slices[-1]
@@ -356,7 +354,7 @@ def read_condition(
 def read_image(
     volume: Volume, z: int, origin: tuple[int, int], shape: tuple[int, int], scale: int
 ) -> NDArray[np.float32]:
-    """Return an input image on the pixel grid of the output, in a tile that may reach past the edges.
+    """Return an input image on the pixel grid of the output, in a tile that may extend past the edges.
 
     Parameters
     ----------
@@ -372,8 +370,8 @@ def read_image(
     Returns
     -------
     ndarray
-        (1, H, W), float32, in [-1, 1]. Enlarged images are those of the whole input, but for two input pixels
-        along an inner border, which lie in the tile's halo.
+        (1, H, W), float32, in [-1, 1]. An enlarged tile equals that of the whole input, except for two input
+        pixels along inner borders, which are in the tile's halo.
     """
     begin = [o // scale for o in origin]
     ends = [

@@ -1,11 +1,11 @@
-"""What of a finished restoration is lost, and how just that is made again.
+"""Find lost parts of a finished restoration, so that only these are recomputed.
 
 Conventions
 -----------
-* Damaged chunks of level 0 are removed, with the marks of the workers that stitch. So are the damaged blocks
-  that these may need, with the marks of the workers that restore. Coarser levels and the metadata of groups
-  are the pyramid's, which runs again.
-* The metadata of level 0, and of the tile store, follow from the plan, and are written again at once.
+* Damaged chunks of level 0 are removed, with the marks of the stitch workers, and so are damaged blocks of
+  the tile store, with the marks of the restore workers. The pyramid runs again, and rewrites coarser levels
+  and the metadata of groups.
+* The metadata of level 0, and of the tile store, follow from the plan, and are rewritten at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PLAN = "plan.json"
 
 
 def plan_of(path: Path) -> Path | None:
-    """Return the ``plan.json`` that a path names: itself, its folder, or a store beside it; None if none."""
+    """Return the ``plan.json`` of a path: itself, in its folder, or beside its store; None if none."""
     for folder in (path, path.parent):
         if (folder / PLAN).is_file():
             return folder / PLAN
@@ -30,22 +30,22 @@ def plan_of(path: Path) -> Path | None:
 
 
 def verify_restoration(path: Path, repair: bool = False) -> None:
-    """Look through a restored volume: every level, and all metadata; or let just what is lost be made again.
+    """Check every level and all metadata of a restored volume, or prepare lost parts for recomputation.
 
     Parameters
     ----------
     path : Path
         ``plan.json``.
     repair : bool
-        Whether what is lost is cleared away, so that the next start of the workflow (or `stitch` and
-        `pyramid`) makes it again.
+        Whether to clear lost parts, so that the next run of the workflow (or `stitch` and `pyramid`)
+        recomputes them.
 
     Raises
     ------
     StoreError
-        If something is lost, and was not to be repaired.
+        If something is lost, and `repair` is false.
     AccessError
-        If something can neither be read nor be called damaged.
+        If something cannot be read, but is not provably damaged.
     """
     plan = read_plan(path)
     lost, total = losses(plan.restored, [f"{name}/0" for name in plan.outputs])
@@ -55,13 +55,11 @@ def verify_restoration(path: Path, repair: bool = False) -> None:
             _clear_level(plan, [loss for loss in lost if loss.node.name == "0"])
             _clear_blocks(plan)
         (plan.restored / METADATA).unlink(missing_ok=True)
-        logger.info(
-            "%s: the next run of the workflow recomputes what is lost, and nothing else", plan.restored
-        )
+        logger.info("%s: the next run of the workflow recomputes only the lost parts", plan.restored)
 
 
 def _clear_level(plan: Plan, lost: list[Loss]) -> None:
-    """Remove damaged chunks of level 0, and write lost metadata of it again."""
+    """Remove damaged chunks of level 0, and rewrite its lost metadata."""
     plan.forget("stitch")
     dtype = open_volume(plan.input).array.dtype
     for loss in lost:
@@ -75,7 +73,7 @@ def _clear_level(plan: Plan, lost: list[Loss]) -> None:
 
 
 def _clear_blocks(plan: Plan) -> None:
-    """Remove damaged blocks of the tile store, and write lost metadata of it again."""
+    """Remove damaged blocks of the tile store, and rewrite its lost metadata."""
     grid = plan.grid
 
     def written(index: Index) -> bool:

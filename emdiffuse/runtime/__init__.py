@@ -1,1 +1,1 @@
-"""What every stage runs on: devices, threads, progress, atomic writes, errors."""
+"""Common runtime of all stages: devices, threads, progress, atomic writes, errors."""

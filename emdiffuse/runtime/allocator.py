@@ -1,12 +1,12 @@
-"""glibc's allocator, told to keep freed memory, or to give it back.
+"""Configure glibc's allocator to keep freed memory, or to return it.
 
 Conventions
 -----------
-* A network on a CPU frees and takes the same large blocks at every call. By default glibc gives them back to
-  the kernel and meets a page fault for each page when it takes them again, which costs up to 1.65x of a call
-  (``benchmarks/network_call.py``). Peak memory stays what it was; it is only not given back.
-* Where chunks come and go, glibc keeps more of them with each of the first shards, and peak memory rises
-  (``benchmarks/memory.py``). Workers without a network therefore give large blocks back.
+* A network on a CPU frees and allocates the same large blocks at every call. By default glibc returns them to
+  the kernel, and each page causes a page fault when allocated again, which makes calls up to 1.65x slower
+  (``benchmarks/network_call.py``). Keeping freed memory does not raise its peak.
+* When chunks are allocated and freed, glibc keeps more of them with each of the first shards, and peak memory
+  rises (``benchmarks/memory.py``). Workers without a network therefore return large blocks.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from __future__ import annotations
 import ctypes
 import os
 
-# numbers of <malloc.h>
+# constants of <malloc.h>
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4
 TOP_PAD = 64 * 2**20
-"""Bytes taken from the kernel beyond each request for more."""
+"""Bytes allocated from the kernel beyond each request."""
 LARGE = 2**16
-"""Bytes from which a block is given back as soon as it is freed, where freed memory is given back: fewer than
-those of a chunk, since chunks are what comes and goes."""
+"""Size in bytes from which a freed block is returned at once, if freed memory is returned: less than
+that of a chunk, since chunks are allocated and freed."""
 
 
 def keep_freed_memory() -> bool:
@@ -29,18 +29,18 @@ def keep_freed_memory() -> bool:
     Returns
     -------
     bool
-        Whether it took the settings; False with another C library.
+        Whether the settings took effect; False with another C library.
     """
     return _tell({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: TOP_PAD})
 
 
 def return_freed_memory() -> bool:
-    """Tell glibc to give large blocks back once they are freed, unless the environment sets ``MALLOC_*``.
+    """Tell glibc to return large blocks when freed, unless the environment sets ``MALLOC_*`` itself.
 
     Returns
     -------
     bool
-        Whether it took the setting; False with another C library.
+        Whether the setting took effect; False with another C library.
     """
     return _tell({M_MMAP_THRESHOLD: LARGE})
 

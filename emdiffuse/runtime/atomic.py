@@ -1,12 +1,13 @@
-"""Final or absent: what is written appears whole, or not at all.
+"""Atomic writes: an output appears complete, or not at all.
 
 Conventions
 -----------
-* Everything is built beside its place and renamed; a reader sees the old or the new, never a part.
-* What is replaced was made by this program, and is no input (see `outputs`).
-* Files and folders have the permissions that the user's umask gives them.
-* A process holds a lock (flock) on what it builds, which ends with the process: what a killed one left behind
-  is known by its lock being free, and is removed.
+* Everything is built beside its final path and renamed; a reader sees the old or the new version, never a
+  part.
+* Only files made by this program are replaced, and never an input (see `outputs`).
+* Files and folders have the permissions given by the user's umask.
+* A process holds a lock (flock) on what it builds, which ends with the process: leftovers of a killed process
+  are recognized by their free lock, and removed.
 """
 
 from __future__ import annotations
@@ -34,17 +35,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BREATH = 0.5
-"""Seconds that what is under way has to end, when the process is asked to."""
+"""Seconds granted to writes in progress when the process is asked to stop."""
 STALE_SECONDS = 60
-"""Age after which a file without a lock counts as left by a killed process."""
+"""Age in seconds after which a file without a lock counts as left by a killed process."""
 LONGEST_NAME = 200
-"""Bytes of a name that others are made of: file systems take 255."""
+"""Maximum bytes of a name that will be extended; file systems allow 255."""
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
-"""Of Linux: paths as they are, and what lets two of them change places."""
+"""Linux constants: relative to the working directory, and exchange two paths (renameat2)."""
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file beside its place and rename it: readers see all of it, or what was there before."""
+    """Write a text file atomically: readers see the complete new or the old version."""
     with replaced_file(path) as temporary, _text(temporary) as file:
         file.write(text)
         file.flush()
@@ -52,29 +53,29 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def _text(path: Path) -> TextIO:
-    """Open a text file to write; a path in the text may hold bytes that are no UTF-8."""
+    """Open a text file for writing; paths in the text may contain bytes that are not UTF-8."""
     return path.open("w", encoding="utf-8", errors="backslashreplace")
 
 
 @contextlib.contextmanager
 def replaced_file(path: Path) -> Iterator[Path]:
-    """Yield a file beside `path` to write to; it takes the place of `path` when all went well."""
+    """Yield a file beside `path` to write to; it replaces `path` if the body succeeds."""
     if not path.name:
         raise OutputError(f"'{path}': this is a folder; give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent, path.name)
     temporary = _beside(path)
-    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)  # less the user's umask
+    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)  # minus the user's umask
     try:
         lock(handle, "writing", wait=True)
         mode = stat.S_IMODE(os.fstat(handle).st_mode)
         try:
             yield temporary
-        except Exception as error:  # libraries have their own words for a full disk
+        except Exception as error:  # libraries report a full disk in their own words
             if sentence := full_disk(temporary, error):
                 raise sentence from error
             raise
-        temporary.chmod(mode)  # a library may have put a file of its own there
+        temporary.chmod(mode)  # a library may have replaced the file
         temporary.replace(path)
     finally:
         os.close(handle)
@@ -82,21 +83,21 @@ def replaced_file(path: Path) -> Iterator[Path]:
 
 
 def _beside(path: Path) -> Path:
-    """Return a new name beside a path, for what is to take its place."""
+    """Return a new name beside a path, for its replacement."""
     return path.with_name(f".{short(path.name)}.partial-{secrets.token_hex(4)}")
 
 
 def short(name: str) -> str:
-    """Return a name that can be extended and passed to any library: the name itself, or a hash of it."""
+    """Return a name that can be extended and passed to any library: the name, or its hash."""
     encoded = os.fsencode(name)
-    plain = name.isprintable() and len(encoded) <= LONGEST_NAME  # which bytes that are no UTF-8 are not
+    plain = name.isprintable() and len(encoded) <= LONGEST_NAME  # excludes bytes that are not UTF-8
     return name if plain else hashlib.sha256(encoded).hexdigest()
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Remove what killed processes left of outputs in a folder: of all, or of that name.
+    """Remove leftovers of killed processes in a folder: of all outputs, or of the one named `name`.
 
-    A file that was touched lately stays: its lock may be lost where a library put another in its place.
+    Recently modified files are kept: a library may have replaced a locked file, and the lock with it.
     """
     stem = ".+" if name is None else re.escape(short(name))
     pattern = re.compile(rf"\.{stem}\.partial-[0-9a-f]{{8}}")
@@ -114,16 +115,16 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 
 @contextlib.contextmanager
 def scratch(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `path` to work in, which is removed at the end, also when the body fails.
+    """Yield an empty folder beside `path` to work in, which is removed at the end, even on failure.
 
-    Every process works in a folder of its own and holds a lock on it, so that two of them do not mix; folders
-    that a killed process left behind are removed.
+    Every process works in its own locked folder, so that processes do not interfere; folders left by a killed
+    process are removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent, path.name)
     with contextlib.ExitStack() as stack:
         partial = None
-        while partial is None:  # until a new folder is ours, and not taken for a leftover by another process
+        while partial is None:  # retry if another process took the new, still unlocked folder for a leftover
             new = _beside(path)
             new.mkdir()
             with contextlib.suppress(BlockingIOError, FileNotFoundError):
@@ -132,7 +133,8 @@ def scratch(path: Path) -> Iterator[Path]:
         try:
             yield partial
         except (KeyboardInterrupt, SystemExit):
-            time.sleep(BREATH)  # a thread of a library may be writing a file, and would write it again
+            # a library thread may be writing a file, and would recreate it after its removal
+            time.sleep(BREATH)
             raise
         except Exception as error:
             if sentence := full_disk(path, error):
@@ -144,19 +146,19 @@ def scratch(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replaced(path: Path, inputs: Iterable[Path | str] = ()) -> Iterator[Path]:
-    """Yield a folder beside `path` to build a store in; it takes the place of `path` when all went well.
+    """Yield a folder beside `path` to build a store in; it replaces `path` if the body succeeds.
 
     Parameters
     ----------
     path : Path
-        The store; where it is a link, what that leads to.
+        The store; if it is a link, its target is replaced.
     inputs : iterable of path
-        What is read to make it: it must not be, hold or lie in any of these.
+        Inputs of the store, which it must not be, contain or be inside of.
 
     Raises
     ------
     OutputError
-        If what lies there is not this program's; it is left as it is.
+        If the path exists and was not made by emdiffuse; it is left unchanged.
     """
     require_own_folder(path, inputs)
     path = path.resolve()
@@ -167,15 +169,15 @@ def replaced(path: Path, inputs: Iterable[Path | str] = ()) -> Iterator[Path]:
 
 
 def take_place(partial: Path, path: Path) -> None:
-    """Give a folder the place `path`, also while other processes do the same.
+    """Move a folder to `path`, safely even while other processes do the same.
 
-    At every moment the old or the new stands there whole. The old one is then at `partial`, to be removed by
-    whoever made that.
+    At every moment `path` is either the complete old or the complete new folder. Afterwards the old one is at
+    `partial`, for the caller to remove.
 
     Raises
     ------
     OutputError
-        If what lies there is not this program's; it is left as it is.
+        If the path exists and was not made by emdiffuse; it is left unchanged.
     """
     while True:
         require_own_folder(path)
@@ -186,8 +188,8 @@ def take_place(partial: Path, path: Path) -> None:
                 partial.rename(path)
         except FileNotFoundError:
             if not partial.exists():
-                raise  # else another process took away what lay there
-        except OSError as error:  # another process was quicker
+                raise  # otherwise another process has just removed it
+        except OSError as error:  # another process was faster
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         else:
@@ -195,7 +197,7 @@ def take_place(partial: Path, path: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Let two folders change places, at once where the file system can do that."""
+    """Exchange two folders, atomically if the file system supports it."""
     libc = ctypes.CDLL(None, use_errno=True)
     if hasattr(libc, "renameat2"):
         names = os.fsencode(one.absolute()), os.fsencode(other.absolute())
@@ -216,9 +218,9 @@ def _exchange(one: Path, other: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[bool]:
-    """Hold a folder's lock, which ends with the process; raise BlockingIOError when another holds it.
+    """Hold a folder's lock, which ends with the process; raise BlockingIOError if another holds it.
 
-    Yields whether it is held: some file systems have no locks.
+    Yields whether the lock is held: some file systems have no locks.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -228,6 +230,6 @@ def _locked(folder: Path) -> Iterator[bool]:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG beside its place, and rename it."""
+    """Write a figure as PNG, atomically."""
     with replaced_file(path) as partial:
         figure.savefig(partial, format="png", metadata={"Software": PROGRAM})

@@ -1,11 +1,11 @@
-"""Checkpoints of a training: written whole or not at all, and taken up only where they belong.
+"""Training checkpoints: written atomically, and used only with matching settings and data.
 
 Conventions
 -----------
 * A checkpoint is a dictionary of tensors and plain values, read with ``weights_only=True``: nothing in it is
   executed.
-* Its ``identity`` is the hash of the settings and data that it belongs to.
-* It has reached the disk before it takes its name, so that a kill or a power cut leaves the one before it.
+* Its ``identity`` is the hash of its settings and data.
+* It is flushed to disk before it is renamed, so that a kill or a power cut leaves the previous one.
 """
 
 from __future__ import annotations
@@ -24,36 +24,36 @@ from emdiffuse.runtime.progress import logger
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint beside its place, and rename it."""
+    """Write a checkpoint atomically."""
     with replaced_file(path) as temporary, temporary.open("wb") as file:
         torch.save(content, file)
         file.flush()
-        os.fsync(file.fileno())  # what is renamed has arrived, also where power fails
+        os.fsync(file.fileno())  # on disk before renaming, even if power fails
 
 
 def read(path: Path, identity: str) -> dict[str, Any] | None:
-    """Return a checkpoint, on the CPU; None, with the reason in the log, where it cannot be used."""
+    """Return a checkpoint, on the CPU, or None, with the reason in the log, if it cannot be used."""
     if not path.exists():
         return None
     try:
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         found = saved["identity"]
     except Exception as error:
-        logger.warning("%s is damaged (%s) and not used", path, type(error).__name__)
+        logger.warning("%s is damaged (%s) and will not be used", path, type(error).__name__)
         return None
     if found != identity:
-        logger.warning("%s was made with other settings or data and is not used", path)
+        logger.warning("%s was made with other settings or data and will not be used", path)
         return None
     return saved
 
 
 @contextmanager
 def only_one(path: Path) -> Iterator[None]:
-    """Hold a lock while training: a second process waits, and then finds the work done."""
+    """Hold a lock while training; a second process waits, and then finds the work done."""
     with path.open("w") as file:
         try:
             lock(file, "training")
         except BlockingIOError:
-            logger.warning("another process trains here (%s); waiting for it", path)
+            logger.warning("another process is training here (%s); waiting for it", path)
             lock(file, "training", wait=True)
         yield

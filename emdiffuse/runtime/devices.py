@@ -1,9 +1,9 @@
-"""The device that a network runs on: which it is, and how many tiles at once it has room for.
+"""The device that a network runs on, and how many tiles fit into its memory at once.
 
 Conventions
 -----------
-* Sizes are bytes. Free memory counts what PyTorch's allocator holds in reserve.
-* A batch is a power of two, so that few shapes occur, and the same device mostly finds the same one.
+* Sizes are bytes. Free memory includes the reserve of PyTorch's allocator.
+* A batch is a power of two, so that few shapes occur, and a device usually arrives at the same one.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor
 from emdiffuse.runtime.errors import ConfigError
 
 SHARE = 0.8
-"""Share of the free memory that a batch may take; the rest is for what was not measured."""
+"""Fraction of the free memory that a batch may use; the rest is a margin."""
 
 
 def place_of(device: str) -> str:
-    """Return a device that is there; "auto" stands for the GPU, where there is one.
+    """Return an available device; "auto" means the GPU, if there is one.
 
     Parameters
     ----------
@@ -31,14 +31,14 @@ def place_of(device: str) -> str:
     Raises
     ------
     ConfigError
-        If there is no such device here, or there is none of this name.
+        If the name is unknown, or there is no such device here.
     """
     apple = torch.backends.mps.is_available()
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if apple else "cpu"
     kind, _, number = device.partition(":")
     if kind not in ("cpu", "cuda", "mps") or (number and not number.isdecimal()):
-        raise ConfigError(f"--device: there is no device '{device}'; say auto, cpu, cuda, cuda:0 or mps")
+        raise ConfigError(f"--device: there is no device '{device}'; give auto, cpu, cuda, cuda:0 or mps")
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(number or 0) >= count:
@@ -54,23 +54,23 @@ def place_of(device: str) -> str:
 
 
 def widest_float(device: torch.device) -> torch.dtype:
-    """Return float64, or float32 on the GPU of an Apple computer, which has no wider numbers."""
+    """Return float64, or float32 on an Apple GPU, which does not support float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def pinned(tensor: Tensor) -> Tensor:
-    """Return a tensor in memory that a GPU copies from beside its work; as it is, where there is no GPU."""
+    """Return a tensor in pinned memory, for asynchronous copies to a GPU; unchanged without a GPU."""
     return tensor.pin_memory() if torch.cuda.is_available() else tensor
 
 
 class Memory(Protocol):
-    """Memory of a device."""
+    """Memory of a device, in bytes."""
 
     def free(self) -> int:
-        """Return how much is free."""
+        """Return the free memory."""
 
     def peak(self, work: Callable[[], object]) -> int:
-        """Return how much some work takes at its peak, beyond what was held before it."""
+        """Return the peak memory of `work`, beyond that allocated before."""
 
 
 class CudaMemory:
@@ -94,7 +94,7 @@ class CudaMemory:
 
 
 def memory_of(device: torch.device) -> Memory | None:
-    """Return the memory of a GPU; None for a CPU, where more than one tile at once gains nothing."""
+    """Return the memory of a GPU, or None for a CPU, where batches of tiles gain nothing."""
     return CudaMemory(device) if device.type == "cuda" else None
 
 
@@ -104,11 +104,11 @@ def fitting_batch(work: Callable[[], object], memory: Memory, most: int) -> int:
     Parameters
     ----------
     work : callable
-        Restores one tile. It is called twice: what the first call takes once for all does not count.
+        Restores one tile. It is called twice, so that one-time allocations do not count.
     memory : Memory
-        Of the device.
+        Memory of the device.
     most : int
-        Tiles that there are at once.
+        Maximum number of tiles.
     """
     work()
     tile = max(memory.peak(work), 1)

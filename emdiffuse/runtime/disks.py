@@ -1,4 +1,4 @@
-"""What to say of troubles with files and disks: the true cause, the disk, and what to do."""
+"""Messages for failures of files and disks: the true cause, the disk, and the remedy."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from emdiffuse.runtime.errors import AccessError, EmdiffuseError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 ROOM = 2**20
-"""Bytes; a disk that has less free is full."""
+"""A disk with fewer free bytes is full."""
 _REMEDIES = {
     errno.EMFILE: "allow more open files (`ulimit -n`)",
-    errno.ENFILE: "close other programs, or allow the machine more open files",
-    errno.ENOMEM: "free memory, or ask for more",
+    errno.ENFILE: "close other programs, or raise the system's limit of open files",
+    errno.ENOMEM: "free memory, or request more",
     errno.ENOENT: "check the path",
     errno.ENOTDIR: "check the path",
     errno.EISDIR: "give a file, not a folder",
-    errno.EEXIST: "move what is in the way, or choose another name",
+    errno.EEXIST: "move the existing file, or choose another name",
     errno.EFBIG: "allow larger files (`ulimit -f`)",
     errno.EACCES: "check its permissions",
     errno.EPERM: "check its permissions",
-    errno.EROFS: "choose a place that can be written to",
+    errno.EROFS: "choose a writable location",
     errno.EIO: "check the disk or the network share",
     errno.ESTALE: "check the network share",
     errno.ENAMETOOLONG: "choose a shorter name",
@@ -33,41 +33,43 @@ _REMEDIES = {
 
 
 def trouble(path: Path | str, what: str, number: int, said: str = "") -> str:
-    """Return one sentence on a file that could not be used, for a reason that lies in the machine.
+    """Return one sentence on a file that could not be used because of the machine.
 
     Parameters
     ----------
     path : Path
         The file or folder.
     what : str
-        What could not be done with it: "read" or "written".
+        The failed operation: "read" or "written".
     number : int
         The operating system's error number, 0 if it gave none.
     said : str
-        What was said where there is no number.
+        Cause to report if there is no number.
     """
-    cause = os.strerror(number) if number else said or "the reason is not known"
+    cause = os.strerror(number) if number else said or "the cause is unknown"
     if number in FULL:
         where = disk_of(Path(path))
-        return f"{path}: cannot be {what}: the disk at {where} is full; make room there and start again"
+        return f"{path}: cannot be {what}: the disk at {where} is full; free space there and start again"
     remedy = _REMEDIES.get(number, "check the disk")
     kept = "; nothing was deleted" if what == "read" else ""
     return f"{path}: cannot be {what}: {cause}{kept}; {remedy}, and start again"
 
 
 def as_mistake(error: BaseException) -> EmdiffuseError | None:
-    """Return the sentence for an error that is no defect of this program, None for one that may be.
+    """Return the sentence for an error that is not a defect of this program, or None if it may be.
 
-    A mistake of the user's is its own sentence. What the operating system refuses (a full disk, a missing
-    permission, no memory) is reported with its true cause. All else keeps its traceback.
+    A user's mistake is already a sentence. Failures of the operating system (a full disk, a missing
+    permission, no memory) are reported with their true cause. All other errors keep their traceback.
     """
     if isinstance(error, EmdiffuseError):
         return error
     if isinstance(error, MemoryError):
-        return AccessError("there is not enough memory; free some, ask for more, or take smaller pieces")
+        return AccessError(
+            "there is not enough memory; free some, request more, or use smaller tiles or blocks"
+        )
     if isinstance(error, UnicodeEncodeError):
         return AccessError(
-            f"{error.object!r}: this name is no valid text (UTF-8), as libraries need it; rename it"
+            f"{error.object!r}: this name is not valid text (UTF-8), which libraries need; rename it"
         )
     if isinstance(error, OSError) and error.errno is not None:
         known = error.errno in _REMEDIES or error.errno in FULL
@@ -79,7 +81,7 @@ def as_mistake(error: BaseException) -> EmdiffuseError | None:
 
 
 def full_disk(path: Path, error: BaseException) -> AccessError | None:
-    """Return the sentence for an error that a full disk caused, whatever a library made of it."""
+    """Return the sentence for an error caused by a full disk, however a library reports it."""
     said = re.search(r"os error (\d+)", str(error))
     number = int(said[1]) if said else getattr(error, "errno", None) or 0
     if number in FULL or (not isinstance(error, EmdiffuseError) and _free(path) < ROOM):
@@ -95,25 +97,27 @@ def _free(path: Path) -> int:
 
 
 def read_plain(path: Path, limit: int = 2**28) -> bytes:
-    """Read a file whole: one that is plain and not too large, since a pipe or a device may never end.
+    """Read a whole regular file that is not too large; a pipe or a device may never end.
 
     Raises
     ------
     AccessError
-        If it is another kind of file, or larger than `limit` bytes.
+        If it is not a regular file, or larger than `limit` bytes.
     OSError
         As `Path.read_bytes`.
     """
     facts = path.stat()
     if not stat.S_ISREG(facts.st_mode):
-        raise AccessError(f"{path}: this is not a regular file; give one")
+        raise AccessError(f"{path}: this is not a regular file; give a regular file")
     if facts.st_size > limit:
-        raise AccessError(f"{path}: {facts.st_size} bytes are too many for such a file; is it the right one?")
+        raise AccessError(
+            f"{path}: {facts.st_size} bytes are too many for this kind of file; is it the right one?"
+        )
     return path.read_bytes()
 
 
 def disk_of(path: Path) -> Path:
-    """Return the mount point of the file system on which a path lies, or would lie."""
+    """Return the mount point of the file system of a path, which need not exist."""
     there = path.absolute()
     while not os.path.ismount(there):
         there = there.parent

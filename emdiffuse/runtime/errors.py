@@ -1,8 +1,8 @@
-"""Mistakes of the user's: each is one clear sentence, and never shown as a traceback.
+"""Errors for user mistakes: each is one clear sentence, never a traceback.
 
-Every class derives from `EmdiffuseError`, which the command line prints as ``error: <sentence>`` and ends
-with the class's exit code. Anything else that escapes a stage is a defect of ours, and keeps its traceback.
-Code that handles an error checks its class and its `path`; the sentence is for people.
+Every class derives from `EmdiffuseError`, which the command line prints as ``error: <sentence>`` before it
+exits with the class's exit code. Any other exception is a defect of emdiffuse, and keeps its traceback.
+Code that handles an error checks its class and `path`; the sentence is for people.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from pathlib import Path
 
 
 def printable(text: str) -> str:
-    """Return a text in one line that any terminal and file takes, whatever the names in it are made of."""
+    """Return a text as one line that any terminal and file can represent, whatever names it contains."""
     encodable = text.encode("utf-8", "backslashreplace").decode()
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], encodable)
 
 
 class EmdiffuseError(ValueError):
-    """A mistake of the user's, or of the data: one sentence that names the file or key, and what to do.
+    """A mistake in the user's input or data: one sentence that names the file or key, and what to do.
 
     Attributes
     ----------
     exit_code : int
-        What the command line ends with.
+        Exit code of the command line.
     path : Path or None
-        The file or store that it is about, where there is one.
+        The file or store concerned, if any.
     """
 
     exit_code = 1
@@ -36,7 +36,7 @@ class EmdiffuseError(ValueError):
         self.path = path
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Travel between processes with all that is known."""
+        """Pickle with all attributes, to pass between processes."""
         return _restored, (type(self), self.args[0], dict(self.__dict__))
 
 
@@ -55,18 +55,18 @@ class DataError(EmdiffuseError):
 
 
 class StoreError(EmdiffuseError):
-    """A store that is missing, damaged, or was made with other settings; names its path."""
+    """A store that is missing, damaged, or made with other settings; names its path."""
 
 
 class DamagedError(StoreError):
-    """A part of a store that is lost: missing, or read in full and failing its checksum.
+    """A lost part of a store: missing, or completely read but failing its checksum.
 
     Attributes
     ----------
     path : Path
-        The array.
+        Path of the array.
     chunk : Path
-        The file of the part.
+        File of the part.
     what : str
         What is wrong with it.
     """
@@ -74,26 +74,27 @@ class DamagedError(StoreError):
     def __init__(self, path: Path, chunk: Path, what: str, store: Path) -> None:
         super().__init__(
             f"{chunk}: this part of {store} is {what}; run `emdiffuse verify {shlex.quote(str(store))} "
-            "--repair` and start again: what is lost is recomputed",
+            "--repair` and start again to recompute the lost parts",
             path,
         )
         self.chunk, self.what = chunk, what
 
 
 class AccessError(EmdiffuseError):
-    """A trouble of the machine, not of the data: a full disk, no permission, too many open files, no memory.
+    """A failure of the machine, not of the data: a full disk, no permission, too many open files, no memory.
 
-    Nothing may be concluded from it about what could not be read or written, and nothing deleted.
+    It proves nothing about the data that could not be read or written, so nothing may be deleted because of
+    it.
     """
 
 
 class ModelError(EmdiffuseError):
-    """A model or checkpoint that is missing, damaged or of another kind; names its file."""
+    """A model or checkpoint that is missing, damaged or of the wrong kind; names its file."""
 
 
 class OutputError(EmdiffuseError):
-    """An output that would replace an input, or what this program did not make; names it."""
+    """An output that would replace an input, or a file that emdiffuse did not write; names it."""
 
 
 class LaunchError(EmdiffuseError):
-    """A job of a cluster that could not be submitted, failed or was lost; names the job."""
+    """A cluster job that could not be submitted, failed or was lost; names the job."""

@@ -1,4 +1,4 @@
-"""What is installed only on request: the extras of the package, and the sentence where one is missing."""
+"""Optional dependencies: the extras of the package, and the error if one is missing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "lpips": ("torchmetrics",),
     "bm3d": ("bm3d",),
 }
-"""Extras of ``pyproject.toml``, and the modules by which it shows whether each is installed."""
+"""Extras of ``pyproject.toml``, and modules that indicate whether each is installed."""
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:
@@ -29,18 +29,18 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
     extra : str
         The extra that installs it, a key of `EXTRAS`.
     purpose : str
-        What it is needed for, as a sentence begins: "A training on SLURM".
+        What needs it, as the beginning of a sentence: "A training on SLURM".
 
     Raises
     ------
     ConfigError
-        If it is not installed; the sentence says how to install it.
+        If it is not installed; states how to install it.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not module.startswith(error.name):
-            raise  # it is installed, and something that it needs is not
+            raise  # the module is installed, but one of its dependencies is not
         raise ConfigError(
             f"{purpose} needs {module.partition('.')[0]}; run pip install 'emdiffuse[{extra}]'"
         ) from None

@@ -1,9 +1,9 @@
-"""Signals that interrupt work: it saves at the next safe point, and stops.
+"""Handling of interrupting signals: the work saves at the next safe point, and stops.
 
 Conventions
 -----------
-* The first signal is only noted; the work looks at it between its steps, so that what is saved is never half
-  a step. A second one of the same kind ends the process at once.
+* The first signal is only recorded; the work checks it between steps, so that only complete steps are saved.
+  A second signal of the same kind ends the process at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from emdiffuse.runtime.errors import EmdiffuseError
 
 
 class Interrupted(EmdiffuseError):
-    """A work that stopped because of a signal, after it saved what it had."""
+    """Raised when work stopped because of a signal, after saving its state."""
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
@@ -26,25 +26,25 @@ class Interrupted(EmdiffuseError):
 
 
 class Stop:
-    """Whether a signal has come.
+    """Record of whether a signal has arrived.
 
     Attributes
     ----------
     number : int
-        The first signal that came; 0 while none has.
+        Number of the first signal; 0 until one arrives.
     """
 
     number = 0
 
     def note(self, number: int, frame: FrameType | None = None) -> None:
-        """Handle a signal: note it, and let the next one of its kind do what it does by default."""
+        """Record a signal, and restore the default action for the next one of its kind."""
         self.number = self.number or number
         signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager
 def caught(*numbers: int) -> Iterator[Stop]:
-    """Note signals for the length of a `with` statement, in the main thread."""
+    """Record signals during a `with` statement, in the main thread."""
     stop = Stop()
     before = {number: signal.signal(number, stop.note) for number in numbers}
     try:

@@ -1,4 +1,4 @@
-"""JSON that every reader takes: it has no number for "not a number" and infinity, which become null."""
+"""Valid JSON for any reader: NaN and infinity, which JSON does not allow, become null."""
 
 from __future__ import annotations
 

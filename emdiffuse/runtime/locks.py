@@ -1,9 +1,9 @@
-"""Locks that end with the process that holds them (flock), where the file system has any.
+"""Locks that end with the process that holds them (flock), if the file system supports them.
 
 Conventions
 -----------
-* Some network shares have no locks: there work continues without, with one warning, and what needs a lock to
-  be safe (to remove what another process may be using) is not done.
+* Some network shares have no locks. Work then continues without, after one warning, but operations that are
+  only safe with a lock (removing files that another process may be using) are skipped.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ def lock(held: int | IO[Any], what: str, wait: bool = False) -> bool:
     Parameters
     ----------
     held : int or file
-        What is locked, until it is closed.
+        File or folder to lock, until it is closed.
     what : str
-        What it is for, for a warning.
+        Purpose of the lock, for a warning.
     wait : bool
-        Whether to wait for another process that holds it.
+        Whether to wait if another process holds it.
 
     Returns
     -------
     bool
-        Whether it is locked; False where the file system has no locks.
+        Whether it is locked; False if the file system has no locks.
 
     Raises
     ------

@@ -1,8 +1,8 @@
-"""What this machine and its cluster have, found without loading torch.
+"""Resources of this machine and its cluster, found without importing torch.
 
 Conventions
 -----------
-* Commands that may hang (those of SLURM ask a server) have `PATIENCE` seconds.
+* Commands that may hang (SLURM's query a server) time out after `PATIENCE` seconds.
 * Memory is in bytes.
 """
 
@@ -26,11 +26,11 @@ class Partition:
     name : str
         Its name.
     default : bool
-        Whether jobs go there that name none.
+        Whether it is the default for jobs that name no partition.
     gpus : tuple of str
-        Types of its GPUs; an empty name where SLURM knows none.
+        Types of its GPUs; an empty name if SLURM does not know the type.
     minutes : int or None
-        Longest time of a job; None where there is no limit.
+        Time limit of a job; None if unlimited.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Partition:
 
 
 def ask(*command: str) -> str | None:
-    """Return what a command prints; None where it is not there, fails, or takes too long."""
+    """Return the output of a command, or None if it is missing, fails, or takes too long."""
     if shutil.which(command[0]) is None:
         return None
     try:
@@ -51,12 +51,12 @@ def ask(*command: str) -> str | None:
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def memory() -> int:
-    """Return how much memory this process may use: that of the machine, or of its control group."""
+    """Return the memory that this process may use, in bytes: that of the machine, or of its control group."""
     found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         text = Path(limit).read_text().strip() if Path(limit).exists() else ""
@@ -66,18 +66,18 @@ def memory() -> int:
 
 
 def gpus() -> list[str]:
-    """Return the names of this machine's NVIDIA GPUs, as their driver gives them."""
+    """Return the names of this machine's NVIDIA GPUs, as reported by the driver."""
     said = ask("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
     return said.split("\n")[:-1] if said else []
 
 
 def partitions() -> list[Partition]:
-    """Return the partitions of the cluster that this machine belongs to; none where there is no SLURM."""
+    """Return the partitions of this machine's cluster; empty without SLURM."""
     return parse_partitions(ask("sinfo", "--noheader", "--format=%P|%l|%G") or "")
 
 
 def parse_partitions(text: str) -> list[Partition]:
-    """Read lines of ``sinfo --format=%P|%l|%G``, of which a partition of unlike nodes has several."""
+    """Parse the lines of ``sinfo --format=%P|%l|%G``; a partition with different nodes has several."""
     found: dict[str, Partition] = {}
     for line in text.splitlines():
         marked, limit, resources = line.strip().split("|")
@@ -90,7 +90,7 @@ def parse_partitions(text: str) -> list[Partition]:
 
 
 def _minutes(limit: str) -> int | None:
-    """Read a limit of SLURM's: "infinite", or [days-]hours:minutes:seconds with leading parts left out."""
+    """Parse a SLURM time limit: "infinite", or [days-]hours:minutes:seconds with leading parts omitted."""
     days, dash, clock = limit.rpartition("-")
     parts = clock.split(":")
     if not all(part.isdecimal() for part in (*parts, days or "0")):

@@ -1,16 +1,16 @@
-"""What may be replaced: what this program made, and never an input.
+"""Protection of user data: only emdiffuse's own outputs may be replaced, and never an input.
 
 Conventions
 -----------
-* A folder that the program makes (a Zarr store) holds the file `MARKER` from its first moment on. A folder
-  without it is foreign, and so is any file in it that is no part of a Zarr store: both are refused,
-  and left as they are. An empty folder may be filled.
-* A file that the program makes for a user says so in its own format: the software tag of a TIFF or PNG, the
-  metadata of safetensors, a key of JSON, the header of a model card, the comment of a ZIP, the generator of
-  HTML; a table is known by its headings. Another file of the same name is replaced only where the user says
-  so (``--overwrite``).
-* An output is never an input, nor a folder that holds one, nor a place in one. Places are compared by device
-  and inode, so that links of either kind and mounts do not hide that two are the same.
+* A folder made by emdiffuse (a Zarr store) contains the file `MARKER` from the start. A folder without it is
+  foreign, and so is any file in it that is not part of a Zarr store: both are refused and left unchanged. An
+  empty folder may be filled.
+* A file that emdiffuse writes for a user is identified by its metadata: the software tag of a TIFF or PNG,
+  the metadata of safetensors, a key of JSON, the header of a model card, the comment of a ZIP, the generator
+  of HTML, or the headings of a table. Any other existing file is replaced only if the user asks for it
+  (``--overwrite``).
+* An output is never an input, contains one, or is inside one. Paths are compared by device and inode, so
+  that neither links nor mounts hide that two are the same.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ from emdiffuse.runtime.errors import OutputError
 PROGRAM = "emdiffuse"
 MARKER = ".emdiffuse"
 MARKED = (
-    "This folder was made by emdiffuse, which replaces it as a whole when it is computed again: keep no "
-    "files of your own in it.\n"
+    "This folder was made by emdiffuse, which replaces all of it when it is recomputed: do not keep your own "
+    "files here.\n"
 )
 _MEASURES = "plane,measure,unit,method,mean,low,high,identical"
 HEADINGS = (_MEASURES, f"dataset,model,truth,{_MEASURES}")
-"""First lines of the tables that the program writes: of an evaluation, and of a report."""
+"""First lines of the tables that emdiffuse writes: of an evaluation, and of a report."""
 _OF_A_STORE = re.compile(r"zarr\.json|\.zarr\.json\..*|slab\.scratch")
 _OF_THE_SYSTEM = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini|\.nfs[0-9a-f]+|\.snakemake_timestamp")
 
 
 def require_apart(output: Path, inputs: Iterable[Path | str]) -> None:
-    """Refuse an output that is an input, holds one, or lies in one.
+    """Refuse an output that is an input, contains one, or is inside one.
 
     Parameters
     ----------
     output : Path
-        What is to be written; it need not exist.
+        Path to write; it need not exist.
     inputs : iterable of path
-        What is read; what is not on this disk does not count.
+        Paths that are read; URLs are ignored.
 
     Raises
     ------
     OutputError
-        If it is so; names both.
+        Names both paths.
     """
     own = _place(output)
     above = {place for path in _parents(output) if (place := _place(path))}
@@ -65,7 +65,7 @@ def require_apart(output: Path, inputs: Iterable[Path | str]) -> None:
         if place == own:
             raise OutputError(f"{output}: this is the input {path}; choose another output")
         if place in above:
-            raise OutputError(f"{output}: this lies inside the input {path}; choose an output outside it")
+            raise OutputError(f"{output}: this is inside the input {path}; choose an output outside it")
         holders |= dict.fromkeys((parent for parent in _parents(path) if parent not in holders), path)
     for holder, path in holders.items():
         if own is not None and _place(holder) == own:
@@ -81,7 +81,7 @@ def _place(path: Path) -> tuple[int, int] | None:
 
 
 def _parents(path: Path) -> Iterator[Path]:
-    """Yield the folders above a path, as it is written and as its links lead."""
+    """Yield the parent folders of a path, both as written and with links resolved."""
     yield from path.absolute().parents
     yield from path.resolve().parents
 
@@ -92,7 +92,7 @@ def require_own_folder(folder: Path, inputs: Iterable[Path | str] = ()) -> None:
     Raises
     ------
     OutputError
-        If it is such a folder, or `require_apart` refuses it; names the first foreign file.
+        If so, or if `require_apart` refuses it; names the first foreign file.
     """
     require_apart(folder, inputs)
     if not os.path.lexists(folder):
@@ -103,24 +103,24 @@ def require_own_folder(folder: Path, inputs: Iterable[Path | str] = ()) -> None:
         return
     if not is_marked(folder):
         raise OutputError(
-            f"{folder}: this folder was not made by emdiffuse, and is not replaced; move it, or choose "
+            f"{folder}: this folder was not made by emdiffuse and will not be replaced; move it, or choose "
             "another output"
         )
     if foreign := next(_foreign(folder), None):
         raise OutputError(
-            f"{foreign}: this file is not part of what emdiffuse made in {folder}, which is to be replaced; "
+            f"{foreign}: emdiffuse did not write this file, and {folder} is to be replaced; "
             "move the file elsewhere"
         )
 
 
 def is_marked(folder: Path) -> bool:
-    """Tell whether a folder, or the store that it is a part of, was made by this program."""
+    """Return whether a folder, or the store that contains it, was made by emdiffuse."""
     place = folder.absolute()
     return any((path / MARKER).is_file() for path in (place, *place.parents[:3]))
 
 
 def _foreign(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder that are no part of a Zarr store of this program's."""
+    """Yield the files below a folder that are not part of a Zarr store of emdiffuse."""
     for parent, folders, names in os.walk(folder):
         inside = Path(parent).relative_to(folder).parts
         yield from (Path(parent, name) for name in folders if Path(parent, name).is_symlink())
@@ -131,12 +131,12 @@ def _foreign(folder: Path) -> Iterator[Path]:
 
 
 def mark(folder: Path) -> None:
-    """Say that a folder is this program's."""
+    """Mark a folder as made by emdiffuse."""
     (folder / MARKER).write_text(MARKED)
 
 
 def emptied(folder: Path, inputs: Iterable[Path | str] = ()) -> Path:
-    """Empty a folder of this program's, or make one; the folder is marked as such, or a part of one that is.
+    """Empty a folder made by emdiffuse, or create one, and mark it unless a parent folder is marked.
 
     Raises
     ------
@@ -159,11 +159,11 @@ def require_free(file: Path, inputs: Iterable[Path | str] = (), overwrite: bool 
     Parameters
     ----------
     file : Path
-        What is to be written.
+        File to write.
     inputs : iterable of path
-        What is read, and never replaced.
+        Files that are read, and never replaced.
     overwrite : bool or None
-        Whether the user wants a foreign file replaced; None where there is no such option.
+        Whether the user allows replacing a foreign file; None if there is no such option.
 
     Raises
     ------
@@ -174,20 +174,20 @@ def require_free(file: Path, inputs: Iterable[Path | str] = (), overwrite: bool 
     if file.is_dir() or not file.name:
         raise OutputError(f"{file}: a folder is in the way; choose another output")
     if os.path.lexists(file) and not overwrite and not is_own_file(file):
-        remedy = "move it" if overwrite is None else "say `--overwrite` to replace it"
+        remedy = "move it" if overwrite is None else "add `--overwrite` to replace it"
         raise OutputError(
             f"{file}: this file was not written by emdiffuse; {remedy}, or choose another output"
         )
 
 
 def is_own_file(file: Path) -> bool:
-    """Tell whether the metadata of a file name emdiffuse as its writer."""
+    """Return whether the metadata of a file name emdiffuse as its writer."""
     read = _SAYS.get(file.suffix.lower())
     if read is None or not file.is_file():
         return False
     try:
         return read(file)
-    except Exception:  # whatever a reader raises on a file of unknown origin, it is not ours
+    except Exception:  # a file that a reader cannot parse is not ours
         return False
 
 
@@ -218,7 +218,7 @@ def _safetensors_say(file: Path) -> bool:
 
 
 def _markdown_says(file: Path) -> bool:
-    """Look at the header of a model's card."""
+    """Check the header of a model card."""
     with file.open() as text:
         return f"library_name: {PROGRAM}\n" in text.read(4096)
 
@@ -255,6 +255,6 @@ _SAYS = {
 
 
 def sign_zip(file: Path) -> None:
-    """Say in a ZIP file that this program wrote it."""
+    """Mark a ZIP file as written by emdiffuse."""
     with zipfile.ZipFile(file, "a") as archive:
         archive.comment = PROGRAM.encode()

@@ -2,9 +2,9 @@
 
 Conventions
 -----------
-* Everything a stage says goes through `logging` (logger ``emdiffuse``): to standard error, and to the log
-  file of its rule.
-* Progress lines name what was done, of how much, the rate and the time left; at most one every
+* All messages of a stage go through `logging` (logger ``emdiffuse``): to standard error, and to the log file
+  of its rule.
+* Progress lines state how much is done, the total, the rate and the time left; at most one every
   `LINE_SECONDS`.
 """
 
@@ -31,7 +31,7 @@ Item = TypeVar("Item")
 
 
 def setup(log: Path | None = None) -> None:
-    """Send log records to standard error and, when given, to a file."""
+    """Send log records to standard error and, if given, to a file."""
     logger.handlers.clear()
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -49,7 +49,7 @@ def setup(log: Path | None = None) -> None:
 
 
 def fail(error: BaseException) -> None:
-    """Tell a user's mistake in one line: as ``error: ...`` on standard error, and in the log."""
+    """Report a user's mistake in one line: as ``error: ...`` on standard error, and in the log."""
     said = printable(str(error))
     print(f"error: {said}", file=sys.stderr)
     for handler in logger.handlers:
@@ -73,24 +73,24 @@ def progress(
     seconds: float = math.inf,
     voxels: Callable[[Item], int] | None = None,
 ) -> Iterator[Item]:
-    """Yield items and report how far they are.
+    """Yield items and report progress.
 
     Parameters
     ----------
     items : iterable
-        What is worked on; the body of the loop is the work.
+        Items to process; the body of the loop is the work.
     total : int
-        How many there are in all, with those done before.
+        Total number, including items done before.
     what, unit : str
-        Name of the work, and of one item.
+        Label of the work, and name of one item.
     done : int
-        How many were done before this run; they do not count for the time left.
+        Number of items done before this run, which are ignored in the time left.
     seconds : float
-        After which the work ends in any case; the time left is never said to be longer.
+        Time limit of the work; the reported time left never exceeds it.
     voxels : callable
-        Number of voxels of an item, whose rate is then told too.
+        Returns the number of voxels of an item; their rate is then reported too.
     """
-    watched = sys.stderr is not None and sys.stderr.isatty()  # of a job whose terminal is gone there is none
+    watched = sys.stderr is not None and sys.stderr.isatty()  # stderr is None if the job's terminal is gone
     bar = tqdm(total=total, initial=done, desc=what, unit=unit, disable=not watched, leave=False)
     start = last = time.monotonic()
     made = 0
@@ -107,12 +107,13 @@ def progress(
                 speed = f" ({made / passed:.3g} voxels)" if voxels else ""
                 left = clock(max(min((total - done - count) / rate, seconds - (now - start)), 0))
                 _line(
-                    f"{what}: {done + count} of {total} {unit}s, {rate:.3g} a second{speed}, {left} left", bar
+                    f"{what}: {done + count} of {total} {unit}s, {rate:.3g} per second{speed}, {left} left",
+                    bar,
                 )
 
 
 def _line(text: str, bar: tqdm) -> None:
-    """Write a line where it is read: not over a bar on a terminal."""
+    """Write a line without breaking a progress bar on a terminal."""
     record = logger.makeRecord(logger.name, logging.INFO, __file__, 0, text, (), None)
     for handler in logger.handlers:
         if bar.disable or isinstance(handler, logging.FileHandler):

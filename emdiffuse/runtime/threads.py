@@ -1,9 +1,9 @@
-"""Work beside the main thread: what is made ahead of its use, and what is put away behind it.
+"""Threads beside the main thread: producers ahead of it, and consumers behind it.
 
 Conventions
 -----------
-* One thread each, so that the order of the items is kept; what they hold is bounded.
-* An error in a thread is raised where its item is asked for, or by the next item that is put away.
+* One thread each, which keeps the order of the items; the number of items in flight is bounded.
+* An error in a thread is raised when its item is requested, or at the next item passed to it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ _END: Any = object()
 
 
 def allowed(most: int) -> int:
-    """Return how many threads a pool may have: as ``--threads`` says, or one a core, and at most `most`."""
-    given = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # OpenMP allows a list, one number a level
+    """Return the number of threads of a pool: ``--threads``, or one per core, and at most `most`."""
+    # OpenMP allows a list, one number per nesting level
+    given = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     return min(int(given) if given.isdecimal() and int(given) else os.cpu_count() or 1, most)
 
 
 @contextmanager
 def ahead(items: Iterable[Item], depth: int = 2) -> Iterator[Iterator[Item]]:
-    """Let a thread make items, `depth` of them ahead of their use; they are yielded in their order."""
+    """Produce items in a thread, up to `depth` ahead of their use, and yield them in order."""
     source = iter(items)
     with ThreadPoolExecutor(1) as pool:
         waiting = deque(pool.submit(next, source, _END) for _ in range(depth))
@@ -45,7 +46,7 @@ def ahead(items: Iterable[Item], depth: int = 2) -> Iterator[Iterator[Item]]:
 
 @contextmanager
 def behind(function: Callable[..., None]) -> Iterator[Callable[..., None]]:
-    """Let a thread call a function, at most one call behind; at the end all calls are done."""
+    """Run calls of a function in a thread, at most one call behind; all are done at the end."""
     pending: deque[Future[None]] = deque()
     with ThreadPoolExecutor(1) as pool:
 

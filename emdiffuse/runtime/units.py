@@ -1,4 +1,4 @@
-"""Units of length in nanometers, by their names in OME-Zarr and in the configuration."""
+"""Units of length, in nanometers, by their names in OME-Zarr and in the configuration."""
 
 NANOMETERS = {
     "picometer": 1e-3,

@@ -52,7 +52,7 @@ def test_each_thing_that_is_less_than_it_could_be_has_an_advice(tmp_path, monkey
     checks = list(examine(tmp_path))
     advice = {check.what: check.advice for check in checks if check.advice}
     assert [check.what for check in checks if check.wrong] == ["Python"]
-    assert "knows no CUDA" in advice["GPU"] and "MinJobAge" in advice["accounting"]
+    assert "has no CUDA support" in advice["GPU"] and "MinJobAge" in advice["accounting"]
     assert "tiling.block" in advice["disk"] and "ssh -L" in advice["browser"]
     assert any("pip install 'emdiffuse[napari]'" in check.advice for check in checks)
     text = doctor.text(checks)
@@ -60,7 +60,7 @@ def test_each_thing_that_is_less_than_it_could_be_has_an_advice(tmp_path, monkey
 
 
 def test_a_folder_that_cannot_be_written_to_is_told(tmp_path):
-    assert "cannot be written to" in told(tmp_path / "nowhere")["disk"].found
+    assert "is not writable" in told(tmp_path / "nowhere")["disk"].found
 
 
 def test_what_is_well_has_a_line_without_advice():

@@ -148,14 +148,14 @@ def test_what_is_not_known_is_asked(raw, tmp_path):
 MISTAKES = {
     "nothing there": (("nowhere.tif",), {}, "nowhere.tif: there is no"),
     "an empty folder": (("empty",), {}, "empty"),
-    "no voxel size": (("thick.tif",), {}, "thick.tif: the files do not give a voxel size; add --voxel-size"),
-    "sizes for others": (("thick.tif",), {"sizes": (THICK, THICK)}, "--voxel-size is said 2 times for 1 of --raw"),
+    "no voxel size": (("thick.tif",), {}, "thick.tif: the files do not state a voxel size; add --voxel-size"),
+    "sizes for others": (("thick.tif",), {"sizes": (THICK, THICK)}, "--voxel-size is given 2 times for 1 of --raw"),
     "an isotropic volume alone": (("cubes.tif",), {"sizes": (CUBE,)}, "nothing to restore; add an anisotropic one"),
     "pairs alone": (("pairs",), {"sizes": (CUBE,)}, "pairs to learn from, but nothing to restore"),
     "small images alone": (("scans",), {"sizes": (CUBE,)}, "64 x 64 pixels are too few to learn from; name a model"),
-    "images of no size": (("scans",), {}, "does not give a pixel size; add --voxel-size"),
+    "images of no size": (("scans",), {}, "does not state a pixel size; add --voxel-size"),
     "neither cubes nor thick": (("thick.tif",), {"sizes": ((15, 10, 10),)}, "1.5 times as long as wide"),
-    "a model for others": (("scans",), {"sizes": (CUBE,), "model": GivenModel("m", "vemdiffuse-i")}, "--raw gives none"),
+    "a model for others": (("scans",), {"sizes": (CUBE,), "model": GivenModel("m", "vemdiffuse-i")}, "--raw has none"),
 }  # fmt: skip
 
 
@@ -170,7 +170,7 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(case, raw, tmp_path):
 
 def test_nothing_is_replaced(raw, tmp_path):
     (tmp_path / "config.yaml").write_text("mine")
-    with pytest.raises(ConfigError, match=r"config.yaml is there already"):
+    with pytest.raises(ConfigError, match=r"config.yaml already exists"):
         written(tmp_path, raw, "thick.tif", sizes=(THICK,))
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
     assert (tmp_path / "config.yaml").read_text() == "mine"
@@ -228,7 +228,7 @@ SHEETS = {
     "one name twice": ("name\tsource\na\ta.tif\n\na\tb.tif\n", "line 4 has a second 'a'"),
     "too many cells": ("name\tsource\na\ta.tif\t8\n", "line 2 has 3 cells for 2 columns"),
     "no number": ("name\tsource\tz\ty\tx\na\ta.tif\tlarge\t8\t8\n", "datasets.a.voxel_size.z"),
-    "twice": ("name\tsource\nthick\ta.tif\n", "'thick' is a dataset of the configuration already"),
+    "twice": ("name\tsource\nthick\ta.tif\n", "'thick' is also a dataset of the configuration"),
 }  # fmt: skip
 
 

@@ -204,6 +204,6 @@ def test_a_full_disk_is_named(image, model, tmp_path, monkeypatch, number):
         raise RuntimeError(f"PytorchStreamWriter failed writing file data/0 (os error {number})")
 
     monkeypatch.setattr("emdiffuse.models.networks.weights.save_file", full)
-    with pytest.raises(AccessError, match=r"the disk at .* is full; make room there"):
+    with pytest.raises(AccessError, match=r"the disk at .* is full; free space there"):
         import_model(model, "emdiffuse-n", tmp_path / "copy")
     assert not list((tmp_path / "copy").iterdir())

@@ -222,7 +222,7 @@ def test_a_file_of_somebody_else_is_not_replaced(place, maker):
     for content in ("years of work", (place / "scan.tif").read_bytes().decode("latin-1"), ""):
         out.write_text(content, encoding="latin-1")
         before = snapshot(place)
-        with pytest.raises(OutputError, match=r"say `--overwrite`"):
+        with pytest.raises(OutputError, match=r"add `--overwrite`"):
             make(place, out)
         assert snapshot(place) == before
 
@@ -260,7 +260,7 @@ def test_overwrite_replaces_a_file_but_never_an_input(place):
 
 def test_a_folder_of_slices_gets_no_new_slice(place):
     for name in ("2.tif", "clean.tif"):
-        with pytest.raises(OutputError, match="lies inside the input"):
+        with pytest.raises(OutputError, match="is inside the input"):
             enhance(place / "slices", place / "slices" / name, Enhancement(place / "model", ONE_CALL))
 
 

@@ -127,7 +127,7 @@ def test_keeping_every_nth_slice(tmp_path, depth, factor, kept):
 
 def test_keeping_fewer_than_two_slices_is_an_error(tmp_path):
     origin = acquired(tmp_path, random_volume("uint8", (6, 8, 8)))
-    with pytest.raises(DataError, match="of 6 slices only one is kept by a factor of 6"):
+    with pytest.raises(DataError, match="a factor of 6 keeps only one of 6 slices"):
         keep_every(origin.path, 6, tmp_path / "thin.ome.zarr", "thin")
     with pytest.raises(StoreError, match="nowhere"):
         keep_every(tmp_path / "nowhere.ome.zarr", 6, tmp_path / "thin.ome.zarr", "thin")

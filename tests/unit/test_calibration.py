@@ -129,7 +129,7 @@ def test_where_there_are_images_enough_they_are_the_units(tmp_path):
         (
             {},
             {"training_sources": [raw_file("a")]},
-            "the model was trained on these files; take others",
+            "the model was trained on these files; use others",
         ),
         ({"block": 64}, {}, "12 blocks are too few .* alpha 0.1 and delta 0.1 need 22"),
     ],

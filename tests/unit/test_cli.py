@@ -30,7 +30,7 @@ MISTAKES = {
         ("acquire", "a", "out", "--settings", "{sauce: no.tif}"),
         "error: datasets.a: sauce: unknown key",
     ),
-    "no plan": (("restore", "nowhere/plan.json"), "there is no plan here"),
+    "no plan": (("restore", "nowhere/plan.json"), "there is no plan"),
     "odd batch": (
         ("restore", "plan.json", "--batch", "many"),
         "--batch: 'many' is neither auto nor a number",
@@ -43,7 +43,7 @@ MISTAKES = {
     "not a checkpoint": (("import-weights", __file__, "--task", "emdiffuse-n", "--out", "m"), "test_cli.py"),
     "a file for a folder": (
         ("--log", f"{__file__}/a.log", "schema"),
-        "test_cli.py: cannot be written: File exists; move what is in the way",
+        "test_cli.py: cannot be written: File exists; move the existing file",
     ),
     "unknown task": (("import-weights", __file__, "--task", "emdiffuse-z", "--out", "m"), "emdiffuse-z"),
 }

@@ -56,9 +56,9 @@ MISTAKES = {
     "wrong unit": ((*VOXEL, "unit"), "pixel", "datasets.medulla_test.voxel_size.unit: .*nanometer.*'pixel'"),
     "zero voxel": ((*VOXEL, "z"), 0, "datasets.medulla_test.voxel_size.z: .*greater than 0"),
     "no voxel size": (("datasets", "medulla_test"), {"source": "bare.raw"}, "datasets.medulla_test: `voxel_size` is missing"),
-    "a unit that is missing": (VOXEL, {"z": 0.03, "y": 0.004, "x": 0.004}, "medulla_test.voxel_size: pixels of 0.004 nm are smaller than atoms; state the `unit`"),
+    "a unit that is missing": (VOXEL, {"z": 0.03, "y": 0.004, "x": 0.004}, "medulla_test.voxel_size: pixels of 0.004 nm would be smaller than atoms; state the `unit`"),
     "an empty crop": (("datasets", "medulla_test", "crop"), {"z": [4, 4]}, "medulla_test.crop: z: .4, 4. is empty"),
-    "a channel of what has no source": (("datasets", "medulla_test_60nm", "channel"), 1, "`channel` says how a `source` is read"),
+    "a channel of what has no source": (("datasets", "medulla_test_60nm", "channel"), 1, "`channel` applies only to a `source`"),
     "rectangular pixels": ((*VOXEL, "x"), 12, "datasets.medulla_test.voxel_size: pixels must be square"),
     "isotropic input": (("restorations", 0, "dataset"), "medulla_test", "restorations.0.dataset: the anisotropy factor z/y is 1;"),
     "hardly anisotropic input": ((*VOXEL, "z"), 2.5, "restorations.0.dataset: the anisotropy factor z/y is 1.5;"),
@@ -76,7 +76,7 @@ MISTAKES = {
     "odd name": (("models",), {"a{b}": DEMO["models"]["gap6"]}, "models.a{b}: .*'a_b'"),
     "not a mapping": (("datasets",), [1], "datasets: "),
     "weights and training": (("models", "gap6", "weights"), "resources", "models.gap6: `datasets` is for training, but `weights` are given"),
-    "neither weights nor data": (("models", "gap6", "datasets"), ..., "models.gap6: `datasets` is missing: name what"),
+    "neither weights nor data": (("models", "gap6", "datasets"), ..., "models.gap6: `datasets` is missing: name the training data"),
     "weights from nowhere": (("models", "denoise_medulla"), {"task": "emdiffuse-n", "weights": "no.pth"}, "models.denoise_medulla.weights: there is no 'no.pth'"),
     "LPIPS without weights": (("lpips",), "no.pth", "config: lpips: there is no file 'no.pth'"),
     "begun from nothing": (("models", "denoise", "training", "init_from"), "nothing", "models.denoise.training.init_from: 'nothing' is neither"),
@@ -84,15 +84,15 @@ MISTAKES = {
     "begun from another network": (("models", "denoise_medulla", "network"), {"channels": 16}, "'denoise_medulla' has a different network"),
     "begun from what it is tested on": (("datasets", "medulla_noisy", "degrade", "dataset"), "brain_test_clean", "model 'denoise' was trained on 'brain_test_clean'"),
     "degraded of nothing": (("datasets", "medulla_noisy", "degrade", "dataset"), "medulla_test_60nm", "medulla_noisy.degrade.dataset: there is no raw dataset"),
-    "pairs as images": (("datasets", "medulla_test_coarse", "images"), False, "say `images: true` beside `degrade`"),
+    "pairs as images": (("datasets", "medulla_test_coarse", "images"), False, "set `images: true` beside `degrade`"),
     "learned from the truth": (("models", "gap6", "datasets"), ["medulla_train", "medulla_test"], "cannot be evaluated on it"),
     "axes of images": (("models", "denoise", "patches", "axes"), ["x"], "`patches.axes` is for vemdiffuse-i"),
     "context of gaps": (("models", "gap6", "patches", "context"), 1, "`patches.context` is for emdiffuse-n"),
-    "neighbours of separate pairs": (("models", "denoise", "patches", "context"), 1, "models.denoise.patches.context: '.*' holds separate images"),
+    "neighbours of separate pairs": (("models", "denoise", "patches", "context"), 1, "models.denoise.patches.context: '.*' contains separate images"),
     "a blind spot of gaps": (("models", "gap6", "training", "blind_spot"), [0, 1], "`training.blind_spot` is for emdiffuse-n"),
-    "a scan named twice": (("datasets", "x"), {"pairs": {"folder": "resources", "scans": ["a", "A"]}, "voxel_size": {"z": 1, "y": 1, "x": 1}}, "`scans` names one of them twice"),
+    "a scan named twice": (("datasets", "x"), {"pairs": {"folder": "resources", "scans": ["a", "A"]}, "voxel_size": {"z": 1, "y": 1, "x": 1}}, "`scans` names a scan twice"),
     "a second scan that is the first": (("restorations", 2, "second_scan"), "brain_test_noisy", "`second_scan` is the dataset itself|`second_scan` stands in for"),
-    "a second scan of gaps": (("restorations", 1, "second_scan"), "brain_test_noisy", "restorations.1.second_scan: it is for emdiffuse-n"),
+    "a second scan of gaps": (("restorations", 1, "second_scan"), "brain_test_noisy", "restorations.1.second_scan: this key is for emdiffuse-n"),
     "a second scan of nothing": (("restorations", 1, "second_scan"), "other", "restorations.1.second_scan: there is no 'other'"),
     "task of another day": (("models", "gap6", "task"), "vemdiffuse-z", "models.gap6.task: .*'vemdiffuse-z'"),
 }  # fmt: skip
@@ -157,7 +157,7 @@ def test_a_model_of_noisy_images_draws_no_samples_and_may_restore_what_it_learne
         "voxel_size": scans["voxel_size"],
     }
     values["models"]["own"]["datasets"] = ["scans", "twice"]
-    with pytest.raises(ConfigError, match=r"models.own.datasets: repeated scans .* and single images"):
+    with pytest.raises(ConfigError, match=r"models.own.datasets: .* repeated scans .* and single images"):
         validate(values)
 
 
@@ -244,7 +244,7 @@ def test_the_slices_of_a_volume_may_be_denoised_first():
         ),
         (
             {"first": {"real_slices": "denoise"}},
-            "0.real_slices: emdiffuse-n restores every slice; remove this",
+            "0.real_slices: emdiffuse-n already restores every slice; remove this",
         ),
         (
             {"second": {"sampler": {"steps": 4, "samples": 2}, "calibration": {"dataset": "medulla_train"}}},
@@ -276,10 +276,10 @@ def test_a_restoration_knows_what_it_is_calibrated_on():
     [
         ({"first": {"calibration": {"dataset": "apart"}}}, "0.calibration.dataset: 'apart' must be restored by 'gap6' too"),
         ({"first": {"calibration": {"dataset": "medulla_test_60nm"}}}, "is the dataset being restored; calibrate on other data"),
-        ({"second": {"sampler": {"steps": 2, "samples": 4}}}, "'thin' is restored with another `sampler`; use the same"),
+        ({"second": {"sampler": {"steps": 2, "samples": 4}}}, "'thin' is restored with a different `sampler`; use the same"),
         ({"first": {"sampler": {"steps": 4}}}, "`calibration` needs `sampler.samples` of 2 or more"),
         ({"first": {"sampler": {"samples": 4, "texture": 0.5}}}, "`calibration` sets intervals around the mean"),
-        ({"second": {"real_slices": "denoise"}}, "'thin' is restored with `real_slices`; remove that there"),
+        ({"second": {"real_slices": "denoise"}}, "'thin' is restored with `real_slices`; remove it there"),
         ({"first": {"calibration": {"dataset": "thin", "alpha": 1}}}, "calibration.alpha: .*less than 1"),
     ],
 )  # fmt: skip

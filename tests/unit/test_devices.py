@@ -112,7 +112,7 @@ def test_one_tile_at_once_on_a_cpu(dataset, small_model, tmp_path):
         ("cuda", "no 'cuda' on this machine: PyTorch finds no CUDA GPU"),
         ("cuda:0", "no 'cuda:0' on this machine"),
         ("mps", "no 'mps' on this machine: PyTorch finds no Apple GPU"),
-        ("gpu", "there is no device 'gpu'; say auto, cpu, cuda, cuda:0 or mps"),
+        ("gpu", "there is no device 'gpu'; give auto, cpu, cuda, cuda:0 or mps"),
         ("cuda:one", "there is no device 'cuda:one'"),
         ("", "there is no device ''"),
     ],
@@ -206,7 +206,7 @@ def test_a_device_that_runs_out_in_the_midst_loses_no_finished_block(dataset, sm
 def test_a_tile_that_does_not_fit_is_one_sentence(dataset, small_model, tmp_path, monkeypatch, batch):
     monkeypatch.setattr(restoration, "memory_of", lambda device: FakeMemory(1000))
     with pytest.raises(
-        ConfigError, match=r"^tiling.tile: not one tile of 64 pixels fits .*choose another device$"
+        ConfigError, match=r"^tiling.tile: not even one tile of 64 pixels fits .*choose another device$"
     ):
         restored(dataset, small_model, tmp_path, counting(small_model, most=0), batch)
 

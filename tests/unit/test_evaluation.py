@@ -209,7 +209,7 @@ def test_slices_that_were_kept_may_be_learned_from(tmp_path):
     ("spoil", "words"),
     [
         (lambda c: c.put("truth", c.truth[:, :-1]), "same field"),
-        (lambda c: c.put("truth", c.truth[:-1]), "reach as deep"),
+        (lambda c: c.put("truth", c.truth[:-1]), "be at least as deep"),
         (lambda c: c.put("truth", c.truth.astype(np.uint16)), "uint16"),
         (lambda c: c.put("truth", c.truth, (12, 12, 12)), "12 x 12 x 12 nm"),
         (lambda c: c.put("restored", c.truth[:-2]), "run the stage"),
@@ -326,7 +326,7 @@ def test_baselines_are_measured_once_for_all_restorations(tmp_path, monkeypatch,
     with pytest.raises(DataError, match=r"baselines\.json: these baselines were measured on other data"):
         evaluate(restored, given, truth, out, known)
     known.write_text("torn")
-    with pytest.raises(DataError, match=r"baselines\.json: not a file of measured baselines"):
+    with pytest.raises(DataError, match=r"baselines\.json: not a file of baselines"):
         evaluate(restored, given, truth, out, known)
 
 
@@ -391,7 +391,7 @@ def test_costly_metrics_look_at_every_place_in_a_gap_in_turn(tmp_path, monkeypat
 class Brightness(Metric):
     """How bright a plane is, as a share of the truth's."""
 
-    measures = (Measure("brightness", "Brightness (truth = 1)", "share of the truth's mean", 2, 0),)
+    measures = (Measure("brightness", "Brightness (truth = 1)", "relative to the mean of the truth", 2, 0),)
 
     def __init__(self, setting):
         super().__init__(setting)

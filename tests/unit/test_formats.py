@@ -308,11 +308,11 @@ def test_the_voxel_size_is_taken_from_the_source_or_must_agree(tmp_path):
     assert open_volume(out).voxel_size == pytest.approx(SIZE)
     acquire(source, (40.2, 4, 4), out, "out")
     assert open_volume(out).voxel_size == (40.2, 4, 4)
-    with pytest.raises(DataError, match=r"its voxel is 40 x 4 x 4 nm .* says 50 x 4 x 4 nm"):
+    with pytest.raises(DataError, match=r"voxel of 40 x 4 x 4 nm .* is 50 x 4 x 4 nm"):
         acquire(source, (50, 4, 4), out, "out")
     zarr.save_array(tmp_path / "plain.zarr", VOLUME)
     with pytest.raises(
-        DataError, match=r"plain.zarr: the file does not give its voxel size; set `voxel_size`"
+        DataError, match=r"plain.zarr: the file does not state its voxel size; set `voxel_size`"
     ):
         acquire(str(tmp_path / "plain.zarr"), None, out, "out")
 

@@ -115,7 +115,7 @@ def test_missing_weights_are_said_before_anything_runs(tmp_path, monkeypatch, ba
         validate({**SMALL, "lpips": "nowhere.pth"})
     said = str(error.value)
     assert "lpips: there is no file 'nowhere.pth'" in said
-    assert re.search(r"not downloaded here: fetch \S+/alexnet-owt-7be5be79.pth .* and give its path", said)
+    assert re.search(r"download \S+/alexnet-owt-7be5be79.pth .* and give its path", said)
     assert validate({**SMALL, "lpips": str(backbone)})
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
@@ -129,8 +129,8 @@ def test_missing_weights_are_said_before_anything_runs(tmp_path, monkeypatch, ba
 def test_other_weights_are_refused(tmp_path):
     path = tmp_path / "other.pth"
     torch.save({"features.0.weight": torch.zeros(3)}, path)
-    with pytest.raises(ConfigError, match="not torchvision's weights of AlexNet"):
+    with pytest.raises(ConfigError, match="not torchvision's AlexNet weights"):
         Lpips(path)
     path.write_bytes(b"torn")
-    with pytest.raises(ConfigError, match="or cut off"):
+    with pytest.raises(ConfigError, match="or truncated"):
         Lpips(path)

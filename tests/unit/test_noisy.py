@@ -161,7 +161,7 @@ def test_pairs_with_a_truth_beside_noisy_images_only_measure(images, medulla, tm
     dataset = patches.origins[:, 0]
     assert set(dataset[patches.training]) == {0} and set(dataset[patches.validation]) == {1}
     scans = write_pairs(tmp_path / "c.ome.zarr", [(images[0], images[1])], scans=("one", "two"))
-    with pytest.raises(DataError, match="make a model of each"):
+    with pytest.raises(DataError, match="train one model for each"):
         cut_patches([alone, scans], settings(("a", "c")), tmp_path / "q.zarr")
 
 

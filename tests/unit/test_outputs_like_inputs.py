@@ -143,7 +143,7 @@ def test_what_is_said_must_be_what_the_file_says(medulla, small_model, tmp_path)
     tifffile.imwrite(path, medulla[:3, :40, :40], imagej=True, resolution=(100, 100), metadata=metadata)
     how = {"model": small_model, "sampler": Sampler(steps=1), "device": "cpu"}
     for options in ({"factor": Fraction(5)}, {"voxel_size": (50, 10, 10)}):
-        with pytest.raises(DataError, match="its voxel is 60 x 10 x 10 nm"):
+        with pytest.raises(DataError, match="voxel of 60 x 10 x 10 nm"):
             enhance(path, tmp_path / "out.tif", Enhancement(**how, **options))
         enhance(path, tmp_path / "out.tif", Enhancement(**how, **options, override=True))
         assert tifffile.imread(tmp_path / "out.tif").shape[0] == 11

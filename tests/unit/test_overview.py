@@ -47,9 +47,9 @@ def test_several_are_summed_up(dataset, small_model, tmp_path):
         folder = tmp_path / f"restored/a/{model}"
         make_plan(dataset, small_model, settings(), folder / "plan.json")
     restore(folder / "plan.json", 1, 4)
-    assert len(lines(tmp_path)) == 3 and "together: 2 restorations, " in lines(tmp_path)[2]
+    assert len(lines(tmp_path)) == 3 and "total: 2 restorations, " in lines(tmp_path)[2]
 
 
 def test_a_folder_without_plans_is_named(tmp_path):
-    with pytest.raises(StoreError, match="no restoration is planned here"):
+    with pytest.raises(StoreError, match="there is no planned restoration"):
         overview.states(tmp_path)

@@ -68,7 +68,7 @@ def test_series_of_two_magnifications(tmp_path):
     """The published raw form: 4w_09 is the clean image of every field, 2w shows twice the field."""
     series = [f"{region}/Brain__{m}w_{n:02}.tif" for region in (1, 2) for m in (2, 4) for n in (1, 2, 3)]
     folder = write(tmp_path / "raw", [*series, "1/Brain__4w_09.tif", "2/Brain__4w_09.tif"], (40, 48))
-    with pytest.raises(DataError, match="taken at two magnifications; say by `scale`"):
+    with pytest.raises(DataError, match="imaged at two magnifications; choose by `scale`"):
         find_pairs(folder)
     denoise, enlarge = find_pairs(folder, scale=1), find_pairs(folder, scale=2)
     for found, magnification in ((denoise, 4), (enlarge, 2)):
@@ -116,7 +116,7 @@ def test_every_kind_of_bad_pair_is_named_and_the_rest_goes_through(tmp_path, cap
     pairs = open_pairs(tmp_path / "a.ome.zarr")
     assert [field.name for field in pairs.fields] == ["6", "7"]
     for sentence in (
-        "there is no partner of img/0.tif; they are left out",
+        "there is no partner for img/0.tif; skipped",
         f"img/1.tif: 31 x 24 pixels beside 20 x 24 of {folder}/gt/1.tif",
         f"img/2.tif: 10 x 12 pixels beside 20 x 24 of {folder}/gt/2.tif, but it should have as many",
         "gt/3.tif: every pixel is 0",
@@ -142,7 +142,7 @@ def test_any_naming_is_described_by_a_pattern(tmp_path):
         find_pairs(tmp_path)
     (pair,) = find_pairs(tmp_path, "{specimen}/{field}-{role}.tif").pairs
     assert (pair.specimen, pair.name, pair.moving.name) == ("m1", "m1/s3", "s3-noisy.tiff")
-    with pytest.raises(DataError, match=r"it needs \{role\} and \{field\}"):
+    with pytest.raises(DataError, match=r"it must have \{role\} and \{field\}"):
         find_pairs(tmp_path, "{specimen}/{field}.tif")
     with pytest.raises(DataError, match="no pair of images matches the pattern"):
         find_pairs(tmp_path, "{role}/{field}.tif")
@@ -197,7 +197,7 @@ def spoil(folder, how):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("missing partner", "there is no partner of cell_1/noise_level_1/gt_image1.tif;"),
+        ("missing partner", "there is no partner for cell_1/noise_level_1/gt_image1.tif;"),
         ("other type", "wf_image1.tif: its pixels are uint16, those of {}/gt_image1.tif uint8"),
         ("black", "wf_image1.tif: every pixel is 0"),
         ("other size", "wf_image1.tif: 31 x 24 pixels beside 20 x 24 of {}/gt_image1.tif, but it should"),

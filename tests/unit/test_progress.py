@@ -35,21 +35,21 @@ def test_lines_in_a_log(log, clock_of_steps):
     first, *rest = lines(log)
     assert "on node" in first
     assert rest == [
-        "restoring: 4 of 6 blocks, 0.2 a second, 0:10 left",
-        "restoring: 6 of 6 blocks, 0.2 a second, 0:00 left",
+        "restoring: 4 of 6 blocks, 0.2 per second, 0:10 left",
+        "restoring: 6 of 6 blocks, 0.2 per second, 0:00 left",
     ]
 
 
 def test_voxels_a_second_are_told_too(log, clock_of_steps):
     list(progress("abcd", 4, "restoring", "block", voxels=ord))
-    assert lines(log)[-1] == "restoring: 4 of 4 blocks, 0.2 a second (19.7 voxels), 0:00 left"
+    assert lines(log)[-1] == "restoring: 4 of 4 blocks, 0.2 per second (19.7 voxels), 0:00 left"
 
 
 def test_the_time_left_is_never_longer_than_the_limit(log, clock_of_steps):
     work = progress(range(10**6), 10**6, "training", "step", seconds=60)
     for _ in range(3):
         next(work)
-    assert lines(log)[-1] == "training: 2 of 1000000 steps, 0.2 a second, 0:50 left"
+    assert lines(log)[-1] == "training: 2 of 1000000 steps, 0.2 per second, 0:50 left"
 
 
 def test_clock():

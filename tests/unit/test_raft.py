@@ -29,7 +29,7 @@ def test_shipped_weights_are_small_and_half_precision():
 
 
 def test_what_is_no_raft_is_refused(tmp_path, monkeypatch):
-    with pytest.raises(DataError, match=r"nowhere\.pth: there are no such weights"):
+    with pytest.raises(DataError, match=r"nowhere\.pth: no such weights"):
         Flow(str(tmp_path / "nowhere.pth"))
     (tmp_path / "torn.safetensors").write_bytes(b"torn")
     (tmp_path / "torn.pth").write_bytes(b"torn")
@@ -83,7 +83,7 @@ def test_training_goes_on_and_writes_what_is_loaded(medulla, tmp_path):
     with pytest.raises(ConfigError, match="give --stack or --pair"):
         train_raft([], out, Recipe())
     tifffile.imwrite(tmp_path / "other.tif", medulla[0, :100])
-    with pytest.raises(DataError, match="its size is not that of"):
+    with pytest.raises(DataError, match="its size differs from that of"):
         read_sources([], [(tmp_path / "n.tif", tmp_path / "other.tif")])
 
 

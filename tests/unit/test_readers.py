@@ -123,7 +123,7 @@ def test_wrong_names_in_a_folder(tmp_path, names, sentence):
 
 def test_a_missing_source(tmp_path):
     assert "no such file or folder" in only_error(tmp_path / "nowhere.tif")
-    assert "no image by this pattern" in only_error(tmp_path / "*.tif")
+    assert "no image matching this pattern" in only_error(tmp_path / "*.tif")
 
 
 def test_types_that_are_not_supported(tmp_path):

@@ -83,15 +83,15 @@ def test_slices_that_were_denoised_otherwise_meanwhile_are_refused(dataset, deno
         restore(tmp_path / "plan.json", 1, 1, "cpu")
 
 
-@pytest.mark.parametrize(("real_slices", "says"), [(None, "none"), ("sharpen", "sharpen")])
+@pytest.mark.parametrize(("real_slices", "says"), [(None, "not set"), ("sharpen", "sharpen")])
 def test_slices_of_another_model_than_named_are_refused(denoised, small_model, tmp_path, real_slices, says):
     wanted = settings(real_slices=real_slices)
-    with pytest.raises(DataError, match=f"restored by denoise, but `real_slices` says {says};"):
+    with pytest.raises(DataError, match=f"restored by denoise, but `real_slices` is {says};"):
         make_plan(denoised.restored, small_model, wanted, tmp_path / "plan.json")
 
 
 def test_slices_as_they_were_acquired_are_no_denoised_ones(dataset, small_model, tmp_path):
-    with pytest.raises(DataError, match="restored by no model, but `real_slices` says denoise;"):
+    with pytest.raises(DataError, match="restored by no model, but `real_slices` is denoise;"):
         make_plan(dataset, small_model, settings(real_slices="denoise"), tmp_path / "plan.json")
 
 

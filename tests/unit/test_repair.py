@@ -53,7 +53,7 @@ def test_untrusted_slices_are_refused_by_name(tmp_path):
         acquire(source, SIZE, tmp_path / "a.ome.zarr", "a")
     message = str(caught.value)
     assert "slices without an image (counted from 0): 2 (s002.tif), 3 (s003.tif);" in message
-    assert "slices that repeat the one before (counted from 0): 6 (s006.tif);" in message
+    assert "slices identical to the previous one (counted from 0): 6 (s006.tif);" in message
     assert "slices that are mostly black or white (counted from 0): 9 (s009.tif);" in message
     assert "`repair: true`" in message and "\n" not in message
     assert not (tmp_path / "a.ome.zarr").exists()
@@ -162,7 +162,7 @@ def test_what_is_restored_from_inverted_contrast_has_its_own(tmp_path, small_mod
 
 def test_what_repair_and_invert_are_for():
     voxel = {"z": 1, "y": 1, "x": 1}
-    with pytest.raises(ConfigError, match="`repair` is for the slices of a volume"):
+    with pytest.raises(ConfigError, match="`repair` applies only to the slices of a volume"):
         parse(Dataset, {"source": "a", "images": True, "repair": True, "voxel_size": voxel})
     with pytest.raises(ConfigError, match="`invert` follows from the dataset of `keep_every`"):
         parse(Dataset, {"keep_every": {"dataset": "a", "factor": 2}, "invert": True})
@@ -219,7 +219,7 @@ def test_nothing_is_done_twice_and_a_changed_source_is_named(tmp_path, caplog):
     require_unchanged(out)
 
     tifffile.imwrite(tmp_path / "raw/s003.tif", tissue((1, 24, 24))[0] // 2, photometric="minisblack")
-    with pytest.raises(DataError, match=r"s003\.tif: it changed since .*a\.ome\.zarr was made of it"):
+    with pytest.raises(DataError, match=r"s003\.tif: changed since .*a\.ome\.zarr was made from it"):
         require_unchanged(out)
     with caplog.at_level(logging.INFO):
         acquire(source, SIZE, out, "a")
@@ -240,5 +240,5 @@ def test_a_store_of_chunks_that_changed(tmp_path):
     assert [entry.path for entry in facts.sources] == [str(source)]
     require_unchanged(tmp_path / "a.ome.zarr")
     array[3, 4, 5] = 0
-    with pytest.raises(DataError, match=f"{source}: it changed since"):
+    with pytest.raises(DataError, match=f"{source}: changed since"):
         require_unchanged(tmp_path / "a.ome.zarr")

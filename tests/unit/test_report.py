@@ -155,7 +155,7 @@ def test_panels_hold_the_planes_unflipped_at_the_stated_contrast(made):
 def test_words_and_escapes(made):
     _, _, text = made
     assert "<h1>Ramps &amp; &lt;steps&gt;</h1>" in text
-    assert "6 slices 40 nm apart, was restored to 21 slices 10 nm apart by the model net" in text
+    assert "6 slices 40 nm apart) was restored to 21 slices 10 nm apart by the model net" in text
     assert "better than the best classical method in SSIM" in text
     assert '<span class="standing mixed">No clear difference in PSNR, better in SSIM</span>' in text
     assert "mean of 4 samples of 4 network evaluations" in text
@@ -266,7 +266,7 @@ def test_gaps_between_denoised_slices_are_shown_with_these_as_their_input(tmp_pa
         ],
     }
     text = report(tmp_path, config)
-    assert "restored first, by the model n (mean of 8 samples); the gaps are filled" in text
+    assert "first restored by the model n (mean of 8 samples); the gaps were filled" in text
     inputs = [values for alt, values in pictures(text) if alt.startswith("Input (nearest real slice), xy")]
     assert len(inputs) == 1  # of the gaps; images say "Input"
     low, high = (float(v) for v in (volume.min(), volume.max()))
@@ -449,7 +449,7 @@ def test_the_first_screen_has_a_row_for_every_restoration(tmp_path):
         and rows[0]["trust"] == "No: one estimate, no uncertainty"
     )
     assert rows[1]["standing"] == "better" and rows[1]["done"] == "gaps between slices filled"
-    assert rows[1]["trust"] == "Yes, but holds 80.0 % of true values, not 90 %"
+    assert rows[1]["trust"] == "Yes, but they contain 80.0 % of true values, not 90 %"
     assert summary(rows) == "2 restorations: 1 better than the best classical method, 1 without ground truth."
 
 
@@ -670,4 +670,4 @@ def test_what_a_model_learned_from_is_said_where_it_is_known():
     given = Model.model_validate({"task": "emdiffuse-n", "weights": "old/20_Network_ema.pth"})
     assert learned(given).startswith("whose weights were read from 20_Network_ema.pth")
     shipped = Model.model_validate({"task": "emdiffuse-n", "weights": "emdiffuse-n"})
-    assert learned(shipped) == "which comes with emdiffuse (its card says what it learned from)"
+    assert learned(shipped) == "which is shipped with emdiffuse (its card lists the training data)"

@@ -125,7 +125,7 @@ def test_intervals_that_a_second_scan_calibrated_say_so_and_what_is_assumed():
     scores = Reliability(scores=(0.1,), threshold=0.12, slices=(0,), reliable=1)
     (*_, said) = trust_section(None, scores, "image", made)["sentences"]
     assert "a second noisy scan (second) stood in for it" in said and "12.5" in said
-    assert "assumed that the noise of the second scan is independent of the first" in said
+    assert "assumes that the noise of the second scan has zero mean" in said
 
 
 @pytest.fixture(scope="module")

@@ -67,7 +67,7 @@ def test_the_command_lists_and_verifies_them():
     assert listed.exit_code == 0
     lines = [line for line in listed.output.splitlines() if not line.startswith(" ")]
     assert [line.split()[0] for line in lines] == [m.name for m in shipped_models()]
-    assert listed.output.count("licence mit; of its data: ") == len(lines)
+    assert listed.output.count("licence mit; training data: ") == len(lines)
     assert "are intact" in CliRunner().invoke(app, ["models", "verify"]).output
 
 

@@ -49,7 +49,7 @@ def test_slices_that_are_off_are_moved_back(medulla, jittered, tmp_path):
     with pytest.raises(DataError, match=r"set `alignment: {method: warp}`"):
         run(volume, tmp_path, "check")
     report, aligned = run(volume, tmp_path, "warp")
-    assert report["aligned"] and "They were moved, by up to" in report["conclusion"]
+    assert report["aligned"] and "They were moved by up to" in report["conclusion"]
     assert aligned.facts.slices_moved["largest"] > 3
     result = aligned.array[:, :, :].astype(float)
     inner = np.s_[16:-16, 16:-16]

@@ -83,7 +83,7 @@ def test_the_number_can_be_marked(tmp_path):
     for pattern, order in (("up{z}_down*.tif", 1), ("up*_down{z}.tif", -1)):
         source = open_source(f"{folder}/{pattern}")
         np.testing.assert_array_equal(source.read(0, 12)[:, 0, 0][::order], TWELVE)
-    with pytest.raises(DataError, match="no image by this pattern"):
+    with pytest.raises(DataError, match="no image matching this pattern"):
         open_source(f"{folder}/left{{z}}.tif")
 
 

@@ -31,9 +31,7 @@ def size_of(place, **reading):
 def test_tiff_of_every_maker(tmp_path, vendor):
     path = sem(tmp_path, vendor, IMAGE)
     assert size_of(path) == (None, pytest.approx(8), pytest.approx(8))
-    with pytest.raises(
-        DataError, match=r"its voxel is \? x 8 x 8 nm .* says 50 x 4 x 4 nm; .*override: true"
-    ):
+    with pytest.raises(DataError, match=r"voxel of \? x 8 x 8 nm .* is 50 x 4 x 4 nm; .*override: true"):
         acquire(str(path), (50, 4, 4), tmp_path / "out.zarr", "a", images=True)
     assert not (tmp_path / "out.zarr").exists()
     acquire(str(path), (50, 4, 4), tmp_path / "out.zarr", "a", images=True, override=True)
@@ -160,7 +158,7 @@ def test_what_is_no_size_of_a_microscope_is_not_believed(tmp_path, unit):
         tmp_path / "a.tif", VOLUME, imagej=True, resolution=(72, 72), metadata={"axes": "ZYX", "unit": unit}
     )
     assert size_of(tmp_path / "a.tif") is None
-    with pytest.raises(DataError, match=r"a.tif: the file does not give its voxel size; set `voxel_size`"):
+    with pytest.raises(DataError, match=r"a.tif: the file does not state its voxel size; set `voxel_size`"):
         acquire(str(tmp_path / "a.tif"), None, tmp_path / "out.zarr", "a")
 
 
@@ -169,7 +167,7 @@ def test_what_is_half_known_is_asked_for(tmp_path):
     (tmp_path / "series").mkdir()
     for z in range(3):
         (tmp_path / f"series/{z}.tif").write_bytes(path.read_bytes())
-    with pytest.raises(DataError, match="its pixels are 8 nm, but not how far its slices are apart"):
+    with pytest.raises(DataError, match="states pixels of 8 nm, but not the distance between slices"):
         acquire(str(tmp_path / "series"), None, tmp_path / "out.zarr", "a")
     sem(tmp_path, "cm", IMAGE, nanometers=9).rename(tmp_path / "series/3.tif")
     with pytest.raises(DataError, match=r"3\.tif: its pixels are 9 nm, unlike .* the same magnification"):
@@ -181,7 +179,7 @@ def test_pixels_that_are_not_square_are_refused(tmp_path, images):
     metadata = {"axes": "ZYX", "spacing": 0.05, "unit": "um"}
     tifffile.imwrite(tmp_path / "a.tif", VOLUME, imagej=True, resolution=(125, 100), metadata=metadata)
     assert size_of(tmp_path / "a.tif") == pytest.approx((50, 10, 8))
-    with pytest.raises(DataError, match="its pixels are 10 nm high and 8 nm wide; only square pixels"):
+    with pytest.raises(DataError, match="pixels are 10 nm high and 8 nm wide, but only square pixels"):
         acquire(str(tmp_path / "a.tif"), None, tmp_path / "out.zarr", "a", images)
     assert not (tmp_path / "out.zarr").exists()
 
@@ -226,7 +224,7 @@ def test_the_clean_images_of_pairs_tell_their_size(tmp_path):
     for role in ("img", "gt"):
         (tmp_path / "raw" / role).mkdir(parents=True)
         sem(tmp_path, "cm", IMAGE).rename(tmp_path / "raw" / role / "1.tif")
-    with pytest.raises(DataError, match=r"gt/1\.tif: its voxel is \? x 8 x 8 nm .* says 50 x 4 x 4 nm"):
+    with pytest.raises(DataError, match=r"gt/1\.tif: voxel of \? x 8 x 8 nm .* is 50 x 4 x 4 nm"):
         acquire_pairs(str(tmp_path / "raw"), (50, 4, 4), tmp_path / "a.zarr", "a")
     acquire_pairs(str(tmp_path / "raw"), (50, 4, 4), tmp_path / "a.zarr", "a", override=True)
     acquire_pairs(str(tmp_path / "raw"), (50, 8, 8), tmp_path / "b.zarr", "b")

@@ -134,7 +134,7 @@ def test_acquisition_names_them_and_repairs_by_choice(clean, tmp_path, caplog, m
     np.testing.assert_array_equal(plain.array[:, :, :], spoilt)
     expected = np.stack([destripe(image, [found]) for image in spoilt])
     np.testing.assert_array_equal(mended.array[:, :, :], expected)
-    assert "nothing of it was removed" in _artefacts(plain.facts)[0]
+    assert "they were not removed" in _artefacts(plain.facts)[0]
     assert "stripes were removed" in _artefacts(mended.facts)[0]
     keep_every(mended.path, 2, tmp_path / "thin.ome.zarr", "thin")
     assert open_volume(tmp_path / "thin.ome.zarr").facts.destriped
@@ -169,7 +169,7 @@ def test_what_is_repaired_is_said_by_name(repair, slices, stripes):
 def test_stripes_of_images_are_repaired_too_but_not_of_derived_data():
     images = {"source": "a.tif", "images": True, "voxel_size": {"z": 5, "y": 5, "x": 5}}
     assert parse(Dataset, {**images, "repair": "stripes"}).repairs_stripes
-    with pytest.raises(ConfigError, match="`repair` is for the slices of a volume"):
+    with pytest.raises(ConfigError, match="`repair` applies only to the slices of a volume"):
         parse(Dataset, {**images, "repair": True})
-    with pytest.raises(ConfigError, match="`repair: stripes` is for a `source`"):
+    with pytest.raises(ConfigError, match="`repair: stripes` applies only to a `source`"):
         parse(Dataset, {"keep_every": {"dataset": "a", "factor": 2}, "repair": "stripes"})

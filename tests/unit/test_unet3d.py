@@ -121,7 +121,7 @@ def test_a_volume_is_restored_whatever_the_workers_and_measured_beside_the_other
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"task": "emdiffuse-n", "factor": None}, "is for volumes; emdiffuse-n takes unet"),
+        ({"task": "emdiffuse-n", "factor": None}, "is for volumes; emdiffuse-n needs unet"),
         ({"factor": [3, 6]}, "is trained for one `factor`"),
         ({"network": {**NETWORK, "channels": 24}}, "unet3d must be a multiple of 16"),
     ],

@@ -172,7 +172,7 @@ def test_napari_gets_every_level_in_nanometers(store, monkeypatch):
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
-    with pytest.raises(StoreError, match=r"there is no OME-Zarr image here"):
+    with pytest.raises(StoreError, match=r"there is no OME-Zarr image"):
         find_images(tmp_path)
 
 
@@ -180,7 +180,7 @@ def test_the_command_prints_the_link_and_ends_cleanly(store):
     command = [sys.executable, "-u", "-m", "emdiffuse.cli", "view", str(store[0])]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    address = process.stdout.readline().split(" is served at ")[1].split()[0]
+    address = process.stdout.readline().split(" at ")[1].split()[0]
     assert NEUROGLANCER in process.stdout.readline()
     where = urlsplit(address)
     connection = http.client.HTTPConnection(where.hostname, where.port, timeout=60)

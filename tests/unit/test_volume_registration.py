@@ -140,7 +140,7 @@ def test_small_fields_are_not_judged(medulla, shape, distance):
     assert len(measured.shifts) == shape[0] - 1
     assert report["aligned"]
     assert not report["conclusive"]
-    assert "too few to tell" in report["conclusion"]
+    assert "too few to judge" in report["conclusion"]
 
 
 def test_two_slices_are_judged_by_their_drift(medulla):

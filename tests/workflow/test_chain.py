@@ -141,7 +141,7 @@ def test_gaps_are_filled_between_slices_that_another_model_denoised(project):
     assert restored.facts.real_slices.model == "denoise"
     report = (project.folder / "results/report.html").read_text()
     first = restored.facts.real_slices.estimator
-    assert "mean" in first and f"restored first, by the model denoise ({first})" in report
+    assert "mean" in first and f"first restored by the model denoise ({first})" in report
     slices["sampler"] = {"name": "dpm++", "steps": 3, "samples": 2}
     stages = {f"{stage} -5deg denoise" for stage in ("plan", "restore", "stitch", "pyramid")}
     assert project.pending() == RESTORATION | stages | {"baselines -5deg"}
@@ -225,7 +225,7 @@ def test_a_damaged_block_is_made_again_when_the_workflow_is_started_again(projec
     flip(Array(project.output / "tiles.zarr").chunk_path((0, 1, 0, 0)))
     wanted = str((restored / "zarr.json").relative_to(project.folder))
     done = project.run(wanted, check=False)
-    assert done.returncode != 0 and "start again: only those blocks are recomputed" in done.stdout + done.stderr
+    assert done.returncode != 0 and "start again; only those blocks are recomputed" in done.stdout + done.stderr
     project.run(wanted)
     assert content(restored) == before
 
@@ -282,7 +282,7 @@ def test_two_runs_in_one_folder_are_refused(project):
     with (project.folder / ".snakemake/emdiffuse.lock").open("w") as held:  # as a run under way holds it
         fcntl.flock(held, fcntl.LOCK_EX)
         second = project.run(check=False)
-        assert second.returncode != 0 and "another run is under way" in second.stdout + second.stderr
+        assert second.returncode != 0 and "another run is active" in second.stdout + second.stderr
         assert project.pending() == {"report"}  # looking is allowed
     project.run()
 

@@ -1,13 +1,13 @@
-"""Image quality: how close an image is to the truth, each measure with its definition, unit and source.
+"""Image-quality metrics against ground truth, each with its definition, unit and source.
 
 Conventions
 -----------
-* Functions take planes (rows, columns) of any real dtype, boxes (z, y, x) where a measure says so.
-* `data_range` is the intensity range that a measure refers to, in the unit of the intensities: 255 for
-  8-bit data, elsewhere the range that the data occupy. It is never guessed.
+* Functions take planes (rows, columns) of any real dtype, or boxes (z, y, x) where stated.
+* `data_range` is the intensity range that a metric refers to, in the unit of the intensities: 255 for
+  8-bit data, otherwise the range that the data occupy. It is never guessed.
 * The truth is the second argument; only NRMSE and the power ratio depend on which of the two it is.
-* A *metric* is one object with `add` (a block) and `score` (all planes), whatever it is a metric of; a module
-  holds one, beside the functions that define it. `METRICS` is the list of all.
+* A *metric* is an object with `add` (a block) and `score` (all planes). Each module contains one, with the
+  functions that define it. `METRICS` lists them all.
 """
 
 from emdiffuse.evaluation.metrics.base import Measure, Metric, Piece, Scores, Setting, Vector
@@ -46,15 +46,15 @@ METRICS: tuple[type[Metric], ...] = (
 RELATIVE = Measure(
     "frc_ratio",
     "Ring correlation (input = 1)",
-    "share of the frc_resolution of the plain input (of volumes: its nearest slice)",
+    "fraction of the frc_resolution of the plain input (of volumes: its nearest slice)",
     2,
     -1,
 )
-"""What is known once the plain input is measured, too."""
+"""Columns that also need the scores of the plain input."""
 MEASURES = {measure.name: measure for metric in METRICS for measure in metric.measures} | {
     RELATIVE.name: RELATIVE
 }
-"""Every measure by name."""
+"""All columns, by name."""
 
 __all__ = [
     "MEASURES",

@@ -1,8 +1,8 @@
-"""What every metric is: an object that adds up blocks, and scores the planes that they are parts of.
+"""Base class of metrics, which sum over blocks and then score whole planes.
 
 Conventions
 -----------
-* A metric keeps *sums* alone, an array each with one entry a plane (or block) along its first axis, so that
+* A metric stores only *sums*, arrays with one entry per plane (or block) along their first axis, so that
   neither the order nor the number of blocks matters, and metrics of different blocks can be added.
 * An orientation is a set of parallel planes: ``xy``, ``xz``, ``yz``; or ``xyz``, the blocks themselves.
 """
@@ -22,7 +22,7 @@ from emdiffuse.evaluation.blocks import EvaluationBlock
 
 Vector = NDArray[np.float64]
 Scores = dict[str, dict[str, Vector]]
-"""The values of all planes, by orientation and measure; not a number where a plane has none."""
+"""Values of all planes, by orientation and name; NaN where undefined."""
 Made = TypeVar("Made")
 
 
@@ -33,15 +33,15 @@ class Measure:
     Attributes
     ----------
     name : str
-        As in files.
+        Name in files.
     heading : str
-        As in the report, with its unit.
+        Name in the report, with its unit.
     unit : str
-        What one unit of it is, in words.
+        Unit, in words.
     digits : int
         Decimals in the report.
     better : int
-        1 if more is better, -1 if less is; 0 if neither is better by definition.
+        1 if higher is better, -1 if lower is better, 0 if neither by definition.
     """
 
     name: str
@@ -53,20 +53,20 @@ class Measure:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all blocks of an evaluation share.
+    """Settings that all blocks of an evaluation share.
 
     Attributes
     ----------
     data_range, low : float
-        Intensity range that measures refer to, and where it begins.
+        Intensity range that metrics refer to, and its lowest intensity.
     whole : bool
         Whether intensities are integers.
     voxel : float
         Side of a voxel, in nm.
     lengths : dict
-        How many planes each orientation has, and blocks (``xyz``).
+        Number of planes of each orientation, and of blocks (``xyz``).
     lpips : Path or None
-        Weights of AlexNet, where LPIPS is measured.
+        AlexNet weights, if LPIPS is measured.
     """
 
     data_range: float
@@ -83,22 +83,22 @@ class Setting:
 
     @property
     def centre(self) -> float:
-        """The middle of the intensity range, an integer where intensities are."""
+        """Middle of the intensity range, an integer if intensities are integers."""
         middle = self.low + self.data_range / 2
         return float(round(middle)) if self.whole else middle
 
 
 class Piece:
-    """A block of the truth, or of what a method made, with what metrics derive from it.
+    """A block of the truth or of a method, with cached values that metrics derive from it.
 
     Parameters
     ----------
     values : ndarray
         The voxels of the block and its margin, (z, y, x).
     block : EvaluationBlock
-        Where it lies, and what counts of it.
+        Its position, and which of its voxels count.
     setting : Setting
-        What all blocks share.
+        Settings that all blocks share.
     """
 
     def __init__(self, values: NDArray[Any], block: EvaluationBlock, setting: Setting) -> None:
@@ -106,7 +106,7 @@ class Piece:
         self._made: dict[Callable[[Piece], Any], Any] = {}
 
     def once(self, make: Callable[[Piece], Made]) -> Made:
-        """Return what a function makes of this piece, computed at the first call: the truth's serves all."""
+        """Return `make(self)`, cached so that values of the truth are computed once for all methods."""
         if make not in self._made:
             self._made[make] = make(self)
         made: Made = self._made[make]
@@ -114,16 +114,16 @@ class Piece:
 
     @property
     def centred(self) -> NDArray[np.float32]:
-        """All voxels less the middle of the range, where single precision loses least."""
+        """All voxels minus the middle of the range, to keep precision in float32."""
         return self.once(_centred)
 
     @property
     def planes(self) -> NDArray[np.float32]:
-        """The planes that count, without margin, less the middle of the range."""
+        """Counted planes without margin, minus the middle of the range."""
         return self.once(_planes)
 
     def plane(self, row: int) -> NDArray[Any]:
-        """Return one of the planes that count, as it is."""
+        """Return one counted plane, unchanged."""
         _, y, x = self.block.counted
         values: NDArray[Any] = self.values[self.block.counted[0][row], y[0] : y[-1] + 1, x[0] : x[-1] + 1]
         return values
@@ -142,14 +142,14 @@ def _planes(piece: Piece) -> NDArray[np.float32]:
 
 
 class Metric(ABC):
-    """A metric of one method: what it needs of every block, and what follows for every plane.
+    """A metric of one method, which sums over blocks and scores planes.
 
-    A new metric is a subclass, in the list of `emdiffuse.evaluation.metrics.metrics_of`, and nothing else.
+    To add a metric, write a subclass and list it in `emdiffuse.evaluation.metrics.metrics_of`.
 
     Parameters
     ----------
     setting : Setting
-        What all blocks share.
+        Settings that all blocks share.
     """
 
     measures: ClassVar[tuple[Measure, ...]]
@@ -159,13 +159,13 @@ class Metric(ABC):
         self.sums: dict[str, Vector] = {}
 
     def per_plane(self, *names: str, orientation: str = "xy", entries: tuple[int, ...] = ()) -> None:
-        """Begin sums, with some entries for each plane of an orientation."""
+        """Create sums of zeros, with `entries` for each plane of an orientation."""
         for name in names:
             self.sums[name] = np.zeros((self.setting.lengths[orientation], *entries))
 
     @abstractmethod
     def add(self, ours: Piece, truth: Piece, block: EvaluationBlock) -> None:
-        """Add a block of what a method made, beside the truth's."""
+        """Add a block of a method and of the truth."""
 
     @abstractmethod
     def score(self) -> Scores:
@@ -178,5 +178,5 @@ class Metric(ABC):
 
 
 def ratio(above: Vector, below: Vector) -> Vector:
-    """Divide; what has nothing below is not a number."""
+    """Divide; NaN where the denominator is zero."""
     return np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)

@@ -1,10 +1,10 @@
-"""Continuity along z: how much slices change from one to the next, compared with the truth's.
+"""Continuity along z: how much neighbouring slices differ, relative to the truth.
 
 Conventions
 -----------
 * See `emdiffuse.evaluation.metrics`. A step is the mean absolute difference of two neighbouring slices. Steps
-  between two generated slices, and between a generated slice and a real one, are kept apart: a restoration
-  that jumps where it meets the real slices shows in the second.
+  between two generated slices, and between a generated slice and a real one, are separate: the second
+  reveals a restoration that jumps where it meets the real slices.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ STEPS = ("step_ratio", "real_step_ratio")
 
 
 class Continuity(Metric):
-    """Steps between slices, as a share of the truth's; of volumes alone."""
+    """Steps between slices, relative to the truth; volumes only."""
 
     measures = (
         Measure(
             "step_ratio",
             "Step between slices (truth = 1)",
-            "mean absolute difference of neighbouring generated slices, share of the truth's",
+            "mean absolute difference of neighbouring generated slices, relative to the truth",
             2,
             0,
         ),
         Measure(
             "real_step_ratio",
             "Step to real slices (truth = 1)",
-            "the same of a generated slice and the real one beside it, share of the truth's",
+            "the same for a generated slice and the real one beside it, relative to the truth",
             2,
             0,
         ),
@@ -45,7 +45,7 @@ class Continuity(Metric):
             self.per_plane(*STEPS, entries=(2,))
 
     def add(self, ours: Piece, truth: Piece, block: EvaluationBlock) -> None:
-        """Add the steps from generated slices to those beside them; of two generated the later has it."""
+        """Add the steps from generated slices to their neighbours, each step once."""
         if self.setting.images:
             return
         mine, theirs = _steps(ours), truth.once(_steps)
@@ -63,7 +63,7 @@ class Continuity(Metric):
 
 
 def _steps(piece: Piece) -> Vector:
-    """Sum the absolute differences of each slice and the next, over the voxels that count along y and x."""
+    """Sum the absolute differences of each slice and the next over the counted voxels."""
     _, y, x = piece.block.own
     own = piece.centred[:, y, x]
     return np.array([np.abs(b - a).sum(dtype=np.float64) for a, b in pairwise(own)])

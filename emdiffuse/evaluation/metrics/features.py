@@ -1,4 +1,4 @@
-"""Feature similarity (FSIM): whether the edges and lines that an eye sees are where the truth has them.
+"""Feature similarity (FSIM): agreement of visible edges and lines with the truth.
 
 Conventions
 -----------
@@ -31,12 +31,12 @@ _EPSILON = 1e-7
 
 @lru_cache(maxsize=8)
 def _log_gabor(shape: tuple[int, int]) -> tuple[NDArray[np.float32], Map, Map]:
-    """Return the filters (orientations, scales, H, W, 2) in Fourier space, and two constants an orientation.
+    """Return the filters (orientations, scales, H, W, 2) in Fourier space, and two constants per orientation.
 
-    They stand twice, for real and imaginary parts.
-    The constants are the energy of the filter of the smallest scale, and that of the even sum of all scales.
+    Filters are repeated along the last axis, for real and imaginary parts. The constants are the energy of
+    the filter of the smallest scale, and that of the even sum of all scales.
     """
-    # Reference code: an odd axis is spread over n - 1, so that it reaches exactly plus and minus one half.
+    # as in the reference code, an odd axis is spread over n - 1 to reach exactly +-1/2
     fy, fx = (fft.fftfreq(n) * (n / (n - 1) if n % 2 and n > 1 else 1) for n in shape)
     radius, theta = np.hypot(fy[:, None], fx[None]), np.arctan2(-fy[:, None], fx[None])
     low_pass = 1 / (1 + (radius / 0.45) ** 30)
@@ -53,7 +53,7 @@ def _log_gabor(shape: tuple[int, int]) -> tuple[NDArray[np.float32], Map, Map]:
 
 
 def phase_congruency(image: Image) -> NDArray[np.float32]:
-    """Return how well the phases of log-Gabor responses agree over scales: Kovesi's PC2, as FSIM has it.
+    """Return the phase congruency of log-Gabor responses over scales: Kovesi's PC2, as in FSIM.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def phase_congruency(image: Image) -> NDArray[np.float32]:
         shrink = np.reciprocal(length + np.float32(_EPSILON))
         real, imaginary = real * shrink, imaginary * shrink
         # Responses to noise follow a Rayleigh distribution; the median at the smallest scale gives its width.
-        # Every second pixel tells it: the filter passes little above a quarter of the sampling frequency.
+        # Every second pixel suffices: the filter passes little above a quarter of the sampling frequency.
         median = float(np.median(amplitudes[0][::2, ::2]))
         tau = sqrt(median**2 / log(2) / power * total)
         length -= np.float32(tau * (sqrt(pi / 2) + _NOISE_SIGMAS * sqrt(2 - pi / 2)) / _NOISE_RESCALING)
@@ -98,14 +98,14 @@ def phase_congruency(image: Image) -> NDArray[np.float32]:
 
 
 def _length(x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.float32]:
-    """Return the length of vectors; cv2.magnitude is faster, but its last digit changes from call to call."""
+    """Return the length of vectors; cv2.magnitude is faster, but not reproducible to the last digit."""
     squares = x * x
     squares += y * y
     return np.sqrt(squares, out=squares)
 
 
 def _response(spectrum: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the real and imaginary part of the image that a spectrum (H, W, 2) is of."""
+    """Return the real and imaginary part of the image of a spectrum (H, W, 2)."""
     image = cv2.dft(spectrum, flags=cv2.DFT_INVERSE | cv2.DFT_SCALE | cv2.DFT_COMPLEX_OUTPUT)
     real, imaginary = cv2.split(image)
     return real, imaginary
@@ -118,14 +118,14 @@ def fsim_features(image: Image, data_range: float) -> Features:
     """Return FSIM's two features of a plane: phase congruency, and gradient magnitude (Scharr)."""
     plane = image.astype(np.float32) * np.float32(255 / data_range)
     smooth, slope = np.array([3, 10, 3], np.float32) / 16, np.array([1, 0, -1], np.float32)
-    # beyond its edges a plane is black, as in the reference code
+    # as in the reference code, a plane is black beyond its edges
     along_x = cv2.sepFilter2D(plane, cv2.CV_32F, slope, smooth, borderType=cv2.BORDER_CONSTANT)
     along_y = cv2.sepFilter2D(plane, cv2.CV_32F, smooth, slope, borderType=cv2.BORDER_CONSTANT)
     return phase_congruency(plane), _length(along_x, along_y)
 
 
 def fsim_pool(image: Features, truth: Features) -> tuple[float, float]:
-    """Return numerator and denominator of FSIM, which add up over the tiles of a plane."""
+    """Return numerator and denominator of FSIM, to be summed over the tiles of a plane."""
     (pc_a, gradient_a), (pc_b, gradient_b) = image, truth
     similarity = (2 * pc_a * pc_b + 0.85) / (pc_a**2 + pc_b**2 + 0.85)
     similarity *= (2 * gradient_a * gradient_b + 160) / (gradient_a**2 + gradient_b**2 + 160)
@@ -136,7 +136,7 @@ def fsim_pool(image: Features, truth: Features) -> tuple[float, float]:
 def fsim(image: Image, truth: Image, data_range: float) -> float:
     """Return the feature similarity of two planes, from their phase congruency and gradients.
 
-    Planes whose shorter side is above 384 pixels are first averaged over squares, down to about 256, as
+    Planes whose shorter side is above 384 pixels are first binned to about 256, as
     published.
 
     Parameters
@@ -149,7 +149,7 @@ def fsim(image: Image, truth: Image, data_range: float) -> float:
     Returns
     -------
     float
-        Without unit, at most 1: identical images.
+        Without unit; at most 1, for identical images.
 
     References
     ----------

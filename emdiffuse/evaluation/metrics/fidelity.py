@@ -1,4 +1,4 @@
-"""Fidelity: how far the intensities of an image are from the truth's, voxel by voxel.
+"""Fidelity: voxel-wise differences in intensity from the truth.
 
 Conventions
 -----------
@@ -20,7 +20,7 @@ Image = NDArray[Any]
 
 
 def psnr_of(mean_squared_error: float, data_range: float) -> float:
-    """Return the peak signal-to-noise ratio of a mean squared error, in dB: infinite when it is zero."""
+    """Return the peak signal-to-noise ratio of a mean squared error, in dB; infinite for zero error."""
     return 10 * log10(data_range**2 / mean_squared_error) if mean_squared_error > 0 else inf
 
 
@@ -48,7 +48,7 @@ def nrmse(image: Image, truth: Image) -> float:
     Returns
     -------
     float
-        Without unit: 0 for identical images, infinite when only the truth is all zeros.
+        Without unit: 0 for identical images, infinite if only the truth is all zeros.
     """
     error = float(np.mean((image.astype(np.float64) - truth) ** 2))
     power = float(np.mean(truth.astype(np.float64) ** 2))
@@ -56,18 +56,18 @@ def nrmse(image: Image, truth: Image) -> float:
 
 
 class Fidelity(Metric):
-    """PSNR of planes in all orientations, and NRMSE; of images also PSNR after a linear fit."""
+    """PSNR of planes in all orientations, and NRMSE; for images also PSNR after a linear fit."""
 
     measures = (
         Measure("psnr", "PSNR (dB)", "dB", 2, 1),
         Measure(
             "psnr_fitted",
             "PSNR after linear fit (dB)",
-            "dB, after a linear fit of the intensities to the truth's",
+            "dB, after a linear fit of the intensities to the truth",
             2,
             1,
         ),
-        Measure("nrmse", "NRMSE", "share of the truth's root mean square", 3, -1),
+        Measure("nrmse", "NRMSE", "fraction of the root mean square of the truth", 3, -1),
     )
 
     def __init__(self, setting: Setting) -> None:
@@ -97,7 +97,7 @@ class Fidelity(Metric):
                 self.sums["moments"][here] += a.sum(), b.sum(), a @ a, b @ b, a @ b
 
     def score(self) -> Scores:
-        """Return PSNR of all orientations, and the others in xy."""
+        """Return PSNR for all orientations, and the other metrics in xy."""
         scores: Scores = {}
         for name in self.orientations:
             mean = _mean(self.sums[f"error {name}"], self.sums[f"voxels {name}"])
@@ -114,7 +114,7 @@ class Fidelity(Metric):
         return values
 
     def _fitted(self) -> Vector:
-        """Return the mean squared error of every image that the best linear fit to its truth leaves."""
+        """Return the mean squared error of every image after the best linear fit to its truth."""
         moments = _mean(self.sums["moments"].T, self.sums["voxels xy"])
         mean, true_mean = moments[:2]
         variance, true_variance = moments[2] - mean**2, moments[3] - true_mean**2

@@ -1,11 +1,11 @@
-"""LPIPS: how differently a network that was trained to tell photographs apart sees two planes.
+"""LPIPS: distance of two planes in the features of a network trained to classify photographs.
 
 Conventions
 -----------
-* See `emdiffuse.evaluation.metrics`. Torchmetrics computes it, with AlexNet as its backbone. The weights of
-  AlexNet are a file of the user; nothing is downloaded.
-* The backbone learned from photographs: a distance compares methods, and promises nothing about tissue.
-* Torch is imported when LPIPS is asked for, and by nothing else here.
+* See `emdiffuse.evaluation.metrics`. Torchmetrics computes LPIPS, with AlexNet as backbone. The user supplies
+  the AlexNet weights; nothing is downloaded.
+* The backbone learned from photographs: the distance compares methods, and guarantees nothing about tissue.
+* Torch is imported only if LPIPS is requested.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class Lpips:
     Parameters
     ----------
     backbone : Path
-        Torchvision's weights of AlexNet.
+        Torchvision's AlexNet weights.
 
     Raises
     ------
     ConfigError
-        If the file or torchmetrics is missing, or the file holds something else.
+        If the file or torchmetrics is missing, or the file does not contain these weights.
 
     References
     ----------
@@ -53,17 +53,17 @@ class Lpips:
         from torchvision.models import alexnet
 
         try:
-            # never as a pickle: torchvision would read the file in a way that can run code
+            # weights_only: unpickling, as torchvision does, could run code
             weights = torch.load(backbone, map_location="cpu", weights_only=True)
             with torch.device("meta"):
-                alexnet().load_state_dict(weights)  # names and shapes alone
+                alexnet().load_state_dict(weights)  # checks names and shapes
         except Exception:
             raise ConfigError(
-                f"{backbone}: not torchvision's weights of AlexNet, or cut off; fetch {ALEXNET}"
+                f"{backbone}: not torchvision's AlexNet weights, or truncated; download {ALEXNET}"
             ) from None
         known = torch.hub.get_dir()
         with tempfile.TemporaryDirectory() as folder:
-            # torchvision looks here before it would download
+            # torchvision uses this file instead of downloading
             cached = Path(folder) / "checkpoints" / Path(ALEXNET).name
             cached.parent.mkdir()
             torch.save(weights, cached)
@@ -82,12 +82,12 @@ class Lpips:
         image, truth : ndarray
             Rows and columns.
         low, data_range : float
-            The intensity seen as black, and the range up to white; what lies outside is clipped.
+            Intensity shown as black, and the range up to white; values outside are clipped.
 
         Returns
         -------
         float
-            Without unit, at least 0: equal planes. Not a number for planes below `SMALLEST` pixels.
+            Without unit; 0 for equal planes. NaN for planes below `SMALLEST` pixels.
         """
         import torch
 
@@ -95,7 +95,7 @@ class Lpips:
             return float("nan")
         scaled = (np.clip((v.astype(np.float32) - low) * (2 / data_range) - 1, -1, 1) for v in (image, truth))
         pictures = [torch.from_numpy(plane).expand(1, 3, *truth.shape) for plane in scaled]
-        with self._lock, torch.inference_mode():  # the network keeps what it has seen, until it is reset
+        with self._lock, torch.inference_mode():  # the metric accumulates until it is reset
             found = float(self.network(*pictures))
             self.network.reset()
         return found
@@ -107,10 +107,12 @@ def _lpips(backbone: Path) -> Lpips:
 
 
 class Perceptual(Metric):
-    """LPIPS of tiles in xy, where it is asked for; a costly metric."""
+    """LPIPS of tiles in xy, if requested; a costly metric."""
 
     measures = (
-        Measure("lpips", "LPIPS", "no unit, 0: the same to AlexNet, which learned from photographs", 3, -1),
+        Measure(
+            "lpips", "LPIPS", "no unit, 0: equal features in AlexNet, which learned from photographs", 3, -1
+        ),
     )
 
     def __init__(self, setting: Setting) -> None:
@@ -132,7 +134,7 @@ class Perceptual(Metric):
             self.sums["voxels"][here] += size
 
     def score(self) -> Scores:
-        """Return LPIPS in xy, where it is measured."""
+        """Return LPIPS in xy, if measured."""
         if self.setting.lpips is None:
             return {}
         return {"xy": {"lpips": ratio(self.sums["distance"], self.sums["voxels"])}}

@@ -1,11 +1,11 @@
-"""Structural similarity: SSIM around every pixel, in planes of all orientations, and MS-SSIM.
+"""Structural similarity: SSIM at every pixel, in planes of all orientations, and MS-SSIM.
 
 Conventions
 -----------
 * See `emdiffuse.evaluation.metrics`. SSIM and MS-SSIM share one window: a Gaussian of 1.5 pixels, cut at 11 x
-  11. Images are continued by reflection at their edges.
-* Windows are applied in single precision, to intensities less the middle of their range: a mean SSIM is then
-  within 1e-6 of double precision.
+  11. Images are extended by reflection at their edges.
+* Windows are applied in single precision to intensities minus the middle of their range, so that a mean SSIM
+  is within 1e-6 of double precision.
 """
 
 from __future__ import annotations
@@ -62,16 +62,16 @@ Terms = tuple[Map, Map]
 
 
 def _terms(ours: Terms, truth: Terms, product: Map, centre: float, data_range: float) -> Terms:
-    """Return the two factors of SSIM around every pixel: luminance, and contrast with structure.
+    """Return the two factors of SSIM at every pixel: luminance, and contrast times structure.
 
     Parameters
     ----------
     ours, truth : tuple of ndarray
-        Windowed values, less `centre`, and windowed squares of these.
+        Windowed values minus `centre`, and windowed squares of these.
     product : ndarray
         Windowed product of the two.
     centre : float
-        What was taken off all values.
+        Intensity that was subtracted from all values.
     data_range : float
         Intensity range.
     """
@@ -80,7 +80,7 @@ def _terms(ours: Terms, truth: Terms, product: Map, centre: float, data_range: f
     cross, both = mean_a * mean_b, mean_a * mean_a + mean_b * mean_b
     contrast = 2 * (product - cross) + c2
     contrast /= square_a + square_b - both + c2
-    # with (m + c) in place of m, where c is the centre: only luminance depends on it
+    # luminance needs the means m + c, where c is the centre; contrast and structure do not
     offset = np.float32(2 * centre) * (mean_a + mean_b)
     offset += np.float32(2 * centre**2) + c1
     luminance = 2 * cross + offset
@@ -89,7 +89,7 @@ def _terms(ours: Terms, truth: Terms, product: Map, centre: float, data_range: f
 
 
 def ssim_map(image: Image, truth: Image, data_range: float, axes: tuple[int, int] = (-2, -1)) -> Map:
-    """Return the structural similarity around every pixel.
+    """Return the structural similarity at every pixel.
 
     Gaussian window of sigma 1.5 cut at 11 x 11 pixels, K1 = 0.01, K2 = 0.03, variances without Bessel's
     correction.
@@ -97,7 +97,7 @@ def ssim_map(image: Image, truth: Image, data_range: float, axes: tuple[int, int
     Parameters
     ----------
     image, truth : ndarray
-        Equal shapes; planes along `axes`, other axes stack them.
+        Equal shapes; planes span `axes`, other axes stack planes.
     data_range : float
         Intensity range.
     axes : tuple of int
@@ -120,7 +120,7 @@ def ssim_map(image: Image, truth: Image, data_range: float, axes: tuple[int, int
 
 
 def _plane_terms(image: Image, truth: Image, data_range: float) -> Terms:
-    """Return luminance and contrast of two planes."""
+    """Return the luminance and contrast factors of two planes."""
     centre = float(np.mean(truth, dtype=np.float64))
     a, b = ((values.astype(np.float64) - centre).astype(np.float32) for values in (image, truth))
     ours, theirs = ((_window(values), _window(values * values)) for values in (a, b))
@@ -128,12 +128,12 @@ def _plane_terms(image: Image, truth: Image, data_range: float) -> Terms:
 
 
 def ssim(image: Image, truth: Image, data_range: float) -> float:
-    """Return the mean of `ssim_map` over the pixels whose window lies within the image.
+    """Return the mean of `ssim_map` over the pixels whose window is within the image.
 
     Returns
     -------
     float
-        Without unit, at most 1: identical images.
+        Without unit; at most 1, for identical images.
     """
     rows, columns = (inside(n) for n in truth.shape)
     return float(ssim_map(image, truth, data_range)[rows, columns].mean(dtype=np.float64))
@@ -143,8 +143,8 @@ def ms_ssim(image: Image, truth: Image, data_range: float) -> float:
     """Return the multi-scale structural similarity of two planes.
 
     The product, over scales, of the mean contrast and structure of SSIM to the power of `SCALE_WEIGHTS`,
-    times luminance at the coarsest scale; from scale to scale planes are averaged over 2 x 2 pixels. Negative
-    means count as 0. Planes below 176 pixels a side have fewer scales, whose weights are scaled to sum 1.
+    times luminance at the coarsest scale; planes are binned 2 x 2 from scale to scale. Negative
+    means count as 0. Planes below 176 pixels a side have fewer scales, with weights rescaled to sum to 1.
 
     Parameters
     ----------
@@ -168,7 +168,7 @@ def ms_ssim(image: Image, truth: Image, data_range: float) -> float:
 
 
 def _over_scales(a: Map, b: Map, finest: Terms, centre: float, data_range: float) -> float:
-    """Return MS-SSIM of two planes less their centre, from the terms of SSIM at the finest scale."""
+    """Return MS-SSIM of two centred planes, given the terms of SSIM at the finest scale."""
     window = 2 * MARGIN + 1
     count = max(1, sum(min(a.shape) >> scale >= window for scale in range(len(SCALE_WEIGHTS))))
     factors, terms = [], finest
@@ -185,7 +185,7 @@ def _over_scales(a: Map, b: Map, finest: Terms, centre: float, data_range: float
 
 
 def _halved(plane: Map) -> Map:
-    """Average over squares of 2 x 2 pixels; an odd row or column at the end is left out."""
+    """Bin 2 x 2 pixels; an odd last row or column is dropped."""
     rows, columns = (n // 2 * 2 for n in plane.shape)
     half = plane[:rows:2, :columns:2] + plane[1:rows:2, :columns:2]
     half += plane[:rows:2, 1:columns:2]
@@ -210,14 +210,14 @@ class Similarity(Metric):
         self.per_plane("scales", "voxels")
 
     def add(self, ours: Piece, truth: Piece, block: EvaluationBlock) -> None:
-        """Add the similarity around every voxel whose window lies within its plane, and MS-SSIM of tiles."""
+        """Add the similarity at every voxel whose window is within its plane, and MS-SSIM of tiles."""
         mine, theirs = _windowed(ours), truth.once(_windowed)
         products = _oriented(ours.centred * truth.centred, ours)
         scale = (self.setting.centre, self.setting.data_range)
         for name in self.orientations:
             axis = PLANES[name]
             first, second = (other for other in range(3) if other != axis)
-            # whole planes across the windows' axes: of those that span a plane, only what has a whole window
+            # along the axes of a plane only voxels with a whole window count, across it all planes
             kept = [block.windows[other] if other != axis else block.counted[axis] for other in (1, 2)]
             rows, columns = (slice(k[0], k[-1] + 1) if len(k) else slice(0, 0) for k in kept)
             found = np.zeros(len(block.counted[axis]))
@@ -238,7 +238,7 @@ class Similarity(Metric):
             )
 
     def _add_scales(self, ours: Map, truth: Map, terms: Terms, block: EvaluationBlock, row: int) -> None:
-        """Add MS-SSIM of a tile, whose finest scale is the SSIM that is known already."""
+        """Add MS-SSIM of a tile, reusing its SSIM as the finest scale."""
         y, x = (slice(own[0], own[-1] + 1) for own in block.counted[1:])
         finest = (terms[0][y, x], terms[1][y, x])
         here, size = block.places[0][row], ours.size
@@ -247,7 +247,7 @@ class Similarity(Metric):
         self.sums["voxels"][here] += size
 
     def score(self) -> Scores:
-        """Return SSIM of all orientations, and MS-SSIM in xy."""
+        """Return SSIM for all orientations, and MS-SSIM in xy."""
         scores = {
             name: {"ssim": ratio(self.sums[f"similarity {name}"], self.sums[f"windows {name}"])}
             for name in self.orientations
@@ -263,9 +263,9 @@ def _windowed(piece: Piece) -> dict[str, Terms]:
 
 
 def _oriented(values: Map, piece: Piece) -> dict[str, Map]:
-    """Apply the window in the planes of each orientation, at the slices that count.
+    """Apply the window in the planes of each orientation, at the counted slices.
 
-    The passes of xz and yz along z, which the other slices are for, are one.
+    The pass along z, which needs the other slices too, is shared by xz and yz.
     """
     counted = piece.block.counted[0]
     found = {"xy": _smooth_planes(values[counted])}

@@ -2,12 +2,12 @@
 
 Conventions
 -----------
-* See `evaluation.metrics`. Frequencies are in cycles a voxel, resolutions in voxels: the inverse of a
-  frequency, so that 2 (Nyquist's) is the finest there is. Voxels are cubes.
-* Before a transform the mean is removed and a Hann window applied along every axis, so that the jump between
-  opposite faces does not count as detail.
-* A *ring* is a range of frequencies: rings in planes, shells in boxes, `RINGS` of them up to Nyquist's
-  frequency, whatever the shape, so that what lies in them adds up over planes and boxes.
+* See `evaluation.metrics`. Frequencies are in cycles per voxel, resolutions in voxels: the inverse of a
+  frequency, so that 2 (Nyquist) is the finest. Voxels are cubes.
+* Before a transform the mean is removed and a Hann window is applied along every axis, so that the jump
+  between opposite faces does not count as detail.
+* A *ring* is a range of frequencies: a ring in planes, a shell in boxes. There are `RINGS` up to the Nyquist
+  frequency, whatever the shape, so that rings can be summed over planes and boxes.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ Map = NDArray[np.float64]
 Spectrum = NDArray[Any]
 
 HIGH_FREQUENCY = 0.25
-"""Where high frequencies begin, in cycles a pixel: a quarter of the sampling frequency, half of Nyquist's."""
+"""Lower limit of high frequencies, in cycles per pixel: half the Nyquist frequency."""
 RINGS = 64
 THRESHOLD = 1 / 7
-"""Correlation that the resolution is read off at (Rosenthal and Henderson 2003, for two half data sets)."""
+"""Correlation threshold of the resolution (Rosenthal and Henderson 2003, for two half data sets)."""
 _CENTRES = (np.arange(RINGS) + 0.5) / (2 * RINGS)
 _FALL = 1e-3
 
 
 @lru_cache(maxsize=16)
 def _window(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Return the Hann window of a plane or box; an axis of one voxel has none."""
+    """Return the Hann window of a plane or box; axes of one voxel are not windowed."""
     window = np.ones(shape, np.float32)
     for axis, n in enumerate(shape):
         window *= np.hanning(n + 2)[1:-1].reshape([-1 if a == axis else 1 for a in range(len(shape))])
@@ -54,7 +54,7 @@ def _radius(shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 @lru_cache(maxsize=16)
 def _weight(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Return how often every coefficient of a real transform stands in the full one: once or twice."""
+    """Return how often each coefficient of a real transform occurs in the full one: once or twice."""
     weight = np.full(shape[-1] // 2 + 1, 2, np.float32)
     weight[0] = 1
     if shape[-1] % 2 == 0:
@@ -63,7 +63,7 @@ def _weight(shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def spectrum(image: Image) -> Spectrum:
-    """Return the Fourier transform (of real data: half) of a plane or box, windowed, without its mean."""
+    """Return the real Fourier transform (half spectrum) of a plane or box, windowed, without its mean."""
     values = image.astype(np.float32)
     transform: Spectrum = fft.rfftn((values - values.mean(dtype=np.float64)) * _window(image.shape))
     return transform
@@ -75,15 +75,15 @@ def high_frequency_power(transform: Spectrum, shape: tuple[int, ...]) -> float:
     Parameters
     ----------
     transform : ndarray
-        What `spectrum` returned.
+        Result of `spectrum`.
     shape : tuple of int
-        Shape of the plane or box that it is of.
+        Shape of the plane or box.
 
     Returns
     -------
     float
-        The window's mean square is divided out, so that white noise of variance v gives, in planes, about
-        0.8 v.
+        Normalized by the window's mean square, so that white noise of variance v in a plane gives about 0.8
+        v.
     """
     fine = transform.ravel()[_fine(shape)[0]]
     power = float(((fine.real**2 + fine.imag**2) * _fine(shape)[1]).sum(dtype=np.float64))
@@ -92,7 +92,7 @@ def high_frequency_power(transform: Spectrum, shape: tuple[int, ...]) -> float:
 
 @lru_cache(maxsize=16)
 def _fine(shape: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.float32], float]:
-    """Return which coefficients lie above `HIGH_FREQUENCY`, how often each stands, and the power of a 1."""
+    """Return the coefficients above `HIGH_FREQUENCY`, how often each occurs, and the normalization."""
     above = np.flatnonzero(_radius(shape) > HIGH_FREQUENCY)
     weight = np.broadcast_to(_weight(shape), _radius(shape).shape).ravel()[above]
     return above, weight, float(np.prod(shape) * (_window(shape).astype(np.float64) ** 2).sum())
@@ -105,27 +105,28 @@ def high_frequency_power_ratio(image: Image, truth: Image) -> float:
     -------
     float
         Without unit: below 1 the image is smoother than the truth, above 1 it has more fine detail or noise.
-        It says nothing about where the detail lies. Not a number when the truth has none.
+        The ratio does not tell where the detail is. NaN if the truth has none.
     """
     power = high_frequency_power(spectrum(truth), truth.shape)
     return high_frequency_power(spectrum(image), image.shape) / power if power > 0 else float("nan")
 
 
 def ring_sums(transform: Spectrum, truth: Spectrum, shape: tuple[int, ...]) -> Map:
-    """Return what resolutions are computed from, which adds up over planes or boxes.
+    """Return the sums over rings from which resolutions are computed; they add up over planes or boxes.
 
     Parameters
     ----------
     transform, truth : ndarray
-        What `spectrum` returned of the two.
+        Results of `spectrum` for the two.
     shape : tuple of int
-        Shape of the planes or boxes that they are of.
+        Shape of the planes or boxes.
 
     Returns
     -------
     ndarray
-        (5, RINGS): in every ring the correlation of the two, the power of each, the sum of the amplitudes of
-        the first, and the number of coefficients. The mean, and what the window mixes with it, is left out.
+        (5, RINGS): for every ring the correlation of the two, the power of each, the sum of the amplitudes of
+        the first, and the number of coefficients. The mean, and frequencies that the window mixes with it,
+        are excluded.
     """
     cross, power, amplitude = _image_sums(transform, truth, shape)
     return np.stack([cross, power, _power_sums(truth, shape), amplitude, _counts(shape)])
@@ -133,7 +134,7 @@ def ring_sums(transform: Spectrum, truth: Spectrum, shape: tuple[int, ...]) -> M
 
 @lru_cache(maxsize=16)
 def _rings(shape: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Return which coefficients (of the flat transform) lie in rings, in which, and how often each stands."""
+    """Return the coefficients (of the flat transform) in rings, their ring, and how often each occurs."""
     radius = _radius(shape)
     ring = (radius * (2 * RINGS)).astype(np.int64)
     inside = np.flatnonzero((ring < RINGS) & (radius >= 2 / max(shape)))
@@ -169,18 +170,18 @@ def _power_sums(transform: Spectrum, shape: tuple[int, ...]) -> Map:
 def correlation_resolution(sums: Map) -> float:
     """Return the resolution at which the Fourier ring (planes) or shell (boxes) correlation falls below 1/7.
 
-    Correlation of an image with the truth, ring by ring; the crossing is interpolated linearly. An image that
-    correlates up to Nyquist's frequency has a resolution of 2 voxels.
+    The image is correlated with the truth ring by ring; the crossing is interpolated linearly. An image that
+    correlates up to the Nyquist frequency has a resolution of 2 voxels.
 
     Parameters
     ----------
     sums : ndarray
-        What `ring_sums` returned, added up over planes or boxes.
+        Sum of the results of `ring_sums` over planes or boxes.
 
     Returns
     -------
     float
-        In voxels; smaller is finer. Not a number when one of the two is constant.
+        In voxels; smaller is finer. NaN if one of the two is constant.
 
     References
     ----------
@@ -203,22 +204,22 @@ def correlation_resolution(sums: Map) -> float:
 
 
 def decorrelation_resolution(sums: Map) -> float:
-    """Return the resolution of an image by itself, by decorrelation analysis.
+    """Return the resolution of an image, without reference, by decorrelation analysis.
 
     The image is correlated with its own phases within a growing circle; the correlation peaks where the
-    circle holds the signal and little noise. High-pass filters move the peak out, to the highest frequency
-    that still stands above the noise.
+    circle contains the signal and little noise. High-pass filters move the peak outwards, to the highest
+    frequency that is still above the noise.
 
     Parameters
     ----------
     sums : ndarray
-        What `ring_sums` returned, added up over planes or boxes.
+        Sum of the results of `ring_sums` over planes or boxes.
 
     Returns
     -------
     float
-        In voxels; smaller is finer. Needs no truth, so it takes made-up detail for real. Not a number when
-        there is no peak, as in white noise.
+        In voxels; smaller is finer. Needs no truth, so invented detail counts as real. NaN if there is no
+        peak, as in white noise.
 
     References
     ----------
@@ -228,7 +229,7 @@ def decorrelation_resolution(sums: Map) -> float:
 
 
 def _decorrelations(sums: Map) -> Map:
-    """Return `decorrelation_resolution` of many planes, (planes, 5, RINGS)."""
+    """Return `decorrelation_resolution` for many planes (planes, 5, RINGS)."""
     power, amplitude, count = (sums[:, None, row] for row in (1, 3, 4))
     widths = np.array([np.inf, *np.geomspace(32, 0.5, 24)])[:, None]
     passed = 1 - np.exp(-2 * (np.pi * widths * _CENTRES) ** 2)
@@ -242,7 +243,7 @@ def _decorrelations(sums: Map) -> Map:
 
 
 def _peaks(curves: Map) -> NDArray[np.int64]:
-    """Return where each curve is highest among the points that it falls from; 0 where there is none."""
+    """Return the highest local maximum of each curve, or 0 if there is none."""
     rows, places = np.arange(len(curves)), np.arange(curves.shape[1])
     peaks, end = np.zeros(len(curves), np.int64), np.full(len(curves), curves.shape[1])
     while len(rows):
@@ -257,7 +258,7 @@ def _peaks(curves: Map) -> NDArray[np.int64]:
 
 
 class Resolution(Metric):
-    """What Fourier transforms tell: resolutions of planes (rings) and blocks (shells), and fine detail."""
+    """Fourier metrics: resolution of planes (rings) and blocks (shells), and fine detail."""
 
     measures = (
         Measure(
@@ -284,7 +285,7 @@ class Resolution(Metric):
         Measure(
             "high_frequency_ratio",
             "Fine detail (truth = 1)",
-            "share of the truth's spectral power above a quarter of the sampling frequency",
+            "spectral power above a quarter of the sampling frequency, relative to the truth",
             2,
             0,
         ),
@@ -298,7 +299,7 @@ class Resolution(Metric):
             self.per_plane("shells", orientation="xyz", entries=(5, RINGS))
 
     def add(self, ours: Piece, truth: Piece, block: EvaluationBlock) -> None:
-        """Add what lies in each ring of every tile, and each shell of the block."""
+        """Add the sums of each ring of every tile, and each shell of the block."""
         known = zip(truth.once(_spectra), truth.once(_ring_power), truth.once(_fine_power), strict=True)
         for here, plane, (spectrum_b, power_b, fine_b) in zip(
             block.places[0], ours.planes, known, strict=True

@@ -1,12 +1,12 @@
-"""What a biologist looks for, segmented without any learned weights: membranes, and large dark regions.
+"""Overlap of structures segmented without learned weights: membranes, and large dark regions.
 
 Conventions
 -----------
 * Planes are (rows, columns) of any real dtype, dark on bright as heavy metals stain; masks are boolean.
   Lengths are in nanometers, `voxel` is the side of a pixel.
-* Nothing is tuned to an image: thresholds are Otsu's, of the very image that is segmented, so that each
-  method is treated as a user would treat it. These are simple segmentations: their agreement between two
-  images says whether structures survive, not whether either is anatomically right.
+* Nothing is tuned by hand: Otsu's threshold is computed for each segmented image, as a user would do. These
+  are simple segmentations: their agreement between two images shows whether structures survive, not whether
+  either is anatomically correct.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Mask = NDArray[np.bool_]
 
 STRUCTURES = ("membranes", "dark")
 MEMBRANE, REGION = 8.0, 50.0
-"""Half width of a membrane, and radius below which a dark region is not counted, in nm."""
+"""Half width of a membrane, and minimum radius of a dark region, in nm."""
 SPECKLE = 4
-"""Membranes of an area below this many squared widths are left out."""
+"""Minimum area of a membrane, in squared widths."""
 
 
 def segment(plane: NDArray[Any], voxel: float) -> dict[str, Mask]:
@@ -43,8 +43,8 @@ def segment(plane: NDArray[Any], voxel: float) -> dict[str, Mask]:
     -------
     dict
         ``membranes``: where the curvature across a dark ridge (the larger eigenvalue of the Hessian at the
-        scale of a membrane, 1.5 pixels at least) passes Otsu's threshold. ``dark``: what is darker than
-        Otsu's threshold after smoothing, and holds a disk of `REGION`: mitochondria, dark processes.
+        scale of a membrane, 1.5 pixels at least) exceeds Otsu's threshold. ``dark``: regions darker than
+        Otsu's threshold after smoothing that contain a disk of radius `REGION`: mitochondria, dark processes.
     """
     values = plane.astype(np.float32)
     return {"membranes": _membranes(values, voxel), "dark": _dark(values, voxel)}
@@ -92,26 +92,26 @@ def _filtered(plane: NDArray[Any], along_x: NDArray[Any], along_y: NDArray[Any])
 
 
 def _distance(mask: Mask) -> NDArray[np.float32]:
-    """Return the distance of every pixel to the nearest outside of a mask, in pixels."""
+    """Return the distance of every pixel to the nearest pixel outside a mask, in pixels."""
     distance = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     return np.asarray(distance, np.float32)
 
 
 def _above(values: NDArray[np.float32]) -> Mask:
-    """Return what passes Otsu's threshold, of 256 bins; nothing in a constant image."""
+    """Return the pixels above Otsu's threshold (256 bins); none in a constant image."""
     low, high = float(values.min()), float(values.max())
     if low == high:
         return np.zeros(values.shape, bool)
     from skimage.filters import threshold_otsu
 
-    end = float(np.nextafter(np.float32(high), np.float32(np.inf)))  # the last bin holds the maximum, too
+    end = float(np.nextafter(np.float32(high), np.float32(np.inf)))  # include the maximum in the last bin
     counts = cv2.calcHist([values], [0], None, [256], [low, end]).ravel()
     edges = np.linspace(low, high, 257)
     return np.asarray(values > threshold_otsu(hist=(counts, (edges[:-1] + edges[1:]) / 2)), bool)
 
 
 def overlap(ours: Mask, truth: Mask) -> tuple[int, int]:
-    """Return the areas of intersection and union, in pixels, which add up over tiles."""
+    """Return the areas of intersection and union, in pixels, to be summed over tiles."""
     return int((ours & truth).sum()), int((ours | truth).sum())
 
 
@@ -122,14 +122,15 @@ class Structures(Metric):
         Measure(
             "membranes_iou",
             "Membranes, IoU",
-            "overlap over union of the segmented membranes and the truth's",
+            "intersection over union of the segmented membranes with those of the truth",
             3,
             1,
         ),
         Measure(
             "dark_iou",
             "Dark regions, IoU",
-            "overlap over union of the segmented dark regions (mitochondria, dark processes) and the truth's",
+            "intersection over union of the segmented dark regions (mitochondria, dark processes) with the "
+            "truth",
             3,
             1,
         ),
@@ -146,7 +147,7 @@ class Structures(Metric):
                 self.sums[name][block.places[0][row]] += overlap(mine[name], theirs[name])
 
     def score(self) -> Scores:
-        """Return intersection over union; of planes where neither has such a structure, not a number."""
+        """Return intersection over union; NaN for planes where neither has the structure."""
         return {"xy": {f"{name}_iou": ratio(*self.sums[name].T) for name in STRUCTURES}}
 
 

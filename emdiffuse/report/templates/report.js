@@ -1,10 +1,10 @@
 "use strict";
-// Draws the viewers: a small volume by every method, cut along its axes; what is embedded: emdiffuse/report/viewer.py.
+// Draws the viewers: a small volume for each method, sliced along its axes; emdiffuse/report/viewer.py embeds the data.
 
 const PLANES = { xy: { row: 1, column: 2, cut: 0 }, xz: { row: 0, column: 2, cut: 1 }, yz: { row: 1, column: 0, cut: 2 } };
 const ABOVE = [255, 140, 0], BELOW = [40, 130, 255];
 
-// Where a picture is enlarged its pixels stay sharp; where it is reduced the browser averages.
+// Enlarged images keep sharp pixels; reduced images are averaged by the browser.
 function sharpen() {
   for (const picture of document.querySelectorAll(".frame img, .plane canvas")) {
     const pixels = picture.naturalWidth ?? picture.width;
@@ -12,7 +12,7 @@ function sharpen() {
   }
 }
 
-// Reads the intensities, (z, y, x), back from a sheet of slices.
+// Reads the intensities (z, y, x) from a sheet of slices.
 async function read({ image, low, high, slices: depth, columns }, height, width) {
   const picture = new Image();
   picture.src = image;
@@ -30,7 +30,7 @@ async function read({ image, low, high, slices: depth, columns }, height, width)
   return values;
 }
 
-// Interpolates slices between real ones, rounded and clipped as a volume's are.
+// Interpolates slices between real ones, rounded and clipped like a written volume.
 function interpolate(real, { low, high }, weights, size, whole) {
   const values = new Float32Array(weights.length * size);
   weights.forEach((parts, z) => {
@@ -124,7 +124,7 @@ function start(viewer) {
     viewer.ariaBusy = "false";
   }
 
-  // The pointer drags the boundary where it touches it, and the crosshair elsewhere.
+  // Near the boundary the pointer drags the boundary, elsewhere the crosshair.
   for (const { frame, row, column } of views) {
     let dragged = null;
     const move = (event) => {
@@ -155,7 +155,7 @@ function start(viewer) {
   show();
 }
 
-// A viewer starts when it is first seen: those in closed parts cost nothing.
+// A viewer starts when it first becomes visible, so those in closed sections cost nothing.
 const seen = new IntersectionObserver((entries) => {
   for (const { isIntersecting, target } of entries) {
     if (!isIntersecting) continue;
@@ -165,7 +165,7 @@ const seen = new IntersectionObserver((entries) => {
 }, { rootMargin: "200%" });
 document.querySelectorAll(".viewer").forEach((viewer) => seen.observe(viewer));
 
-// A link to a restoration opens it, and paper shows everything.
+// A link to a restoration opens it; printing opens everything.
 function reveal() {
   const part = document.getElementById(location.hash.slice(1));
   if (!part) return;
