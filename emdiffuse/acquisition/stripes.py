@@ -37,7 +37,7 @@ from emdiffuse.stores.intensity import cast_to
 BANDS = 4
 """Number of bands whose profiles are compared."""
 WIDEST = 32
-"""Pixels across that a stripe may have: wider is a drift of brightness."""
+"""Maximum width of a stripe, in pixels; wider structures are brightness drift."""
 NARROW, BANDED = 3.0, 0.3
 """Offsets of lines are bands where what a Gaussian of so many lines smooths away holds less than this share
 of their variance: 0.4 of stripes that are 5 lines wide, 0.2 of 10 lines."""
@@ -79,7 +79,7 @@ def find_artefacts(source: Source) -> tuple[Artefact, ...]:
     def read(z: int) -> Image:
         return _framed(np.nan_to_num(source.read(z, z + 1, *sides)[0].astype(np.float32)))
 
-    # slice by slice, so that one at a time is in memory; a sixteenth of the pixels tells the range
+    # one slice in memory at a time; a sixteenth of the pixels suffices for the range
     seen = {z: image[::4, ::4].ravel() for z in chosen if min((image := read(z)).shape) >= SMALLEST}
     if not seen:
         return ()
