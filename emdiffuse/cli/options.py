@@ -1,7 +1,6 @@
 """Options shared by several commands, each defined once, and their conversion to records."""
 
 import functools
-import math
 import re
 from collections.abc import Callable
 from fractions import Fraction
@@ -256,12 +255,14 @@ def _ratio(factor: str) -> Fraction:
 
 
 def _voxel_size(text: str) -> tuple[float, float, float]:
+    from emdiffuse.config.datasets import SIZES
+
     try:
         z, y, x = (float(part) for part in text.split(","))
     except ValueError:
         raise ConfigError(f"--voxel-size: '{text}' is not of the form Z,Y,X, such as 60,10,10") from None
-    if not all(0 < side < math.inf for side in (z, y, x)):
-        raise ConfigError(f"--voxel-size: {text} must be three numbers above zero")
+    if not all(SIZES[0] <= side <= SIZES[1] for side in (z, y, x)):
+        raise ConfigError(f"--voxel-size: {text} must be three numbers above zero, in nanometers")
     return z, y, x
 
 

@@ -44,6 +44,8 @@ Name = Annotated[str, BeforeValidator(_plain_name), Field(pattern=NAME)]
 
 SMALLEST_PIXEL = 0.05
 """In nanometers; a smaller size without a stated unit is probably in micrometers."""
+SIZES = (1e-3, 1e7)
+"""Nanometers that a voxel may have along an axis, whatever is stated."""
 
 
 class VoxelSize(Section):
@@ -62,6 +64,11 @@ class VoxelSize(Section):
 
     @model_validator(mode="after")
     def _square(self) -> VoxelSize:
+        if not all(SIZES[0] <= side <= SIZES[1] for side in self.nanometers):
+            raise ValueError(
+                f"no voxel is {self.z:g} x {self.y:g} x {self.x:g} {self.unit}s large; correct the "
+                "numbers or the `unit`"
+            )
         if abs(self.y - self.x) > self.y / 1000:
             raise ValueError(f"pixels must be square, but y is {self.y:g} and x is {self.x:g}")
         if "unit" not in self.model_fields_set and self.x < SMALLEST_PIXEL:
@@ -327,6 +334,8 @@ def anisotropy_factor(
         If pixels are not square, or the ratio is not between 2 and 12.
     """
     z, y, x = (Fraction(v).limit_denominator(10**6) for v in voxel_size)
+    if not y:
+        raise ConfigError(f"{key}: no pixel is {voxel_size[1]:g} high; correct the voxel size")
     if abs(y - x) > y / 1000:
         raise ConfigError(f"{key}: pixels must be square, but y is {float(y):g} and x is {float(x):g}")
     factor = (z / y).limit_denominator(1000)

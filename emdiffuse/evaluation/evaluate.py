@@ -181,8 +181,8 @@ def evaluate(
         If LPIPS is requested and its weights or library are missing.
     """
     inputs = [path for path in (restored, dataset, truth, baselines) if path is not None]
-    for path in (out, out.with_suffix(".csv")):
-        require_free(path, inputs, overwrite=None)
+    require_free(out, inputs, overwrite=None)
+    require_free(out.with_suffix(".csv"), inputs, overwrite=None)
     found = compare(restored, dataset, truth)
     link = _ground_link(found, lpips)
     made = _made(found, link)

@@ -17,6 +17,7 @@ import yaml
 
 from emdiffuse.acquisition.sizes import SQUARE
 from emdiffuse.config import validate
+from emdiffuse.config.datasets import SIZES
 from emdiffuse.project.proposal import GivenModel, Proposal, propose, shipped_for
 from emdiffuse.project.survey import Finding, survey
 from emdiffuse.project.write import (
@@ -186,7 +187,7 @@ def parse_size(text: str) -> tuple[float, float, float]:
     Raises
     ------
     ConfigError
-        If it is neither, or not above zero.
+        If it is neither, or no size of a voxel.
     """
     try:
         numbers = [float(part) for part in text.split(",")]
@@ -194,7 +195,7 @@ def parse_size(text: str) -> tuple[float, float, float]:
         numbers = []
     if len(numbers) == 1:
         numbers *= 3
-    if len(numbers) != 3 or min(numbers) <= 0:
+    if len(numbers) != 3 or not all(SIZES[0] <= number <= SIZES[1] for number in numbers):
         raise ConfigError(f"--voxel-size: '{text}' is not of the form Z,Y,X in nanometers, such as 60,10,10")
     z, y, x = numbers
     return (z, y, x)

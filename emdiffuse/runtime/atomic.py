@@ -65,7 +65,8 @@ def replaced_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent, path.name)
     temporary = _beside(path)
-    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)  # minus the user's umask
+    with _naming(path):
+        handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)  # minus the user's umask
     try:
         lock(handle, "writing", wait=True)
         mode = stat.S_IMODE(os.fstat(handle).st_mode)
@@ -80,6 +81,16 @@ def replaced_file(path: Path) -> Iterator[Path]:
     finally:
         os.close(handle)
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let an error name the place that the user gave, and not the hidden one beside it."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def _beside(path: Path) -> Path:
@@ -126,7 +137,8 @@ def scratch(path: Path) -> Iterator[Path]:
         partial = None
         while partial is None:  # retry if another process took the new, still unlocked folder for a leftover
             new = _beside(path)
-            new.mkdir()
+            with _naming(path):
+                new.mkdir()
             with contextlib.suppress(BlockingIOError, FileNotFoundError):
                 stack.enter_context(_locked(new))
                 partial = new if new.exists() else None

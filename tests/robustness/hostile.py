@@ -19,6 +19,7 @@ VALUES: dict[str, Any] = {
     "minus one": -1,
     "zero": 0,
     "half": 0.5,
+    "next to nothing": 1e-320,
     "a million": 10**6,
     "beyond 64 bits": 10**30,
     "infinite": math.inf,
@@ -57,6 +58,7 @@ def bounded() -> Iterator[None]:
 
 TEXTS = [
     "", "nan", "inf", "-1", "0", "1e400", "9" * 50, "1/0", "1e99999999", "0x10", "many", "1,2", "nan,nan,nan",
+    "1e-320,1e-320,1e-320",
     "0,0,0", "1,2,3,4", "\udcff", "\U0001f9ec", "a\nb", "../..", "z=5:1", "y=0:99999999999999999999",
     "--help me", "/proc/nowhere/a.zarr",
 ]  # fmt: skip
