@@ -20,6 +20,8 @@ Factor = Annotated[int, Field(ge=MINIMUM_FACTOR, le=MAXIMUM_FACTOR)]
 Thickness = Annotated[float, Field(ge=0, le=1)]
 TAKEN = r"""\x00-\x1f\x7f/\\:*?"'`<>|{}\[\]$!&;,=%"""
 """Characters not allowed in names: they have a meaning in paths, patterns, Snakemake, SLURM or a shell."""
+LONGEST_NAME = 80
+"""Bytes of a name: those of a dataset and a model stand together in the name of a file."""
 NAME = rf"^[^ .{TAKEN}](?:[^{TAKEN}]*[^ {TAKEN}])?$"
 
 
@@ -29,6 +31,10 @@ def _plain_name(name: object) -> object:
         return name
     # accents may be separate characters (macOS) or not, so that the same name would not compare equal
     name = unicodedata.normalize("NFC", name)
+    if len(name.encode(errors="replace")) > LONGEST_NAME:
+        raise ValueError(
+            f"a name has at most {LONGEST_NAME} letters, since files are named by it; shorten it"
+        )
     if not (re.fullmatch(NAME[1:-1], name) and name.isprintable()):
         shown = "".join(letter if letter.isprintable() else "_" for letter in name)
         plain = re.sub(rf"[{TAKEN}]+", "_", shown).strip("_ .") or "data"
@@ -213,6 +219,7 @@ class Dataset(Reading):
 
     source: str | None = Field(
         None,
+        min_length=1,
         description="A file (TIFF, MRC, DM3, DM4, CZI, Amira, NRRD, NumPy, FIB-SEM .dat, Imaris, "
         "headerless pixels), an array in one (file.h5:/path), a folder of numbered slices or a pattern of "
         "them (`s_{z}.tif`); Zarr, OME-Zarr, N5, Neuroglancer precomputed or webknossos, also at a URL.",

@@ -16,6 +16,27 @@ SHAPE = {"architecture", "channels", "multipliers"}
 """Network keys that must match for weights to fit; a native network may also have more blocks."""
 
 
+def require_names_differ(config: Entries) -> None:
+    """Refuse names that would be one file, on a disk that ignores case, or for the logs of restorations."""
+    for key, names in (("datasets", config.datasets), ("models", config.models)):
+        known: dict[str, str] = {}
+        for name in names:
+            other = known.setdefault(name.casefold(), name)
+            if other != name:
+                raise ValueError(
+                    f"{key}: '{other}' and '{name}' differ in case alone, which not every disk tells apart; "
+                    "rename one"
+                )
+    joined: dict[str, Restoration] = {}
+    for item in config.restorations:
+        first = joined.setdefault(f"{item.dataset}-{item.model}", item)
+        if (first.dataset, first.model) != (item.dataset, item.model):
+            raise ValueError(
+                f"restorations: '{first.dataset}' by '{first.model}' and '{item.dataset}' by '{item.model}' "
+                "would have the same logs; rename one of them"
+            )
+
+
 def require_model_fits(config: Entries, name: str) -> None:
     """Refuse a model that cannot learn from its datasets, or cannot start from its starting model."""
     model = config.models[name]

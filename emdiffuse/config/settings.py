@@ -190,6 +190,22 @@ def parse_record(
         raise refused(f"{path}: it contains an invalid number: {error} ({remedy})", path) from None
 
 
+_EXPECTED = {
+    "model_type": "a mapping of keys to values",
+    "dict_type": "a mapping of names to values",
+    "tuple_type": "a list",
+    "list_type": "a list",
+}
+"""What pydantic calls by names of Python."""
+
+
+def _told(value: Any) -> str:
+    """Return what was given in place of a mapping or a list."""
+    if isinstance(value, dict):
+        return "a mapping"
+    return "a list" if isinstance(value, list | tuple) else "empty" if value is None else repr(value)
+
+
 def _sentence(section: type[Section], values: Any, error: ValidationError) -> str:
     """Turn pydantic's errors into one sentence about the first one."""
     errors = error.errors()
@@ -204,6 +220,8 @@ def _sentence(section: type[Section], values: Any, error: ValidationError) -> st
         message = f"unknown key; {hint}"
     elif first["type"] == "missing":
         message = "this key is missing"
+    elif first["type"] in _EXPECTED:
+        message = f"{_EXPECTED[first['type']]} is expected, but it is {_told(first['input'])}"
     elif "input" in first and not isinstance(first["input"], dict | list | tuple | BaseModel):
         message = f"{message[0].lower()}{message[1:]}, but it is {first['input']!r}"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""

@@ -12,7 +12,7 @@ from pydantic import field_validator, model_validator
 from emdiffuse.config.datasets import Dataset
 from emdiffuse.config.entries import Entries
 from emdiffuse.config.lpips import require_lpips
-from emdiffuse.config.references import require_model_fits, require_restoration_fits
+from emdiffuse.config.references import require_model_fits, require_names_differ, require_restoration_fits
 from emdiffuse.config.settings import parse
 from emdiffuse.config.sheet import expand
 from emdiffuse.config.shipped import SHIPPED, model_folder
@@ -38,6 +38,7 @@ class Config(Entries):
     def _references(self) -> Config:
         if not self.datasets:
             raise ValueError("`datasets` is missing: list the datasets, or give a `sheet` of them")
+        require_names_differ(self)
         for name in self.models:
             require_model_fits(self, name)
         for index in range(len(self.restorations)):

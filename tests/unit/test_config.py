@@ -94,6 +94,12 @@ MISTAKES = {
     "a second scan that is the first": (("restorations", 2, "second_scan"), "brain_test_noisy", "`second_scan` is the dataset itself|`second_scan` stands in for"),
     "a second scan of gaps": (("restorations", 1, "second_scan"), "brain_test_noisy", "restorations.1.second_scan: this key is for emdiffuse-n"),
     "a second scan of nothing": (("restorations", 1, "second_scan"), "other", "restorations.1.second_scan: there is no 'other'"),
+    "a size no voxel has": (VOXEL, {"z": 1e-320, "y": 1e-320, "x": 1e-320, "unit": "nanometer"}, "no voxel is .* nanometers large"),
+    "a list for a size": (VOXEL, [60, 10, 10], "voxel_size: a mapping of keys to values is expected, but it is a list"),
+    "a mapping for a list": (("restorations",), {"dataset": "a"}, "restorations: a list is expected, but it is a mapping"),
+    "an empty source": (("datasets", "medulla_train", "source"), "", "medulla_train.source: "),
+    "a name that is too long": (("models",), {"x" * 90: DEMO["models"]["gap6"]}, "a name has at most 80 letters"),
+    "names that differ in case alone": (("datasets", "MEDULLA_test"), DEMO["datasets"]["medulla_test"], "'medulla_test' and 'MEDULLA_test' differ in case"),
     "task of another day": (("models", "gap6", "task"), "vemdiffuse-z", "models.gap6.task: .*'vemdiffuse-z'"),
 }  # fmt: skip
 
@@ -287,6 +293,17 @@ def test_a_calibration_that_cannot_be_is_refused(changes, message):
     with pytest.raises(ConfigError, match=message) as caught:
         validate(calibrated(**changes))
     assert "\n" not in str(caught.value)
+
+
+def test_two_restorations_whose_logs_would_be_one_are_refused():
+    config = copy.deepcopy(DEMO)
+    first = config["restorations"][0]
+    dataset, model = first["dataset"], first["model"]
+    config["datasets"][f"{dataset}-x"] = config["datasets"][dataset]
+    config["models"][f"x-{model}"] = config["models"][model]
+    config["restorations"] = [{**first, "model": f"x-{model}"}, {**first, "dataset": f"{dataset}-x"}]
+    with pytest.raises(ConfigError, match="would have the same logs; rename one of them"):
+        validate(config)
 
 
 @pytest.mark.parametrize(
