@@ -77,8 +77,8 @@ def test_data_without_stripes_lose_nothing(clean, tissue):
 
 def test_a_frame_around_the_field_is_no_stripe(clean, tmp_path):
     images = np.pad(clean["medulla"][:, :120, :120], [(0, 0), (40, 40), (60, 20)])
-    black = np.concatenate([np.zeros_like(images[:1]), images])  # a slice without an image
-    for name, values in (("a", images), ("b", black)):
+    small = np.pad(clean["medulla"][:, :50, :50], [(0, 0), (40, 40), (60, 20)])  # too little to tell
+    for name, values in (("a", images), ("b", small)):
         tifffile.imwrite(tmp_path / f"{name}.tif", values, photometric="minisblack")
         acquire(str(tmp_path / f"{name}.tif"), SIZE, tmp_path / f"{name}.ome.zarr", name)
         assert open_volume(tmp_path / f"{name}.ome.zarr").facts.artefacts == ()
