@@ -1,1 +1,1 @@
-"""What lies on disk between stages: OME-Zarr volumes, image pairs, intensity scaling."""
+"""Data on disk between stages: OME-Zarr volumes, image pairs, intensity scaling."""

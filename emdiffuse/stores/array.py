@@ -1,14 +1,14 @@
-"""Sharded Zarr arrays, and how their pixels are read and written.
+"""Sharded Zarr arrays: reading and writing of pixels.
 
 Conventions
 -----------
 * zarr-python creates stores and metadata; pixels are read and written through tensorstore, which writes each
   chunk or shard to a temporary file and renames it. Only one process may own a shard.
 * Every chunk carries a crc32c checksum.
-* Every chunk of a finished store was written, also one of zeros: one that is missing is lost, and reading it
-  is an error (`DamagedError`), never zeros.
-* A chunk is called damaged only when all its bytes were read and cannot be decoded. Whatever else keeps it
-  from being read (`AccessError`) says nothing about it, and leaves every byte.
+* Every chunk of a finished store is written, even if all zeros: a missing chunk is lost, and reading it is an
+  error (`DamagedError`), never zeros.
+* A chunk is damaged only if all its bytes were read and cannot be decoded. Any other failure to read it
+  (`AccessError`) proves nothing, and nothing is deleted.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ CHUNK = (32, 64, 64)
 SHARD = (64, 512, 512)
 
 EVERY_CHUNK = {"store_data_equal_to_fill_value": True, "fill_missing_data_reads": False}
-"""Of tensorstore: chunks of zeros are written, and those that are missing are no zeros."""
+"""tensorstore options: write chunks of zeros, and do not read missing chunks as zeros."""
 
 LARGEST_CHUNK = 2**32
-"""Bytes of a chunk (or shard), which is held whole while it is written."""
+"""Maximum bytes of a chunk (or shard), which is in memory as a whole while written."""
 
 Box = tuple[slice, ...]
 _CONTEXT = ts.Context({"data_copy_concurrency": {"limit": 1}, "file_io_concurrency": {"limit": 4}})
 
 
 class Array:
-    """An array on disk, whose pixels are read and written through tensorstore.
+    """An array on disk, read and written through tensorstore.
 
     Attributes
     ----------
     path : Path
-        Where it is.
+        Path of the array.
     shape, chunk, dtype
-        As of a numpy array; `chunk` is the unit of writing: the shard, where there are shards.
+        As for a numpy array; `chunk` is the unit of writing: the shard, if there are shards.
     attributes : dict
-        Its attributes.
+        Attributes of the array.
     """
 
     def __init__(self, path: Path) -> None:
@@ -81,7 +81,7 @@ class Array:
         self.chunk: tuple[int, ...] = tuple(int(n or 0) for n in written)
         if 0 in self.shape or not 0 < prod(self.chunk) * self.dtype.itemsize <= LARGEST_CHUNK:
             raise StoreError(
-                f"{path}: emdiffuse writes no array of this size or with such chunks; recreate it"
+                f"{path}: emdiffuse does not write arrays of this size or with such chunks; recreate it"
             )
 
     def __getitem__(self, box: Box) -> NDArray[Any]:
@@ -91,7 +91,7 @@ class Array:
             raise self._why(box, error) from None
 
     def _why(self, box: Box, error: ValueError) -> Exception:
-        """Return why a box could not be read: what is proven to be lost, else a trouble of the machine."""
+        """Return the error of a box that could not be read: a proven loss, or else a machine failure."""
         if of_the_call(error):
             return error
         starts = (range(n)[side].start // c for n, side, c in zip(self.shape, box, self.chunk, strict=False))
@@ -111,7 +111,7 @@ class Array:
             raise AccessError(trouble(self.path, "written", os_error(error), first_line(error))) from None
 
     def loss(self, index: Sequence[int]) -> str | None:
-        """Return what is wrong with a chunk (or shard): missing, or damaged; None where it can be decoded.
+        """Return what is wrong with a chunk (or shard): missing or damaged; None if it can be decoded.
 
         Raises
         ------
@@ -129,7 +129,7 @@ class Array:
         return tuple(ceil(n / c) for n, c in zip(self.shape, self.chunk, strict=True))
 
     def box(self, index: Sequence[int]) -> Box:
-        """Return the box of the chunk (or shard) at a position of the grid, cut at the array's end."""
+        """Return the box of the chunk (or shard) at a grid position, cropped to the array."""
         return tuple(
             slice(i * c, min((i + 1) * c, n)) for i, c, n in zip(index, self.chunk, self.shape, strict=True)
         )
@@ -140,25 +140,25 @@ class Array:
             yield self.box(index)
 
     def exists(self, index: Sequence[int]) -> bool:
-        """Tell whether the chunk (or shard) at a position of the grid was written."""
+        """Return whether the chunk (or shard) at a grid position was written."""
         return self.chunk_path(index).exists()
 
     def intact(self, index: Sequence[int]) -> bool:
-        """Tell whether the chunk (or shard) at a position of the grid was written, and is not damaged.
+        """Return whether the chunk (or shard) at a grid position was written, and is not damaged.
 
-        One that is damaged is removed, to be recomputed: a part of it could not be written either.
+        A damaged one is removed, to be recomputed, because parts of it could not be rewritten.
 
         Raises
         ------
         AccessError
-            If it cannot be read for another reason; it is left as it is.
+            If it cannot be read for another reason; it is left unchanged.
         """
         if not self.exists(index):
             return False
         try:
             self[self.box(index)]
         except DamagedError as error:
-            logger.warning("%s; it is recomputed", error)
+            logger.warning("%s; recomputing it", error)
             self.chunk_path(index).unlink(missing_ok=True)
             return False
         return True
@@ -169,14 +169,14 @@ class Array:
         Raises
         ------
         DamagedError
-            If one is; names the first.
+            If so; names the first.
         """
         for index in np.ndindex(*self.grid):
             if not self.exists(index):
                 raise DamagedError(self.path, self.chunk_path(index), MISSING, store_of(self.path))
 
     def written(self) -> dict[tuple[int, ...], float]:
-        """Return the positions of the chunks (or shards) that were written, and when (epoch seconds)."""
+        """Return the grid positions of written chunks (or shards), and their times (epoch seconds)."""
         root, found = self.path / "c", {}
         for path in _files(root):
             if path.name.isdigit():
@@ -190,19 +190,19 @@ class Array:
                 path.unlink()
 
     def chunk_path(self, index: Sequence[int]) -> Path:
-        """Return the file of the chunk (or shard) at a position of the grid."""
+        """Return the file of the chunk (or shard) at a grid position."""
         return self.path.joinpath("c", *(str(i) for i in index))
 
 
 def store_of(path: Path) -> Path:
-    """Return the store that an array belongs to: the outermost group around it, or the array itself."""
+    """Return the store of an array: the outermost group around it, or the array itself."""
     while (path.parent / "zarr.json").exists():
         path = path.parent
     return path
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder, one at a time: there may be many."""
+    """Yield the files below a folder lazily, since there may be many."""
     for parent, _, names in os.walk(folder):
         yield from (Path(parent, name) for name in names)
 
@@ -217,14 +217,14 @@ def create_array(
     axes: Sequence[str] | None = None,
     attributes: dict[str, Any] | None = None,
 ) -> Array:
-    """Create an array in the place of one that this program made there before, if any.
+    """Create an array, replacing an earlier one made by emdiffuse, if any.
 
     Parameters
     ----------
     path : Path
-        Where to create it.
+        Path of the array.
     shape, dtype
-        As of a numpy array.
+        As for a numpy array.
     chunk, shard : sequence of int
         Unit of reading; unit of writing (a multiple of `chunk`), None for plain chunks.
     axes : sequence of str
@@ -234,8 +234,8 @@ def create_array(
 
     Notes
     -----
-    A chunk or shard that was never written cannot be read. One that is all zeros is written all the same,
-    since its existence says that it is done.
+    A chunk or shard that was never written cannot be read. Chunks of zeros are written too, because a chunk
+    that exists is a chunk that is done.
     """
     if path.exists():
         emptied(path)
@@ -258,21 +258,21 @@ def create_array(
 def shard_shape(
     shape: Sequence[int], chunk: Sequence[int] = CHUNK, shard: Sequence[int] = SHARD
 ) -> tuple[int, ...]:
-    """Return the shard for an array: no larger than needed to hold it, always whole chunks."""
+    """Return the shard shape of an array: whole chunks, no larger than the array needs."""
     return tuple(min(s, ceil(n / c) * c) for n, c, s in zip(shape, chunk, shard, strict=True))
 
 
 def create_image_array(
     path: Path, shape: Sequence[int], dtype: DTypeLike, attributes: dict[str, Any] | None = None
 ) -> Array:
-    """Create one level (z, y, x) of an OME-Zarr image: sharded, with the project's chunks."""
+    """Create one level (z, y, x) of an OME-Zarr image, sharded, with the standard chunks."""
     return create_array(
         path, shape, dtype, chunk=CHUNK, shard=shard_shape(shape), axes=("z", "y", "x"), attributes=attributes
     )
 
 
 def write_plane(path: Path, image: NDArray[Any]) -> None:
-    """Write one image (y, x) as a level of one slice, shard by shard."""
+    """Write one image (y, x) as a level with one slice, shard by shard."""
     array = create_image_array(path, (1, *image.shape), image.dtype)
     for box in array.boxes():
         array[box] = image[None][box]
@@ -284,14 +284,12 @@ def read_metadata(path: Path, kind: str) -> dict[str, Any]:
     Raises
     ------
     StoreError
-        If there is none, or it is not of that kind ("array" or "group").
+        If it is missing, or not of that kind ("array" or "group").
     """
     try:
         metadata: dict[str, Any] = json.loads(read_plain(path / "zarr.json"))
     except (FileNotFoundError, NotADirectoryError):
-        raise StoreError(
-            f"{path}: there is no finished Zarr {kind} here; run the stage that makes it"
-        ) from None
+        raise StoreError(f"{path}: there is no finished Zarr {kind}; run the stage that creates it") from None
     except (ValueError, RecursionError) as error:
         if isinstance(error, AccessError):
             raise
@@ -299,6 +297,6 @@ def read_metadata(path: Path, kind: str) -> dict[str, Any]:
             f"{path}/zarr.json: not readable as JSON; delete the store and recreate it"
         ) from None
     if not isinstance(metadata, dict) or metadata.get("node_type") != kind:
-        raise StoreError(f"{path}: this is not a Zarr {kind}")
+        raise StoreError(f"{path}: not a Zarr {kind}")
     require_mappings(metadata, path)
     return metadata

@@ -1,9 +1,9 @@
-"""Damage, or a trouble of the machine: what an error of tensorstore says of a chunk, and what it does not.
+"""Distinguish damaged chunks from failures of the machine in the errors of tensorstore.
 
 Conventions
 -----------
-* A chunk is damaged when all its bytes were read and cannot be decoded. Too many open files, no memory, no
-  permission, a disk or share that does not answer say nothing about it.
+* A chunk is damaged if all its bytes were read and cannot be decoded. Too many open files, no memory, no
+  permission, or an unresponsive disk or share prove nothing about it.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ MISSING = "missing"
 
 
 def damage_of(path: Path, metadata: Path, chunk: Sequence[int], dtype: np.dtype[Any]) -> str | None:
-    """Return what is wrong with a chunk (or shard) of a Zarr 3 array; None where it can be decoded.
+    """Return what is wrong with a chunk (or shard) of a Zarr 3 array; None if it can be decoded.
 
-    All its bytes are read first, and decoded in memory, so that no trouble with files can be taken for
-    damage. Room for what it holds is asked for before: a decoder without memory fails as on damaged data.
+    All its bytes are read first and then decoded in memory, so that file errors are not mistaken for damage.
+    Memory for the result is allocated first, because a decoder without memory fails as on damaged data.
 
     Parameters
     ----------
     path, metadata : Path
-        The chunk's file, and the ``zarr.json`` of its array.
+        File of the chunk, and ``zarr.json`` of its array.
     chunk, dtype
-        Shape and type of what it holds.
+        Shape and data type of its content.
 
     Raises
     ------
@@ -67,12 +67,12 @@ def damage_of(path: Path, metadata: Path, chunk: Sequence[int], dtype: np.dtype[
 
 
 def require_mappings(metadata: dict[str, Any], path: Path) -> None:
-    """Refuse a node's metadata whose known attributes are no mappings.
+    """Refuse a node's metadata if known attributes are not mappings.
 
     Raises
     ------
     StoreError
-        If it is so.
+        If so.
     """
     attributes = metadata.get("attributes", {})
     known = [attributes]
@@ -83,16 +83,16 @@ def require_mappings(metadata: dict[str, Any], path: Path) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of what an error says."""
+    """Return the first line of an error's message."""
     return str(error).splitlines()[0][:300]
 
 
 def os_error(error: ValueError) -> int:
-    """Return the error number of the operating system that tensorstore passes on, 0 if there is none."""
+    """Return the operating system's error number in a tensorstore error, or 0."""
     found = re.search(r"os_error_code='(\d+)'", str(error))
     return int(found[1]) if found else 0
 
 
 def of_the_call(error: ValueError) -> bool:
-    """Tell whether tensorstore refuses the call, before any file is touched: a defect of ours."""
+    """Return whether tensorstore refused the call itself, which is a defect of emdiffuse."""
     return str(error).startswith(("OUT_OF_RANGE", "INVALID_ARGUMENT"))

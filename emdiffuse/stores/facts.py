@@ -2,10 +2,9 @@
 
 Conventions
 -----------
-* A record is what the maker of a store writes, and all that anybody reads of it. Unknown keys, wrong types
-  and numbers that are not finite are refused in one sentence: a store was edited, or is of another version.
-* An OME-Zarr image without that attribute is foreign; nothing is known of it, and it can be looked at
-  and compared with.
+* The stage that creates a store writes its record, and other stages read only that. Unknown keys, wrong types
+  and numbers that are not finite are refused in one sentence: the store was edited, or is of another version.
+* An OME-Zarr image without that attribute is foreign: it has no facts, but can be viewed and compared with.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from emdiffuse.stores.provenance import Link, SourceFile
 
 Task = Literal["emdiffuse-n", "emdiffuse-r", "vemdiffuse-i", "vemdiffuse-a"]
 Told = dict[str, JsonValue]
-"""Measurements for people; no program reads them."""
+"""Measurements for display only; no stage reads them."""
 Terse = Annotated[Intensity, PlainSerializer(lambda intensity: intensity.as_facts())]
 
 
@@ -35,21 +34,21 @@ class Facts(Record):
     made: Link | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Return JSON data, without what is not known."""
+        """Return JSON data, without unknown values."""
         return self.model_dump(mode="json", exclude_none=True)
 
 
 class Artefact(Record):
-    """A structured artefact of the microscope, as `acquisition.stripes` found it.
+    """A structured artefact of the microscope, found by `acquisition.stripes`.
 
     Attributes
     ----------
     kind
-        What it is.
+        Kind of artefact.
     amount
-        Its standard deviation.
+        Standard deviation.
     unit
-        Of the amount.
+        Unit of the amount.
     """
 
     kind: Literal["vertical stripes", "horizontal stripes", "brightness bands", "line jitter"]
@@ -58,27 +57,27 @@ class Artefact(Record):
 
     @property
     def told(self) -> str:
-        """Say it in words."""
+        """Return the artefact in words."""
         return f"{self.kind}, {self.amount:.3g} {self.unit}"
 
 
 class VolumeFacts(Facts):
-    """Of a volume, or of separate images (`kind`), acquired or registered.
+    """Facts of an acquired or registered volume, or of separate images (`kind`).
 
     Attributes
     ----------
     thickness
         Fraction of the slice spacing that each slice averages over.
     missing
-        Slices whose pixels are not to be trusted, in order.
+        Slices whose pixels cannot be trusted, in order.
     valid
-        First and last row and column, ends excluded, of what is image, where the rest is a data bar.
+        First and last row and column of the image, ends excluded, if the rest is a data bar.
     derived_from, factor, degraded
-        Of a dataset made from another one: its name, and how.
+        For a dataset made from another one: its name, and how it was made.
     alignment, slices_moved
-        Of a registered one: what was found and done.
+        For a registered volume: result of the check, and what was changed.
     artefacts, destriped
-        Structured artefacts that were found, and whether stripes were removed.
+        Structured artefacts found, and whether stripes were removed.
     """
 
     stage: Literal["acquire", "register", "restored"] | None = None
@@ -98,19 +97,19 @@ class VolumeFacts(Facts):
 
 
 class Coverage(Record):
-    """How wide intervals must be for a share `alpha` of the voxels to lie outside; None: not to be had."""
+    """Scale of intervals with a fraction `alpha` of voxels outside; None if not attainable."""
 
     alpha: float
     scale: float | None = None
 
 
 class CalibrationFacts(Facts):
-    """How intervals were calibrated: the result of `evaluation.calibration`, which explains it.
+    """Calibration of intervals: the result of `evaluation.calibration`, which explains it.
 
     Attributes
     ----------
     noise
-        Of a calibration by a second noisy scan: the standard deviation of its noise, in intensities.
+        If calibrated by a second noisy scan: standard deviation of its noise, in intensities.
     """
 
     model: str | None = None
@@ -139,16 +138,16 @@ class Reliability(Record):
 
 
 class EmptyFacts(Record):
-    """Where nothing was to be seen, and all was left plain: see `restoration.empty`.
+    """Empty regions, in which nothing was generated: see `restoration.empty`.
 
     Attributes
     ----------
     share
-        Share of the generated voxels that was left plain; those in transition count in part.
+        Fraction of the generated voxels in empty regions; those in transition count partially.
     block
-        Pixels, along a side, of a place of the layer ``empty``.
+        Pixels of the volume per pixel of the layer ``empty``, along a side.
     contrast, noisy
-        The rule's thresholds.
+        Thresholds of the rule.
     """
 
     share: float = Field(ge=0, le=1)
@@ -158,7 +157,7 @@ class EmptyFacts(Record):
 
 
 class RealSlices(Record):
-    """By what the slices of a volume were restored before its gaps were filled."""
+    """The restoration of a volume's real slices before its gaps were filled."""
 
     model: str
     estimator: str
@@ -167,7 +166,7 @@ class RealSlices(Record):
 
 
 class RestoredFacts(VolumeFacts):
-    """Of a restored volume or image, and of all that lies beside it in its store."""
+    """Facts of a restored volume or image, and of the other images in its store."""
 
     stage: Literal["restored"] = "restored"
     version: str | None = None
@@ -184,7 +183,7 @@ class RestoredFacts(VolumeFacts):
 
 
 class PairField(Record):
-    """A field of a store of pairs, its group, and why it is left out of training, if it is."""
+    """A field of a store of pairs: its group, and why it is excluded from training, if it is."""
 
     group: str
     name: str = ""
@@ -195,14 +194,14 @@ class PairField(Record):
 
 
 class PairsFacts(Facts):
-    """Of a store of image pairs.
+    """Facts of a store of image pairs.
 
     Attributes
     ----------
     skipped
-        Which images were left out at acquisition, and why.
+        Images skipped at acquisition, and why.
     scans
-        Names of the scans, where both images of a pair are noisy.
+        Names of the scans, if both images of a pair are noisy.
     """
 
     stage: Literal["acquire", "register"]
@@ -217,23 +216,23 @@ class PairsFacts(Facts):
 
 
 class NoiseCorrelation(Record):
-    """Correlation of the noise of pixels 1, 2, ... apart; see `patches.correlation`."""
+    """Noise correlation of pixels 1, 2, ... apart; see `patches.correlation`."""
 
     y: tuple[float, ...]
     x: tuple[float, ...]
 
 
 class PatchFacts(Facts):
-    """Of a patch store; see `patches.cut`.
+    """Facts of a patch store; see `patches.cut`.
 
     Attributes
     ----------
     noisy
-        How is learned where nothing is clean: from hidden pixels, or from a second scan.
+        How a model learns without clean images: from hidden pixels, or from a second scan.
     measured
-        Whether the validation patches have a truth.
+        Whether the validation patches have ground truth.
     noise
-        How far the noise of single noisy images is correlated.
+        Noise correlation of single noisy images.
     """
 
     stage: Literal["patches"] = "patches"
@@ -257,32 +256,32 @@ def parse_facts(kind: type[FactsType], content: Any, path: Path) -> FactsType:
     Raises
     ------
     StoreError
-        If they are not of this kind, or of this version; one sentence.
+        If they are of another kind or version; one sentence.
     """
-    remedy = "it was edited, or made by another version; run the stage that makes it again"
+    remedy = "it was edited, or made by another version; run the stage that created it again"
     if not isinstance(content, dict):
-        raise StoreError(f"{path}: this is not a store that emdiffuse made; {remedy}", path)
+        raise StoreError(f"{path}: not a store made by emdiffuse; {remedy}", path)
     return parse_record(kind, content, path, StoreError, remedy)
 
 
 def parse_volume_facts(content: Any, path: Path) -> VolumeFacts:
-    """Read the facts of an image; nothing is known of one that the program did not make."""
+    """Read the facts of an image; an image not made by emdiffuse has none."""
     restored = isinstance(content, dict) and content.get("stage") == "restored"
     return parse_facts(RestoredFacts if restored else VolumeFacts, content or {}, path)
 
 
 def require_made(facts: Facts, path: Path) -> Link:
-    """Return how a store was made.
+    """Return the provenance of a store.
 
     Raises
     ------
     StoreError
-        If it does not say so.
+        If it is not recorded.
     """
     if facts.made is None:
         raise StoreError(
-            f"{path}: it does not record what it was made from, like stores of earlier versions; run the "
-            "stage that makes it again",
+            f"{path}: its provenance is not recorded, as in stores of earlier versions; run the stage that "
+            "created it again",
             path,
         )
     return facts.made

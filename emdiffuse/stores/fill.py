@@ -1,9 +1,9 @@
-"""Fill: pixels that show nothing, since they are all alike or no numbers.
+"""Fill: pixels without image content, in runs of equal values.
 
 Conventions
 -----------
-* Padding, the black of a data bar and saturated regions are runs of equal pixels, which an image never has
-  elsewhere: a detector has noise.
+* Padding, the black of a data bar and saturated regions are runs of equal pixels. Elsewhere, detector noise
+  prevents such runs.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 RUN = 16
-"""Equal pixels in a row, along y or x, that are fill."""
+"""Length of a run of equal pixels, along y or x, that counts as fill."""
 
 
 def fill(plane: NDArray[Any]) -> NDArray[np.bool_]:
-    """Tell which pixels (y, x) lie in a run of `RUN` equal ones, along y or x.
+    """Return the mask of pixels (y, x) in a run of at least `RUN` equal ones, along y or x.
 
-    A pixel depends on those within `RUN` of it alone.
+    The result at a pixel depends only on pixels within `RUN` of it.
     """
     found = np.zeros(plane.shape, np.bool_)
     for values, mark in ((plane, found), (plane.T, found.T)):
         if len(values) < RUN:
             continue
-        runs = values[1:] == values[:-1]  # runs[i]: that those from i on are equal; first 2, then 3, 5, 9
+        runs = values[1:] == values[:-1]  # runs[i]: pixels from i on are equal; first 2, then 3, 5, 9
         for shift in (1, 2, 4):
             runs = runs[shift:] & runs[:-shift]
         runs = runs[7:] & runs[:-7]  # 16

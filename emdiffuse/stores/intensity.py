@@ -1,15 +1,15 @@
-"""Intensity scaling: between stored values and the units of a network, [-1, 1].
+"""Intensity scaling between stored values and the network's range, [-1, 1].
 
 Conventions
 -----------
-* Every slice has a range of its own, `low` to `high`, which becomes -1 to 1 (or 1 to -1, of inverted
-  contrast): separate images by themselves, slices of a volume by ranges that vary smoothly along z (see
-  `acquisition.statistics`). They are measured once, at acquisition, and kept as facts of the store, so that
-  every tile and every worker scales alike.
-* Between two slices the range is interpolated by cubics (`interpolated`), which follow brightness that comes
-  and goes in waves: what is generated there goes back to intensities by it. Beyond the ends it is that of the
+* Every slice has its own range, `low` to `high`, which is mapped to -1 to 1 (or 1 to -1 for inverted
+  contrast): separate images independently, slices of a volume with ranges that vary smoothly along z (see
+  `acquisition.statistics`). Ranges are measured once, at acquisition, and stored as facts, so that every tile
+  and worker scales alike.
+* Between two slices the range is interpolated by cubics (`interpolated`), which follow wave-like changes of
+  brightness; generated slices are mapped back to intensities by it. Beyond the ends it is that of the
   outermost slice.
-* Nothing is clipped, but a network is not shown what it could not make sense of: a spike, padding.
+* Nothing is clipped, but outliers and padding are hidden from networks.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from emdiffuse.stores.fill import fill
 
 BEARABLE = 5.0
-"""Largest distance from the middle of the range, in units of half of it, that a network is shown."""
+"""Largest value that a network is shown, in units of half the range from its middle."""
 NEAR = 2
-"""Pixels on each side of one that cannot be shown, whose median is shown instead."""
+"""Half width in pixels of the neighbourhood whose median replaces a hidden pixel."""
 
 
 class Intensity(BaseModel):
@@ -37,16 +37,16 @@ class Intensity(BaseModel):
     Attributes
     ----------
     minimum, maximum : float
-        Of all finite values.
+        Extremes of all finite values.
     low, high : float
-        The range of a typical slice: the median over the slices.
+        Range of a typical slice: the median over the slices.
     lows, highs : tuple of float
-        The range of each slice; empty where all have that of the typical one.
+        Range of each slice; empty if all have the typical range.
     distance : float
-        How many slices of the store lie from one of these entries to the next: 1, but in restored volumes.
+        Number of slices from one entry to the next: 1, except in restored volumes.
     start : float
-        The slice of the store that the first of these entries belongs to: 0, but in volumes restored from
-        thick slices, which lie at the centre of what they integrate.
+        Slice of the first entry: 0, except in volumes restored from thick slices, whose position is the
+        centre of their thickness.
     invert : bool
         Whether networks see the contrast inverted.
     """
@@ -72,12 +72,12 @@ class Intensity(BaseModel):
 
     @cached_property
     def ranges(self) -> NDArray[np.float64]:
-        """The low and the high end of each entry, (2, entries)."""
+        """Low and high of each entry, (2, entries)."""
         return np.array([self.lows or (self.low,), self.highs or (self.high,)])
 
     @property
     def span(self) -> float:
-        """High less low of a typical slice."""
+        """High minus low of a typical slice."""
         return self.high - self.low
 
     def at(self, slices: ArrayLike | Iterable[float] | None = None) -> Scaling:
@@ -86,8 +86,8 @@ class Intensity(BaseModel):
         Parameters
         ----------
         slices : sequence of float, or float, optional
-            Their numbers, whole or not; that of one slice for an image (y, x); that of the typical slice by
-            default.
+            Slice numbers, possibly fractional; a single number for an image (y, x); by default the typical
+            slice.
         """
         sign = -1 if self.invert else 1
         if slices is None:
@@ -99,40 +99,39 @@ class Intensity(BaseModel):
         return Scaling(np.reshape(low, shape), np.reshape(high, shape), sign)
 
     def only(self, entry: int) -> Intensity:
-        """Return the facts of one of these images by itself."""
+        """Return the facts of one of the images."""
         low, high = self.ranges[:, min(entry, self.ranges.shape[1] - 1)].tolist()
         return Intensity(low=low, high=high, invert=self.invert)
 
     def stretched(self, factor: float, start: float = 0.0) -> Intensity:
-        """Return the facts of a volume with `factor` slices from each of these to the next, after `start`."""
+        """Return the facts of a volume with `factor` slices from one entry to the next, after `start`."""
         return self.model_copy(
             update={"distance": self.distance * factor, "start": self.start * factor + start}
         )
 
     def as_facts(self) -> dict[str, Any]:
-        """Return JSON data, without what is as usual."""
+        """Return JSON data, without default values."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
 
 def interpolated(ranges: NDArray[np.float64], places: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return ranges at places between slices: by cubics through those of the slices, or on straight lines.
+    """Interpolate ranges between slices by cubics, or linearly where a cubic would overshoot.
 
-    The slope at a slice is a mean of those on its two sides, in which that which changes less counts more
-    (Akima 1970, doi 10.1145/321607.321609, with the weights that MATLAB calls makima): next to a jump a
-    range stays as flat as it was. A straight line is taken where a cubic would leave a range of less than
-    half of the width of its neighbours'.
+    The slope at a slice is a weighted mean of those on both sides, in which the flatter side counts more
+    (Akima 1970, doi 10.1145/321607.321609, with MATLAB's makima weights), so that a range stays flat next to
+    a jump. Interpolation is linear where a cubic would give a range less than half as wide as its neighbours.
 
     Parameters
     ----------
     ranges : ndarray
         Low and high of each slice, (2, N).
     places : ndarray
-        Any shape, in slices; beyond the ends those of the outermost slice are returned.
+        Positions in slices, of any shape; beyond the ends the outermost range is returned.
 
     Returns
     -------
     ndarray
-        (2, ...).
+        Low and high, (2, ...).
     """
     last = ranges.shape[1] - 1
     places = np.clip(places, 0, last)
@@ -148,7 +147,7 @@ def interpolated(ranges: NDArray[np.float64], places: NDArray[np.float64]) -> ND
     start = np.minimum(places.astype(int), last - 1)
     t = places - start
     first, second = ranges[:, start], ranges[:, start + 1]
-    straight = (1 - t) * first + t * second  # exact at both ends, whatever lies between
+    straight = (1 - t) * first + t * second  # exact at both ends
     bend = (1 - t) * (slopes[:, start] - (second - first)) - t * (slopes[:, start + 1] - (second - first))
     cubic = straight + t * (1 - t) * bend
     least = np.minimum(first[1] - first[0], second[1] - second[0]) / 2
@@ -158,14 +157,14 @@ def interpolated(ranges: NDArray[np.float64], places: NDArray[np.float64]) -> ND
 
 @dataclass(frozen=True)
 class Scaling:
-    """Intensity ranges that become [-1, 1].
+    """Intensity ranges that are mapped to [-1, 1].
 
     Attributes
     ----------
     low, high : ndarray
-        Of one slice, (), or of several, (z, 1, 1).
+        Range of one slice, (), or of several, (z, 1, 1).
     sign : int
-        -1 where the contrast is inverted.
+        -1 if the contrast is inverted, else 1.
     """
 
     low: NDArray[np.float64]
@@ -174,7 +173,7 @@ class Scaling:
 
     @property
     def span(self) -> NDArray[np.float64]:
-        """High less low."""
+        """High minus low."""
         return self.high - self.low
 
     def __getitem__(self, z: int) -> Scaling:
@@ -191,14 +190,14 @@ def cast_to(values: NDArray[np.floating[Any]], dtype: np.dtype[Any]) -> NDArray[
 
 
 def to_unit(values: ArrayLike, scaling: Scaling) -> NDArray[np.float32]:
-    """Map intensities so that `low` becomes -1 and `high` becomes 1 (or, if inverted, 1 and -1), unclipped.
+    """Map intensities from [low, high] to [-1, 1], or [1, -1] if inverted, without clipping.
 
     Parameters
     ----------
     values : array_like
         Intensities, (y, x) of one slice or (z, y, x) of several, of any type.
     scaling : Scaling
-        Of these slices.
+        Scaling of these slices.
 
     Returns
     -------
@@ -206,7 +205,7 @@ def to_unit(values: ArrayLike, scaling: Scaling) -> NDArray[np.float32]:
         float32, of the same shape.
     """
     values = np.asarray(values)
-    # floats may lie far from 0, or be tiny: their differences need more digits than float32 has
+    # floats may be far from 0, or tiny: their differences need float64 precision
     exact = np.float64 if values.dtype.kind == "f" else np.float32
     factor = (scaling.sign * 2 / scaling.span).astype(exact)
     unit = (values.astype(exact) - scaling.low.astype(exact)) * factor
@@ -220,18 +219,18 @@ def from_unit(values: ArrayLike, scaling: Scaling) -> NDArray[np.float32]:
 
 
 def shown(values: ArrayLike, scaling: Scaling) -> NDArray[np.float32]:
-    """Map intensities to what a network is shown: `to_unit`, but for what it could not make sense of.
+    """Map intensities to the network's input: `to_unit`, with outliers and padding hidden.
 
-    That is a voxel that is not finite, or further than `BEARABLE` from the middle, or fill outside the range
-    (padding: its edge is no structure). Within `NEAR` pixels of others in its slice it becomes their median;
-    elsewhere it is clipped, and the middle if not a number.
+    Hidden are voxels that are not finite, further than `BEARABLE` from the middle, or fill outside the range
+    (padding, whose edge is not structure). Near other pixels of the slice (within `NEAR`) they become their
+    median; elsewhere they are clipped, and NaN becomes the middle.
 
     Parameters
     ----------
     values : array_like
         Intensities (z, y, x).
     scaling : Scaling
-        Of these slices.
+        Scaling of these slices.
 
     Returns
     -------
@@ -244,7 +243,7 @@ def shown(values: ArrayLike, scaling: Scaling) -> NDArray[np.float32]:
     strange |= ~(np.abs(unit) <= BEARABLE)
     if not strange.any():
         return unit
-    # here, since every stage imports this module, and few volumes need it
+    # imported here: every stage imports this module, but few volumes need scipy
     from scipy.ndimage import maximum_filter
 
     sides = ((0, 0), (NEAR, NEAR), (NEAR, NEAR))

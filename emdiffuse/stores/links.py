@@ -1,4 +1,4 @@
-"""Arrays that share their chunks: passed on without a copy."""
+"""Copies of arrays that share their chunks by hard links."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from emdiffuse.stores.array import Array
 
 
 def link(source: Path, target: Path) -> None:
-    """Make an array at `target` of the chunks of another: hard links, or copies on another file system.
+    """Create an array from the chunks of another: hard links, or copies on another file system.
 
     Raises
     ------

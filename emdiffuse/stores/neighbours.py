@@ -1,10 +1,9 @@
-"""The slices on both sides of a slice, which a denoiser of volumes is shown beside it.
+"""The neighbouring slices that a volume denoiser sees.
 
 Conventions
 -----------
-* Their noise must be their own: a slice never stands beside itself. Where one side has none (the ends of the
-  volume), the other neighbour stands on both sides, and a slice that is marked as missing, whose pixels are a
-  copy, is passed over.
+* Their noise must be independent, so a slice is never its own neighbour. At the ends of the volume the only
+  neighbour is used on both sides; slices marked as missing, which are copies, are skipped.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ def beside(z: int, slices: int, missing: Sequence[int] = ()) -> tuple[int, ...]:
     Parameters
     ----------
     z : int
-        The slice.
+        Number of the slice.
     slices : int
-        Slices of the volume.
+        Number of slices of the volume.
     missing : sequence of int
-        Those whose pixels are not to be trusted.
+        Slices whose pixels cannot be trusted.
 
     Raises
     ------
@@ -36,7 +35,9 @@ def beside(z: int, slices: int, missing: Sequence[int] = ()) -> tuple[int, ...]:
     before = next((s for s in range(z - 1, -1, -1) if s not in lost), None)
     after = next((s for s in range(z + 1, slices) if s not in lost), None)
     if before is None and after is None:
-        raise DataError("one slice has no neighbours, which this model is shown: at least two are needed")
+        raise DataError(
+            "this model needs neighbouring slices, but there is only one slice; at least two are needed"
+        )
     first, last = (after if before is None else before), (before if after is None else after)
     assert first is not None
     assert last is not None
@@ -55,7 +56,7 @@ def require_neighbours(volume: Volume) -> None:
     separate = volume.facts.kind == "images" and degraded.get("every") != 1
     if separate or volume.array.shape[0] < 2:
         raise DataError(
-            f"{volume.path}: this model is shown the neighbouring slices of a volume, and separate images "
-            "have none; take a model without `patches.context`",
+            f"{volume.path}: this model needs the neighbouring slices of a volume, but separate images "
+            "have none; use a model without `patches.context`",
             volume.path,
         )

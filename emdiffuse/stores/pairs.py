@@ -3,10 +3,10 @@
 Conventions
 -----------
 * A store is one folder; each field is a group in it with two OME-Zarr images, ``moving`` (noisy, or of low
-  resolution) and ``fixed`` (clean, or of high resolution), (z, y, x) with one slice; once registered also a
-  ``mask`` on the pixel grid of ``fixed``, 1 where both show the field.
-* `scale` is how many pixels of the fixed image are one of the moving one, along an axis: 1 or 2.
-* A field with the key ``excluded`` is left out of training, for the reason that it gives.
+  resolution) and ``fixed`` (clean, or of high resolution), (z, y, x) with one slice; after registration also
+  a ``mask`` on the pixel grid of ``fixed``, 1 where both show the field.
+* `scale` is the number of pixels of the fixed image per pixel of the moving one, along an axis: 1 or 2.
+* A field with the key ``excluded`` is not trained on, for the reason given there.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class Pairs:
 
     @property
     def scale(self) -> int:
-        """Pixels of the fixed image that are one of the moving one."""
+        """Pixels of the fixed image per pixel of the moving one."""
         return self.facts.scale
 
     @property
     def fields(self) -> tuple[PairField, ...]:
-        """All fields, also the excluded ones."""
+        """All fields, including excluded ones."""
         return self.facts.fields
 
     def image(self, field: PairField, name: str) -> Volume:
@@ -52,12 +52,12 @@ class Pairs:
         return open_volume(self.path / field.group / name)
 
     def has_mask(self, field: PairField) -> bool:
-        """Tell whether a field has a mask."""
+        """Return whether a field has a mask."""
         return (self.path / field.group / "mask" / "zarr.json").exists()
 
 
 def finish_pairs(path: Path, facts: PairsFacts) -> None:
-    """Write the metadata of the groups of fields, and last that of the store, with its facts."""
+    """Write the metadata of the fields' groups, and finally that of the store, with its facts."""
     for field in facts.fields:
         write_group(path / field.group, {"emdiffuse": {"name": field.name}})
     write_group(path, {"emdiffuse": facts.as_json()})
@@ -69,13 +69,13 @@ def open_pairs(path: Path) -> Pairs:
     Raises
     ------
     StoreError
-        If there is none, or it is a volume.
+        If it is missing, or a volume.
     """
     if not holds_pairs(path):
-        raise StoreError(f"{path}: a store of image pairs is expected here, but this is a volume", path)
+        raise StoreError(f"{path}: expected a store of image pairs, but this is a volume", path)
     return Pairs(path, parse_facts(PairsFacts, known_of(path), path))
 
 
 def holds_pairs(path: Path) -> bool:
-    """Tell whether a store holds image pairs, rather than a volume."""
+    """Return whether a store contains image pairs, rather than a volume."""
     return kind_of(path) == "pairs"

@@ -1,14 +1,14 @@
-"""Where everything comes from: one chain of hashes from the raw files to the last number.
+"""Provenance: a chain of hashes from the raw files to every result.
 
 Conventions
 -----------
-* Every store, model and result says what it was *made* by: a `Link`, whose hash is that of its stage, of the
-  settings that can change a voxel, and of the hashes of its inputs. The first links are the raw files, known
-  by the checksums of their content; where they lie, and what data are called, is no part of a hash.
-* Resuming, reusing, comparing and refusing depend on this hash alone.
-* What Snakemake declares as an output is removed before its job runs again. So a copy of the file by which a
-  store or result is known is *kept* beside it (``.NAME.kept``): a stage whose output has the right hash
-  already puts that back, and does nothing else.
+* Every store, model and result records how it was *made*: a `Link`, whose hash covers its stage, the settings
+  that can change a voxel, and the hashes of its inputs. The first links are the raw files, identified by the
+  checksums of their content; paths and names of data are not part of a hash.
+* Resuming, reusing, comparing and refusing depend only on this hash.
+* Snakemake removes declared outputs before a job runs again. Therefore a copy of the file that identifies a
+  store or result is *kept* beside it (``.NAME.kept``): if it has the right hash, the stage restores the file
+  from the copy, and does nothing else.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class SourceFile(Record):
-    """A raw file, a folder of chunks or an address that data were made of.
+    """A raw file, a folder of chunks or a URL that data were made from.
 
     Attributes
     ----------
     path : str
-        Where it was.
+        Its path at the time.
     bytes : int or None
-        Its size.
+        Size.
     sha256 : str
-        Of its content; see `acquisition.checksums`.
+        Checksum of its content; see `acquisition.checksums`.
     kept_every : int or None
-        Of a thinned volume: every how many-th slice of it is there.
+        For a thinned volume: every `kept_every`-th slice was kept.
     seen_as : "noisy", "degraded" or None
-        Of images without a truth: that a model learned from the noisy pixels of this file, or from degraded
-        copies of them, and never saw what is clean.
+        Set if a model learned only from the noisy pixels of this file, or from degraded copies of them, and
+        never saw the clean image.
     """
 
     path: str
@@ -63,20 +63,20 @@ def digest(*values: object) -> str:
 
 
 class Link(Record):
-    """How something was made: a stage, its settings, and the links of what it was made of.
+    """How something was made: the stage, its settings, and the links of its inputs.
 
     Attributes
     ----------
     stage : str
-        What made it.
+        The stage that made it.
     name : str
-        Of the dataset, model or file, for people; no part of the hash.
+        Name of the dataset, model or file, for display; not part of the hash.
     settings : dict
-        Those of the stage's own that can change a voxel.
+        Settings of the stage that can change a voxel.
     inputs : tuple of Link
-        What it was made of, in an order that matters.
+        Links of the inputs; their order matters.
     hash : str
-        Of stage, settings and the inputs' hashes. One that was read is compared with the rest.
+        Hash of stage, settings and the inputs' hashes, verified on reading.
     """
 
     stage: str
@@ -89,18 +89,18 @@ class Link(Record):
     def _own_hash(self) -> Link:
         own = digest(self.stage, self.settings, [link.hash for link in self.inputs])
         if self.hash not in ("", own):
-            raise ValueError("its hash does not match its stage, settings and inputs: it was edited")
-        object.__setattr__(self, "hash", own)  # a record is frozen for all others
+            raise ValueError("the hash does not match stage, settings and inputs: the record was edited")
+        object.__setattr__(self, "hash", own)  # bypass the frozen model
         return self
 
     def chain(self, depth: int = 0) -> Iterator[tuple[int, Link]]:
-        """Yield this link and all before it, each with its depth."""
+        """Yield this link and all its inputs, recursively, each with its depth."""
         yield depth, self
         for link in self.inputs:
             yield from link.chain(depth + 1)
 
     def told(self) -> str:
-        """Return the chain as text: a line for each link, indented by its depth, inputs below."""
+        """Return the chain as text: one line per link, indented by depth, inputs below."""
         return "\n".join(f"{'    ' * depth}{link._line()}" for depth, link in self.chain())
 
     def _line(self) -> str:
@@ -120,12 +120,12 @@ def made_by(stage: str, name: str, settings: Section | dict[str, Any], *inputs: 
 
 
 def raw(sources: Sequence[SourceFile]) -> Link:
-    """Return the link of raw files: their content, and of several the names that tell them apart.
+    """Return the link of raw files: their content and, if there are several, their names.
 
     Parameters
     ----------
     sources : sequence of SourceFile
-        In the order in which they are used.
+        Files, in the order of use.
     """
     paths = [PurePath(source.path) for source in sources]
     folder = os.path.commonpath([path.parent for path in paths]) if len(paths) > 1 else ""
@@ -148,19 +148,19 @@ def raw_file(path: Path) -> Link:
 
 
 def kept_copy(path: Path) -> Path:
-    """Return where the copy of a file is kept."""
+    """Return the path of a file's kept copy."""
     return path.with_name(f".{path.name}.kept")
 
 
 def write_and_keep(path: Path, content: dict[str, Any]) -> None:
-    """Write the JSON file by which a store or result is known, and a copy to be kept."""
+    """Write the JSON file that identifies a store or result, and its kept copy."""
     text = as_json(content)
     write_atomically(kept_copy(path), text)
     write_atomically(path, text)
 
 
 def put_back(path: Path, made: Link, **names: Any) -> dict[str, Any] | None:
-    """Write a file from its kept copy, if that has the right hash; return what is in it, or None.
+    """Restore a file from its kept copy if that has the right hash; return its content, or None.
 
     Parameters
     ----------
@@ -169,7 +169,7 @@ def put_back(path: Path, made: Link, **names: Any) -> dict[str, Any] | None:
     made : Link
         How it would be made now.
     names
-        What else it would say that is no part of the hash, as JSON: names of data, and where they lie.
+        Current values of its fields that are not part of the hash, as JSON: names and paths of data.
     """
     try:
         text = kept_copy(path).read_text()
@@ -190,46 +190,46 @@ def put_back(path: Path, made: Link, **names: Any) -> dict[str, Any] | None:
 
 
 def forget(path: Path) -> None:
-    """Remove a file by which a store or result is known, and its copy: it is then made again."""
+    """Remove the file that identifies a store or result, and its copy, so that it is recomputed."""
     for file in (kept_copy(path), path):
         file.unlink(missing_ok=True)
 
 
 def reuse(path: Path, made: Callable[[], Link], names: Callable[[], dict[str, Any]] = dict) -> bool:
-    """Tell whether a store that would be made stands already; its ``zarr.json`` is then in its place again.
+    """Return whether a store is up to date; if so, restore its ``zarr.json``.
 
     Parameters
     ----------
     path : Path
         The store.
     made : callable
-        How it would be made now; asked for only where there is something to compare it with, since it may
-        take reading all raw files.
+        Returns how it would be made now; called only if there is a store to compare with, since it may read
+        all raw files.
     names : callable
-        What else its facts would say that is no part of the hash; see `put_back`.
+        Returns the facts that are not part of the hash; see `put_back`.
     """
     file = path / "zarr.json"
     if not kept_copy(file).exists():
         return False
     if put_back(file, made(), **names()) is None:
-        logger.info("%s: made from other data or with other settings; it is recomputed", path)
+        logger.info("%s: made from other data or with other settings; recomputing it", path)
         return False
     logger.info("%s: already made from the same data with the same settings; nothing to do", path)
     return True
 
 
 def _known(content: Any) -> Any:
-    """Return what the program knows of a store or result, from the JSON that it is known by."""
+    """Return the facts in the JSON file that identifies a store or result."""
     return content["attributes"]["emdiffuse"] if "node_type" in content else content
 
 
 def listed(sources: Sequence[SourceFile]) -> list[dict[str, JsonValue]]:
-    """Return raw files as JSON, as the facts of a store list them."""
+    """Return raw files as JSON, in the form of a store's facts."""
     return [file.model_dump(mode="json", exclude_none=True) for file in sources]
 
 
 FILES = ("zarr.json", "best/model.json", "model.json", "plan.json")
-"""By what a folder is known, in the order in which it is asked."""
+"""Files that identify a folder, in order of priority."""
 
 
 def read_link(path: Path) -> Link:
@@ -243,7 +243,7 @@ def read_link(path: Path) -> Link:
     Raises
     ------
     StoreError
-        If it says nothing of that, or was edited since.
+        If it is not recorded, or was edited.
     """
     file = next((path / name for name in FILES if (path / name).is_file()), path)
     try:
@@ -255,4 +255,4 @@ def read_link(path: Path) -> Link:
     except ValidationError as error:
         raise StoreError(f"{file}: {error.errors()[0]['msg'].removeprefix('Value error, ')}", file) from None
     except (ValueError, KeyError, TypeError):
-        raise StoreError(f"{file}: it does not record what it was made from; make it again", file) from None
+        raise StoreError(f"{file}: its provenance is not recorded; create it again", file) from None

@@ -1,10 +1,10 @@
-"""Coarser levels of an image, each averaged from the one before it.
+"""Coarser levels of an image, each averaged from the previous one.
 
 Conventions
 -----------
 * See `volume`: the pixel at index i of level n averages the voxels from i to i + 1 of the level below.
-* An unfinished level of the same image is completed: a shard that can be read, as can all that it
-  averages, is done.
+* An unfinished level of the same image is completed: a shard is done if it and the voxels that it averages
+  can be read.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from emdiffuse.stores.array import CHUNK, Array, Box, create_image_array
 from emdiffuse.stores.intensity import cast_to
 
 SMALLEST_LEVEL = 64
-"""A pyramid ends with the first level whose lateral sides are not above this."""
+"""The last level is the first whose lateral sides are at most this, in pixels."""
 
 
 def build_pyramid(image: Path, voxel_size: Sequence[float], own: str = "") -> list[tuple[int, int, int]]:
     """Add the levels 1, 2, ... beside level ``0`` of an image: averages of 2 x 2 x 2 voxels.
 
-    An axis is halved as long as its voxel is not larger than twice the smallest, so that anisotropic volumes
-    become isotropic first; an axis of one voxel does not count. Memory is that of one shard, which is filled
+    An axis is halved while its voxel is at most twice the smallest, so that anisotropic volumes
+    become isotropic first; axes of one voxel are ignored. Memory is that of one shard, which is filled
     by rows of chunks.
 
     Parameters
     ----------
     image : Path
-        The group that holds array ``0``.
+        Group that contains array ``0``.
     voxel_size : sequence of float
         Voxel size (z, y, x) of level 0.
     own : str
-        Hash of the image: of levels that have it already, only what is missing is made.
+        Hash of the image: levels with this hash are only completed.
 
     Returns
     -------
     list of tuple of int
-        For each level how many voxels of level 0 a pixel averages along (z, y, x); level 0 first.
+        Number of level-0 voxels that a pixel averages along (z, y, x), by level, from level 0.
     """
     scales: list[tuple[int, int, int]] = [(1, 1, 1)]
     source = Array(image / "0")
@@ -79,7 +79,7 @@ def _level(path: Path, shape: Sequence[int], dtype: DTypeLike, own: str) -> Arra
 
 
 def _require_readable(source: Array, box: Box, step: tuple[int, ...]) -> None:
-    """Read what a finished box was averaged from: it may have been damaged since, and nothing else checks."""
+    """Read the source of a finished box, which may have been damaged since and is not checked elsewhere."""
     for _, fine in _rows(source, box, step):
         source[fine]
 
@@ -93,7 +93,7 @@ def _average_box(source: Array, box: Box, step: tuple[int, ...]) -> NDArray[Any]
 
 
 def _rows(source: Array, box: Box, step: tuple[int, ...]) -> Iterator[tuple[Box, Box]]:
-    """Yield the rows of chunks of a box (z, y, x), counted from its corner, and what each averages."""
+    """Yield the rows of chunks of a box (z, y, x), relative to its corner, and the box that each averages."""
     depth, height, width = (side.stop - side.start for side in box)
     for corner in itertools.product(range(0, depth, CHUNK[0]), range(0, height, CHUNK[1])):
         row = (*(slice(at, at + c) for at, c in zip(corner, CHUNK[:2], strict=True)), slice(0, width))
@@ -105,7 +105,7 @@ def _rows(source: Array, box: Box, step: tuple[int, ...]) -> Iterator[tuple[Box,
 
 
 def _average(values: NDArray[Any], step: tuple[int, ...]) -> NDArray[Any]:
-    """Average boxes of `step` voxels; at odd ends the last voxel stands for the one that is missing."""
+    """Average boxes of `step` voxels; at odd ends the last voxel is repeated."""
     padding = [(0, -n % s) for n, s in zip(values.shape, step, strict=True)]
     padded: NDArray[Any] = np.pad(values, padding, mode="edge").astype(np.float32)
     for axis, s in enumerate(step):

@@ -1,4 +1,4 @@
-"""Images on a finer pixel grid.
+"""Enlargement of images to a finer pixel grid.
 
 Conventions
 -----------
@@ -21,13 +21,13 @@ def enlarge(images: NDArray[Any], scale: int) -> NDArray[np.float32]:
     images : ndarray
         (..., H, W).
     scale : int
-        How many pixels a side become of one; 1 changes nothing.
+        Output pixels per input pixel along a side; 1 changes nothing.
 
     Returns
     -------
     ndarray
-        (..., scale * H, scale * W), float32. A pixel depends on at most 4 x 4 of the input's; where some of
-        these lie outside of the image, the others count more.
+        (..., scale * H, scale * W), float32. A pixel depends on at most 4 x 4 input pixels; if some are
+        outside the image, the others are weighted more.
     """
     values = np.ascontiguousarray(images, np.float32)
     if scale == 1:
@@ -52,7 +52,7 @@ def _enlarge_along(values: NDArray[np.float32], scale: int, axis: int) -> NDArra
 
 
 def _keys(distance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the weight of a neighbour at a distance below 2, with a = -1/2: exact on ramps."""
+    """Return the weight of a neighbour at a distance below 2, with a = -1/2, which is exact on ramps."""
     near = (1.5 * distance - 2.5) * distance**2 + 1
     far = ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
     weights: NDArray[np.float64] = np.where(distance <= 1, near, far)

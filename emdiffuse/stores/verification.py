@@ -1,14 +1,13 @@
-"""What of a store is lost: chunks and metadata that are missing, or damaged.
+"""Find lost parts of a store: chunks and metadata that are missing or damaged.
 
 Conventions
 -----------
-* What belongs to a store is defined by its own metadata (the levels of an image, the fields of pairs, the
-  arrays of patches) and by what lies in its folder, so that neither a deleted level nor a deleted
-  ``zarr.json`` is overlooked.
-* Chunks are read in full. A trouble of the machine (`AccessError`) ends the search: it says nothing about the
-  data.
-* A store is repaired by the stage that made it. What is removed for that is its ``zarr.json``, without which
-  it counts as unfinished; the stage replaces the rest.
+* The parts of a store are those named in its metadata (levels of an image, fields of pairs, arrays of
+  patches) and those in its folder, so that neither a deleted level nor a deleted ``zarr.json`` is overlooked.
+* Chunks are read completely. A machine failure (`AccessError`) ends the check, since it proves nothing about
+  the data.
+* A store is repaired by the stage that made it. Only its ``zarr.json`` is removed, which marks it as
+  unfinished; the stage replaces the rest.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ Index = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Loss:
-    """A part of a store that is lost: a chunk, or the ``zarr.json`` of a group or array.
+    """A lost part of a store: a chunk, or the ``zarr.json`` of a group or array.
 
     Attributes
     ----------
@@ -59,33 +58,32 @@ class Loss:
 
 
 def verify_store(store: Path, repair: bool = False) -> None:
-    """Look through a store, and the one that shares its chunks; or let the workflow make it again.
+    """Check a store, and stores that share its chunks, or have the workflow recompute it.
 
     Parameters
     ----------
     store : Path
         An acquired or registered volume or store of pairs, or a store of patches.
     repair : bool
-        Whether a store of which something is lost is marked as unfinished, so that the next start of the
-        workflow recomputes it.
+        Whether to mark a store with losses as unfinished, so that the next run of the workflow recomputes it.
 
     Raises
     ------
     StoreError
-        If something is lost, and was not to be repaired, or there is no store.
+        If something is lost and `repair` is false, or there is no store.
     AccessError
-        If something can neither be read nor be called damaged.
+        If something cannot be read, but is not provably damaged.
     """
     lost, total = losses(store)
     if not any(loss.file.parent == store and loss.index is None for loss in lost):
         facts = _metadata(store).get("attributes", {}).get("emdiffuse", {})
         if facts.get("stage") not in ("acquire", "register", "patches"):
             raise StoreError(
-                f"{store}: not a store of the workflow, so chunks may be missing on purpose; give one in "
+                f"{store}: not a store of the workflow, so chunks may be missing on purpose; give a store in "
                 "results/, or the plan.json of a restoration"
             )
     elif not list(store.glob("**/zarr.json")):
-        raise StoreError(f"{store}: there is no store here")
+        raise StoreError(f"{store}: there is no store")
     tell(store, lost, total, repair)
     if repair and lost:
         for damaged in (store, *sharing(store, lost)):
@@ -94,12 +92,12 @@ def verify_store(store: Path, repair: bool = False) -> None:
 
 
 def tell(store: Path, lost: list[Loss], total: int, repair: bool) -> None:
-    """Say what is lost, and refuse the store unless it is repaired.
+    """Report what is lost, and refuse the store unless it is repaired.
 
     Raises
     ------
     StoreError
-        If something is lost that is not repaired.
+        If something is lost and not repaired.
     """
     for loss in lost:
         logger.warning("%s", loss)
@@ -109,12 +107,12 @@ def tell(store: Path, lost: list[Loss], total: int, repair: bool) -> None:
         more = f", and {len(lost) - 1} other{'s' if len(lost) > 2 else ''}" if len(lost) > 1 else ""
         raise StoreError(
             f"{lost[0]}{more} of the {total} chunks and metadata files of {store}; run `emdiffuse verify "
-            f"{shlex.quote(str(store))} --repair`, then run the workflow again: it recomputes what is lost"
+            f"{shlex.quote(str(store))} --repair`, then run the workflow again to recompute the lost parts"
         )
 
 
 def sharing(store: Path, lost: Iterable[Loss]) -> list[Path]:
-    """Return the stores of other stages from which a store has a lost chunk, by a hard link, or its lack."""
+    """Return the stores of other stages that share a lost chunk with a store, by hard links."""
     found = []
     for other in sorted(store.absolute().parent.parent.glob(f"*/{store.name}")):
         if other == store.absolute() or not (other / METADATA).exists():
@@ -130,16 +128,16 @@ def sharing(store: Path, lost: Iterable[Loss]) -> list[Path]:
 def losses(
     store: Path, expected: Iterable[str] = (), written: Callable[[Index], bool] = lambda index: True
 ) -> tuple[list[Loss], int]:
-    """Find what of a store is lost.
+    """Find the lost parts of a store.
 
     Parameters
     ----------
     store : Path
         A group, or an array.
     expected : iterable of str
-        Paths of groups and arrays that must be in it besides those that its metadata name.
+        Paths of groups and arrays that it must contain besides those named in its metadata.
     written : callable
-        Whether the chunk at a position is one that is written at all.
+        Returns whether the chunk at a grid position should exist.
 
     Returns
     -------
@@ -149,7 +147,7 @@ def losses(
     Raises
     ------
     AccessError
-        If something can neither be read nor be called damaged.
+        If something cannot be read, but is not provably damaged.
     """
     lost: list[Loss] = []
     chunks: list[tuple[Array, Index]] = []
@@ -173,7 +171,7 @@ def losses(
 
 
 def _nodes(path: Path, expected: set[str]) -> Iterator[tuple[Path, str | None]]:
-    """Yield the groups and arrays from a node on, and what is wrong with the metadata of each."""
+    """Yield a node and the groups and arrays below it, with what is wrong with their metadata."""
     members, what = set(expected), None
     try:
         metadata = _metadata(path)
@@ -202,7 +200,7 @@ def _metadata(path: Path) -> dict[str, Any]:
 
 
 def _members(metadata: dict[str, Any]) -> set[str]:
-    """Return the paths of what the metadata of a group say that it holds."""
+    """Return the paths of the members named in a group's metadata."""
     attributes = metadata.get("attributes", {})
     images = attributes.get("ome", {}).get("multiscales", [])
     paths = {level["path"] for image in images for level in image["datasets"]}

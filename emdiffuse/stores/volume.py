@@ -2,12 +2,12 @@
 
 Conventions
 -----------
-* Axes are (z, y, x); voxel sizes are (z, y, x) in nanometers, kept in the OME metadata as the scale of each
+* Axes are (z, y, x); voxel sizes are (z, y, x) in nanometers, stored in the OME metadata as the scale of each
   level.
-* The pixel at index i covers [i, i + 1) voxels; OME's coordinates are those of pixel centres, so that level
-  n, whose pixel averages 2**n, is translated by (2**n - 1) / 2 voxels along each axis that was reduced.
-* What the project knows of a store is in its attributes, under ``emdiffuse``.
-* A group's ``zarr.json`` is written last: a store without it was not finished, and nothing opens it.
+* The pixel at index i covers [i, i + 1) voxels; OME coordinates are those of pixel centres, so level n, whose
+  pixels average 2**n voxels, is translated by (2**n - 1) / 2 voxels along each reduced axis.
+* The facts of a store are in its attributes, under ``emdiffuse``.
+* A group's ``zarr.json`` is written last: a store without it is unfinished, and cannot be opened.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def known_of(path: Path) -> dict[str, Any]:
 
 
 def kind_of(path: Path) -> str:
-    """Return what a store holds: "volume", "images" or "pairs"."""
+    """Return the kind of a store: "volume", "images" or "pairs"."""
     return str(known_of(path).get("kind", "volume"))
 
 
 def write_group(path: Path, attributes: dict[str, Any]) -> None:
-    """Write a group's ``zarr.json``, atomically: the last thing that the maker of a store does.
+    """Write a group's ``zarr.json`` atomically, as the last step of creating a store.
 
-    Where the group says what it was made of, a copy is kept, by which it is known when it is asked for again.
+    If the group records its provenance, a copy is kept, so that it can be recognized later.
     """
     metadata = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
     if "made" in attributes.get("emdiffuse", {}):
@@ -62,9 +62,9 @@ def multiscale(
     voxel_size : sequence of float
         Voxel size (z, y, x) of level 0, in nanometers.
     paths : sequence of str
-        Path of each level, from the group.
+        Path of each level, relative to the group.
     scales : sequence of sequence of int
-        How many voxels of level 0 a pixel of each level averages along (z, y, x).
+        Number of level-0 voxels that a pixel of each level averages along (z, y, x).
     """
     return {
         "name": name,
@@ -92,7 +92,7 @@ def multiscale(
 
 @dataclass(frozen=True)
 class Volume:
-    """A finished OME-Zarr image, opened.
+    """An opened, finished OME-Zarr image.
 
     Attributes
     ----------
@@ -103,7 +103,7 @@ class Volume:
     voxel_size : tuple of float
         Voxel size (z, y, x) in nanometers.
     facts : VolumeFacts
-        Its facts: `RestoredFacts` if it was restored.
+        Facts of the image: `RestoredFacts` if it was restored.
     """
 
     path: Path
@@ -113,24 +113,24 @@ class Volume:
 
     @property
     def intensity(self) -> Intensity:
-        """How its slices are scaled."""
+        """Intensity scaling of its slices."""
         if self.facts.intensity is None:
-            raise StoreError(f"{self.path}: its intensity range is unknown; acquire it again")
+            raise StoreError(f"{self.path}: the intensity range is unknown; acquire it again")
         return self.facts.intensity
 
     @property
     def restoration(self) -> RestoredFacts:
-        """What is known of how it was restored: nothing, where this program did not do it."""
+        """Facts of its restoration; empty if it was not restored by emdiffuse."""
         return self.facts if isinstance(self.facts, RestoredFacts) else RestoredFacts()
 
     @property
     def made(self) -> Link:
-        """How it was made."""
+        """Provenance of the image."""
         return require_made(self.facts, self.path)
 
     @property
     def valid(self) -> tuple[slice, slice]:
-        """Rows and columns that are image, and no data bar of a microscope."""
+        """Rows and columns of the image, without a data bar."""
         _, height, width = self.array.shape
         top, bottom, left, right = self.facts.valid or (0, height, 0, width)
         return slice(top, bottom), slice(left, right)
@@ -156,12 +156,12 @@ def open_volume(path: Path) -> Volume:
     if axes != ["z", "y", "x"]:
         raise StoreError(f"{path}: the axes must be z, y, x, but are {', '.join(axes)}")
     if not all(0 < side < inf for side in (z, y, x)):
-        raise StoreError(f"{path}: its voxel size ({z:g}, {y:g}, {x:g}) is not valid; recreate the store")
+        raise StoreError(f"{path}: invalid voxel size ({z:g}, {y:g}, {x:g}); recreate the store")
     if place.is_absolute() or ".." in place.parts:
-        raise StoreError(f"{path}: its level '{place}' lies outside the store; recreate the store")
+        raise StoreError(f"{path}: the level '{place}' is outside the store; recreate the store")
     array = Array(path / place)
     if len(array.shape) != 3:
-        raise StoreError(f"{array.path}: three axes (z, y, x) are expected, not {len(array.shape)}")
+        raise StoreError(f"{array.path}: expected three axes (z, y, x), not {len(array.shape)}")
     return Volume(path, array, (z, y, x), parse_volume_facts(attributes.get("emdiffuse"), path))
 
 

@@ -47,7 +47,7 @@ def settings(**patches):
 def test_a_slice_never_stands_beside_itself():
     assert [beside(z, 3) for z in range(3)] == [(1, 0, 1), (0, 1, 2), (1, 2, 1)]
     assert [beside(z, 5, missing=[1, 4]) for z in (0, 2, 3)] == [(2, 0, 2), (0, 2, 3), (2, 3, 2)]
-    with pytest.raises(DataError, match="one slice has no neighbours"):
+    with pytest.raises(DataError, match="there is only one slice"):
         beside(0, 2, missing=[1])
 
 
@@ -90,7 +90,7 @@ def test_tiles_read_the_neighbours(medulla, model, tmp_path):
 
 def test_images_without_neighbours_are_refused(medulla, model, tmp_path):
     images = write_volume(tmp_path / "i.ome.zarr", medulla[:4, :64, :64], (10, 10, 10), kind="images")
-    words = "shown the neighbouring slices of a volume, and separate images have none"
+    words = "needs the neighbouring slices of a volume, but separate images have none"
     with pytest.raises(DataError, match=words):
         run(images, model, tmp_path / "r", samples=1, texture=None, steps=None, name=None)
     with pytest.raises(DataError, match=words):

@@ -136,9 +136,7 @@ def test_what_cannot_be_registered_is_refused_with_its_reason(brain, medulla, fl
     clean, noisy = (image[:256, :256] for image in brain)
     with pytest.raises(NotRegistered, match="moving image is blank"):
         register_pair(clean, np.zeros_like(noisy), flow)
-    with pytest.raises(
-        NotRegistered, match=r"not show the same field|no part of it can be registered .1 of its"
-    ):
+    with pytest.raises(NotRegistered, match=r"not show the same field|no part can be registered .1 tiles"):
         register_pair(clean[:184, :184], medulla[0], flow)
     wide = cv2.resize(noisy, None, fx=1.5, fy=1.5, interpolation=cv2.INTER_CUBIC)
     with pytest.raises(NotRegistered, match=r"differ in magnification by a factor of 1\.(4[5-9]|5)"):

@@ -174,7 +174,7 @@ def test_a_volume_is_no_store_of_pairs(tmp_path):
 
     path = write_volume(tmp_path / "v.ome.zarr", np.ones((2, 8, 8), np.uint8), (1, 1, 1))
     assert not holds_pairs(path)
-    with pytest.raises(StoreError, match="a store of image pairs is expected"):
+    with pytest.raises(StoreError, match="expected a store of image pairs"):
         open_pairs(path)
 
 

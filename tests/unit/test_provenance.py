@@ -96,7 +96,7 @@ def test_the_chain_of_a_store_is_printed_and_what_has_none_is_refused(tmp_path):
     ran = CliRunner().invoke(app, ["provenance", str(store)])
     assert ran.exit_code == 0 and open_volume(store).made.hash[:12] in ran.output
     (tmp_path / "b.json").write_text("{}")
-    with pytest.raises(StoreError, match=r"b\.json: it does not record what it was made from"):
+    with pytest.raises(StoreError, match=r"b\.json: its provenance is not recorded"):
         read_link(tmp_path / "b.json")
     with pytest.raises(StoreError, match=r"none: cannot be read"):
         read_link(tmp_path / "none")

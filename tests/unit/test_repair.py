@@ -223,7 +223,7 @@ def test_nothing_is_done_twice_and_a_changed_source_is_named(tmp_path, caplog):
         require_unchanged(out)
     with caplog.at_level(logging.INFO):
         acquire(source, SIZE, out, "a")
-    assert "made from other data or with other settings; it is recomputed" in caplog.text
+    assert "made from other data or with other settings; recomputing it" in caplog.text
     require_unchanged(out)
 
     acquire(source, (20.0, 10.0, 10.0), out, "a")  # another setting

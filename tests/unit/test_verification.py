@@ -187,7 +187,7 @@ def test_a_lost_mask_of_a_registered_pair_is_missed(made, tmp_path):
 def test_what_is_no_store_of_the_workflow_is_left_alone(medulla, tmp_path):
     foreign = write_volume(tmp_path / "raw.zarr", medulla[:2, :32, :32], (1, 1, 1), stage="restored")
     Array(foreign / "0").chunk_path((0, 0, 0)).unlink()
-    for path, said in ((foreign, "not a store of the workflow"), (tmp_path / "no", "there is no store here")):
+    for path, said in ((foreign, "not a store of the workflow"), (tmp_path / "no", "there is no store")):
         with pytest.raises(StoreError, match=said):
             verify_store(path, repair=True)
     assert open_volume(foreign)
