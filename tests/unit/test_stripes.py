@@ -75,15 +75,6 @@ def test_data_without_stripes_lose_nothing(clean, tissue):
     assert all(destripe(image, found) is image for image in images)
 
 
-def test_a_frame_around_the_field_is_no_stripe(clean, tmp_path):
-    images = np.pad(clean["medulla"][:, :120, :120], [(0, 0), (40, 40), (60, 20)])
-    small = np.pad(clean["medulla"][:, :50, :50], [(0, 0), (40, 40), (60, 20)])  # too little to tell
-    for name, values in (("a", images), ("b", small)):
-        tifffile.imwrite(tmp_path / f"{name}.tif", values, photometric="minisblack")
-        acquire(str(tmp_path / f"{name}.tif"), SIZE, tmp_path / f"{name}.ome.zarr", name)
-        assert open_volume(tmp_path / f"{name}.ome.zarr").facts.artefacts == ()
-
-
 def test_jitter_is_found_and_measured(clean):
     assert told(jittered(clean["brain"], 0.7)) == {"line jitter": pytest.approx(0.7, rel=0.25)}
 
@@ -139,6 +130,15 @@ def test_acquisition_names_them_and_repairs_by_choice(clean, tmp_path, caplog, m
     assert "stripes were removed" in _artefacts(mended.facts)[0]
     keep_every(mended.path, 2, tmp_path / "thin.ome.zarr", "thin")
     assert open_volume(tmp_path / "thin.ome.zarr").facts.destriped
+
+
+def test_a_frame_around_the_field_is_no_stripe(clean, tmp_path):
+    images = np.pad(clean["medulla"][:, :120, :120], [(0, 0), (40, 40), (60, 20)])
+    small = np.pad(clean["medulla"][:, :50, :50], [(0, 0), (40, 40), (60, 20)])  # too little to tell
+    for name, values in (("a", images), ("b", small)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", values, photometric="minisblack")
+        acquire(str(tmp_path / f"{name}.tif"), SIZE, tmp_path / f"{name}.ome.zarr", name)
+        assert open_volume(tmp_path / f"{name}.ome.zarr").facts.artefacts == ()
 
 
 def test_clean_and_small_data_are_acquired_as_they_are(clean, tmp_path):
