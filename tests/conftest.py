@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from forking import forked_commands
 from helpers import ROOT, raw_file, write_volume
 from learning import model_settings
 from restoring import run
@@ -42,6 +43,13 @@ def _temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         patch.setenv("TMPDIR", str(folder))
         patch.setattr(tempfile, "tempdir", None)
         yield
+
+
+@pytest.fixture(scope="session")
+def commands(_temporary_folder: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment in which `emdiffuse` and `snakemake` start in no time, as forks of one process."""
+    with forked_commands(tmp_path_factory.mktemp("commands")) as environment:
+        yield environment
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
-"""Runs commands of emdiffuse as forks of one process that has loaded everything: a job starts in no time.
+"""Runs emdiffuse and Snakemake as forks of one process that has loaded everything: a job starts in no time.
 
-Snakemake starts ``emdiffuse ...`` as ever, by the real rules; the ``emdiffuse`` that its jobs find hands
-arguments, folder, environment and the three standard files to the server, and ends with the exit code of the
-fork.
+Snakemake starts ``emdiffuse ...`` as ever, by the real rules; the ``emdiffuse`` that its jobs find (and the
+``snakemake`` beside it) hands name, arguments, folder, environment and the three standard files to the
+server, and ends with the exit code of the fork.
 """
 
 import contextlib
@@ -23,27 +23,35 @@ CLIENT = """#!{python} -SEs
 import json, os, socket, sys
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
-    told = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
+    told = json.dumps([[{name!r}, *sys.argv[1:]], os.getcwd(), dict(os.environ)]).encode()
     socket.send_fds(server, [len(told).to_bytes(4, "big")], [0, 1, 2])
     server.sendall(told)
     sys.exit(int(server.recv(8) or b"1"))
 """
 
 
+MODULES = {"emdiffuse": "emdiffuse.cli", "snakemake": "snakemake.cli"}
+"""The commands that are forked, and the module whose `main` each runs."""
+ALSO = ("torch.utils.tensorboard", "snakemake.api", "snakemake.workflow", "snakemake.executors.local")
+"""What these import only on the way."""
+
+
 @contextlib.contextmanager
 def forked_commands(folder: Path) -> Iterator[dict[str, str]]:
-    """Serve commands until the end of the context; yield the environment in which ``emdiffuse`` is forked."""
+    """Serve until the end of the context; yield the environment in which the two commands are forked."""
     address = folder / "socket"
-    command = folder / "bin" / "emdiffuse"
-    command.parent.mkdir(parents=True)
-    command.write_text(CLIENT.format(python=sys.executable, address=str(address)))
-    command.chmod(0o755)
+    places = [folder / "bin", Path(sys.executable).parent]
+    places[0].mkdir(parents=True)
+    for name in MODULES:
+        command = places[0] / name
+        command.write_text(CLIENT.format(python=sys.executable, address=str(address), name=name))
+        command.chmod(0o755)
     # a process of its own: this one may hold threads, of tensorstore say, which no fork survives
     server = subprocess.Popen([sys.executable, __file__, str(address)], stdout=subprocess.PIPE)
     try:
         assert server.stdout is not None
         assert server.stdout.read(1), "the server did not start"
-        yield {**os.environ, "PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}"}
+        yield {**os.environ, "PATH": os.pathsep.join([*map(str, places), os.environ["PATH"]])}
     finally:
         server.kill()
         server.wait()
@@ -54,7 +62,8 @@ def _serve(address: str) -> None:
     for module in pkgutil.walk_packages(emdiffuse.__path__, "emdiffuse."):
         if not module.name.startswith(("emdiffuse.napari", "emdiffuse.cli.__main__")):
             importlib.import_module(module.name)
-    importlib.import_module("torch.utils.tensorboard")
+    for name in (*MODULES.values(), *ALSO):
+        importlib.import_module(name)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen(64)
@@ -88,7 +97,7 @@ def _answer(connection: socket.socket) -> None:
         os.environ.clear()
         os.environ.update(environment)
         os.chdir(folder)
-        sys.argv = ["emdiffuse", *arguments]
+        sys.argv = arguments
         sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
         os._exit(_run())
     _, status = os.waitpid(worker, 0)
@@ -100,13 +109,14 @@ def _answer(connection: socket.socket) -> None:
 def _run() -> int:
     import traceback
 
-    from emdiffuse.cli import main
-
+    main = importlib.import_module(MODULES[sys.argv[0]]).main
     code: object = 0
     try:
         main()
     except SystemExit as end:
         code = end.code
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
         code = 1

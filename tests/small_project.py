@@ -44,10 +44,13 @@ SMALL: dict[str, Any] = {
 
 
 class Project:
-    """A working folder with raw data and a configuration."""
+    """A working folder with raw data and a configuration.
 
-    def __init__(self, folder: Path, medulla: np.ndarray) -> None:
-        self.folder = folder
+    With the environment of forked commands (`forking`), Snakemake and its jobs start in no time.
+    """
+
+    def __init__(self, folder: Path, medulla: np.ndarray, commands: dict[str, str] | None = None) -> None:
+        self.folder, self.commands = folder, commands
         self.config = copy.deepcopy(SMALL)
         folder.mkdir(parents=True, exist_ok=True)
         # copies of a project share the raw files: a copied file is another file, which is looked at again
@@ -60,10 +63,12 @@ class Project:
             (folder / file.name).symlink_to(file)
 
     @classmethod
-    def found(cls, folder: Path, config: dict[str, Any] = SMALL) -> "Project":
+    def found(
+        cls, folder: Path, config: dict[str, Any] = SMALL, commands: dict[str, str] | None = None
+    ) -> "Project":
         """A project whose folder is there already."""
         project = object.__new__(cls)
-        project.folder, project.config = folder, copy.deepcopy(config)
+        project.folder, project.config, project.commands = folder, copy.deepcopy(config), commands
         return project
 
     def own(self, name: str) -> Path:
@@ -92,10 +97,11 @@ class Project:
     def run(
         self, *options: str, check: bool = True, profile: str = "local"
     ) -> subprocess.CompletedProcess[str]:
+        command = self.command(*options, profile=profile)
         done = subprocess.run(
-            self.command(*options, profile=profile),
+            ["snakemake", *command[3:]] if self.commands else command,
             cwd=self.folder,
-            env=self.environment(),
+            env=self.commands or self.environment(),
             capture_output=True,
             text=True,
         )
@@ -122,4 +128,4 @@ class Project:
 def copy_project(source: Project, folder: Path) -> Project:
     """A copy of a project with its results, times kept."""
     shutil.copytree(source.folder, folder, symlinks=True)
-    return Project.found(folder, source.config)
+    return Project.found(folder, source.config, source.commands)

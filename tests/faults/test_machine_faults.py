@@ -8,7 +8,6 @@ import sys
 
 import pytest
 import tifffile
-from forking import forked_commands
 from helpers import write_volume
 from learning import model_settings
 from restoring import image_model
@@ -38,12 +37,6 @@ def place(tmp_path_factory, medulla, store):
     shutil.copytree(store, folder / "p.zarr")
     image_model(folder / "model")
     return folder
-
-
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory):
-    with forked_commands(tmp_path_factory.mktemp("commands")) as environment:
-        yield environment
 
 
 def run(command, place, environment, **streams):

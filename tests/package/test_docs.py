@@ -63,7 +63,7 @@ def place(tmp_path, medulla, models, monkeypatch):
     return tmp_path
 
 
-def run(words: list[str], models: Path) -> None:
+def run(words: list[str], models: Path, commands: dict[str, str]) -> None:
     """Run a command as a shell would."""
     program, *arguments = words
     if program == "cd":
@@ -77,14 +77,12 @@ def run(words: list[str], models: Path) -> None:
         assert program == "snakemake", (
             f"{program}: only emdiffuse, snakemake and cd are run; show others as console"
         )
-        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-        command = [sys.executable, "-m", "snakemake", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        done = subprocess.run(words, capture_output=True, text=True, env=commands)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_what_a_page_shows_is_run(page, place, models):
+def test_what_a_page_shows_is_run(page, place, models, commands):
     for block in blocks(DOCS / page):
         if block.language == "yaml" and block.title:
             Path(block.title).write_text(at_toy_size(block.text, models))
@@ -96,7 +94,7 @@ def test_what_a_page_shows_is_run(page, place, models):
             Path(block.title).write_text(block.text)
         elif block.language == "sh":
             for words in block.commands:
-                run(words, models)
+                run(words, models, commands)
         elif block.language == "python":
             compile(block.text, page, "exec")
         elif block.language == "console":

@@ -30,5 +30,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, medulla: np.ndarray) -> P
 
 
 @pytest.fixture
-def project(finished: Project, tmp_path: Path) -> Project:
-    return copy_project(finished, tmp_path / "project")
+def project(finished: Project, commands: dict[str, str], tmp_path: Path) -> Project:
+    """A copy of the finished project, whose commands are forked; `finished` itself was run as users do."""
+    project = copy_project(finished, tmp_path / "project")
+    project.commands = commands
+    return project

@@ -152,8 +152,8 @@ def test_the_title_redoes_the_report_alone(project):
     assert project.pending() == {"report"}
 
 
-def test_the_profile_says_how_the_network_is_run(tmp_path, medulla):
-    project = Project(tmp_path / "project", medulla)
+def test_the_profile_says_how_the_network_is_run(tmp_path, medulla, commands):
+    project = Project(tmp_path / "project", medulla, commands)
     options = ("--set-resources", "restore:batch=2", "restore:compile=reduce-overhead")
     for given, told in (((), "--batch auto --precision auto\n"), (options, "--batch 2 --precision auto --compile reduce-overhead\n")):
         done = project.run("--dry-run", "--printshellcmds", *given)
@@ -231,10 +231,8 @@ def test_a_damaged_block_is_made_again_when_the_workflow_is_started_again(projec
 
 
 def verify(project, path, *options):
-    command = [sys.executable, "-m", "emdiffuse.cli", "verify", path, *options]
-    return subprocess.run(
-        command, cwd=project.folder, env=project.environment(), capture_output=True, text=True
-    )
+    command = ["emdiffuse", "verify", path, *options]
+    return subprocess.run(command, cwd=project.folder, env=project.commands, capture_output=True, text=True)
 
 
 def test_what_of_a_restoration_is_lost_is_found_and_repaired_by_the_next_run(project):

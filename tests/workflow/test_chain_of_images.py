@@ -12,8 +12,8 @@ from emdiffuse.stores.pairs import open_pairs
 from emdiffuse.stores.volume import open_volume
 
 
-def test_a_scan_is_denoised(tmp_path, medulla):
-    project = Project(tmp_path / "project", medulla)
+def test_a_scan_is_denoised(tmp_path, medulla, commands):
+    project = Project(tmp_path / "project", medulla, commands)
     noise = np.random.default_rng(0)
 
     def noisy(image):
@@ -73,9 +73,9 @@ def test_a_scan_is_denoised(tmp_path, medulla):
     assert project.pending() == set()
 
 
-def test_scans_are_denoised_by_a_model_that_saw_no_clean_image(tmp_path, medulla):
+def test_scans_are_denoised_by_a_model_that_saw_no_clean_image(tmp_path, medulla, commands):
     """From noisy images alone and from a noisy volume; and intervals that a second scan calibrates."""
-    project = Project(tmp_path / "project", medulla)
+    project = Project(tmp_path / "project", medulla, commands)
     noise = np.random.default_rng(0)
 
     def noisy(images):

@@ -7,7 +7,6 @@ import hashlib
 import json
 import re
 import subprocess
-import sys
 
 import pytest
 import yaml
@@ -23,7 +22,6 @@ from every_key import (
     targets,
     write_raw,
 )
-from forking import forked_commands
 from helpers import ROOT
 
 from emdiffuse.restoration.empty import LAYER
@@ -37,13 +35,6 @@ def test_every_key_has_another_value():
     tables = {"datasets": DATASETS, "models": MODELS, "restorations": RESTORATIONS}
     known = {f"{section}.{key}" for section, table in tables.items() for key in table} | WHOLE.keys()
     assert known == set(KEYS), "give each key a use and another value in `every_key`"
-
-
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory):
-    """The environment of quick commands."""
-    with forked_commands(tmp_path_factory.mktemp("commands")) as environment:
-        yield environment
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +56,7 @@ def run(folder, config, commands, *wanted):
     (folder / "my.yaml").write_text(yaml.safe_dump(config))
     done = subprocess.run(
         [
-            sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow/Snakefile"),
+            "snakemake", "--snakefile", str(ROOT / "workflow/Snakefile"),
             "--configfile", "my.yaml", "--cores", "4", "--set-scatter", "restore=1", "stitch=1",
             "--set-threads", "train=1", "--nolock", "--keep-going", *wanted,
         ],

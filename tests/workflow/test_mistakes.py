@@ -2,14 +2,12 @@
 
 import re
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tifffile
 import yaml
 import zarr
-from forking import forked_commands
 from helpers import ROOT
 
 from emdiffuse.config import validate
@@ -26,10 +24,10 @@ GOOD = {
 VALUES = np.random.default_rng(0).integers(1, 255, (3, 32, 32)).astype(np.uint8)
 
 
-def snakemake(folder, environment=None, *options):
+def snakemake(folder, environment, *options):
     done = subprocess.run(
         [
-            sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow/Snakefile"), "--profile",
+            "snakemake", "--snakefile", str(ROOT / "workflow/Snakefile"), "--profile",
             str(ROOT / "profiles/local"), "--configfile", "my.yaml", *options,
         ],
         cwd=folder, env=environment, capture_output=True, text=True,
@@ -71,10 +69,10 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_wrong_configuration(name, folder):
+def test_a_wrong_configuration(name, folder, commands):
     content, said = CONFIGS[name]
     (folder / "my.yaml").write_text(content if isinstance(content, str) else yaml.safe_dump(content))
-    lines = snakemake(folder, None, "--dry-run")
+    lines = snakemake(folder, commands, "--dry-run")
     assert len(lines) <= LAST, "\n".join(lines)
     sentences = [line for line in lines if line.startswith("error: ")]
     assert (said is None) or (sentences == lines[-1:] and said in lines[-1]), "\n".join(lines)
@@ -110,14 +108,13 @@ def broken(folder):
     return {name: {"source": source, "voxel_size": SIZE} for name, source in whole.items()}
 
 
-def test_useless_data_are_each_one_sentence_at_the_end(folder, tmp_path_factory):
+def test_useless_data_are_each_one_sentence_at_the_end(folder, commands):
     found = broken(folder)
     config = {**GOOD, "datasets": found, "restorations": [{"dataset": n, "model": "n"} for n in found]}
     (folder / "my.yaml").write_text(yaml.safe_dump(config))
     wanted = [f"results/acquired/{name}.ome.zarr/zarr.json" for name in found]
-    with forked_commands(tmp_path_factory.mktemp("commands")) as environment:
-        lines = snakemake(folder, environment, "--keep-going", *wanted)
-        again = snakemake(folder, environment, "--keep-going", *wanted)
+    lines = snakemake(folder, commands, "--keep-going", *wanted)
+    again = snakemake(folder, commands, "--keep-going", *wanted)
     for said in (lines, again):
         last = [line for line in said[-len(found) - LAST :] if line.startswith("error: ")]
         assert len(last) == len(found), "\n".join(last)

@@ -44,11 +44,10 @@ def test_there_is_one_for_each_task():
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_published_config_plans_a_whole_run(path, folder):
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow/Snakefile"), "--dry-run"]
+def test_a_published_config_plans_a_whole_run(path, folder, commands):
+    command = ["snakemake", "--snakefile", str(ROOT / "workflow/Snakefile"), "--dry-run"]
     options = ["--configfile", str(path), "--profile", str(ROOT / "profiles/local"), "--directory", str(folder)]
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run([*command, *options], capture_output=True, text=True, env=environment)
+    done = subprocess.run([*command, *options], capture_output=True, text=True, env=commands)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "rule train" in done.stdout + done.stderr
 

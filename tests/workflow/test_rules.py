@@ -79,7 +79,7 @@ def test_the_profiles_change_no_memory_that_a_plan_states():
         assert not any("mem_mb" in asked.get(rule, {}) for rule in LATER), path
 
 
-def test_names_with_braces_spaces_lines_and_accents_run_through_snakemake(tmp_path, medulla):
+def test_names_with_braces_spaces_lines_and_accents_run_through_snakemake(tmp_path, medulla, commands):
     """Snakemake takes braces for wildcards, in the paths of inputs and in what parameters say."""
     folder = tmp_path / "run {x} é"
     (folder / "raw {1}\n2").mkdir(parents=True)
@@ -91,13 +91,14 @@ def test_names_with_braces_spaces_lines_and_accents_run_through_snakemake(tmp_pa
         "datasets": {"-5deg modèle.v1": {"source": "raw {1}\n2", "voxel_size": size}},
         "models": {"denoise v1.2 é": {"task": "vemdiffuse-i", "weights": "denoise v1.2 {m}"}},
         "restorations": [{"dataset": "-5deg modèle.v1", "model": "denoise v1.2 é"}],
-        "report": {"title": "{a} title"},
+        "title": "{a} title",
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True))
-    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "workflow/Snakefile", "--cores", "1"]
+    command = ["snakemake", "--snakefile", ROOT / "workflow/Snakefile", "--cores", "1"]
     done = subprocess.run(
-        [*command, "--configfile", "config.yaml", "--until", "plan"], cwd=folder, capture_output=True, text=True
-    )
+        [*command, "--configfile", "config.yaml", "--until", "plan"],
+        cwd=folder, env=commands, capture_output=True, text=True,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (folder / "results/restored/-5deg modèle.v1/denoise v1.2 é/plan.json").is_file()
 
