@@ -23,11 +23,11 @@ demo-train: env  ## The same tasks learned from nothing: the whole chain, in 13 
 	snakemake --profile profiles/local --configfile config/demo-train.yaml
 	@echo "report: $(CURDIR)/results/report.html"
 
-# One thread a process: two processes that each take every core slow each other down. Tests of one file share
-# fixtures, so that a file stays in one process. The tests of the cluster mostly wait, and so run beside the others.
+# One thread a process: two processes that each take every core slow each other down. What is slow is begun first
+# (tests/conftest.py). The tests of the cluster mostly wait, and so run beside the others.
 test: env lint  ## Everything: style, types, workflow checks, and all tests.
 	@log=$$(mktemp); pytest -m slurm >"$$log" 2>&1 & cluster=$$!; \
-	OMP_NUM_THREADS=1 pytest -m "not slurm" -n auto --maxprocesses 4 --dist loadfile; others=$$?; \
+	OMP_NUM_THREADS=1 pytest -m "not slurm" -n auto --maxprocesses 4 --no-loadscope-reorder; others=$$?; \
 	wait $$cluster; status=$$?; cat "$$log"; rm "$$log"; \
 	exit $$((others || status))
 

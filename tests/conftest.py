@@ -5,6 +5,7 @@ import signal
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is loaded
 # a shell that starts the tests in the background has SIGINT ignored, and so would all commands under test
@@ -18,6 +19,7 @@ from forking import forked_commands
 from helpers import ROOT, raw_file, write_volume
 from learning import model_settings
 from restoring import run
+from xdist.scheduler import LoadFileScheduling
 
 from emdiffuse.models.description import Description
 from emdiffuse.models.networks.native import NativeNetwork
@@ -32,6 +34,33 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     sections = [[part.encode("utf-8", "backslashreplace").decode() for part in s] for s in report.sections]
     report.sections = [tuple(section) for section in sections]
     return report
+
+
+SLOWEST = ("tests/workflow/test_every_key.py", "tests/workflow/", "tests/package/", "tests/robustness/")
+"""What is begun first, so that no process is left with minutes of work when the others have none."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put what takes longest first."""
+
+    def rank(item: pytest.Item) -> int:
+        places = (place for place, slow in enumerate(SLOWEST) if item.nodeid.startswith(slow))
+        return next(places, len(SLOWEST))
+
+    items.sort(key=rank)
+
+
+class Scheduling(LoadFileScheduling):
+    """Tests of one file share fixtures and one process; those of the workflow are long, and share little."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid if nodeid.startswith("tests/workflow/") else super()._split_scope(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    """Share tests among the processes of pytest-xdist."""
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

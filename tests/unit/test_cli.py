@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from typing import Annotated
 
 import pytest
@@ -15,10 +14,15 @@ from emdiffuse.cli.options import with_options
 from emdiffuse.models.networks.build import UNet, load_network
 
 
-def emdiffuse(*arguments):
-    """Run the command line in a process of its own, as a rule does."""
-    command = [sys.executable, "-m", "emdiffuse.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+@pytest.fixture
+def emdiffuse(commands):
+    """Runs the command line in a process of its own, as a rule does."""
+
+    def run(*arguments):
+        command = ["emdiffuse", *map(str, arguments)]
+        return subprocess.run(command, env=commands, capture_output=True, text=True)
+
+    return run
 
 
 MISTAKES = {
@@ -50,7 +54,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_one_line(name, tmp_path, monkeypatch):
+def test_a_mistake_is_one_line(name, tmp_path, monkeypatch, emdiffuse):
     monkeypatch.chdir(tmp_path)
     arguments, message = MISTAKES[name]
     done = emdiffuse(*arguments)
@@ -59,7 +63,7 @@ def test_a_mistake_is_one_line(name, tmp_path, monkeypatch):
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
-def test_published_weights_are_imported_and_run(tmp_path):
+def test_published_weights_are_imported_and_run(tmp_path, emdiffuse):
     shapes = {name: list(value.shape) for name, value in UNet(in_channels=2).state_dict().items()}
     weights = random_weights(shapes, seed=0)
     state = {f"denoise_fn.{name}": value for name, value in weights.items()}
