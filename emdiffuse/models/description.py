@@ -66,17 +66,22 @@ class NativeSpec(Record):
         return (self.conditions == len(CONDITION_OFFSETS)) == volumetric
 
 
-class UnetSpec(Record):
-    """The published U-Net: arguments of `networks.unet.UNet`, which explains them."""
+class PublishedSpec(Record):
+    """What the published U-Net and its 3-D form share: arguments of `networks.unet.UNet`."""
 
-    architecture: Literal["unet"] = "unet"
-    in_channels: Literal[2, 3]
     out_channels: Literal[1, 2] = 1
     base_channels: Channels = 32
     multipliers: Multipliers = (1, 2, 4, 8)
     blocks: Blocks = 2
     head_channels: Channels = 32
     dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class UnetSpec(PublishedSpec):
+    """The published U-Net: arguments of `networks.unet.UNet`, which explains them."""
+
+    architecture: Literal["unet"] = "unet"
+    in_channels: Literal[2, 3]
     slice_index: bool = False
 
     def fits(self, volumetric: bool) -> bool:
@@ -84,7 +89,7 @@ class UnetSpec(Record):
         return self.slice_index == volumetric and self.in_channels == (3 if volumetric else 2)
 
 
-class Unet3dSpec(Record):
+class Unet3dSpec(PublishedSpec):
     """The joint 3-D U-Net: `networks.unet.UNet` with three dimensions.
 
     Its channels are the real slices after and before the gap, each slice's position, and the noisy slices.
@@ -92,12 +97,6 @@ class Unet3dSpec(Record):
 
     architecture: Literal["unet3d"] = "unet3d"
     in_channels: Literal[4] = 4
-    out_channels: Literal[1, 2] = 1
-    base_channels: Channels = 32
-    multipliers: Multipliers = (1, 2, 4, 8)
-    blocks: Blocks = 2
-    head_channels: Channels = 32
-    dropout: float = Field(0.0, ge=0, lt=1)
     dims: Literal[3] = 3
 
     def fits(self, volumetric: bool) -> bool:

@@ -22,6 +22,7 @@ from emdiffuse.readers.axes import Layout, lay_out
 from emdiffuse.readers.base import Source, named
 from emdiffuse.readers.sizes import Size, told
 from emdiffuse.runtime.errors import DataError
+from emdiffuse.runtime.extras import require
 
 PIXELS = {"Gray8": "uint8", "Gray16": "uint16", "Gray32Float": "float32"}
 
@@ -85,13 +86,12 @@ def open_czi(file: Path, reading: Reading) -> CziScene:
 
     Raises
     ------
+    ConfigError
+        If the library is missing.
     DataError
-        If the library is missing, a scene or channel must be chosen, or it is no grayscale.
+        If a scene or channel must be chosen, or it is no grayscale.
     """
-    try:
-        from pylibCZIrw import czi
-    except ImportError:
-        raise DataError(f"{file}: to read CZI, install `pip install 'emdiffuse[formats]'`") from None
+    czi = require("pylibCZIrw.czi", "formats", f"{file}: reading CZI")
     with named(str(file), "CZI file"), czi.open_czi(str(file)) as opened:
         box = opened.total_bounding_box
         scenes = opened.scenes_bounding_rectangle

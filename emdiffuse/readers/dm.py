@@ -19,6 +19,7 @@ from emdiffuse.readers.axes import Layout, lay_out
 from emdiffuse.readers.base import Source, named
 from emdiffuse.readers.sizes import Size, told, unit_of
 from emdiffuse.runtime.errors import DataError
+from emdiffuse.runtime.extras import require
 
 
 class DmImage(Source):
@@ -55,13 +56,12 @@ def open_dm(file: Path, reading: Reading) -> DmImage:
 
     Raises
     ------
+    ConfigError
+        If the library is missing.
     DataError
-        If the library is missing, an image must be chosen, or it is not one volume of a supported type.
+        If an image must be chosen, or it is not one volume of a supported type.
     """
-    try:
-        from rsciio.digitalmicrograph import file_reader
-    except ImportError:
-        raise DataError(f"{file}: to read DM3 and DM4, install `pip install 'emdiffuse[formats]'`") from None
+    file_reader = require("rsciio.digitalmicrograph", "formats", f"{file}: reading DM3 and DM4").file_reader
     with named(str(file), "DigitalMicrograph file"):
         try:
             images = file_reader(str(file), lazy=True)

@@ -28,6 +28,7 @@ from emdiffuse.readers.axes import Layout, lay_out
 from emdiffuse.readers.base import Box, Source, named
 from emdiffuse.readers.sizes import Size, told, unit_of
 from emdiffuse.runtime.errors import DataError
+from emdiffuse.runtime.extras import require
 
 IMARIS = "DataSet/ResolutionLevel {level}/TimePoint {timepoint}/Channel {channel}/Data"
 SHOWN = 5
@@ -136,13 +137,12 @@ def open_hdf5(file: Path, inside: str, reading: Reading) -> Hdf5Array:
 
     Raises
     ------
+    ConfigError
+        If the library is missing.
     DataError
-        If the library is missing, there is no such array, or it is not one volume of a supported type.
+        If there is no such array, or it is not one volume of a supported type.
     """
-    try:
-        import h5py
-    except ImportError:
-        raise DataError(f"{file}: to read HDF5, install `pip install 'emdiffuse[formats]'`") from None
+    h5py = require("h5py", "formats", f"{file}: reading HDF5")
     with contextlib.suppress(ImportError):  # ordinary files need none; what does is named when it is read
         import hdf5plugin  # noqa: F401  (its filters register themselves)
     with named(str(file), "HDF5 file"):

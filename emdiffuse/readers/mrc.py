@@ -24,6 +24,7 @@ from emdiffuse.readers.flat import FlatFile, of_what_is_there, opened
 from emdiffuse.readers.reasons import warn_once
 from emdiffuse.readers.sizes import Size, told
 from emdiffuse.runtime.errors import DataError
+from emdiffuse.runtime.extras import require
 
 HEADER = 1024
 IMOD_STAMP = 1146047817
@@ -38,13 +39,12 @@ def open_mrc(file: Path, reading: Reading) -> FlatFile:
 
     Raises
     ------
+    ConfigError
+        If the library is missing.
     DataError
-        If the library is missing, or the file is not one volume of a supported type, or is truncated.
+        If the file is not one volume of a supported type, or is truncated.
     """
-    try:
-        import mrcfile
-    except ImportError:
-        raise DataError(f"{file}: to read MRC, install `pip install 'emdiffuse[formats]'`") from None
+    mrcfile = require("mrcfile", "formats", f"{file}: reading MRC")
     name = str(file)
     with named(name, "MRC file"), warnings.catch_warnings(record=True) as unusual:
         warnings.simplefilter("always")

@@ -24,6 +24,7 @@ from emdiffuse.readers.base import named
 from emdiffuse.readers.flat import FlatFile, of_what_is_there
 from emdiffuse.readers.sizes import Size, told, unit_of
 from emdiffuse.runtime.errors import DataError
+from emdiffuse.runtime.extras import require
 
 COLOURS = ("vector", "RGB-color", "RGBA-color", "list", "3-color", "4-color", "complex")
 
@@ -33,13 +34,12 @@ def open_nrrd(file: Path, reading: Reading) -> FlatFile:
 
     Raises
     ------
+    ConfigError
+        If the library is missing.
     DataError
-        If the library is missing, or the file is not one volume of a supported type, or is truncated.
+        If the file is not one volume of a supported type, or is truncated.
     """
-    try:
-        import nrrd
-    except ImportError:
-        raise DataError(f"{file}: to read NRRD, install `pip install 'emdiffuse[formats]'`") from None
+    nrrd = require("nrrd", "formats", f"{file}: reading NRRD")
     name = str(file)
     with named(name, "NRRD file"), file.open("rb") as opened:
         header = nrrd.read_header(opened)

@@ -11,8 +11,7 @@ Conventions
 from __future__ import annotations
 
 from pathlib import Path
-
-import jinja2
+from typing import TYPE_CHECKING
 
 from emdiffuse.config import Config
 from emdiffuse.evaluation.methods import label
@@ -27,6 +26,9 @@ from emdiffuse.report.times import stage_times
 from emdiffuse.runtime.atomic import write_atomically
 from emdiffuse.runtime.json_files import finite, write_json
 from emdiffuse.runtime.outputs import PROGRAM, require_free
+
+if TYPE_CHECKING:
+    import jinja2
 
 SIZE, LEAST = 14_000_000, 4_000_000
 """Maximum number of characters of all images together, and the share reserved for restorations."""
@@ -91,6 +93,8 @@ def write_report(config: Config, results: Path, experiments: Path, out: Path) ->
 
 
 def _template() -> jinja2.Template:
+    import jinja2  # only once everything reported has been read
+
     loader = jinja2.PackageLoader("emdiffuse.report")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"label": label, "heading": heading, "finite": finite}

@@ -8,6 +8,7 @@ Conventions
 * The truth is the second argument; only NRMSE and the power ratio depend on which of the two it is.
 * A *metric* is an object with `add` (a block) and `score` (all planes). Each module contains one, with the
   functions that define it. `METRICS` lists them all.
+* MS-SSIM and FSIM are ours: piq gives the same to 2e-5 and 2e-4, but needs torch, 2 s and 500 MB a stage.
 """
 
 from emdiffuse.evaluation.metrics.base import Measure, Metric, Piece, Scores, Setting, Vector
