@@ -22,7 +22,7 @@ from emdiffuse.runtime.atomic import replaced
 from emdiffuse.runtime.errors import DataError, StoreError
 from emdiffuse.runtime.progress import progress
 from emdiffuse.runtime.units import NANOMETERS
-from emdiffuse.viewing import find_images
+from emdiffuse.viewing.images import find_images
 
 CHUNK = 64
 BOX = (64, 512, 512)

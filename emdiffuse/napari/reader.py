@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from emdiffuse.runtime.errors import EmdiffuseError
-from emdiffuse.viewing import find_images, napari_layers
+from emdiffuse.viewing.images import find_images, napari_layers
 
 LayerData = tuple[Any, dict[str, Any], str]
 

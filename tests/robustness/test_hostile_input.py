@@ -29,7 +29,7 @@ from emdiffuse.restoration.plan import read_plan
 from emdiffuse.restoration.planning import make_plan
 from emdiffuse.runtime.errors import AccessError, DataError
 from emdiffuse.stores.volume import open_volume
-from emdiffuse.viewing import find_images
+from emdiffuse.viewing.images import find_images
 
 
 @pytest.fixture(scope="module")

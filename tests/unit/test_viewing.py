@@ -18,17 +18,10 @@ import tensorstore as ts
 import zarr
 from helpers import write_volume
 
-from emdiffuse import viewing
 from emdiffuse.runtime.errors import DataError, StoreError
-from emdiffuse.viewing import (
-    NEUROGLANCER,
-    Server,
-    byte_range,
-    find_images,
-    napari_layers,
-    neuroglancer_link,
-    view_in_napari,
-)
+from emdiffuse.viewing import view_in_napari
+from emdiffuse.viewing.images import NEUROGLANCER, find_images, napari_layers, neuroglancer_link
+from emdiffuse.viewing.server import Server, _Handler, byte_range
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +221,7 @@ def test_what_is_no_request_is_answered_or_left_without_a_traceback(server, capf
 
 
 def test_a_client_that_asks_letter_by_letter_is_left(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(viewing._Handler, "timeout", 1)
+    monkeypatch.setattr(_Handler, "timeout", 1)
     with Server(tmp_path) as running:
         thread = threading.Thread(target=running.serve_forever)
         thread.start()
@@ -244,7 +237,7 @@ def test_a_client_that_asks_letter_by_letter_is_left(tmp_path, monkeypatch, capf
 
 
 def test_clients_that_do_not_read_take_little_memory_and_are_left(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(viewing._Handler, "timeout", 5)
+    monkeypatch.setattr(_Handler, "timeout", 5)
     (tmp_path / "large").write_bytes(b"")
     os.truncate(tmp_path / "large", 2**31)
     with Server(tmp_path) as running:
