@@ -25,6 +25,13 @@ LONGEST_NAME = 80
 NAME = rf"^[^ .{TAKEN}](?:[^{TAKEN}]*[^ {TAKEN}])?$"
 
 
+def allowed_name(text: str) -> str:
+    """Return a text as a name that is allowed: with ``_`` for what is not, and shortened where it is long."""
+    shown = "".join(letter if letter.isprintable() else "_" for letter in unicodedata.normalize("NFC", text))
+    plain = re.sub(rf"[{TAKEN}]+", "_", shown).encode()[: LONGEST_NAME - 10].decode(errors="ignore")
+    return plain.strip("_ .") or "data"
+
+
 def _plain_name(name: object) -> object:
     """Refuse a name that cannot be part of a path, or that Snakemake or SLURM would split."""
     if not isinstance(name, str):
@@ -36,11 +43,9 @@ def _plain_name(name: object) -> object:
             f"a name has at most {LONGEST_NAME} letters, since files are named by it; shorten it"
         )
     if not (re.fullmatch(NAME[1:-1], name) and name.isprintable()):
-        shown = "".join(letter if letter.isprintable() else "_" for letter in name)
-        plain = re.sub(rf"[{TAKEN}]+", "_", shown).strip("_ .") or "data"
         raise ValueError(
             "a name may contain letters, digits, spaces and '_', '-', '.', '+', '#', '(' or ')', and may not "
-            f"begin or end with a space, nor begin with a dot; write for instance '{plain}'"
+            f"begin or end with a space, nor begin with a dot; write for instance '{allowed_name(name)}'"
         )
     return name
 

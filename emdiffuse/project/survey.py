@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from emdiffuse.acquisition.layouts import PATTERNS, find_pairs
+from emdiffuse.config.datasets import allowed_name
 from emdiffuse.config.sources import is_slice, parse_source
 from emdiffuse.readers import open_source
 from emdiffuse.readers.sizes import Size
@@ -153,10 +154,10 @@ def _is_data(path: Path) -> bool:
 
 
 def _name(path: str) -> str:
-    """Return a name for a dataset: that of the file, restricted to allowed characters."""
+    """Return a name for a dataset: that of the file, as far as it is allowed."""
     stem = re.split(r"[/:]", path.rstrip("/*"))[-1]
     stem = re.sub(r"(\.ome)?\.\w+$", "", stem)
-    return re.sub(r"[^\w-]+", "_", stem).strip("_-") or "data"
+    return allowed_name(stem)
 
 
 def _told(path: str, folder: Path) -> str:
@@ -175,8 +176,8 @@ def _named_apart(found: list[Finding]) -> list[Finding]:
     apart = []
     for finding in found:
         name, number = finding.name, 2
-        while name in names:
+        while name.casefold() in names:
             name, number = f"{finding.name}_{number}", number + 1
-        names.add(name)
+        names.add(name.casefold())
         apart.append(Finding(**{**finding.__dict__, "name": name}))
     return apart

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
+import yaml
 
 from emdiffuse import __version__
 from emdiffuse.config.tasks import TASKS
@@ -56,10 +57,11 @@ def config_text(proposal: Proposal, sheet: bool) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["number"] = lambda value: f"{value:g}"
+    environment.filters["name"] = _name
     listed = () if sheet else proposal.restored
     learned = [one for one in proposal.learned if one not in listed]
     model = proposal.model
-    restored = ["'*'"] if sheet else [one.name for one in proposal.restored]
+    restored = ["*"] if sheet else [one.name for one in proposal.restored]
     return environment.get_template("config.yaml.j2").render(
         version=__version__,
         why=proposal.why[0].upper() + proposal.why[1:],
@@ -75,6 +77,11 @@ def config_text(proposal: Proposal, sheet: bool) -> str:
         noisy=isinstance(model, Learned) and model.noisy,
         title_of_report=" and ".join(one.name for one in (*proposal.restored, *proposal.thinned)[:3]),
     )
+
+
+def _name(text: str) -> str:
+    """Return a name as YAML has it: quoted where it would be a number, a truth value or a comment."""
+    return yaml.safe_dump(text, allow_unicode=True, width=10**6).splitlines()[0]
 
 
 def sheet_text(restored: tuple[Finding, ...]) -> str:

@@ -183,6 +183,29 @@ def test_a_size_is_three_numbers_or_one():
             parse_size(text)
 
 
+NAMES = {
+    "mon volume (1) #2": "mon volume (1) #2", "modèle": "modèle", "2024": "2024", "yes": "yes", "null": "null",
+    "-5deg": "-5deg", "1e3": "1e3", "# a": "# a", "a, b": "a_ b", "x{z}=5%": "x_z_5", "v1.2": "v1.2",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sheet", [False, True])
+def test_the_users_names_are_kept_as_far_as_they_are_allowed(raw, tmp_path, sheet):
+    (tmp_path / "in").mkdir()
+    for name in NAMES:
+        (tmp_path / f"in/{name}.tif").symlink_to(raw / "thick.tif")
+    found = written(
+        tmp_path / "run",
+        tmp_path / "in",
+        *(f"{name}.tif" for name in NAMES),
+        train=not sheet,
+        sheet=sheet,
+        sizes=(THICK,),
+    )
+    assert list(found.datasets) == list(NAMES.values())
+    assert [item.dataset for item in found.restorations] == list(NAMES.values())
+
+
 def test_names_are_told_apart(raw):
     found = survey([str(raw / "thick.tif"), str(raw / "thick.tif")], raw)
     assert [(one.name, one.source) for one in found] == [("thick", "thick.tif"), ("thick_2", "thick.tif")]
