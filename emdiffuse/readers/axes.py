@@ -204,10 +204,12 @@ def _stated(
             )
         return letters
     letters = letters_of(names) if names is not None and len(names) == len(lengths) else ""
-    if any(letters.count(a) > 1 for a in "zyxcts") or not {"y", "x"} <= set(letters):
+    if any(letters.count(a) > 1 for a in "zyxcts"):
         letters = ""
-    if letters:
+    if {"y", "x"} <= set(letters):
         return letters
+    if letters.strip("?"):
+        return _completed(where, letters, lengths)
     letters = guessed(lengths)
     if letters.endswith("zyx") and lengths[-1] <= MOST_CHANNELS and min(lengths[-3:-1]) > 8 * lengths[-1]:
         rest = letters[:-3].replace("?", "t")
@@ -217,6 +219,25 @@ def _stated(
             f"colour, or `axes: {rest}zyx`"
         )
     return letters
+
+
+def _completed(where: str, letters: str, lengths: tuple[int, ...]) -> str:
+    """Return axes of which the file names some: what it says is not overruled by what is usual."""
+    places = [i for i, a in enumerate(letters) if a == "?" and lengths[i] > 1]
+    left = [a for a in "zyx" if a not in letters]
+    if left == ["z", "y", "x"]:  # channels and times alone are named
+        found = guessed([lengths[i] for i in places])
+    elif len(left) == len(places) == 1:
+        found = left[0]
+    else:
+        raise DataError(
+            f"{where}: of its axes only some are named: {_spelled(letters, lengths)}; say which is which by "
+            "`axes`"
+        )
+    whole = list(letters)
+    for place, letter in zip(places, found, strict=True):
+        whole[place] = letter
+    return "".join(whole)
 
 
 def _time_as_depth(where: str, letters: str, lengths: tuple[int, ...]) -> str:

@@ -117,6 +117,23 @@ def test_axes_of_one_stand_aside_where_there_are_no_names(tmp_path, shape, expec
     assert opened(tmp_path / "a.zarr").shape == expected
 
 
+@pytest.mark.parametrize(
+    ("names", "stored"),
+    [
+        (("x", None, "z"), XYZ), (("x", "y", None), XYZ), ((None, "y", "x"), VOLUME),
+        (("c", None, None), VOLUME[:1]), (("t", None, None, None), VOLUME[None]),
+        (("p", "q", "r"), VOLUME), (("x", None, None), None),
+    ],
+)  # fmt: skip
+def test_names_of_some_axes_are_not_overruled(tmp_path, names, stored):
+    zarr.create_array(tmp_path / "a.zarr", data=XYZ if stored is None else stored, dimension_names=names)
+    if stored is None:
+        with pytest.raises(DataError, match="only some are named: 32 along x"):
+            opened(tmp_path / "a.zarr")
+    else:
+        np.testing.assert_array_equal(contents(tmp_path / "a.zarr"), VOLUME[: 1 if names[0] == "c" else None])
+
+
 def test_axes_can_be_stated_where_the_file_does_not(tmp_path):
     zarr.save_array(tmp_path / "a.zarr", XYZ)
     np.testing.assert_array_equal(contents(tmp_path / "a.zarr", axes="xyz"), VOLUME)
