@@ -1,16 +1,16 @@
-"""What a network predicts, what it is trained with, and the denoiser that it becomes.
+"""Prediction types, training targets and losses, and the conversion of networks to denoisers.
 
 Conventions
 -----------
 * A network sees the variance-preserving image ``x = alpha * x0 + sigma * eps`` and its gamma, whatever it
   predicts:
 
-  - ``epsilon``: the noise (arXiv 2006.11239); tells nothing of x0 at gamma = 0.
+  - ``epsilon``: the noise (arXiv 2006.11239); gives no estimate of x0 at gamma = 0.
   - ``flow``: ``eps - x0``, the velocity of the straight path ``(1 - t) * x0 + t * eps`` (rectified flow,
-    arXiv 2209.03003). That path is the variance-preserving one in another scale:
+    arXiv 2209.03003). That path is the variance-preserving one, rescaled:
     ``t = sigma / (alpha + sigma)`` and ``x_flow = x / (alpha + sigma)``.
 
-* At gamma = 0 a flow network that is trained with the squared error gives the posterior mean in one call.
+* At gamma = 0 a flow network trained with the squared error gives the posterior mean in one evaluation.
 * Images are (N, C, ...), levels are tensors of shape (N,); losses are scalars in float32.
 """
 
@@ -30,7 +30,7 @@ NetworkFunction = Callable[[Tensor, Tensor], Tensor]
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 SMALLEST_DIFFICULTY = 1e-3
-"""Lower bound of the difficulty phi, so that the difficulty-aware loss is bounded below."""
+"""Lower bound of the difficulty phi, which bounds the difficulty-aware loss from below."""
 
 
 def as_denoiser(
@@ -42,9 +42,9 @@ def as_denoiser(
     ----------
     network : callable
         ``network(x, gamma)`` with `x` (N, C, ...) and `gamma` (N,) in the dtype of `x`; the condition is
-        bound in it.
+        already bound.
     prediction : {"epsilon", "flow"}
-        What the network returns.
+        The quantity that the network returns.
     clip : (float, float), optional
         Range to which x0 is clipped; (-1, 1) is the published behaviour.
 
@@ -56,13 +56,13 @@ def as_denoiser(
     Raises
     ------
     ValueError
-        If `prediction` is unknown; and, from the denoiser, if an epsilon network is asked at gamma = 0.
+        If `prediction` is unknown; from the denoiser, if an epsilon network is evaluated at gamma = 0.
     """
     _known(prediction)
 
     def denoise(x: Tensor, gamma: Tensor) -> Tensor:
         if prediction == "epsilon" and not bool(gamma.all()):
-            raise ValueError("a network that predicts the noise has no estimate at gamma = 0: start above it")
+            raise ValueError("a network that predicts the noise has no estimate at gamma = 0; start above it")
         output = network(x, gamma.to(x.dtype)).to(x.dtype)
         alpha, sigma = alpha_sigma(gamma, x)
         if prediction == "epsilon":
@@ -75,7 +75,7 @@ def as_denoiser(
 
 
 def training_target(prediction: Prediction, x0: Tensor, eps: Tensor) -> Tensor:
-    """Return what a network of this prediction should say of ``q_sample(x0, gamma, eps)``.
+    """Return the target of a network for the input ``q_sample(x0, gamma, eps)``.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def training_target(prediction: Prediction, x0: Tensor, eps: Tensor) -> Tensor:
 
 
 def mse(target: Tensor, output: Tensor) -> Tensor:
-    """Mean squared error, in float32 also under autocast."""
+    """Return the mean squared error, in float32 even under autocast."""
     return F.mse_loss(output.float(), target.float())
 
 
@@ -117,18 +117,18 @@ def split_difficulty(output: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def error_where_known(output: Tensor, wanted: Tensor) -> Tensor:
-    """Return the mean squared error where `wanted` (N, ...) is not NaN, of each example, then of all."""
+    """Return the mean over examples of the mean squared error where `wanted` (N, ...) is not NaN."""
     known, axes = ~wanted.isnan(), tuple(range(1, wanted.ndim))
-    # before the difference: the gradient of a NaN that is left out afterwards is NaN all the same
+    # replace NaN before the difference, because masking it afterwards leaves a NaN gradient
     errors = (output.float() - wanted.nan_to_num(0.0)).square() * known
     return (errors.sum(axes) / known.sum(axes).clamp(min=1)).mean()
 
 
 def difficulty_aware(target: Tensor, output: Tensor) -> Tensor:
-    """Difficulty-aware loss: the mean of ``|target - prediction|^2 / phi^2 + log(phi)`` over all pixels.
+    """Return the difficulty-aware loss: the mean of ``|target - prediction|^2 / phi^2 + log(phi)``.
 
-    The network says for every pixel how hard it is; a hard pixel weighs less. At the optimum phi^2 is twice
-    the expected squared error of the pixel (Lu et al., doi 10.1038/s41467-024-49125-z).
+    The network predicts the difficulty of every pixel; difficult pixels have less weight. At the optimum
+    phi^2 is twice the expected squared error of the pixel (Lu et al., doi 10.1038/s41467-024-49125-z).
 
     Parameters
     ----------

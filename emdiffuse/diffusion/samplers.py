@@ -1,15 +1,15 @@
-"""Samplers: each walks from noise to data through given levels, over any denoiser.
+"""Samplers: each goes from noise to data through given levels, with any denoiser.
 
 Conventions
 -----------
 * ``sampler(denoise, x, gammas)``: `denoise` as in `emdiffuse.diffusion`, `x` of shape (N, C, ...) drawn at
   the first level (standard normal where that is pure noise), `gammas` float64 levels in [0, 1) that increase.
-* The result is the denoiser's x0 at the last level, which is what an exact step from there to gamma = 1
-  gives. So n levels take n calls (Heun: 2 n - 1), and with one level every sampler returns
+* The result is the denoiser's x0 at the last level, which equals an exact step from there to gamma = 1. So n
+  levels take n network evaluations (Heun: 2 n - 1), and with one level every sampler returns
   ``denoise(x, gammas[0])``.
-* Coefficients are Python floats computed in float64. Every formula is written such that gamma = 0 at the
-  first level is exact: no logarithm or quotient of alpha is taken there.
-* `x` is never written to, and nothing here draws random numbers: noise is an argument.
+* Coefficients are Python floats computed in float64. Formulas are exact for gamma = 0 at the first level:
+  they contain no logarithm or quotient of alpha there.
+* `x` is never modified, and no random numbers are drawn: noise is an argument.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Gammas = Sequence[float] | NDArray[np.float64]
 
 
 def ddpm(denoise: Denoiser, x: Tensor, gammas: Gammas, noise: Callable[[int], Tensor]) -> Tensor:
-    """Ancestral sampling, the published process (Ho et al., arXiv 2006.11239).
+    """Sample by ancestral sampling, the published process (Ho et al., arXiv 2006.11239).
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def ddpm(denoise: Denoiser, x: Tensor, gammas: Gammas, noise: Callable[[int], Te
         See the module.
     noise : callable
         ``noise(step)`` is standard normal noise of the shape of `x`, added on the way to ``gammas[step]``,
-        step = 1 ... n - 1; step 0 is left for `x` itself.
+        step = 1 ... n - 1; step 0 is `x` itself.
 
     Returns
     -------
@@ -54,7 +54,7 @@ def ddpm(denoise: Denoiser, x: Tensor, gammas: Gammas, noise: Callable[[int], Te
 
 
 def ddim(denoise: Denoiser, x: Tensor, gammas: Gammas) -> Tensor:
-    """Deterministic DDIM, of first order (Song et al., arXiv 2010.02502, eta = 0).
+    """Sample by deterministic first-order DDIM (Song et al., arXiv 2010.02502, eta = 0).
 
     Parameters
     ----------
@@ -73,10 +73,10 @@ def ddim(denoise: Denoiser, x: Tensor, gammas: Gammas) -> Tensor:
 
 
 def dpm_solver_pp_2m(denoise: Denoiser, x: Tensor, gammas: Gammas) -> Tensor:
-    """DPM-Solver++(2M): of second order at one call a level (Lu et al., arXiv 2211.01095, algorithm 2).
+    """Sample by second-order DPM-Solver++(2M), one evaluation per level (arXiv 2211.01095, algorithm 2).
 
-    The first step is of first order; so is the second where the first level is pure noise, since the line
-    through the two estimates of x0 is then infinitely long in log-SNR.
+    The first step is of first order, and so is the second if the first level is pure noise, because
+    extrapolation in log-SNR from pure noise is impossible.
 
     Parameters
     ----------
@@ -91,12 +91,12 @@ def dpm_solver_pp_2m(denoise: Denoiser, x: Tensor, gammas: Gammas) -> Tensor:
 
 
 def unipc(denoise: Denoiser, x: Tensor, gammas: Gammas) -> Tensor:
-    """UniPC: DPM-Solver++(2M), each step corrected once x0 is known at its end (arXiv 2302.04867).
+    """Sample by UniPC: DPM-Solver++(2M), correcting each step by the x0 at its end (arXiv 2302.04867).
 
-    The predictor is UniP-2 and the corrector UniC-1, both with B(h) = exp(h) - 1: a step is made again with
-    the mean of the x0 at its two ends. It takes no further call, since the x0 of the predicted end is kept.
-    The corrector holds from pure noise on, where the predictor's first two steps are of first order, and
-    where what is coarse is decided (Zhao et al. 2023).
+    The predictor is UniP-2 and the corrector UniC-1, both with B(h) = exp(h) - 1: a step is repeated with the
+    mean of the x0 at its two ends. This needs no further evaluation, since the x0 of the predicted end is
+    kept. The corrector also applies to the first steps from pure noise, where the predictor is only of first
+    order and the coarse structure is decided (Zhao et al. 2023).
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def unipc(denoise: Denoiser, x: Tensor, gammas: Gammas) -> Tensor:
 
 
 def heun(denoise: Denoiser, x: Tensor, gammas: Gammas) -> Tensor:
-    """Heun's method, of second order, in two evaluations a step (Karras et al., arXiv 2206.00364).
+    """Sample by Heun's second-order method, two evaluations per step (Karras et al., arXiv 2206.00364).
 
     It integrates the straight path of rectified flow, on which the probability-flow equation is
     ``dx/dt = (x - x0) / t`` and pure noise is the finite time t = 1 (arXiv 2209.03003).
@@ -144,17 +144,17 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
     "unipc": unipc,
     "heun": heun,
 }
-"""The samplers by the names that a configuration uses; only ``ddpm`` takes `noise`."""
+"""Samplers by their names in the configuration; only ``ddpm`` takes `noise`."""
 
 
 def _towards(x: Tensor, x0: Tensor, level: float, following: float) -> Tensor:
-    """Go from one level to the next along the straight line in sigma and alpha that a fixed x0 defines."""
+    """Step from one level to the next along the straight line in sigma and alpha for a fixed x0."""
     shrink = math.sqrt((1.0 - following) / (1.0 - level))
     return shrink * x + (math.sqrt(following) - shrink * math.sqrt(level)) * x0
 
 
 def _multistep(denoise: Denoiser, x: Tensor, gammas: Gammas, corrected: bool) -> Tensor:
-    """Walk by x0 extrapolated, linearly in log-SNR, to the middle of each step; correct the step or not."""
+    """Step with x0 extrapolated linearly in log-SNR to the middle of each step, optionally corrected."""
     levels = _checked(gammas)
     distances = np.diff(0.5 * log_snr(levels)).tolist()
     before, x0 = None, denoise(x, _batch(levels[0], x))
@@ -167,7 +167,7 @@ def _multistep(denoise: Denoiser, x: Tensor, gammas: Gammas, corrected: bool) ->
 
 
 def _straight_path(level: float) -> tuple[float, float]:
-    """Scale of the variance-preserving image in units of rectified flow's, and its time (1: noise)."""
+    """Return the ratio of the variance-preserving scale to that of rectified flow, and its time."""
     alpha, sigma = math.sqrt(level), math.sqrt(1.0 - level)
     return alpha + sigma, sigma / (alpha + sigma)
 
@@ -185,5 +185,5 @@ def _checked(gammas: Gammas) -> list[float]:
         or levels[-1] >= 1
         or not (np.diff(levels) > 0).all()
     ):
-        raise ValueError("a sampler walks a list of levels in [0, 1) that increase from noise to data")
+        raise ValueError("a sampler needs levels in [0, 1) that increase from noise to data")
     return levels.tolist()

@@ -2,11 +2,11 @@
 
 Conventions
 -----------
-* Levels are gammas (see `emdiffuse.diffusion`), in float64, and increase: the noisiest comes first. In the
+* Levels are gammas (see `emdiffuse.diffusion`) in float64, in increasing order: noisiest first. In the
   notation of Ho et al. (arXiv 2006.11239), x_T belongs to the first level and x_1 to the last.
-* A level given to a transition is a number, or a tensor of shape (N,) with one level an image.
+* The level of a transition is a number, or a tensor of shape (N,) with one level per image.
 * Coefficients are computed in float64 and only then cast to the dtype of the images, since ``1 - gamma`` in
-  float32 keeps hardly a digit near gamma = 1.
+  float32 has almost no digits left near gamma = 1.
 * Log-SNR is ``log(gamma / (1 - gamma))``: minus infinity for pure noise.
 """
 
@@ -23,11 +23,11 @@ Level = float | Tensor
 Levels = NDArray[np.float64]
 
 PURE_NOISE_STANDIN = 2e-4
-"""The finite gamma that stands for pure noise where levels are spaced in log-SNR (see `log_snr_levels`)."""
+"""Finite gamma that represents pure noise when levels are spaced in log-SNR (see `log_snr_levels`)."""
 
 
 def linear_gammas(beta_start: float, beta_end: float, steps: int) -> Levels:
-    """Levels of a process whose betas rise linearly from the data to the noise (arXiv 2006.11239).
+    """Return the levels of a process whose betas rise linearly from data to noise (arXiv 2006.11239).
 
     Parameters
     ----------
@@ -46,40 +46,40 @@ def linear_gammas(beta_start: float, beta_end: float, steps: int) -> Levels:
 
 
 PUBLISHED_TRAIN = linear_gammas(1e-6, 1e-2, 2000)
-"""Levels that the published EMDiffuse networks are trained at (doi 10.1038/s41467-024-49125-z)."""
+"""Training levels of the published EMDiffuse networks (doi 10.1038/s41467-024-49125-z)."""
 
 
 def log_snr(gamma: ArrayLike) -> Levels:
-    """Log of the ratio of signal to noise variance; minus infinity at 0, infinity at 1."""
+    """Return the log of the ratio of signal to noise variance; minus infinity at 0, infinity at 1."""
     gamma = np.asarray(gamma, np.float64)
     with np.errstate(divide="ignore"):
         return np.log(gamma) - np.log1p(-gamma)
 
 
 def gamma_of_log_snr(value: ArrayLike) -> Levels:
-    """Inverse of `log_snr`."""
+    """Return the inverse of `log_snr`."""
     value = np.asarray(value, np.float64)
     return np.exp(-np.logaddexp(0.0, -value))
 
 
 def log_snr_levels(steps: int, gamma_min: float, gamma_max: float) -> Levels:
-    """Levels at equal distances in log-SNR, the spacing in which few calls go furthest (arXiv 2211.01095).
+    """Return levels equally spaced in log-SNR, which is best for few evaluations (arXiv 2211.01095).
 
-    Pure noise has no finite log-SNR. For ``gamma_min = 0`` the levels are spaced from the stand-in
-    `PURE_NOISE_STANDIN` instead (log-SNR -8.5, where an image holds no more than 1.4 % of signal amplitude),
-    and the first of them is then set to exactly 0.
+    Pure noise has no finite log-SNR. For ``gamma_min = 0`` the levels are spaced from `PURE_NOISE_STANDIN`
+    instead (log-SNR -8.5, where an image contains at most 1.4 % of signal amplitude), and the first is then
+    set to exactly 0.
 
     Parameters
     ----------
     steps : int
-        Number of levels, which is the number of network calls of a one-call-a-level sampler; at least 1.
+        Number of levels, at least 1; most samplers need one network evaluation per level.
     gamma_min, gamma_max : float
-        First and last level, ``0 <= gamma_min < gamma_max < 1``: the ends of what the network was trained at.
+        First and last level, ``0 <= gamma_min < gamma_max < 1``: the range of the network's training.
 
     Returns
     -------
     ndarray, shape (steps,), float64
-        Increasing gammas; the first is `gamma_min`, and from two steps on the last is `gamma_max`.
+        Increasing gammas; the first is `gamma_min` and, with two or more steps, the last is `gamma_max`.
 
     Raises
     ------
@@ -98,13 +98,13 @@ def log_snr_levels(steps: int, gamma_min: float, gamma_max: float) -> Levels:
 
 
 def per_image(value: Level, like: Tensor) -> Tensor:
-    """Tensor of `value`, (1 or N, 1, ..., 1), over images (N, ...); float64 where the device has that."""
+    """Return `value` as a tensor (1 or N, 1, ..., 1), broadcastable over images; float64 if supported."""
     column = torch.as_tensor(value, dtype=widest_float(like.device), device=like.device)
     return column.reshape(-1, *(1,) * (like.ndim - 1))
 
 
 def alpha_sigma(gamma: Level, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the factors of data and of noise at a level, broadcastable over `like`, in its dtype."""
+    """Return the factors of data and noise at a level, broadcastable over `like`, in its dtype."""
     column = per_image(gamma, like)
     return column.sqrt().to(like.dtype), (1 - column).sqrt().to(like.dtype)
 
@@ -131,7 +131,7 @@ def q_sample(x0: Tensor, gamma: Level, eps: Tensor) -> Tensor:
 
 
 def posterior(x: Tensor, x0: Tensor, gamma: Level, gamma_prev: Level) -> tuple[Tensor, Tensor]:
-    """Mean and variance of q(x_{t-1} | x_t, x_0): with a predicted x_0, the reverse step p(x_{t-1} | x_t).
+    """Return mean and variance of q(x_{t-1} | x_t, x_0); with a predicted x_0 this is the reverse step.
 
     Parameters
     ----------

@@ -1,1 +1,1 @@
-"""Restoration without a workflow: one file, or a folder that fills."""
+"""Restoration without a workflow: of one file, or of a watched folder."""

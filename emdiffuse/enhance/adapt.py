@@ -1,19 +1,19 @@
-"""Adapt a model to a volume of the user's own, without any truth: acquire, cut, fine-tune, keep the best.
+"""Fine-tune a model on the user's own volume, without ground truth: acquire, cut, train, keep the best.
 
 Conventions
 -----------
-* The volume teaches in two ways (`patches.gaps`): by its lateral planes, as vemdiffuse-a, and by its own
-  slices, of which every second one is left out and restored between its neighbours. Thick slices teach in the
-  first way alone. Slices are as thick, and as noisy, as they are found.
-* A part of the volume, its far end along y, is never learned from. The model to begin from is scored on it
-  first, and the best state by it is kept, that model itself where nothing is better (`training.outlook`).
-* The stages work in a folder beside the model (``.NAME.adapting``), which stays when they are interrupted or
-  killed: the same command resumes. It is removed when the model is there.
-* The model takes its place as a whole folder, by renaming: whenever the work is killed, what lies at `out` is
-  the earlier model, nothing, or the new one.
-* What the configuration can say does the same: `settings_for` returns it.
-* A denoiser is adapted where it learned from noisy images itself: it predicts hidden pixels, and by those of
-  the part that is held out the two are compared (`training.blind_spot`).
+* The model learns in two ways (`patches.gaps`): from the lateral planes, like vemdiffuse-a, and from the
+  volume's slices, of which every second one is left out and predicted from its neighbours. Thick slices allow
+  only the first way. The thickness and noise of slices are taken as they are.
+* The far end of the volume along y is held out. The starting model is scored on it first, and the state with
+  the best score is kept, which is the starting model itself if nothing is better (`training.outlook`).
+* The stages work in a folder beside the model (``.NAME.adapting``), which remains after an interruption or a
+  kill, so that the same command resumes. It is removed when the model is complete.
+* The model folder is moved into place by renaming: whenever the work is killed, `out` is the earlier model,
+  missing, or the new one.
+* A configuration can do the same: `settings_for` returns its settings.
+* A denoiser can be adapted if it learned from noisy images itself: it predicts hidden pixels, and models are
+  compared on those of the held-out part (`training.blind_spot`).
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ from emdiffuse.runtime.progress import logger
 from emdiffuse.training.launch import TrainingJob, train_here
 
 SIDES = (64, 48, 32, 16)
-"""Sizes of a patch, of which the largest that fits is taken."""
+"""Candidate patch sizes; the largest that fits is used."""
 PATCHES = 4000
-"""Patches that are cut: more than ten minutes of a core can look at."""
+"""Maximum number of patches: more than one core uses in ten minutes."""
 MOST_STEPS = 100_000
 FILES = (WEIGHTS_FILE, DESCRIPTION_FILE, "metrics.json", "batch.png", CARD_FILE)
-"""What is left of the training: the files of a model."""
+"""Files of the training that are kept: those of a model."""
 
 
 def adapt(
@@ -76,37 +76,37 @@ def adapt(
     seed: int = 0,
     overwrite: bool = False,
 ) -> None:
-    """Fine-tune a model on a volume of the user's own, which has no truth.
+    """Fine-tune a model on the user's own volume, without ground truth.
 
     Parameters
     ----------
     source : Path or str
-        The volume, of whatever format can be acquired.
+        The volume, in any supported format.
     out : Path
         Folder for the model: ``model.safetensors``, ``model.json``, ``metrics.json``, ``batch.png``, card.
     how : Enhancement
-        Model to begin from, voxel size or factor, thickness of slices, which part of the file is meant.
+        Starting model, voxel size or factor, slice thickness, and part of the file to read.
     minutes : float
-        Wall time of the training, scoring included; reading and cutting come on top.
+        Wall time of the training, including scoring, but not reading and cutting.
     seed : int
-        Of the order of patches and of the noise.
+        Random seed of the order of patches and of the noise.
     overwrite : bool
-        Whether files of these names in `out` that this program did not write are replaced.
+        Whether to replace files of these names in `out` that emdiffuse did not write.
 
     Raises
     ------
     Interrupted
-        If a signal came; the state is saved, and the same call resumes.
+        If interrupted by a signal; the state is saved, and the same call resumes.
     OutputError
         If the folder contains foreign files, or is an input.
     ConfigError
-        If the model cannot learn without truth.
+        If the model cannot learn without ground truth.
     DataError
-        If the volume cannot be used, or is too small to hold a part of it back.
+        If the volume cannot be used, or is too small to hold out a part.
     """
     description = read_description(how.model)
     _require_adaptable(how.model, description)
-    place_of(how.device)  # before the work begins
+    place_of(how.device)  # check before the work begins
     images = not TASKS[description.task].volumetric
     slices = open_source(str(source), reading=how.reading, images=images)
     inputs = [Path(parse_source(str(source)).place), *slices.files, how.model]
@@ -129,7 +129,7 @@ def adapt(
             name,
             images=images and description.context == 0,
             reading=how.reading,
-            override=True,  # what the file tells is in `size` already
+            override=True,  # `size` already includes the file's metadata
             thickness=0.0 if images else how.thickness,
         )
         cut_patches([volume], model, store)
@@ -137,12 +137,12 @@ def adapt(
         if out.exists():
             out.replace(work / "earlier")
         (work / "model" / "best").replace(out)
-        logger.info("%s: use it by `--model %s`", out, out)
+        logger.info("%s: use it with `--model %s`", out, out)
         shutil.rmtree(work, ignore_errors=True)
 
 
 def _require_free(out: Path, inputs: list[Path], overwrite: bool) -> None:
-    """Refuse a folder with anything but an earlier model of this program's: it is replaced as a whole."""
+    """Refuse a folder with anything but an earlier emdiffuse model, since it is replaced as a whole."""
     require_place(out, inputs, overwrite)
     if not out.is_dir():
         if out.exists():
@@ -152,13 +152,13 @@ def _require_free(out: Path, inputs: list[Path], overwrite: bool) -> None:
     for file in sorted(out.iterdir()):
         if not (ours and file.name in FILES):
             raise OutputError(
-                f"{file}: this file is not part of a model that emdiffuse made; move it, or choose another "
+                f"{file}: this file is not part of a model written by emdiffuse; move it, or choose another "
                 "output"
             )
 
 
 def _take_up(work: Path) -> None:
-    """Make the folder of the work, or take up the one that an interrupted start left."""
+    """Create the work folder, or reuse the one left by an interrupted run."""
     if not (work / MARKER).is_file():
         require_own_folder(work)
     work.mkdir(parents=True, exist_ok=True)
@@ -166,17 +166,18 @@ def _take_up(work: Path) -> None:
 
 
 def _require_adaptable(folder: Path, description: Description) -> None:
-    """Refuse models that cannot learn from the data alone, or not be compared with what learned so."""
+    """Refuse models that cannot learn from the data alone, or cannot be compared with the result."""
     if TASKS[description.task].volumetric or description.learned_from == "hidden pixels":
         return
     if description.task == "emdiffuse-n":
         raise ConfigError(
-            f"--model {folder}: it learned from clean images, so that noisy ones alone cannot tell whether "
-            "another is better; give a model that learned from noisy images (`task: emdiffuse-n` in a "
+            f"--model {folder}: this model learned from clean images, so noisy images alone cannot show "
+            "whether another is better; give a model that learned from noisy images (`task: emdiffuse-n` in "
+            "a "
             "configuration), or fine-tune this one on pairs (`init_from`)"
         )
     raise ConfigError(
-        f"--model {folder}: {description.task} cannot be adapted without truth; fine-tune it on pairs "
+        f"--model {folder}: {description.task} cannot be adapted without ground truth; fine-tune it on pairs "
         "(`init_from` in a configuration)"
     )
 
@@ -189,22 +190,22 @@ def settings_for(
     minutes: float,
     seed: int = 0,
 ) -> Model:
-    """Return the settings of the fine-tuning, as a configuration could say them.
+    """Return the settings of the fine-tuning, in the form of a configuration.
 
     Parameters
     ----------
     description : Description
-        The model to begin from.
+        The starting model.
     factor : Fraction
         Anisotropy factor of the volume.
     shape : tuple of int
-        Its shape (z, y, x).
+        Shape (z, y, x) of the volume.
     how : Enhancement
-        Folder of the model, and thickness of slices.
+        Folder of the model, and slice thickness.
     minutes : float
-        Wall time.
+        Wall time of the training.
     seed : int
-        Seed.
+        Random seed.
 
     Raises
     ------
@@ -246,7 +247,7 @@ def settings_of_images(
     minutes: float,
     seed: int = 0,
 ) -> Model:
-    """Return the settings of fine-tuning a denoiser that learned from noisy images on others; see `adapt`."""
+    """Return the settings for fine-tuning a self-supervised denoiser on other noisy images; see `adapt`."""
     spec = description.network
     assert isinstance(spec, NativeSpec)
     values = {
@@ -268,7 +269,7 @@ def _training(how: Enhancement, minutes: float, seed: int, **others: Any) -> Tra
         ema=0.99,
         validate_every=50,
         checkpoint_minutes=0.5,
-        patience=None,  # the time is the user's
+        patience=None,  # the user sets the time
         init_from=str(how.model),
         seed=seed,
         **others,
@@ -280,13 +281,13 @@ def _model(values: dict[str, Any]) -> Model:
 
 
 def _size(shape: tuple[int, int, int], length: int, largest: int) -> int:
-    """Return the largest size of a patch that fits, beside a part that is held back."""
+    """Return the largest patch size that fits beside the held-out part."""
     _, height, width = shape
     for size in SIDES:
         end, _ = training_length(height, Patches().validation, max(length, size), largest)
         if end >= size and width >= size:
             return size
     raise DataError(
-        f"{height} x {width} pixels are too few to learn from and to hold a part back, at gaps of {length} "
+        f"{height} x {width} pixels are too few to train on and hold out a part, at gaps of {length} "
         "pixels; give a larger part of the volume"
     )

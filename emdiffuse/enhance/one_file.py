@@ -1,12 +1,13 @@
-"""Restore one file without a workflow: the stages of the chain one after another, in a folder of their own.
+"""Restore one file without a workflow, by running the stages of the pipeline in a temporary folder.
 
 Conventions
 -----------
-* The voxels are those of the chain with the same model, sampler and tiling, because the code is the same;
-  only the check of alignment is left out, and tiles are as large as suits the image (`enhance.tiling`).
-* Voxel sizes are (z, y, x) in nanometers. Of a volume the ratio z/y must be known: from the file, or said.
-* The stages work in a hidden folder beside the output, which is removed at the end; the output appears whole,
-  or not at all.
+* The voxels are those of the workflow with the same model, sampler and tiling, because the code is the same;
+  only the alignment check is skipped, and the tile size suits the image (`enhance.tiling`).
+* Voxel sizes are (z, y, x) in nanometers. For a volume the ratio z/y must be known, from the file or the
+  user.
+* The stages work in a hidden folder beside the output, which is removed at the end; the output appears
+  complete, or not at all.
 """
 
 from __future__ import annotations
@@ -63,11 +64,11 @@ class Enhancement:
     voxel_size : tuple of float or None
         Voxel size (z, y, x); None to take it from the file.
     override : bool
-        Whether that, or the factor, counts more than what the file says.
+        Whether this, or the factor, takes precedence over the file.
     thickness : float
-        Of a volume: share of the distance of its slices that each integrates over.
+        For a volume: fraction of the slice spacing that each slice integrates over.
     reading : Reading
-        Which part of the file is meant.
+        Which part of the file to read.
     device : str
         "auto", "cpu" or a CUDA device.
     """
@@ -90,32 +91,31 @@ def enhance(
     model: RestorationModel | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Restore a file, or a folder of slices, of whatever format can be acquired.
+    """Restore a file or a folder of slices in any supported format.
 
     Parameters
     ----------
     source : Path or str
         An image, a stack of images (emdiffuse-n, -r) or a volume (vemdiffuse).
     output : Path
-        What to write: ``.tif`` or ``.tiff``, of the type and with the metadata of the source;
-        or ``.zarr``, an OME-Zarr group as the chain writes it. What this program wrote there before is
-        replaced.
+        File to write: ``.tif`` or ``.tiff``, with the data type and metadata of the source, or ``.zarr``, an
+        OME-Zarr group as in the workflow. An earlier output of emdiffuse is replaced.
     how : Enhancement
         Model and settings.
     uncertainty : Path, optional
-        TIFF to write the standard deviation over the samples to, float32 in the source's intensities; of a
-        TIFF with more than one sample ``OUTPUT.uncertainty.tif`` by default.
+        TIFF for the standard deviation over the samples, float32 in the source's intensities; for a TIFF with
+        more than one sample ``OUTPUT.uncertainty.tif`` by default.
     model : RestorationModel, optional
-        The model of `how`, where it is loaded already.
+        The model of `how`, if already loaded.
     overwrite : bool
-        Whether TIFFs of these names that this program did not write are replaced too.
+        Whether to replace TIFFs of these names that emdiffuse did not write.
 
     Raises
     ------
     OutputError
-        If an output is the input, lies in it or holds it, or would replace what this program did not make.
+        If an output is the input, is inside it or contains it, or exists and was not written by emdiffuse.
     ConfigError
-        If the output cannot be of this kind, or the ratio z/y of a volume is not known.
+        If the output has an unsupported type, or the ratio z/y of a volume is unknown.
     DataError
         If the source cannot be used.
     """
@@ -124,7 +124,7 @@ def enhance(
     description = read_description(how.model)
     task = TASKS[description.task]
     place_of(how.device)  # before the work begins
-    images = not (task.volumetric or description.context)  # which are shown beside each other
+    images = not (task.volumetric or description.context)  # a volume denoiser needs neighbours
     slices = open_source(str(source), reading=how.reading, images=images)
     inputs = [Path(parse_source(str(source)).place), *slices.files, how.model]
     _check_outputs(inputs, output, how, uncertainty, overwrite)
@@ -154,7 +154,7 @@ def enhance(
         plan = make_plan(work / "input.ome.zarr", how.model, settings, path)
         if uncertainty is not None and "uncertainty" not in plan.quantities:
             raise ConfigError(
-                "--steps: samples of one call do not differ; leave it out, or ask for 2 or more beside "
+                "--steps: samples of a single evaluation do not differ; omit it, or set it to 2 or more with "
                 "`--samples`"
             )
         same_grid = not task.volumetric and plan.scale == 1 and _keeps_the_grid(how.reading)
@@ -172,14 +172,14 @@ def enhance(
 
 
 def _keeps_the_grid(reading: Reading) -> bool:
-    """Tell whether rows and columns are read as they lie in the file."""
+    """Return whether rows and columns are read as stored in the file."""
     cut = reading.crop is not None and (reading.crop.y is not None or reading.crop.x is not None)
     return not (cut or reading.square_pixels)
 
 
 @contextlib.contextmanager
 def speaking_of(names: Mapping[Path, Path | str]) -> Iterator[None]:
-    """Let mistakes and warnings that name a hidden file name the user's instead."""
+    """Replace names of hidden files in errors and warnings by those that the user gave."""
 
     def plain(text: str) -> str:
         for hidden, shown in names.items():
@@ -204,7 +204,7 @@ def speaking_of(names: Mapping[Path, Path | str]) -> Iterator[None]:
 
 
 def plain_name(text: str, otherwise: str) -> str:
-    """Return a name that the configuration takes for a text that the user chose: letters, digits, - and _."""
+    """Return a valid dataset name for a text chosen by the user: letters, digits, - and _."""
     letters = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9_-]+", "_", letters).strip("_-") or otherwise
 
@@ -212,13 +212,13 @@ def plain_name(text: str, otherwise: str) -> str:
 def _check_outputs(
     inputs: list[Path], output: Path, how: Enhancement, uncertainty: Path | None, overwrite: bool
 ) -> None:
-    """Refuse what would fail at the end of the work, or destroy what is not this program's."""
+    """Refuse outputs that would fail at the end of the work, or replace foreign files."""
     if output.suffix.lower() not in (*SUFFIXES, ZARR):
-        raise ConfigError(f"{output}: say what to write by the ending: .tif or .ome.zarr")
+        raise ConfigError(f"{output}: choose the format by the extension: .tif or .ome.zarr")
     if uncertainty is not None and uncertainty.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"--uncertainty: {uncertainty} must end in .tif")
     if uncertainty is not None and how.sampler.samples < 2:
-        raise ConfigError("--uncertainty is the spread of samples: ask for `--samples` of 2 or more")
+        raise ConfigError("--uncertainty is the spread of samples; set `--samples` to 2 or more")
     if output.suffix == ZARR:
         require_own_folder(output, inputs)
     else:
@@ -226,15 +226,15 @@ def _check_outputs(
     if uncertainty is not None:
         require_free(uncertainty, inputs, overwrite)
         if uncertainty.resolve() == output.resolve():
-            raise ConfigError(f"{output}: this is the file of the uncertainty too; choose another one")
+            raise ConfigError(f"{output}: this is also the file of the uncertainty; choose another one")
 
 
 def voxel_size(
     slices: Source, how: Enhancement, volumetric: bool
 ) -> tuple[tuple[float, float, float], tuple[bool, bool]]:
-    """Return the voxel size (z, y, x) to restore a file with: as it was said, or as the file says.
+    """Return the voxel size (z, y, x) for restoring a file: the given one, or that of the file.
 
-    Pixels of unknown size count as 1 nm: no voxel depends on it, but for the ratio that `factor` gives.
+    Pixels of unknown size count as 1 nm, which affects no voxel, except through the ratio given by `factor`.
 
     Returns
     -------
@@ -246,12 +246,12 @@ def voxel_size(
     Raises
     ------
     ConfigError
-        If more is said than one thing.
+        If both `--factor` and `--voxel-size` are given.
     DataError
         If it is a volume of unknown slice spacing, or the options contradict the file.
     """
     if how.factor is not None and how.voxel_size is not None:
-        raise ConfigError("say either `--factor` or `--voxel-size`, not both")
+        raise ConfigError("give either `--factor` or `--voxel-size`, not both")
     spacing, height, pixel = slices.voxel_size or (None, None, None)
     square = not how.reading.square_pixels
     if how.voxel_size is not None:
@@ -267,14 +267,14 @@ def voxel_size(
         return (spacing or x, y, x), (spacing is not None, pixel is not None)
     if pixel is None or spacing is None:
         raise DataError(
-            f"{slices.name}: the file does not give its slice spacing; add `--factor` (6, or "
+            f"{slices.name}: the file does not state its slice spacing; add `--factor` (6, or "
             "45/8) or `--voxel-size` (z,y,x in nanometers, such as 60,10,10)"
         )
     return agreed_voxel_size(slices, None, square=square), (True, True)
 
 
 def forget_unit(image: Path) -> None:
-    """Take the unit off the axes of OME-Zarr images (and those below) of unknown voxel size."""
+    """Remove the unit from the axes of OME-Zarr images of unknown voxel size, and of images below."""
     for path in sorted(image.rglob("zarr.json")):
         metadata = json.loads(path.read_text())
         multiscales = metadata.get("attributes", {}).get("ome", {}).get("multiscales", [])
@@ -287,7 +287,7 @@ def forget_unit(image: Path) -> None:
 def _write(
     plan: Plan, quantity: str, path: Path, facts: TiffFacts, known: tuple[bool, bool], same_grid: bool
 ) -> None:
-    """Write a quantity as a TIFF; unknown sizes are left out."""
+    """Write a quantity as a TIFF; unknown sizes are omitted."""
     z, y, _ = open_volume(plan.restored / quantity).voxel_size
     spacing_known, pixel_known = known
     with scratch(path) as work:
@@ -307,7 +307,7 @@ def _write(
 
 
 def _history(plan: Plan, quantity: str) -> str:
-    """Say how a quantity was made: of which files, by which model and settings; in ASCII, as TIFF has it."""
+    """Return the provenance of a quantity (files, model, settings), in ASCII as TIFF requires."""
     facts = plan.facts
     sources = ", ".join(f"{Path(source.path).name} SHA-256 {source.sha256}" for source in facts.sources)
     sampler = facts.sampler.model_dump_json(exclude_none=True) if facts.sampler is not None else "default"

@@ -2,12 +2,13 @@
 
 Conventions
 -----------
-* Voxel sizes are in nanometers; None where a file does not say.
-* ImageJ's files stay ImageJ's, OME-TIFF stays OME-TIFF, others keep their description. Tags of the microscope
-  are kept as long as the pixel grid is the same, since they speak of its pixels.
-* Every file says that it was restored, of what, by which model and how: in the tag ImageHistory (TIFF/EP, ISO
-  12234-2), and where people look: OME's description, ImageJ's info, the description of a file that has none.
-* Slices are written one after another, and never all held.
+* Voxel sizes are in nanometers; None if unknown.
+* ImageJ files stay ImageJ files, OME-TIFF stays OME-TIFF, others keep their description. Microscope tags are
+  kept only if the pixel grid is unchanged, since they refer to its pixels.
+* Every file records that it was restored, from which file, by which model and how: in the tag ImageHistory
+  (TIFF/EP, ISO 12234-2), and where users look: the OME description, the ImageJ info, or an otherwise empty
+  description.
+* Slices are written one by one, and are never all in memory.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ from emdiffuse.stores.array import CHUNK, Array
 SLAB_BYTES = 2**28
 ORIENTATION = 274
 KEPT_TAGS = {269, 271, 272, 285, 306, 315, 316, 33432}
-"""Names, times and persons; private tags (from 32768 on) are kept too, but for those in `FORMAT_TAGS`."""
+"""Tags that are kept: names, times and persons; and private tags (from 32768 on) not in `FORMAT_TAGS`."""
 IMAGE_HISTORY = 37395
 FORMAT_TAGS = {34665, 34853, 50838, 50839, IMAGE_HISTORY}
-"""Private tags that belong to the file's layout (folders of Exif and GPS, ImageJ's own), and the history."""
+"""Private tags of the file's layout (Exif and GPS directories, ImageJ), and the history."""
 
 
 @dataclass(frozen=True)
 class TiffFacts:
-    """What a TIFF says beside its pixels.
+    """Metadata of a TIFF.
 
     Attributes
     ----------
@@ -53,15 +54,15 @@ class TiffFacts:
     description : str or None
         Text of a plain file.
     imagej : dict
-        ImageJ's properties.
+        ImageJ properties.
     tags : tuple
-        Other tags, as `tifffile` writes them: (code, type, count, value, once).
+        Other tags in the form of `tifffile`: (code, type, count, value, once).
     compressed : bool
-        Whether the pixels are.
+        Whether the pixels are compressed.
     stored : numpy.dtype, optional
-        Type of a pixel in the file, where the chain has another one.
+        Data type in the file, if converted on reading.
     shown : Shown
-        How stored pixels become those that are shown: the way back when a file like it is written.
+        How stored pixels are converted to shown ones, to be reversed when writing.
     """
 
     kind: str
@@ -76,7 +77,7 @@ class TiffFacts:
 
 
 def facts_of(source: Source) -> TiffFacts:
-    """Return what the file of a source says beside its pixels: much of a TIFF, sizes of any other."""
+    """Return the metadata of a source's file: all of a TIFF, only sizes of other formats."""
     spacing, _, pixel = source.voxel_size or (None, None, None)
     stack = source if isinstance(source, TiffStack | OneDirectory) else None
     first = source.files[0] if source.files else None
@@ -94,7 +95,7 @@ def _is_tiff(file: Path) -> bool:
 
 
 def _own_words(page: Any) -> str | None:
-    """Return a page's description, without the shape that tifffile writes there: that of the old pixels."""
+    """Return a page's description, without the (now outdated) shape that tifffile writes there."""
     text: str = page.description
     if page.is_shaped:
         content = json.loads(text)
@@ -104,14 +105,14 @@ def _own_words(page: Any) -> str | None:
 
 
 def tiff_facts(path: Path, choice: tuple[int, int] = (0, 0)) -> TiffFacts:
-    """Read what a TIFF says beside its pixels; what cannot be understood is taken as not said.
+    """Read the metadata of a TIFF; values that cannot be parsed are ignored.
 
     Parameters
     ----------
     path : Path
         The file.
     choice : tuple of int
-        Numbers of the series and of the level that are meant.
+        Numbers of the series and the level.
     """
     with tifffile.TiffFile(path) as tif:
         page = tif.pages.first
@@ -144,7 +145,7 @@ def write_tiff(
     history: str,
     intensities: bool = True,
 ) -> None:
-    """Write an array (z, y, x) as a TIFF like another one.
+    """Write an array (z, y, x) as a TIFF with the metadata of another one.
 
     Parameters
     ----------
@@ -153,16 +154,16 @@ def write_tiff(
     array : Array
         uint8, uint16, int16 or float32.
     facts : TiffFacts
-        What the other file says.
+        Metadata of the other file.
     pixel, spacing : float or None
         Pixel size and slice spacing of the array, in nanometers.
     same_grid : bool
-        Whether pixel i of the array lies where pixel i of the other file lies.
+        Whether the array has the pixel grid of the other file.
     history : str
-        How the array was made.
+        Provenance of the array.
     intensities : bool
-        Whether the array has the intensities of the other file, and is stored as these are: of its type, and
-        with 0 as white if they have it so.
+        Whether the array has the intensities of the other file, and is stored like them: with their type, and
+        with 0 as white if they are.
     """
     shown = facts.shown if intensities else replace(facts.shown, inverted=False)
     dtype = _type_to_write(array.dtype, facts.stored if intensities else None)
@@ -214,7 +215,7 @@ def write_tiff(
 
 
 def _type_to_write(dtype: np.dtype[Any], stored: np.dtype[Any] | None) -> np.dtype[Any]:
-    """Return the type of the file: that of the input, where it holds what was restored."""
+    """Return the data type to write: that of the input if it can represent the result."""
     if (
         stored is None
         or stored == dtype
@@ -225,7 +226,7 @@ def _type_to_write(dtype: np.dtype[Any], stored: np.dtype[Any] | None) -> np.dty
 
 
 def _as_stored(plane: NDArray[Any], shown: Shown, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return a plane as the input's file would store it."""
+    """Convert a plane to the stored form of the input's file."""
     if plane.dtype != dtype:
         if dtype.kind in "iu":
             limits = np.iinfo(dtype)
@@ -235,7 +236,7 @@ def _as_stored(plane: NDArray[Any], shown: Shown, dtype: np.dtype[Any]) -> NDArr
 
 
 def _slices(array: Array) -> Iterator[NDArray[Any]]:
-    """Yield the slices of an array, read by rows of chunks where these are small."""
+    """Yield the slices of an array, read by rows of chunks if these are small."""
     depth, height, width = array.shape
     step = CHUNK[0] if CHUNK[0] * height * width * array.dtype.itemsize <= SLAB_BYTES else 1
     for z in range(0, depth, step):

@@ -1,7 +1,7 @@
-"""Tiles that suit one image: as large as memory easily allows, with few pixels computed twice.
+"""Tile size for a single image: as large as memory easily allows, with little overlap.
 
-A tile of 256 pixels keeps 176 between its margins: an image of 1024 x 1024 costs 2.25 times its pixels
-in 36 tiles; 4 of 560 cost 1.2 times.
+A tile of 256 pixels keeps 176 between its margins: an image of 1024 x 1024 takes 36 tiles with 2.25 times its
+pixels; 4 tiles of 560 have 1.2 times.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from emdiffuse.models.description import Description
 from emdiffuse.restoration.geometry import TILE_MULTIPLE, TileAxis
 
 LARGEST = 640
-"""Largest tile, in pixels: a native network of 32 channels holds 0.5 GB for it."""
+"""Largest tile, in pixels, for which a native network of 32 channels needs 0.5 GB."""
 
 
 def economical_tiling(height: int, width: int, description: Description) -> Tiling:
-    """Return the tiles by which the fewest pixels are computed; of equally good ones the smallest.
+    """Return the tiling that computes the fewest pixels; among equals, the one with the smallest tiles.
 
     Parameters
     ----------
     height, width : int
-        Of the restored image or slices.
+        Size of the restored image or slices.
     description : Description
-        Of the model. A published network keeps the tiles that it is used with everywhere: it needs far more
-        memory, and what it restores depends on the tile.
+        Description of the model. A published network keeps its default tiles: it needs far more memory, and
+        its result depends on the tile.
     """
     default = Tiling()
     if not description.native:

@@ -1,16 +1,16 @@
-"""Restore each image that a microscope drops into a folder.
+"""Restore each image that a microscope writes to a folder.
 
 Conventions
 -----------
-* An image ``FOLDER/x.tif`` becomes ``OUT/x.tif`` (and ``x.png`` becomes ``x.png.tif``), which carries the
-  time of its input: an output of another time is of an older input, and is made again. So the folders
+* An image ``FOLDER/x.tif`` becomes ``OUT/x.tif`` (and ``x.png`` becomes ``x.png.tif``) with the modification
+  time of its input: an output with another time belongs to an older input, and is recomputed. So the folders
   themselves show what is done, and an interrupted watch resumes.
-* An image is taken when it has not changed for `settle` seconds. One that cannot be read after `patience`
+* An image is restored once it has not changed for `settle` seconds. One that cannot be read after `patience`
   seconds is set aside: the reason is written to ``OUT/failed/x.tif.txt``; the image itself is not touched,
-  and is tried again when it changes.
-* Nothing that an image is, or does to the libraries that read it, ends a watch: it is set aside. A trouble of
-  the machine (a full disk, a share that does not answer) is no image's fault: it is said, and tried again.
-* A file in ``OUT`` that this program did not write is never replaced: its image is set aside.
+  and is retried when it changes.
+* No image, whatever it makes libraries do, ends a watch: it is set aside. Machine failures (a full disk, an
+  unresponsive share) are reported and retried.
+* A file in ``OUT`` that emdiffuse did not write is never replaced: its image is set aside.
 * Folders are polled, since network shares send no notifications. One watch at a time writes to
   an output folder, which holds the results of one model and one set of settings.
 """
@@ -53,24 +53,24 @@ from emdiffuse.stores.provenance import made_by
 
 SETTINGS = ".emdiffuse-watch"
 UNCERTAINTY = "uncertainty"
-"""Folder in the output for the spread of the samples, where there are several."""
+"""Folder in the output for the spread of the samples, if there are several."""
 PAUSE = 30
-"""Seconds until a machine that was in trouble is asked again."""
+"""Seconds until work is retried after a machine failure."""
 OF_THE_MACHINE = (*FULL, errno.EMFILE, errno.ENFILE, errno.EIO, errno.EROFS, errno.ESTALE)
 COARSEST_TIME = 2.0
-"""Seconds to which the coarsest file systems (FAT, some network shares) round times."""
+"""Time resolution in seconds of the coarsest file systems (FAT, some network shares)."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """An image as it was seen.
+    """State of an image when last seen.
 
     Attributes
     ----------
     size, modified
-        Bytes, and time in nanoseconds.
+        Size in bytes, and modification time in nanoseconds.
     since : float
-        When it was first seen so (`time.monotonic`).
+        When this state was first seen (`time.monotonic`).
     """
 
     size: int
@@ -87,37 +87,37 @@ def watch(
     patience: float = 60.0,
     poll: float = 1.0,
 ) -> None:
-    """Restore the images of a folder, and those that come, until it is interrupted.
+    """Restore the images of a folder, and new ones as they arrive, until interrupted.
 
     Parameters
     ----------
     folder, out : Path
-        Where TIFFs come, and where restored ones of the same name are written.
+        Folder of incoming images, and folder of restored ones.
     how : Enhancement
         Model and settings.
     once : bool
-        Whether to end when every image that is there is restored or set aside.
+        Whether to stop when every image is restored or set aside.
     settle, patience, poll : float
-        Seconds without a change after which an image is taken; after which one that cannot be read is set
-        aside; and between two looks.
+        Seconds without a change after which an image is restored; seconds after which an unreadable one is
+        set aside; and seconds between polls.
 
     Raises
     ------
     ConfigError
-        If there is no such folder, or `out` is the same one, or is written to by another watch; if a time
-        is none.
+        If the folder does not exist, `out` is the same folder or is used by another watch, or a time is
+        invalid.
     AccessError, OSError
-        With `once`, if the machine is in trouble.
+        With `once`, if the machine fails.
     StoreError
-        If `out` holds results of another model or other settings, or the model changes meanwhile.
+        If `out` contains results of another model or other settings, or the model changes meanwhile.
     """
     for option, seconds in (("--settle", settle), ("--patience", patience)):
         if not 0 <= seconds < math.inf:
-            raise ConfigError(f"{option}: {seconds:g} is not a duration; give seconds, 0 or more")
+            raise ConfigError(f"{option}: {seconds:g} is not a duration; give 0 or more seconds")
     if not folder.is_dir():
         raise ConfigError(f"{folder}: there is no such folder to watch; check the path")
     if out.resolve() == folder.resolve():
-        raise ConfigError(f"{out}: the output would be taken for input; choose another folder")
+        raise ConfigError(f"{out}: outputs would be treated as inputs; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     identity = _identity(how)
     counts = {"restored": 0, "set aside": 0}
@@ -126,7 +126,7 @@ def watch(
 
         def require_same() -> None:
             if _identity(how) != identity:
-                raise StoreError(f"{how.model}: changed while it was used; start again")
+                raise StoreError(f"{how.model}: changed while in use; start again")
 
         logger.info("watching %s; stop with Ctrl-C", folder)
         seen: dict[str, Seen] = {}
@@ -162,15 +162,15 @@ def watch(
 
 
 def _wait(error: Exception, once: bool) -> None:
-    """Report a problem of the machine and wait; raise it where waiting is pointless."""
+    """Report a machine failure and wait; raise it if waiting is pointless."""
     if once:
         raise error
-    logger.warning("%s; tried again in %d seconds", error, PAUSE)
+    logger.warning("%s; retrying in %d seconds", error, PAUSE)
     time.sleep(PAUSE)
 
 
 def _identity(how: Enhancement) -> str:
-    """Return the hash of all that decides what is made of an image."""
+    """Return the hash of everything that affects the result for an image."""
     settings = {
         "sampler": how.sampler.model_dump(mode="json"),
         "factor": str(how.factor),
@@ -184,7 +184,7 @@ def _identity(how: Enhancement) -> str:
 
 @contextlib.contextmanager
 def _alone(out: Path, identity: str) -> Iterator[None]:
-    """Hold the output folder, and mark whose results it holds."""
+    """Lock the output folder, and mark whose results it contains."""
     path = out / SETTINGS
     with path.open("a+") as file:
         try:
@@ -196,21 +196,21 @@ def _alone(out: Path, identity: str) -> Iterator[None]:
         file.seek(0)
         if (held := file.read().strip()) and held != identity:
             raise StoreError(
-                f"{out}: holds results of another model or other settings; choose another folder for these"
+                f"{out}: contains results of another model or other settings; choose another folder"
             )
         if not held:
             file.write(identity + "\n")
             file.flush()
         try:
-            remove_leftovers(out)  # of a watch that was killed
+            remove_leftovers(out)  # of a killed watch
             yield
         finally:
-            remove_leftovers(out)  # of an interrupted one, whose own removal was interrupted too
+            remove_leftovers(out)  # of this watch, if its own cleanup was interrupted
 
 
 @contextlib.contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Let a request to end (SIGTERM) do what Ctrl-C does."""
+    """Make SIGTERM act like Ctrl-C."""
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt
@@ -223,13 +223,13 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 def _look(folder: Path, before: dict[str, Seen]) -> dict[str, Seen]:
-    """Return the images of a folder; what has not changed keeps the time since when."""
+    """Return the images of a folder; unchanged ones keep the time when first seen."""
     now = {}
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(".") or not entry.name.lower().endswith(READABLE):
                 continue
-            with contextlib.suppress(OSError):  # gone meanwhile
+            with contextlib.suppress(OSError):  # deleted meanwhile
                 if entry.is_file():
                     facts = entry.stat()
                     now[entry.name] = Seen(facts.st_size, facts.st_mtime_ns, time.monotonic())
@@ -241,7 +241,7 @@ def _look(folder: Path, before: dict[str, Seen]) -> dict[str, Seen]:
 
 
 def _done(out: Path, name: str, seen: Seen) -> bool:
-    """Tell whether an image, as it is now, was restored or set aside."""
+    """Return whether the current version of an image was restored or set aside."""
     for path in (out / output_name(name), failure_of(out, name)):
         with contextlib.suppress(OSError):
             facts = path.stat()
@@ -252,9 +252,9 @@ def _done(out: Path, name: str, seen: Seen) -> bool:
 
 
 def output_name(name: str) -> str:
-    """Return the name of what is made of an image: that of a TIFF stays, others have ``.tif`` behind it.
+    """Return the output name of an image: a TIFF keeps its name, others have ``.tif`` appended.
 
-    So has a TIFF that is named as what is made of another image: of ``x.png`` beside ``x.png.tif``, say.
+    A TIFF whose name is the output name of another image (``x.png.tif`` and ``x.png``) also gets ``.tif``.
     """
     path = Path(name.lower())
     return name if path.suffix in SUFFIXES and not path.stem.endswith(READABLE) else f"{name}.tif"
@@ -262,12 +262,12 @@ def output_name(name: str) -> str:
 
 @cache
 def _is_own(path: Path, modified: int, size: int) -> bool:
-    """Tell whether this program wrote an image: once for every state of the file."""
+    """Return whether emdiffuse wrote an image, cached per state of the file."""
     return is_own_file(path)
 
 
 def failure_of(out: Path, name: str) -> Path:
-    """Return the file that says why an image was set aside; a hash stands for a name that is too long."""
+    """Return the file with the reason why an image was set aside; too long names are hashed."""
     return out / "failed" / f"{short(name)}.txt"
 
 
@@ -281,12 +281,12 @@ def _take(
     patience: float,
     require_same: Callable[[], None],
 ) -> str | None:
-    """Restore an image or set it aside, whatever it is; return which, or None when it is to be waited for.
+    """Restore an image or set it aside; return which, or None if it is not yet complete.
 
     Raises
     ------
     AccessError, OSError
-        If the trouble is not the image's, but the machine's: a full disk, say.
+        If the machine fails, for instance because of a full disk.
     """
     start = time.monotonic()
     failure = failure_of(out, name)
@@ -321,11 +321,11 @@ def _take(
         if isinstance(error, MemoryError):
             error = DataError(f"{folder / name}: there is not enough memory for it")
         mistake = isinstance(error, EmdiffuseError)
-        # an error of ours keeps its traceback, but ends nothing
+        # a defect of emdiffuse keeps its traceback, but does not end the watch
         reason = str(error) if mistake else traceback.format_exc()
         write_atomically(failure, f"{printable(name)}: {reason}\n")
         os.utime(failure, ns=(seen.modified, seen.modified))
-        said = error if mistake else f"an error of emdiffuse's, see {failure}: {error!r}"
+        said = error if mistake else f"internal error, see {failure}: {error!r}"
         logger.warning("%s: set aside: %s", name, said)
         return "set aside"
     failure.unlink(missing_ok=True)

@@ -1,10 +1,10 @@
-"""Raw data, whatever the format, read as lazy stacks of slices.
+"""Readers of raw data in any supported format, as lazy stacks of slices.
 
 Conventions
 -----------
-* See `base` for what a source is, and `emdiffuse.config.sources` for how it is named.
-* A format lies in a module of its own, whose library is loaded when such a file is opened. Importing this
-  package, and asking for the files of a source, loads none: the workflow does so at every start.
+* See `base` for sources, and `emdiffuse.config.sources` for how they are named.
+* Each format has its own module, which imports its library when a file is opened. Importing this package, and
+  listing the files of a source, imports none, because the workflow does so at every start.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["READABLE", "SUFFIXES", "open_source", "source_files"]
 
 READABLE = (*ENDINGS, *(f"{ending}{packed}" for ending in ENDINGS for packed in PACKED))
-"""Endings of all files that can be read."""
+"""Extensions of all readable files."""
 
 
 def open_source(
@@ -45,31 +45,31 @@ def open_source(
     ----------
     source : str
         A file, a folder or pattern of files with one slice each, an array in an HDF5 file
-        (``file.h5:/path``), a store, or an address of one: see `emdiffuse.config.sources`.
+        (``file.h5:/path``), a store, or its URL: see `emdiffuse.config.sources`.
     repair : bool
-        Whether a gap in the numbers of slices is marked as missing, rather than refused.
+        Whether gaps in the slice numbers are marked as missing, rather than refused.
     reading : Reading, optional
-        Which part is meant: series, channel, level, crop, ...
+        Which part to read: series, channel, level, crop, ...
     images : bool
         Whether these are separate images, whose names need no numbers.
 
     Returns
     -------
     Source
-        The stack, of which no pixel was read yet.
+        The stack; no pixel has been read yet.
 
     Raises
     ------
     DataError
-        If there is no such data, a slice is missing, repeated, unreadable or unlike the others, something
-        must be chosen, or the type of the pixels is not supported.
+        If the data do not exist, a slice is missing, repeated, unreadable or unlike the others, a choice is
+        needed, or the pixel type is not supported.
     """
     reading = reading or Reading()
     name = parse_source(source)
     place = Path(name.place)
     if not name.remote and place.exists() and not (place.is_file() or place.is_dir()):
         raise DataError(
-            f"{source}: this is neither a file nor a folder, but a pipe or a device; save it first"
+            f"{source}: not a file or a folder, but a pipe or a device; save the data to a file first"
         )
     with understood(source):
         opened = _open(source, name, repair, reading, images)
@@ -125,7 +125,7 @@ def _open(source: str, name: SourceName, repair: bool, reading: Reading, images:
 
 @contextmanager
 def understood(source: str) -> Iterator[None]:
-    """Turn what malformed metadata lead to into one sentence: they hold anything, at any place."""
+    """Turn any exception caused by malformed metadata into one sentence."""
     try:
         yield
     except EmdiffuseError:
@@ -133,6 +133,6 @@ def understood(source: str) -> Iterator[None]:
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         said = printable(" ".join(str(error).split())[:160])
         raise DataError(
-            f"{source}: its metadata cannot be understood ({said}); it may be damaged, or made by a program "
-            "that does not keep to the format: copy or export it again"
+            f"{source}: its metadata cannot be parsed ({said}); the file may be damaged, or written by a "
+            "program that does not follow the format; copy or export it again"
         ) from error

@@ -1,8 +1,8 @@
-"""Chunks that a store does not hold: they are damage, unless the user says that their fill value is meant.
+"""Missing chunks of a store, which count as damage unless the user sets `missing_chunks: fill`.
 
 Conventions
 -----------
-* A box (z, y, x) is what a chunk covers of the stack.
+* A box (z, y, x) is the part of the stack that a chunk covers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from emdiffuse.readers.reasons import warn_once
 from emdiffuse.runtime.errors import DataError
 
 SHOWN = 3
-"""Chunks that a message names."""
+"""Maximum number of chunks that a message names."""
 
 
 def boxes_of(shape: Sequence[int], steps: Sequence[int]) -> Iterator[Box]:
@@ -28,14 +28,14 @@ def boxes_of(shape: Sequence[int], steps: Sequence[int]) -> Iterator[Box]:
 
 
 def require_chunks(source: Source, reading: Reading) -> None:
-    """Refuse a source that lacks chunks, unless the user says that their fill value is meant.
+    """Refuse a source with missing chunks, unless `missing_chunks` is ``fill``.
 
-    What lies outside of a crop need not be there.
+    Chunks outside a crop may be missing.
 
     Raises
     ------
     DataError
-        If there are any: they are counted, and the first are named.
+        If chunks are missing; counts them, and names the first.
     """
     if not source.absent:
         return
@@ -47,9 +47,9 @@ def require_chunks(source: Source, reading: Reading) -> None:
     )
     if reading.missing_chunks != "fill":
         raise DataError(
-            f"{what}; copy the store again, or say `missing_chunks: fill` if they stand for its fill value"
+            f"{what}; copy the store again, or set `missing_chunks: fill` if they stand for its fill value"
         )
-    warn_once("%s; they are filled with the fill value, as `missing_chunks` says", what)
+    warn_once("%s; they are read as the fill value, as set by `missing_chunks`", what)
 
 
 def _told(box: Sequence[slice]) -> str:

@@ -1,11 +1,11 @@
-"""Amira and Avizo volumes (``.am``): one uniform lattice, binary.
+"""Amira and Avizo volumes (``.am``): a uniform binary lattice.
 
 Conventions
 -----------
-* See `base`. A lattice of nx x ny x nz lies x fastest, so that the array is (z, y, x).
-* The bounding box joins the centres of the first and the last voxel: a voxel is its length over n - 1. Its
-  unit is that of the parameters; a file without one tells no size.
-* Pixels that are packed (HxZip, HxByteRLE) are unpacked once, into a scratch file without a name.
+* See `base`. A lattice of nx x ny x nz is stored with x fastest, so the array is (z, y, x).
+* The bounding box joins the centres of the first and last voxel, so a voxel is its length over n - 1. Its
+  unit is that of the parameters; without one the size is unknown.
+* Compressed pixels (HxZip, HxByteRLE) are decompressed once, into an unnamed scratch file.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def open_amira(file: Path, reading: Reading) -> FlatFile:
     Raises
     ------
     DataError
-        If it holds no uniform binary lattice of a supported type, or is truncated.
+        If it contains no uniform binary lattice of a supported type, or is truncated.
     """
     name = str(file)
     with file.open("rb") as opened:
@@ -51,14 +51,14 @@ def open_amira(file: Path, reading: Reading) -> FlatFile:
     if not re.match(r"#\s*(AmiraMesh|Avizo|HyperMesh)", first):
         raise DataError(f"{name}: {not_of(file, 'an Amira file')}")
     if "BINARY" not in first.upper():
-        raise DataError(f"{name}: the pixels are written as text; export it as binary")
-    # the bytes of the data begin behind a line "@1" of its own, which the header names
+        raise DataError(f"{name}: the pixels are stored as text; export it as binary")
+    # the data begin after a line "@1", which the header names
     mark = re.search(rb"\n\s*@1[ \t]*\r?\n", content)
     text = content[: mark.start() if mark else len(content)].decode("latin-1")
     lattice, data = _LATTICE.search(text), _DATA.search(text)
     if mark is None or lattice is None or data is None:
         raise DataError(
-            f"{name}: there is no lattice of data in this Amira file (`Lattice {{ byte Data }} @1`); export "
+            f"{name}: there is no data lattice in this Amira file (`Lattice {{ byte Data }} @1`); export "
             "the volume itself"
         )
     kind, vector, number, packing, packed_bytes = data.groups()
@@ -77,7 +77,7 @@ def open_amira(file: Path, reading: Reading) -> FlatFile:
 
 
 def _unpacked(file: Path, start: int, packing: str, count: int) -> IO[bytes]:
-    """Unpack pixels into a scratch file."""
+    """Decompress pixels into a scratch file."""
     scratch = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the source)
     with named(str(file), "Amira file"), file.open("rb") as source:
         source.seek(start)
@@ -96,7 +96,7 @@ def _unpacked(file: Path, start: int, packing: str, count: int) -> IO[bytes]:
 
 
 def run_lengths(packed: bytes) -> bytes:
-    """Unpack Amira's run lengths: n and a byte that comes n times, or 128 + n and n bytes as they are."""
+    """Decode Amira's run lengths: n and a byte repeated n times, or 128 + n and n literal bytes."""
     parts, at = [], 0
     while at + 1 < len(packed):
         count = packed[at]

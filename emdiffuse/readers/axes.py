@@ -1,10 +1,10 @@
-"""What the axes of a stored array are, and which part of it is the stack (z, y, x) that is meant.
+"""The axes of a stored array, and which part of it is the stack (z, y, x) to read.
 
 Conventions
 -----------
-* An axis has one letter: ``z``, ``y``, ``x``, ``c`` (channels), ``t`` (time), ``s`` (the samples of a colour)
-  or ``?``. What a file calls its axes is honoured; where it has no names, the last three are (z, y, x).
-* A channel, or a time point, is never chosen silently where there are several.
+* An axis has one letter: ``z``, ``y``, ``x``, ``c`` (channels), ``t`` (time), ``s`` (colour samples) or
+  ``?``. Axis names in a file are honoured; without names, the last three axes are (z, y, x).
+* If there are several channels or time points, none is chosen silently.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ MOST_CHANNELS = 8
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the stack lies in a stored array.
+    """Position of the stack in a stored array.
 
     Attributes
     ----------
     letters : str
-        The axes as stored, slowest first; those of ``fixed`` are indexed, the others kept.
+        Axes as stored, slowest first; those in ``fixed`` are indexed, the others kept.
     lengths : tuple of int
         Their lengths.
     fixed : dict
-        Index along each axis that is not part of the stack, by its place.
+        Index along each axis that is not part of the stack, by position of the axis.
     """
 
     letters: str
@@ -49,13 +49,13 @@ class Layout:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Shape (z, y, x) of the stack; one slice where there is no z."""
+        """Shape (z, y, x) of the stack; one slice without a z axis."""
         z, y, x = (self.lengths[self.letters.index(a)] if a in self.letters else 1 for a in "zyx")
         return z, y, x
 
     @property
     def samples(self) -> int:
-        """Samples of a pixel: 1, or those of a colour."""
+        """Samples per pixel: 1, or those of a colour."""
         return self.lengths[self.letters.index("s")] if "s" in self.letters else 1
 
     def along(self, sizes: Sequence[int] | None) -> tuple[int, int, int]:
@@ -74,12 +74,12 @@ class Layout:
         )
 
     def arranged(self, where: str, values: NDArray[Any]) -> NDArray[Any]:
-        """Return what a region gave as (z, y, x), a colour of equal samples as one.
+        """Return the values of a region as (z, y, x), merging equal colour samples into one.
 
         Raises
         ------
         DataError
-            If it is a real colour.
+            If the colour samples differ.
         """
         kept = "".join(a for i, a in enumerate(self.letters) if i not in self.fixed)
         order = [kept.index(a) for a in "zyxs" if a in kept]
@@ -90,7 +90,7 @@ class Layout:
 
 
 def grey(where: str, values: NDArray[Any]) -> NDArray[Any]:
-    """Return an image whose last axis holds equal samples (and perhaps an alpha) with one sample.
+    """Merge the equal samples (and perhaps an alpha) on the last axis of an image into one.
 
     Raises
     ------
@@ -100,7 +100,8 @@ def grey(where: str, values: NDArray[Any]) -> NDArray[Any]:
     colours = values[..., : values.shape[-1] - (values.shape[-1] in (2, 4))]
     if (colours != colours[..., :1]).any():
         raise DataError(
-            f"{where}: this is a colour image, whose red, green and blue differ; convert it to one grayscale "
+            f"{where}: this is a colour image with different red, green and blue; convert it to one "
+            "grayscale "
             "channel"
         )
     first: NDArray[Any] = np.ascontiguousarray(colours[..., 0])
@@ -108,13 +109,13 @@ def grey(where: str, values: NDArray[Any]) -> NDArray[Any]:
 
 
 def letters_of(names: Sequence[str | None]) -> str:
-    """Return one letter an axis; ``?`` for a name that says nothing."""
+    """Return one letter per axis; ``?`` for an unknown name."""
     plain = [str(name or "?").strip().lower() for name in names]
     return "".join(a if a in "zyxcts" and len(a) == 1 else NAMES.get(a, "?") for a in plain)
 
 
 def guessed(lengths: Sequence[int]) -> str:
-    """Return the axes of an array without names: the last three, axes of length 1 at either end aside."""
+    """Return the axes of an array without names: the last three, ignoring axes of length 1 at either end."""
     letters = ["?"] * len(lengths)
     rest = list(range(len(lengths)))
     while len(rest) > 3 and lengths[rest[0]] == 1:
@@ -140,20 +141,20 @@ def lay_out(
     Parameters
     ----------
     where : str
-        What the user calls it.
+        Name of the data, for messages.
     lengths : sequence of int
-        The shape as stored.
+        Stored shape.
     names : sequence of str, optional
-        What the file calls its axes; None, or names that say nothing, where it does not.
+        Axis names in the file, possibly unknown ones; None without names.
     reading : Reading
-        What the user chose.
+        Choices of the user.
     channels : sequence of str
         Names of the channels.
 
     Raises
     ------
     DataError
-        If the axes are not those of one stack, or something must be chosen.
+        If the axes are not those of one stack, or a choice is needed.
     """
     lengths = tuple(int(n) for n in lengths)
     letters = _stated(where, lengths, names, reading)
@@ -165,8 +166,8 @@ def lay_out(
             letters = letters[: long[0]] + "z" + letters[long[0] + 1 :]
     if "y" not in letters or "x" not in letters:
         raise DataError(
-            f"{where}: an array of three axes (z, y, x) is expected, but the axes are "
-            f"{_spelled(letters, lengths)}; say which is which by `axes`"
+            f"{where}: expected an array of three axes (z, y, x), but the axes are "
+            f"{_spelled(letters, lengths)}; state which is which with `axes`"
         )
     fixed = {}
     for i, (letter, length) in enumerate(zip(letters, lengths, strict=True)):
@@ -177,8 +178,8 @@ def lay_out(
         elif letter == "?":
             if length > 1:
                 raise DataError(
-                    f"{where}: an array of three axes (z, y, x) is expected, but its shape is "
-                    f"{' x '.join(map(str, lengths))}; say by `axes` what they are, such as `axes: "
+                    f"{where}: expected an array of three axes (z, y, x), but its shape is "
+                    f"{' x '.join(map(str, lengths))}; state the axes, such as `axes: "
                     f"{'tczyx'[-len(lengths) :]}`"
                 )
             fixed[i] = 0
@@ -192,7 +193,7 @@ def lay_out(
 def _stated(
     where: str, lengths: tuple[int, ...], names: Sequence[str | None] | None, reading: Reading
 ) -> str:
-    """Return the axes that the user states, or the file, or else the usual ones."""
+    """Return the axes stated by the user or the file, or else the default ones."""
     if reading.axes is not None:
         letters = reading.axes
         if len(letters) < len(lengths) and all(n == 1 for n in lengths[: len(lengths) - len(letters)]):
@@ -200,7 +201,7 @@ def _stated(
         if len(letters) != len(lengths) or any(letters.count(a) > 1 for a in "zyxcts"):
             raise DataError(
                 f"{where}: `axes` is '{reading.axes}', but the shape is {' x '.join(map(str, lengths))}; "
-                "give one letter an axis, each once"
+                "give one letter per axis, each once"
             )
         return letters
     letters = letters_of(names) if names is not None and len(names) == len(lengths) else ""
@@ -241,13 +242,13 @@ def _completed(where: str, letters: str, lengths: tuple[int, ...]) -> str:
 
 
 def _time_as_depth(where: str, letters: str, lengths: tuple[int, ...]) -> str:
-    """Take time points for slices, with a warning, where there is no other depth."""
+    """Treat time points as slices, with a warning, if there is no z axis."""
     time = letters.index("t")
     depth = letters.index("z") if "z" in letters else None
     if lengths[time] == 1 or (depth is not None and lengths[depth] > 1):
         return letters
     warn_once(
-        "%s: it is labelled as %d time points; taken as slices (`timepoint` chooses one)",
+        "%s: labelled as %d time points; read as slices (`timepoint` chooses one)",
         where,
         lengths[time],
     )
@@ -265,7 +266,7 @@ def _chosen(where: str, option: str, length: int, choice: int | str | None, name
         return 0
     listed = f" ({', '.join(names)})" if names else ""
     if choice is None:
-        raise DataError(f"{where}: there are {length} {what}{listed}; choose one by `{option}`, such as 0")
+        raise DataError(f"{where}: there are {length} {what}{listed}; choose one with `{option}`, such as 0")
     if isinstance(choice, str) and choice in names:
         return list(names).index(choice)
     if isinstance(choice, str) and choice.isdigit():

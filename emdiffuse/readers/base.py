@@ -1,13 +1,13 @@
-"""What every format has in common: a stack of slices that is read lazily, box by box.
+"""Base class of all formats: a stack of slices that is read lazily, box by box.
 
 Conventions
 -----------
 * Axes are (z, y, x); slices are counted from 0.
-* Values are those that the file shows: as stored, in native byte order; inverted where the file says that 0
-  is white, and upright where it says that its first row is at the bottom. Types that the chain does not have
-  are converted as `CONVERSIONS` states, each value to itself.
-* Opening checks the metadata of everything; pixels are read later, and by several threads at a time.
-* Whatever is wrong raises `DataError`: one sentence that names the file and says what to do.
+* Values are those that a viewer shows: as stored, in native byte order, but inverted if the file states that
+  0 is white, and upright if its first row is at the bottom. Other types than `DTYPES` are converted as stated
+  in `CONVERSIONS`, without changing values.
+* Opening checks all metadata; pixels are read later, by several threads at a time.
+* All errors are `DataError`: one sentence that names the file and what to do.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ CONVERSIONS = {
     "uint64": "float32",
     "float64": "float32",
 }
-"""What a type that the chain does not have is converted to: exact, but for float64, which is rounded."""
+"""Conversions of unsupported types; exact, except for float64, which is rounded."""
 EXACT = 2**24
-"""Integers up to this are exact in float32."""
+"""Largest integer up to which all are exact in float32."""
 Shape = tuple[int, int, int]
 Box = tuple[slice, slice, slice]
 EVERYTHING = slice(None)
@@ -50,11 +50,11 @@ logger = logging.getLogger(__name__)
 
 
 LARGEST_SLICE = 2**35
-"""Bytes of a slice, or of what is decoded at once: 32 GiB, more than any microscope writes."""
+"""Maximum bytes of a slice, or of a block decoded at once: 32 GiB, more than any microscope writes."""
 
 
 def _within(box: Box, sides: Sequence[tuple[int, int]]) -> Box | None:
-    """Return what a crop leaves of a box, counted within the crop; None where that is nothing."""
+    """Return the part of a box inside a crop, relative to the crop, or None if empty."""
     z, y, x = (
         slice(max(side.start, first) - first, min(side.stop, last) - first)
         for side, (first, last) in zip(box, sides, strict=True)
@@ -68,31 +68,31 @@ class Source(ABC):
     Attributes
     ----------
     name : str
-        What the user calls it.
+        Name of the data, for messages.
     shape : tuple of int
         Shape (z, y, x).
     dtype : numpy.dtype
         One of `DTYPES`, in native byte order.
     block : tuple of int
-        What is decoded at once, (z, y, x): reading less costs as much.
+        Shape (z, y, x) that is decoded at once; reading less costs as much.
     files : list of Path
-        The files that hold it; none of an address. A folder stands for all that is in it.
+        Files of the source; empty for a URL. A folder stands for all its content.
     voxel_size : tuple of float or None
-        Voxel size (z, y, x) in nanometers, as far as the format says it; None where it says nothing.
+        Voxel size (z, y, x) in nanometers as stated by the file; None where unknown.
     missing : tuple of int
-        Slices that are not there, in whose place a neighbour is read.
+        Missing slices, for which a neighbour is read.
     separate : bool
-        Whether each slice is a file of its own.
+        Whether each slice is a separate file.
     bar : int
-        Rows at the bottom that are the microscope's data bar, and no image.
+        Rows of the microscope's data bar at the bottom.
     absent : tuple of boxes
-        Parts that a store holds no chunk of: damage, unless the user says that its fill value is meant.
+        Boxes of missing chunks: damage, unless `missing_chunks` is ``fill``.
     chunks : int
-        How many chunks a whole store has.
+        Number of chunks of a complete store.
     masked : bool
-        Whether NaN marks voxels without data, which are then read as NaN.
+        Whether NaN marks voxels without data, and is kept.
     checksums : dict
-        Size and SHA-256 of each file that was read as a whole.
+        Size and SHA-256 of each file that was read completely.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Source(ABC):
         self.masked = False
         self.checksums: dict[Path, tuple[int, str]] = {}
         self.metadata = b""
-        """What the metadata of an address are, to tell whether it changed."""
+        """Metadata of a URL, to detect changes."""
         self.stored = dtype.newbyteorder("=")
         self.dtype = np.dtype(CONVERSIONS.get(self.stored.name, self.stored))
         self._origin = (0, 0, 0)
@@ -133,40 +133,40 @@ class Source(ABC):
             )
         if self.shape[1] * self.shape[2] * self.stored.itemsize > LARGEST_SLICE:
             raise DataError(
-                f"{name}: a slice of {' x '.join(map(str, shape[1:]))} pixels is larger than can "
-                "be held; is the header damaged? Otherwise cut it into smaller ones"
+                f"{name}: a slice of {' x '.join(map(str, shape[1:]))} pixels is too large for "
+                "memory; the header may be damaged, otherwise divide it into smaller ones"
             )
         if prod(block) * self.stored.itemsize > LARGEST_SLICE:
             raise DataError(
-                f"{name}: its chunks are too large to be read one by one; store it in smaller ones"
+                f"{name}: the chunks are too large to be read one by one; store the data in smaller ones"
             )
         if 0 in shape:
             raise DataError(f"{name}: there are no pixels in {' x '.join(map(str, shape))}; export it again")
 
     @property
     def valid(self) -> tuple[slice, slice]:
-        """Rows and columns that are image: all but the data bar."""
+        """Rows and columns of the image, without the data bar."""
         return slice(0, self.shape[1] - self.bar), slice(0, self.shape[2])
 
     def look_for_data_bar(self) -> None:
-        """Find a data bar that no metadata tell of, in the pixels of the first and the last slice."""
+        """Look for a data bar, if not in the metadata, in the pixels of the first and last slice."""
         from emdiffuse.readers.data_bar import bar_by_look
 
-        if self.bar or self.block[1:] != self.shape[1:]:  # microscopes write bars below whole images
+        if self.bar or self.block[1:] != self.shape[1:]:  # microscopes write bars only below whole images
             return
         ends = {0, self.shape[0] - 1} - set(self.missing)
         found = {bar_by_look(self.read(z, z + 1)[0]) for z in ends}
         if len(found) == 1 and (rows := found.pop()):
             self.bar = rows
-            logger.info("%s: the lowest %d rows are taken for the microscope's data bar", self.name, rows)
+            logger.info("%s: the lowest %d rows are treated as the microscope's data bar", self.name, rows)
 
     def crop(self, box: Crop) -> None:
-        """Keep a part alone; slices and rows are counted within it from then on.
+        """Restrict the source to a part; slices and rows are then counted within it.
 
         Raises
         ------
         DataError
-            If the part reaches beyond the source.
+            If the part extends beyond the source.
         """
         sides = []
         for axis, length in zip("zyx", self.shape, strict=True):
@@ -184,7 +184,7 @@ class Source(ABC):
         self.missing = tuple(number - z0 for number in self.missing if z0 <= number < z1)
         self.absent = tuple(part for found in self.absent if (part := _within(found, sides)) is not None)
         if self.bar >= self.shape[1]:
-            raise DataError(f"{self.name}: `crop` keeps nothing but the data bar; choose other rows")
+            raise DataError(f"{self.name}: `crop` contains only the data bar; choose other rows")
 
     def read(self, z0: int, z1: int, y: slice = EVERYTHING, x: slice = EVERYTHING) -> NDArray[Any]:
         """Return the slices z0 to z1 - 1, or a part of them, as an array (z, y, x) of the stack's type.
@@ -192,7 +192,7 @@ class Source(ABC):
         Raises
         ------
         DataError
-            If a slice cannot be decoded, or holds NaN or infinite values; it is named.
+            If a slice cannot be decoded, or has NaN or infinite values; names it.
         """
         if not 0 <= z0 < z1 <= self.shape[0]:
             raise IndexError(f"slices {z0} to {z1} of {self.shape[0]}")
@@ -213,22 +213,22 @@ class Source(ABC):
             worst = max(abs(int(values.min())), abs(int(values.max())))
             if worst > EXACT:
                 raise DataError(
-                    f"{self.where(z0)}: there are values of {worst}, which no type of the chain holds "
+                    f"{self.where(z0)}: there are values of {worst}, which no supported type represents "
                     "exactly; "
                     "scale them to 16 bits"
                 )
-        with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite, and is refused
+        with np.errstate(over="ignore"):  # values beyond float32 become infinite, and are refused
             return values.astype(self.dtype)
 
     def _check_finite(self, values: NDArray[Any], z0: int) -> None:
         for z, plane in enumerate(values, z0):
             if (np.isinf(plane) if self.masked else ~np.isfinite(plane)).any():
                 what = "infinite values" if self.masked else "NaN or infinite values"
-                remedy = "" if self.masked else ", or say `nan: mask` if NaN marks voxels without data"
+                remedy = "" if self.masked else ", or set `nan: mask` if NaN marks voxels without data"
                 raise DataError(f"{self.where(z)}: there are {what}; replace them by numbers{remedy}")
 
     def where(self, z: int) -> str:
-        """Return the name of a slice for a person."""
+        """Return the name of a slice, for messages."""
         return self._where(z + self._origin[0])
 
     def _where(self, z: int) -> str:
@@ -236,4 +236,4 @@ class Source(ABC):
 
     @abstractmethod
     def _read(self, z0: int, z1: int, y: slice, x: slice) -> NDArray[Any]:
-        """Return a part that is known to exist, as a new array in native byte order, of the stored type."""
+        """Return an existing part as a new array, in native byte order and the stored type."""

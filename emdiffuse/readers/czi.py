@@ -2,8 +2,8 @@
 
 Conventions
 -----------
-* See `base`. A scene is a series; mosaics are put together by the library. Slices are the axis Z.
-* The library reads a plane, or a part of one, at a time, in one thread.
+* See `base`. A scene is a series; the library assembles mosaics. Slices are along the axis Z.
+* The library reads one plane, or a part of it, at a time, in one thread.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class CziScene(Source):
     file : Path
         The file.
     layout : Layout
-        Its axes (t, c, z, y, x).
+        Axes (t, c, z, y, x).
     corner : tuple of int
-        Row and column of its first pixel, and its number.
+        Row and column of the scene's first pixel, and its number.
     dtype : numpy.dtype
-        Type of a pixel.
+        Data type of a pixel.
     voxel_size : tuple of float, optional
         Voxel size (z, y, x) in nanometers.
     """
@@ -60,7 +60,7 @@ class CziScene(Source):
 
     @cached_property
     def _file(self) -> Any:
-        """The open file, as long as this source is there."""
+        """The file, kept open during the life of this source."""
         from pylibCZIrw import czi
 
         return self._open.enter_context(czi.open_czi(str(self.files[0])))
@@ -106,9 +106,7 @@ def open_czi(file: Path, reading: Reading) -> CziScene:
     layout = lay_out(str(file), (*lengths, area.h, area.w), "tczyx", reading)
     kind = str(kinds.get(layout.fixed[1], ""))
     if kind not in PIXELS:
-        raise DataError(
-            f"{file}: its pixels are {kind or 'of an unknown type'}, and no grayscale; convert them"
-        )
+        raise DataError(f"{file}: its pixels are {kind or 'of an unknown type'}, not grayscale; convert them")
     return CziScene(file, layout, (area.y, area.x, scene), np.dtype(PIXELS[kind]), _voxel_size(scaling))
 
 
@@ -116,18 +114,16 @@ def _chosen(file: Path, scenes: Any, reading: Reading) -> int:
     described = "; ".join(f"{i}: {area.h} x {area.w}" for i, area in sorted(scenes.items()))
     choice = reading.series
     if choice is None:
-        raise DataError(f"{file}: it holds {len(scenes)} scenes ({described}); choose one by `series`")
+        raise DataError(f"{file}: contains {len(scenes)} scenes ({described}); choose one with `series`")
     if isinstance(choice, str) and choice.isdigit():
         choice = int(choice)
     if choice not in scenes:
-        raise DataError(
-            f"{file}: there is no series {choice!r}; those that it holds are {described or 'one, 0'}"
-        )
+        raise DataError(f"{file}: there is no series {choice!r}; available: {described or 'one, 0'}")
     return int(choice)
 
 
 def _voxel_size(metadata: Any) -> Size | None:
-    """Return what the scaling says, in meters."""
+    """Return the voxel size from the scaling, which is in meters."""
     try:
         items = metadata["ImageDocument"]["Metadata"]["Scaling"]["Items"]["Distance"]
         meters = {item["@Id"]: item.get("Value") for item in items}

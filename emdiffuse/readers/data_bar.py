@@ -1,10 +1,10 @@
-"""The data bar that scanning microscopes write below an image: where it begins.
+"""Detection of the data bar that scanning microscopes write below an image.
 
 Conventions
 -----------
 * Rows are counted from the bottom; 0 means that there is none.
-* Metadata are believed first (FEI and Thermo Fisher, TESCAN, JEOL). Without them a bar is known by its look:
-  text and lines of one grey on another, over the whole width, below an image that has many greys.
+* Metadata take precedence (FEI and Thermo Fisher, TESCAN, JEOL). Without them a bar is detected by its
+  appearance: text and lines of one grey on another, over the whole width, below an image with many greys.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from emdiffuse.readers.tiff_sizes import jeol_properties, tescan_properties
 
 LEAST_ROWS = 12
 LARGEST_SHARE = 0.25
-"""A bar that is known by its look is no larger share of the height."""
+"""Maximum height of a bar detected by appearance, as a fraction of the image height."""
 FLAT = 0.55
-"""Share of a bar's pixels that one grey has, at least."""
+"""Minimum fraction of a bar's pixels with its most common grey."""
 TWO_TONES = 0.75
-"""Share that the two commonest greys have together; smooth letters have some between."""
+"""Minimum fraction with the two most common greys; anti-aliased text has some in between."""
 LINE = 0.98
-"""Share that one grey has in the line above a bar, at least."""
+"""Minimum fraction of one grey in the line above a bar."""
 IMAGE_TONE = 0.3
-"""Share that one grey has in an image, at most."""
+"""Maximum fraction of one grey in an image."""
 
 
 def bar_of_tiff(tif: Any, file: Path, height: int) -> int:
@@ -51,10 +51,10 @@ def _sensible(rows: int, height: int) -> int:
 
 
 def bar_by_look(plane: NDArray[Any]) -> int:
-    """Return the rows of a data bar that the pixels (y, x) of an image show.
+    """Return the number of rows of a data bar, detected in the pixels (y, x) of an image.
 
-    A row belongs to a bar where one grey has most of it; a few rows of letters, whose grey is spread, are let
-    through. A bar has two greys (a band of one is padding), and the image above it has many.
+    A row belongs to a bar if most of it has one grey; a few rows of text, with more greys, are tolerated. A
+    bar has two greys (a band of one grey is padding), and the image above it has many.
     """
     if plane.dtype.kind not in "iu" or min(plane.shape) < 4 * LEAST_ROWS:
         return 0
@@ -81,7 +81,7 @@ def bar_by_look(plane: NDArray[Any]) -> int:
 
 
 def _line_above(plane: NDArray[Any], first: int) -> int:
-    """Return how many rows above a bar are a line of one grey, but for its ends."""
+    """Return how many rows above a bar form a line of one grey, apart from its ends."""
     count = 0
     while count < 4 and first - count > 0:
         row = plane[first - count - 1]
@@ -92,6 +92,6 @@ def _line_above(plane: NDArray[Any], first: int) -> int:
 
 
 def _commonest(values: NDArray[Any]) -> list[Any]:
-    """Return the greys of an image, the most common first."""
+    """Return the greys of an image, most common first."""
     greys, counts = np.unique(values, return_counts=True)
     return list(greys[np.argsort(counts)[::-1]])

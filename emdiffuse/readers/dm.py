@@ -2,8 +2,8 @@
 
 Conventions
 -----------
-* See `base`. A file holds a thumbnail and one or more images; `series` chooses where there are several.
-* RosettaSciIO is under the GPL, so that it is an extra, and loaded when such a file is opened.
+* See `base`. A file contains a thumbnail and one or more images; `series` chooses among several.
+* RosettaSciIO is licensed under the GPL, so it is an extra, imported only when such a file is opened.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class DmImage(Source):
     file : Path
         The file.
     array : dask array
-        Its pixels, not read yet.
+        Its pixels, not yet read.
     layout : Layout
-        Where the stack lies in it.
+        Position of the stack in the array.
     voxel_size : tuple of float, optional
         Voxel size (z, y, x) in nanometers.
     """
@@ -66,7 +66,9 @@ def open_dm(file: Path, reading: Reading) -> DmImage:
         try:
             images = file_reader(str(file), lazy=True)
         except (NotImplementedError, OSError, ValueError) as error:
-            if "RGB" not in str(error):  # of colours the library says only that it does not read them lazily
+            if "RGB" not in str(
+                error
+            ):  # for colours the library only reports that it cannot read them lazily
                 raise
             raise DataError(f"{file}: this is a colour image; convert it to one grayscale channel") from None
     titles = [str(image["metadata"]["General"].get("title", i)) for i, image in enumerate(images)]
@@ -80,12 +82,12 @@ def open_dm(file: Path, reading: Reading) -> DmImage:
     }
     known = [sizes.get(letter, (None, None)) for letter in "zyx"]
     if image["data"].dtype.kind not in "biuf":
-        raise DataError(f"{file}: its pixels are {image['data'].dtype}, and no grayscale; convert them")
+        raise DataError(f"{file}: its pixels are {image['data'].dtype}, not grayscale; convert them")
     return DmImage(file, image["data"], layout, told([n for n, _ in known], [u for _, u in known]))
 
 
 def _chosen(file: Path, titles: list[str], shapes: list[tuple[int, ...]], reading: Reading) -> int:
-    """Return the number of the image that is meant."""
+    """Return the number of the chosen image."""
     described = "; ".join(
         f"{i}: {' x '.join(map(str, shape))} '{title}'"
         for i, (shape, title) in enumerate(zip(shapes, titles, strict=True))
@@ -94,11 +96,11 @@ def _chosen(file: Path, titles: list[str], shapes: list[tuple[int, ...]], readin
     if choice is None and len(titles) == 1:
         return 0
     if choice is None:
-        raise DataError(f"{file}: it holds {len(titles)} images ({described}); choose one by `series`")
+        raise DataError(f"{file}: contains {len(titles)} images ({described}); choose one with `series`")
     if isinstance(choice, str) and choice in titles:
         return titles.index(choice)
     if isinstance(choice, str) and choice.isdigit():
         choice = int(choice)
     if isinstance(choice, str) or not 0 <= choice < len(titles):
-        raise DataError(f"{file}: there is no series {choice!r}; those that it holds are {described}")
+        raise DataError(f"{file}: there is no series {choice!r}; available: {described}")
     return choice

@@ -1,10 +1,10 @@
-"""The ``.dat`` files of Janelia's FIB-SEMs: one slice a file, one or more detectors interleaved.
+"""Janelia FIB-SEM ``.dat`` files: one slice per file, with one or more interleaved detectors.
 
 Conventions
 -----------
 * See `base`. The header is 1024 bytes, big-endian; its layout is public (github.com/clbarnes/jeiss-specs).
-* Pixels are 8 or 16 bits, as digitised; a channel is a detector. Pixels are square; the header knows nothing
-  of the distance of slices.
+* Pixels are 8 or 16 bits, as digitised; a channel is a detector. Pixels are square; the header does not state
+  the slice spacing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAGIC = struct.pack(">I", 3555587570)
 
 
 def open_fibsem(file: Path, reading: Reading) -> FlatFile:
-    """Open a FIB-SEM slice; a ``.dat`` of something else is read as bare pixels, where `raw` states them.
+    """Open a FIB-SEM slice; any other ``.dat`` file is read as headerless pixels if `raw` is given.
 
     Raises
     ------
@@ -48,7 +48,7 @@ def open_fibsem(file: Path, reading: Reading) -> FlatFile:
     width, height = struct.unpack_from(">2I", header, 100)
     if 0 in (channels, width, height):
         raise DataError(
-            f"{name}: its header tells of {height} x {width} pixels in {channels} channels; nothing "
+            f"{name}: the header states {height} x {width} pixels in {channels} channels; nothing "
             "was recorded"
         )
     (pixel,) = struct.unpack_from(">d", header, 416) if version < 3 else struct.unpack_from(">f", header, 464)

@@ -1,11 +1,11 @@
-"""Files of uncompressed pixels behind one another: MRC, raw, FIB-SEM, Amira, NRRD, NumPy, old TIFF.
+"""Files of contiguous uncompressed pixels: MRC, raw, FIB-SEM, Amira, NRRD, NumPy, old TIFF.
 
 Conventions
 -----------
-* See `base`. Files are read through memory maps that are reopened for each part, so that what was read
-  does not stay in memory.
-* A file that is packed as a whole (``.gz``, ``.bz2``) is unpacked once, into a scratch file that has no name
-  and goes with the process.
+* See `base`. Files are read through memory maps that are reopened for each part, so that parts already read
+  do not stay in memory.
+* A compressed file (``.gz``, ``.bz2``) is decompressed once, into an unnamed scratch file that disappears
+  with the process.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from emdiffuse.readers.sizes import Size
 from emdiffuse.runtime.errors import DataError
 
 KEPT_BYTES = 2**22
-"""Bytes of the file that stay mapped at a time, about."""
+"""Approximate number of bytes of the file that are mapped at a time."""
 PACKED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open}
 
 
@@ -40,11 +40,11 @@ class FlatFile(Source):
     Parameters
     ----------
     name : str
-        What the user calls it.
+        Name of the data, for messages.
     file : Path
         The file.
     layout : Layout
-        Where the stack lies in the stored array.
+        Position of the stack in the stored array.
     stored : numpy.dtype
         Type as stored, with its byte order.
     offset : int
@@ -52,7 +52,7 @@ class FlatFile(Source):
     voxel_size : tuple of float, optional
         Voxel size (z, y, x) in nanometers.
     unpacked : file, optional
-        What holds the bytes of a file that is packed.
+        Decompressed bytes of a compressed file.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class FlatFile(Source):
 
 
 def opened(file: Path) -> tuple[IO[bytes] | None, int]:
-    """Return the bytes of a packed file (None of one that is not packed), and how many there are."""
+    """Return the decompressed bytes of a file (None if not compressed), and their number."""
     reader = PACKED.get(file.suffix.lower())
     if reader is None:
         return None, file.stat().st_size
@@ -100,7 +100,7 @@ def opened(file: Path) -> tuple[IO[bytes] | None, int]:
 
 
 def head(file: Path, unpacked: IO[bytes] | None, count: int) -> bytes:
-    """Return the first bytes of a file, or of what it was unpacked to."""
+    """Return the first bytes of a file, decompressed if it was compressed."""
     if unpacked is None:
         with file.open("rb") as source:
             return source.read(count)
@@ -111,14 +111,14 @@ def head(file: Path, unpacked: IO[bytes] | None, count: int) -> bytes:
 def of_what_is_there(
     name: str, found: int, offset: int, layout: Layout, stored: np.dtype[Any], reading: Reading
 ) -> Layout:
-    """Return the layout of a file of so many bytes; of a truncated one as much as a crop needs.
+    """Return the layout of a file with `found` bytes; a truncated file is reduced to its complete slices.
 
-    A recording that was interrupted keeps its whole slices: whoever crops to these knows that it was.
+    An interrupted recording has complete slices, which a crop can select.
 
     Raises
     ------
     DataError
-        If the file ends before the pixels that are meant: what it lacks is said, and what is left.
+        If the file ends before the requested pixels; states what is missing, and what is left.
     """
     slab = int(np.prod(layout.lengths[1:])) * stored.itemsize
     needed = offset + layout.lengths[0] * slab
@@ -131,24 +131,24 @@ def of_what_is_there(
         return replace(layout, lengths=(whole, *layout.lengths[1:]))
     left = f", or keep the {whole} slices that are there by `crop: {{z: [0, {whole}]}}`" if whole else ""
     raise DataError(
-        f"{name}: the file is truncated: its header tells of "
+        f"{name}: the file is truncated: its header states "
         f"{' x '.join(map(str, layout.lengths))} pixels of {stored.name}, which are {needed} bytes, but "
         f"there are {found}; copy or export it again{left}"
     )
 
 
 def open_raw(file: Path, reading: Reading) -> FlatFile:
-    """Open a file of bare pixels, of which the user states shape and type.
+    """Open a headerless file, whose shape and type the user states.
 
     Raises
     ------
     DataError
-        If nothing is stated, or it does not fit the size of the file.
+        If they are not stated, or do not match the size of the file.
     """
     raw: Raw | None = reading.raw
     if raw is None:
         raise DataError(
-            f"{file}: a file of bare pixels does not say its shape; give `raw: "
+            f"{file}: a headerless file does not state its shape; give `raw: "
             f"{{shape: [z, y, x], dtype: uint8}}`"
         )
     stored = np.dtype(raw.dtype).newbyteorder("<" if raw.byte_order == "little" else ">")
@@ -157,7 +157,7 @@ def open_raw(file: Path, reading: Reading) -> FlatFile:
     needed = raw.offset + int(np.prod(raw.shape)) * stored.itemsize
     if size != needed:
         raise DataError(
-            f"{file}: `raw` tells of {' x '.join(map(str, raw.shape))} pixels of {raw.dtype} behind "
+            f"{file}: `raw` states {' x '.join(map(str, raw.shape))} pixels of {raw.dtype} after "
             f"{raw.offset} "
             f"bytes, which makes {needed} bytes, but the file has {size}; correct `raw`"
         )

@@ -1,9 +1,9 @@
-"""What lies in a group of Zarr or N5 that is no image itself: the images and arrays below it.
+"""Images and arrays inside a Zarr or N5 group that is not itself an image.
 
 Conventions
 -----------
-* Folders on disk, and those in a ZIP archive; an address cannot be listed.
-* An image (multiscale) counts once, and not by its levels. Arrays of one axis are tables, and count for none.
+* Folders on disk and in ZIP archives are searched; URLs cannot be listed.
+* A multiscale image counts as one image, not as its levels. Arrays with one axis are tables, and are ignored.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from emdiffuse.config.reading import Reading
 from emdiffuse.runtime.errors import DataError
 
 DEEPEST = 5
-"""Folders below one another that are looked into: a plate has its images in the third."""
+"""Depth of the search; a plate has its images at depth three."""
 MOST_FOLDERS = 2000
 SHOWN = 5
 Folder = Path | zipfile.Path
@@ -27,7 +27,7 @@ Facts = dict[str, Any]
 
 
 def facts_in(folder: Folder, file: str) -> Facts:
-    """Return a JSON file of a folder; empty where it is not there or cannot be read."""
+    """Return a JSON file of a folder; empty if missing or unreadable."""
     try:
         found = json.loads((folder / file).read_text())
     except (OSError, ValueError, KeyError):
@@ -36,7 +36,7 @@ def facts_in(folder: Folder, file: str) -> Facts:
 
 
 def is_zarr_image(folder: Folder) -> bool:
-    """Tell whether a folder is an array of Zarr with rows and columns, or an image of OME-Zarr."""
+    """Return whether a folder is a Zarr array with rows and columns, or an OME-Zarr image."""
     node = facts_in(folder, "zarr.json") or facts_in(folder, ".zarray")
     if "shape" in node:
         return len(node["shape"]) >= 2
@@ -45,13 +45,13 @@ def is_zarr_image(folder: Folder) -> bool:
 
 
 def is_n5_image(folder: Folder) -> bool:
-    """Tell whether a folder is an array of N5 with rows and columns, or a multiscale group."""
+    """Return whether a folder is an N5 array with rows and columns, or a multiscale group."""
     arrays = (facts_in(folder, "attributes.json"), facts_in(folder / "s0", "attributes.json"))
     return any(len(facts.get("dimensions", ())) >= 2 for facts in arrays)
 
 
 def images_in(folder: Folder, is_image: Callable[[Folder], bool]) -> list[str]:
-    """Return the paths below a folder that are images, in the order of the numbers in them."""
+    """Return the paths of images below a folder, sorted by the numbers in them."""
     left = [MOST_FOLDERS]
 
     def below(folder: Folder, path: str, depth: int) -> Iterator[str]:
@@ -73,23 +73,23 @@ def _by_numbers(path: str) -> list[Any]:
 
 
 def choose_image(name: str, found: list[str], reading: Reading, what: str) -> str:
-    """Return the path of the image that is meant: the only one, or that which `series` names or counts.
+    """Return the path of the chosen image: the only one, or that given by `series` (path or number).
 
     Parameters
     ----------
     name : str
-        What the user calls the group.
+        Name of the group, for messages.
     found : list of str
-        The paths below it, from `images_in`.
+        Paths below it, from `images_in`.
     reading : Reading
-        What the user chose.
+        Choices of the user.
     what : str
-        What the group is, such as "Zarr group".
+        Kind of the group, such as "Zarr group".
 
     Raises
     ------
     DataError
-        If there is none, or one must be chosen.
+        If there are none, or one must be chosen.
     """
     choice = reading.series
     if isinstance(choice, str) and choice not in found and choice.isdigit():
@@ -102,9 +102,9 @@ def choose_image(name: str, found: list[str], reading: Reading, what: str) -> st
         return found[0]
     if not found:
         remedy = "unpack it first" if "ZIP" in what else "check the path"
-        raise DataError(f"{name}: this {what} holds no image of Zarr or N5; {remedy}")
+        raise DataError(f"{name}: this {what} contains no Zarr or N5 image; {remedy}")
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     raise DataError(
-        f"{name}: this {what} holds {len(found)} images ({', '.join(found[:SHOWN])}{more}); name one, "
-        f"such as {name.rstrip('/')}/{found[0]}, or choose it by `series`"
+        f"{name}: this {what} contains {len(found)} images ({', '.join(found[:SHOWN])}{more}); name one, "
+        f"such as {name.rstrip('/')}/{found[0]}, or choose one with `series`"
     )

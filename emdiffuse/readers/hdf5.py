@@ -1,14 +1,14 @@
-"""An array in an HDF5 file: ``file.h5:/path``; without a path, the only one that the file holds. Imaris too.
+"""An array in an HDF5 file: ``file.h5:/path``, or without a path the only one in the file. Imaris too.
 
 Conventions
 -----------
 * See `base`. Axes are those of ``axistags`` (ilastik, vigra) or of HDF5's dimension labels, else (z, y, x).
-* The voxel size is that of ``element_size_um`` (ImageJ, ilastik; one number or one an axis), or of
+* The voxel size is that of ``element_size_um`` (ImageJ, ilastik; one number or one per axis), or of
   ``resolution`` (CREMI, in nanometers).
-* Compression of other programs (Blosc, LZ4, Zstandard, ...) is read through hdf5plugin, where that is
-  installed.
-* Imaris (``.ims``) pads its chunks: what lies beyond the stated size is no image.
-* HDF5 shows a chunk that was never written as its fill value. Such chunks are missing, as in any other store.
+* Additional compressions (Blosc, LZ4, Zstandard, ...) need hdf5plugin.
+* Imaris (``.ims``) pads its chunks: pixels beyond the stated size are not part of the image.
+* HDF5 reads a chunk that was never written as its fill value. Here it counts as missing, as in any other
+  store.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from emdiffuse.runtime.extras import require
 
 IMARIS = "DataSet/ResolutionLevel {level}/TimePoint {timepoint}/Channel {channel}/Data"
 SHOWN = 5
-"""Arrays that a message names."""
+"""Maximum number of arrays that a message names."""
 
 
 class Hdf5Array(Source):
-    """A dataset of an HDF5 file, kept open; h5py lets one thread at a time read.
+    """A dataset of an HDF5 file, kept open; h5py allows one reading thread at a time.
 
     Parameters
     ----------
     name : str
-        What the user calls it.
+        Name of the data, for messages.
     dataset : h5py.Dataset
         The dataset.
     file : Path
         The file.
     layout : Layout
-        Where the stack lies in the dataset.
+        Position of the stack in the dataset.
     voxel_size : tuple of float or None
         Voxel size (z, y, x) in nanometers.
     """
@@ -70,19 +70,19 @@ class Hdf5Array(Source):
 
 
 def _require_own_pixels(name: str, dataset: Any) -> None:
-    """Refuse pixels that the file takes from elsewhere: it could name any file that this user can read.
+    """Refuse pixels stored in other files, since these could be any file that the user can read.
 
     Raises
     ------
     DataError
-        If it does so, by external storage or by a virtual dataset.
+        If the dataset uses external storage, or is virtual.
     """
     others = [place for place, *_ in dataset.external or ()]
     if dataset.is_virtual:
         others += [source.file_name for source in dataset.virtual_sources() if source.file_name != "."]
     if others:
         raise DataError(
-            f"{name}: its pixels lie in another file ({others[0]}), which is not followed; give that "
+            f"{name}: its pixels are stored in another file ({others[0]}), which is not followed; give that "
             "file, or copy all into one (h5repack)"
         )
 
@@ -90,11 +90,11 @@ def _require_own_pixels(name: str, dataset: Any) -> None:
 def _absent(dataset: Any, layout: Layout) -> tuple[tuple[Box, ...], int]:
     """Return the boxes (z, y, x) of the chunks that were never written, and the number of all chunks.
 
-    A dataset is written chunk by chunk, so that a recording that was interrupted lacks its last ones.
+    An interrupted recording lacks its last chunks.
     """
     if dataset.is_virtual:
         return (), 1
-    if dataset.chunks is None:  # as one piece, which has a place in the file once something is written
+    if dataset.chunks is None:  # contiguous, and allocated as a whole once something is written
         whole: Box = (slice(0, layout.shape[0]), slice(0, layout.shape[1]), slice(0, layout.shape[2]))
         return (() if dataset.id.get_offset() is not None or dataset.id.get_storage_size() else (whole,)), 1
     boxes = list(boxes_of(layout.shape, layout.along(dataset.chunks)))
@@ -104,7 +104,7 @@ def _absent(dataset: Any, layout: Layout) -> tuple[tuple[Box, ...], int]:
     written = {dataset.id.get_chunk_info(i).chunk_offset for i in range(dataset.id.get_num_chunks())}
 
     def first_voxel(box: Box) -> tuple[int, ...]:
-        """Return where the chunk of a box begins, in the dataset."""
+        """Return the first index of a box's chunk in the dataset."""
         index = layout.region(box[0].start, box[0].stop, *box[1:])
         places = [side if isinstance(side, int) else side.start or 0 for side in index]
         return tuple(n // step * step for n, step in zip(places, dataset.chunks, strict=True))
@@ -113,11 +113,11 @@ def _absent(dataset: Any, layout: Layout) -> tuple[tuple[Box, ...], int]:
 
 
 def _named_filter(name: str, error: OSError) -> Exception:
-    """Return a sentence about a filter that is not there, or the error as it is."""
+    """Return an error that names a missing filter, or the original error."""
     text = str(error).lower()
     if "plugin" in text or ("filter" in text and ("registered" in text or "not available" in text)):
         return DataError(
-            f"{name}: its pixels are compressed by a filter that is not installed here; install hdf5plugin "
+            f"{name}: its pixels are compressed with a filter that is not installed; install hdf5plugin "
             "(`pip install 'emdiffuse[formats]'`), or repack the file with gzip (h5repack)"
         )
     return error
@@ -131,9 +131,9 @@ def open_hdf5(file: Path, inside: str, reading: Reading) -> Hdf5Array:
     file : Path
         The file.
     inside : str
-        Path of the array; empty for the only one.
+        Path of the array; empty for the only array.
     reading : Reading
-        Which part is meant.
+        Which part to read.
 
     Raises
     ------
@@ -168,7 +168,7 @@ def open_hdf5(file: Path, inside: str, reading: Reading) -> Hdf5Array:
 
 
 def _volumes(arrays: dict[str, Any]) -> list[str]:
-    """Return the names of the volumes among datasets, or where there are none those of the images."""
+    """Return the names of the volumes among datasets, or else of the images."""
     numbers = {
         name: node.ndim for name, node in arrays.items() if node.ndim >= 2 and node.dtype.kind in "biuf"
     }
@@ -176,23 +176,23 @@ def _volumes(arrays: dict[str, Any]) -> list[str]:
 
 
 def _none_chosen(file: Path, inside: str, volumes: list[str], arrays: dict[str, Any]) -> str:
-    """Say why no array is read, and which there are."""
-    what = f"there is no array '/{inside}' in it" if inside else "say which array to read"
+    """Return why no array can be chosen, and which ones exist."""
+    what = f"there is no array '/{inside}' in it" if inside else "name the array to read"
     if volumes:
         more = f" and {len(volumes) - SHOWN} more" if len(volumes) > SHOWN else ""
-        return f"{file}: {what}; it holds {', '.join(f'{file}:/{name}' for name in volumes[:SHOWN])}{more}"
+        return f"{file}: {what}; it contains {', '.join(f'{file}:/{name}' for name in volumes[:SHOWN])}{more}"
     others = [
         f"/{name} ({' x '.join(map(str, node.shape or ()))} {node.dtype})" for name, node in arrays.items()
     ]
     return (
-        f"{file}: it holds no volume and no image of real numbers"
+        f"{file}: it contains no volume or image of real numbers"
         + (f", but {', '.join(others[:SHOWN])}" if others else "")
         + "; export the image itself"
     )
 
 
 def _axis_names(dataset: Any) -> list[str] | None:
-    """Return what the file calls the axes, None where it does not."""
+    """Return the axis names of the file, or None."""
     tags = dataset.attrs.get("axistags")
     if tags is not None:
         text = tags.decode() if isinstance(tags, bytes) else str(tags)
@@ -205,14 +205,14 @@ def _axis_names(dataset: Any) -> list[str] | None:
 
 
 def _voxel_size(dataset: Any, letters: str) -> Size | None:
-    """Return the voxel size (z, y, x) that the attributes tell, of the axes as stored."""
+    """Return the voxel size (z, y, x) from the attributes, which follow the stored axes."""
     for key, unit in (("element_size_um", 1e3), ("resolution", 1.0)):
         value = dataset.attrs.get(key)
         if value is None:
             continue
         try:
             numbers = np.atleast_1d(np.asarray(value, float)).ravel()
-        except (TypeError, ValueError):  # somebody's words
+        except (TypeError, ValueError):  # free text
             continue
         given = dataset.attrs.get(f"{key}_unit", dataset.attrs.get("units") if key == "resolution" else None)
         scale = unit_of(np.atleast_1d(given)[0]) if given is not None else unit
@@ -230,13 +230,13 @@ def _voxel_size(dataset: Any, letters: str) -> Size | None:
 
 
 def _open_imaris(file: Path, opened: Any, reading: Reading) -> Hdf5Array:
-    """Open the finest level, or that which is meant, of an Imaris file."""
+    """Open the finest or the chosen level of an Imaris file."""
     info = {key: _text(value) for key, value in opened["DataSetInfo/Image"].attrs.items()}
     level = opened.get(f"DataSet/ResolutionLevel {reading.level}")
     if level is None:
         raise DataError(f"{file}: there is no `level` {reading.level}; choose another one")
     times, channels = len(level), len(level["TimePoint 0"])
-    counts = (times, channels, 1, 2, 2)  # y and x stand for themselves: only t and c are chosen here
+    counts = (times, channels, 1, 2, 2)  # y and x are placeholders: only t and c are chosen here
     chosen = lay_out(str(file), counts, "tczyx", reading).fixed
     path = IMARIS.format(level=reading.level, timepoint=chosen[0], channel=chosen[1])
     dataset = opened[path]
@@ -257,6 +257,6 @@ def _open_imaris(file: Path, opened: Any, reading: Reading) -> Hdf5Array:
 
 
 def _text(value: Any) -> str:
-    """Return an attribute of Imaris, which writes an array of letters."""
+    """Return an Imaris attribute, which is an array of characters, as text."""
     array = np.asarray(value)
     return b"".join(array.ravel().tolist()).decode() if array.dtype.kind == "S" else str(value)

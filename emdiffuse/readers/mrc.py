@@ -1,12 +1,12 @@
-"""MRC files (also .rec, .st, .ali and .map of tomography, packed ones too).
+"""MRC files (also .rec, .st, .ali and .map of tomography, and compressed ones).
 
 Conventions
 -----------
-* See `base`. The header's ``mapc``, ``mapr`` and ``maps`` say which axes columns, rows and sections are.
-* The voxel size is that of the header, ``cella / m``; none of 0, and not the 1 angstrom that writers put
-  there when they know of none. Separate images (space group 0) have no distance.
-* Bytes are signed in MRC 2014; those of a file whose IMOD stamp says that they are not, are read unsigned.
-  Old programs leave the machine stamp and the map identifier out: mrcfile's permissive mode finds its way.
+* See `base`. The header's ``mapc``, ``mapr`` and ``maps`` name the axes of columns, rows and sections.
+* The voxel size is that of the header, ``cella / m``. A size of 0, or the 1 angstrom that writers use as a
+  default, counts as unknown. Separate images (space group 0) have no slice spacing.
+* Bytes are signed in MRC 2014, unless the file's IMOD stamp states unsigned bytes. Old programs omit the
+  machine stamp and the map identifier, which mrcfile's permissive mode tolerates.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ IMOD_STAMP = 1146047817
 COMPLEX = (3, 4)
 """Modes of Fourier transforms."""
 VOLUME_STACK = 400
-"""Space groups above it are of several volumes behind one another."""
+"""Space groups above this contain several consecutive volumes."""
 
 
 def open_mrc(file: Path, reading: Reading) -> FlatFile:
-    """Open an MRC file; it must hold all pixels that its header tells of.
+    """Open an MRC file, which must contain all pixels stated in its header.
 
     Raises
     ------
@@ -58,13 +58,13 @@ def open_mrc(file: Path, reading: Reading) -> FlatFile:
             )
         stored = mrcfile.utils.data_dtype_from_header(header)
     if unusual:
-        warn_once("%s: the header is not as MRC 2014 has it; read anyway", name)
+        warn_once("%s: the header does not conform to MRC 2014; reading it anyway", name)
     if stored == np.int8 and _bytes_are_unsigned(header):
         stored = np.dtype(np.uint8)
     lengths = [int(header[key]) for key in ("nz", "ny", "nx")]
     if min(lengths) < 1:
         raise DataError(
-            f"{name}: not a readable MRC file: its header tells of {lengths} pixels; export it again"
+            f"{name}: not a readable MRC file: its header states {lengths} pixels; export it again"
         )
     letters = _letters(header)
     if (
@@ -82,13 +82,13 @@ def open_mrc(file: Path, reading: Reading) -> FlatFile:
 
 
 def _bytes_are_unsigned(header: Any) -> bool:
-    """Tell whether IMOD wrote the file, and did not say that its bytes are signed."""
+    """Return whether IMOD wrote the file without marking its bytes as signed."""
     stamp, flags = np.frombuffer(header.extra2.tobytes(), header.nx.dtype)[10:12]
     return int(stamp) == IMOD_STAMP and not int(flags) & 1
 
 
 def _letters(header: Any) -> str:
-    """Return the axes of sections, rows and columns; the usual ones where an old header has none."""
+    """Return the axes of sections, rows and columns; the default ones if an old header has none."""
     axes = [int(header[key]) for key in ("maps", "mapr", "mapc")]
     return "".join("xyz"[axis - 1] for axis in axes) if sorted(axes) == [1, 2, 3] else "zyx"
 
@@ -96,8 +96,8 @@ def _letters(header: Any) -> str:
 def _voxel_size(header: Any, letters: str) -> Size | None:
     """Return the voxel size (z, y, x) in nanometers: the cell, divided by the samples along it.
 
-    Cell and samples are those of x, y and z; but some programs that permute the axes write them in the order
-    of columns, rows and sections, which their numbers of samples give away.
+    Cell and samples belong to x, y and z; but some programs that permute the axes write them in the order of
+    columns, rows and sections, which the numbers of samples reveal.
     """
     samples = [int(header[f"m{axis}"]) for axis in "zyx"]
     angstrom: list[float | None] = [

@@ -1,9 +1,9 @@
-"""N5, on disk or at an address.
+"""N5, on disk or at a URL.
 
 Conventions
 -----------
-* See `base`. N5 counts axes from the fastest: dimensions (x, y, z) are an array (z, y, x), unless ``axes``,
-  or COSEM's ``transform``, say otherwise. Of a multiscale group ``s0`` is read, or the level that is meant.
+* See `base`. N5 lists axes fastest first: dimensions (x, y, z) are an array (z, y, x), unless ``axes`` or
+  COSEM's ``transform`` state otherwise. In a multiscale group ``s0`` or the chosen level is read.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ COMPRESSIONS = ("raw", "gzip", "bzip2", "xz", "blosc", "zstd")
 
 
 def open_n5(name: str, place: str, reading: Reading) -> StoredArray:
-    """Open an array of N5, or a level of a multiscale group.
+    """Open an N5 array, or a level of a multiscale group.
 
     Parameters
     ----------
     name : str
-        What the user calls it.
+        Name of the data, for messages.
     place : str
-        Folder or address of the array, or of the group.
+        Folder or URL of the array or group.
     reading : Reading
-        Which part is meant.
+        Which part to read.
 
     Raises
     ------
     DataError
-        If there is none, it is not one volume of a supported type, or the address does not answer.
+        If it is missing, not a volume of a supported type, or the server does not respond.
     """
     around = read_json(name, place, "attributes.json") or {}
     path, facts = place, around
@@ -50,7 +50,7 @@ def open_n5(name: str, place: str, reading: Reading) -> StoredArray:
     if "dimensions" not in facts:
         if "://" in place:
             raise DataError(
-                f"{name}: there is no N5 array here; name the array, such as {place}/raw, or check the path"
+                f"{name}: there is no N5 array; name the array, such as {place}/raw, or check the path"
             )
         inside = choose_image(name, images_in(Path(place), is_n5_image), reading, "N5 group")
         deeper = reading.model_copy(update={"series": None})
@@ -68,17 +68,18 @@ def open_n5(name: str, place: str, reading: Reading) -> StoredArray:
 
 
 def _require_compression(name: str, facts: Facts) -> None:
-    """Refuse a compression that tensorstore lacks."""
+    """Refuse a compression that tensorstore does not support."""
     kind = (facts.get("compression") or {"type": "raw"}).get("type", "raw")
     if kind not in COMPRESSIONS:
         raise DataError(
-            f"{name}: its blocks are compressed by {kind}, which cannot be read; copy the array with one of "
+            f"{name}: its blocks are compressed with {kind}, which cannot be read; copy the array with one "
+            "of "
             f"{', '.join(COMPRESSIONS)}"
         )
 
 
 def _names(facts: Facts, rank: int) -> list[str] | None:
-    """Return the names of the axes, slowest first, None where there are none."""
+    """Return the names of the axes, slowest first, or None."""
     transform = facts.get("transform")
     if isinstance(transform, dict) and len(transform.get("axes") or ()) == rank:
         axes = [str(axis) for axis in transform["axes"]]
@@ -90,7 +91,7 @@ def _names(facts: Facts, rank: int) -> list[str] | None:
 
 
 def _size(facts: Facts, letters: str) -> Size | None:
-    """Return the voxel size (z, y, x) in nanometers that a node tells, in one of three ways."""
+    """Return the voxel size (z, y, x) of a node in nanometers, stored in one of three ways."""
     transform = facts.get("transform")
     units: Any = None
     if isinstance(transform, dict) and transform.get("scale"):
@@ -117,7 +118,7 @@ def _size(facts: Facts, letters: str) -> Size | None:
 
 
 def _scaled(size: Size | None, around: Facts, level: int) -> Size | None:
-    """Return the size of a level, from that of the group and its downsampling."""
+    """Return the voxel size of a level from that of the group and the downsampling."""
     if size is None or level == 0:
         return size
     scales = around.get("scales") or around.get("downsamplingFactors")

@@ -1,9 +1,9 @@
-"""Arrays of NumPy (``.npy``), packed ones too.
+"""NumPy arrays (``.npy``), also compressed.
 
 Conventions
 -----------
-* See `base`. An array in Fortran order is stored with its axes the other way round.
-* Arrays of Python objects are refused: to read one runs code that the file brings.
+* See `base`. An array in Fortran order is stored with reversed axes.
+* Arrays of Python objects are refused, because reading one executes code from the file.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ LONGEST_HEADER = 2**16
 
 
 def open_npy(file: Path, reading: Reading) -> FlatFile:
-    """Open an array of NumPy.
+    """Open a NumPy array.
 
     Raises
     ------
     DataError
-        If the file is not one volume of a supported type, or is truncated.
+        If the file is not a volume of a supported type, or is truncated.
     """
     name = str(file)
     unpacked, size = opened(file)
@@ -37,7 +37,7 @@ def open_npy(file: Path, reading: Reading) -> FlatFile:
         source = io.BytesIO(head(file, unpacked, LONGEST_HEADER))
         version = npy.read_magic(source)
         if version not in HEADERS:
-            raise DataError(f"{name}: NumPy's format {version[0]}.{version[1]} is not that of an image")
+            raise DataError(f"{name}: NumPy format {version[0]}.{version[1]} is not supported")
         shape, fortran, stored = HEADERS[version](source)
         offset = source.tell()
     if stored.hasobject or stored.names is not None:

@@ -1,11 +1,11 @@
-"""NRRD volumes, with their pixels within (``.nrrd``), through pynrrd.
+"""NRRD volumes with attached pixels (``.nrrd``), through pynrrd.
 
 Conventions
 -----------
-* See `base`. NRRD counts axes from the fastest: sizes (x, y, z) are an array (z, y, x); ``kinds`` says which
-  axes are no space.
-* Voxel sizes come from ``space directions`` or ``spacings``, with their units; a file without units tells
-  none.
+* See `base`. NRRD lists axes fastest first: sizes (x, y, z) are an array (z, y, x); ``kinds`` marks axes that
+  are not spatial.
+* Voxel sizes come from ``space directions`` or ``spacings``, with their units; without units they are
+  unknown.
 """
 
 from __future__ import annotations
@@ -45,13 +45,15 @@ def open_nrrd(file: Path, reading: Reading) -> FlatFile:
         header = nrrd.read_header(opened)
         start = opened.tell()
         if "data file" in header or "datafile" in header:
-            raise DataError(f"{name}: its pixels lie in another file; give that one as `raw`, or join them")
+            raise DataError(
+                f"{name}: its pixels are in another file; give that file with `raw`, or join them"
+            )
         stored = np.dtype(nrrd.reader._determine_datatype(header))
         encoding = str(header.get("encoding", "raw")).lower()
         lengths = [int(n) for n in header["sizes"]][::-1]
         skip = int(header.get("byte skip", header.get("byteskip", 0)))
         if int(header.get("line skip", 0)) or skip < 0:
-            raise DataError(f"{name}: it skips lines before its pixels; export it again")
+            raise DataError(f"{name}: it skips lines before the pixels; export it again")
         if encoding == "raw":
             unpacked: IO[bytes] | None = None
             offset, size = start + skip, file.stat().st_size
@@ -66,19 +68,19 @@ def open_nrrd(file: Path, reading: Reading) -> FlatFile:
 
 
 def _unpacked(source: IO[bytes], encoding: str) -> IO[bytes]:
-    """Unpack what follows the header into a scratch file without a name."""
+    """Decompress the data after the header into an unnamed scratch file."""
     scratch = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the source)
     stream: Any = zlib.decompressobj(47) if encoding.startswith("g") else bz2.BZ2Decompressor()
     while part := source.read(2**20):
         scratch.write(stream.decompress(part))
     if not stream.eof:
-        raise EOFError("unexpected end of the packed pixels")
+        raise EOFError("unexpected end of the compressed pixels")
     scratch.flush()
     return scratch
 
 
 def _letters(header: Any, rank: int) -> str | None:
-    """Return the axes, slowest first, where `kinds` tells channels from space."""
+    """Return the axes, slowest first, if `kinds` distinguishes channels from space."""
     kinds = header.get("kinds")
     if kinds is None or len(kinds) != rank:
         return None

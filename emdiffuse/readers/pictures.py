@@ -1,10 +1,11 @@
-"""PNG, JPEG and other pictures, through Pillow: for those who have nothing better.
+"""PNG, JPEG and other common image formats, through Pillow.
 
 Conventions
 -----------
-* See `base`. A picture is known by its first bytes, whatever its name says. Exif's orientation is honoured.
-* JPEG and its like lose what a network would learn: they are read with a warning. Sizes are not told: what
-  pictures say of dots an inch is about printers.
+* See `base`. The format is identified by the first bytes, whatever the name. The Exif orientation is
+  honoured.
+* JPEG and other lossy formats lose detail that a network would learn, so they are read with a warning. Pixel
+  sizes are unknown: dots per inch refer to printing.
 """
 
 from __future__ import annotations
@@ -29,24 +30,24 @@ LOSSY = ("JPEG", "WEBP", "JPEG2000")
 MODES = {"1": "uint8", "L": "uint8", "I;16": "uint16", "I;16B": "uint16", "I": "int32", "F": "float32"}
 ORIENTATION = 0x0112
 TURNED = (5, 6, 7, 8)
-"""Values of Exif's orientation by which rows are columns."""
+"""Values of the Exif orientation that exchange rows and columns."""
 _warned: set[tuple[Path, str]] = set()
 logger = logging.getLogger(__name__)
 
 
 class Picture(Source):
-    """A picture, decoded at the first reading.
+    """An image file, decoded at the first read.
 
     Parameters
     ----------
     file : Path
         The file.
     content : bytes or None
-        Its bytes, where they are in memory already.
+        Its bytes, if already in memory.
     layout : Layout
-        Where the plane lies in the decoded array.
+        Position of the plane in the decoded array.
     dtype : numpy.dtype
-        Type of a pixel.
+        Data type of a pixel.
     """
 
     def __init__(self, file: Path, content: bytes | None, layout: Layout, dtype: np.dtype[Any]) -> None:
@@ -70,7 +71,7 @@ class Picture(Source):
 
 
 def is_picture(file: Path, content: bytes | None = None) -> bool:
-    """Tell whether a file is a picture, by its first bytes."""
+    """Return whether a file is in one of these formats, by its first bytes."""
     if content is None:
         with named(str(file), "image"), file.open("rb") as opened:
             content = opened.read(16)
@@ -80,7 +81,7 @@ def is_picture(file: Path, content: bytes | None = None) -> bool:
 
 
 def warn_of_loss(file: Path, kind: str) -> None:
-    """Say, once a folder, that a compression loses detail."""
+    """Warn once per folder about lossy compression."""
     if (file.parent, kind) not in _warned:
         _warned.add((file.parent, kind))
         logger.warning(
@@ -89,12 +90,12 @@ def warn_of_loss(file: Path, kind: str) -> None:
 
 
 def open_picture(file: Path, reading: Reading, content: bytes | None = None) -> Picture:
-    """Open a picture.
+    """Open an image file.
 
     Raises
     ------
     DataError
-        If it has several frames or cannot be understood; a real colour is refused when it is read.
+        If it has several frames or cannot be decoded; real colour is refused when read.
     """
     from PIL import Image
 
@@ -106,11 +107,11 @@ def open_picture(file: Path, reading: Reading, content: bytes | None = None) -> 
             if picture.getexif().get(ORIENTATION, 1) in TURNED:
                 size = size[::-1]
     if frames > 1:
-        raise DataError(f"{file}: this is a film of {frames} pictures; save them as TIFF")
+        raise DataError(f"{file}: this is a movie of {frames} images; save them as TIFF")
     if kind in LOSSY:
         warn_of_loss(file, kind)
     if mode not in MODES and mode not in ("P", "RGB", "RGBA", "LA"):
-        raise DataError(f"{file}: a picture of mode {mode} is not one grayscale channel; convert it")
+        raise DataError(f"{file}: an image of mode {mode} is not a single grayscale channel; convert it")
     samples = {"P": 3, "RGB": 3, "RGBA": 4, "LA": 2}.get(mode)
     shape = (size[1], size[0]) if samples is None else (size[1], size[0], samples)
     layout = lay_out(str(file), shape, "yx" if samples is None else "yxs", reading)

@@ -1,12 +1,12 @@
-"""Neuroglancer precomputed volumes, on disk or at an address.
+"""Neuroglancer precomputed volumes, on disk or at a URL.
 
 Conventions
 -----------
 * See `base`. The format's (x, y, z, channel) become (z, y, x); `level` chooses a scale, and `channel` a
   channel.
 * The voxel size is the scale's resolution, which is in nanometers.
-* cloud-volume writes packed chunks to a disk, with ``.gz``, ``.br`` or ``.zstd`` behind their names. The
-  chunks of a part are then unpacked into memory, and decoded there.
+* On disk, cloud-volume writes compressed chunks, with the suffix ``.gz``, ``.br`` or ``.zstd``. The chunks of
+  a part are then decompressed and decoded in memory.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ def open_precomputed(name: str, place: str, reading: Reading) -> Source:
     Parameters
     ----------
     name : str
-        What the user calls it.
+        Name of the data, for messages.
     place : str
-        Folder or address that holds ``info``.
+        Folder or URL that contains ``info``.
     reading : Reading
-        Which part is meant.
+        Which part to read.
 
     Raises
     ------
     DataError
-        If there is none, it is not an image, chunks are missing, or the address does not answer.
+        If it is missing or not an image, chunks are missing, or the server does not respond.
     """
     info = read_json(name, place, "info")
     try:
@@ -63,8 +63,8 @@ def open_precomputed(name: str, place: str, reading: Reading) -> Source:
         first = scales[0]
     except (KeyError, IndexError, TypeError, ValueError):
         raise DataError(
-            f"{name}: there is no precomputed volume ('info' with a scale) here; check the path, "
-            "or say zarr:// or n5:// before it"
+            f"{name}: there is no precomputed volume ('info' with a scale); check the path, "
+            "or prefix it with zarr:// or n5://"
         ) from None
     if reading.level >= len(scales):
         raise DataError(f"{name}: `level` is {reading.level}, but there are {len(scales)}, counted from 0")
@@ -78,19 +78,19 @@ def open_precomputed(name: str, place: str, reading: Reading) -> Source:
     assert store is not None
     array = store[ts.d[:].transpose[::-1]][ts.d[:].translate_to[0]][ts.d[:].label[("",) * 4]]
     absent: list[Box] | None = None
-    if "://" not in place:  # tensorstore does not list what is in a folder of this format
+    if "://" not in place:  # tensorstore does not list folders of this format
         chunks = Chunks(Path(place), scale, layout.shape)
         absent = [] if "sharding" in scale else [box for box in chunks.boxes() if chunks.file(box) is None]
     return StoredArray(name, place, array, layout, size, info, absent)
 
 
 def _packed(folder: Path) -> bool:
-    """Tell whether a scale has chunks with the ending of a packed file behind their names."""
+    """Return whether a scale has chunks with the suffix of a compressed file."""
     return folder.is_dir() and any(file.suffix in PACKED for file in folder.iterdir())
 
 
 def _unpacked(file: Path) -> bytes:
-    """Return the content of a chunk's file."""
+    """Return the decompressed content of a chunk file."""
     content = file.read_bytes()
     if file.suffix == ".gz":
         return gzip.decompress(content)
@@ -103,14 +103,14 @@ def _unpacked(file: Path) -> bytes:
 
 
 class Chunks:
-    """The files of a scale that is not sharded: one a chunk, whose name says its place.
+    """The files of an unsharded scale, one per chunk, named by its position.
 
     Parameters
     ----------
     place : Path
-        The folder of ``info``.
+        Folder of ``info``.
     scale : mapping
-        What that says of the scale.
+        Entry of the scale in ``info``.
     shape : tuple of int
         Shape (z, y, x).
     """
@@ -123,7 +123,7 @@ class Chunks:
         self._shape = shape
 
     def boxes(self, sides: Sequence[slice] | None = None) -> Iterator[Box]:
-        """Yield the boxes of all chunks, or of those that a part touches."""
+        """Yield the boxes of all chunks, or of those that overlap a part."""
         for box in boxes_of(self._shape, self.steps):
             if sides is None or all(
                 a.start < b.stop and b.start < a.stop for a, b in zip(box, sides, strict=True)
@@ -136,24 +136,24 @@ class Chunks:
         return "_".join(f"{a}-{b}" for a, b in ends[::-1])
 
     def file(self, box: Box) -> Path | None:
-        """Return the file of a chunk, None where there is none."""
+        """Return the file of a chunk, or None if missing."""
         names = (f"{self.key(box)}{packed}" for packed in ("", *PACKED))
         return next((file for name in names if (file := self._folder / name).is_file()), None)
 
 
 class PackedChunks(Source):
-    """A scale whose chunks, or some of them, are packed files.
+    """A scale with compressed chunk files.
 
     Parameters
     ----------
     name : str
-        What the user calls it.
+        Name of the data, for messages.
     place : Path
-        The folder of ``info``.
+        Folder of ``info``.
     info, scale : mapping
-        What that says, and of this scale.
+        Content of ``info``, and its entry of the scale.
     layout : Layout
-        Where the stack lies in it.
+        Position of the stack in the array.
     voxel_size : tuple of float or None
         Voxel size (z, y, x) in nanometers.
     reading : Reading
@@ -184,7 +184,7 @@ class PackedChunks(Source):
     def _read(self, z0: int, z1: int, y: slice, x: slice) -> NDArray[Any]:
         _, height, width = self._layout.shape
         sides = [slice(z0, z1), *(slice(*s.indices(n)[:2]) for s, n in ((y, height), (x, width)))]
-        context = ts.Context()  # a memory of its own, gone with this part
+        context = ts.Context()  # a separate memory store, freed with this part
         with reached(self.name):
             memory = answer(ts.KvStore.open("memory://", context=context))
             answer(memory.write("info", json.dumps(self._info).encode()))

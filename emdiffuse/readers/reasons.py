@@ -1,10 +1,10 @@
-"""Why a file cannot be read: the true reason, in one sentence that names it.
+"""The true reason why a file cannot be read, in one sentence that names the file.
 
 Conventions
 -----------
-* What a library says is passed on in whole words. A file is called truncated only where its end was seen to
-  be missing.
-* A disk that is full, and a defect of ours, are not about the file, and pass through.
+* Messages of libraries are passed on in whole words. A file is called truncated only if its end is verifiably
+  missing.
+* A full disk or a defect of emdiffuse has nothing to do with the file, and is passed through.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ KNOWN = (
     (b"<!DOCTYPE", "a web page", ""), (b"<html", "a web page", ""),
     (b"version https://git-lfs", "a pointer of Git LFS", ""),
 )  # fmt: skip
-"""First bytes, what they tell, and the ending by which it is read; none of what is not."""
+"""First bytes, the format that they identify, and its extension; empty if the format is not readable."""
 ARCHIVES = ("a ZIP archive", "a gzip archive", "a bzip2 archive", "a RAR archive", "a 7z archive")
 
 
@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 
 
 def warn_once(message: str, *values: object) -> None:
-    """Log a warning about a file, unless it was said before: a file is opened several times."""
+    """Log a warning about a file only once, since a file is opened several times."""
     text = message % values
     if text not in _said:
         _said.add(text)
@@ -62,18 +62,18 @@ def warn_once(message: str, *values: object) -> None:
 
 @contextmanager
 def named(where: str, what: str) -> Iterator[None]:
-    """Turn whatever a library raises about a file into one sentence.
+    """Turn any exception that a library raises about a file into one sentence.
 
     Parameters
     ----------
     where : str
-        The file, and what in it.
+        The file, and the part concerned.
     what : str
-        Its format, such as "TIFF".
+        Format of the file, such as "TIFF".
     """
     try:
         yield
-    except (DataError, MemoryError, NameError):  # the last is a defect of ours
+    except (DataError, MemoryError, NameError):  # NameError is a defect of emdiffuse
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -82,28 +82,24 @@ def named(where: str, what: str) -> Iterator[None]:
 
 
 def reason_of(error: Exception, what: str, file: Path) -> str:
-    """Say in half a sentence why a file of a format cannot be read, and what to do."""
+    """Return why a file of a format cannot be read, and what to do, as half a sentence."""
     text = " ".join(str(error).split())
     low = text.lower()
     if isinstance(error, PermissionError) or "permission denied" in low:
-        return "you may not read it; check its permissions"
+        return "no permission to read it; check its permissions"
     if isinstance(error, BlockingIOError) or any(sign in low for sign in LOCKED):
         return (
             "another program holds it open for writing; close it there (or, if none does, set "
             "HDF5_USE_FILE_LOCKING=FALSE)"
         )
     if isinstance(error, FileNotFoundError):
-        return "it is not there, or no longer; check the path"
+        return "it does not exist, or no longer; check the path"
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
-        return (
-            f"the disk or the network does not deliver it ({error.strerror}); try again, or copy it elsewhere"
-        )
+        return f"the disk or the network failed ({error.strerror}); try again, or copy the file elsewhere"
     content = content_of(file) if file.is_file() else None
     wordless = not any(c.isalpha() for c in text)
     if wordless or isinstance(error, KeyError | IndexError | TypeError | AttributeError):
-        text = (
-            "its content does not follow the format"  # what the library stumbled over means nothing to a user
-        )
+        text = "its content does not follow the format"  # the library's exception means nothing to a user
     if content == "":
         return "the file is empty; copy or export it again"
     if isinstance(error, EOFError) or any(sign in low for sign in ENDED):
@@ -114,12 +110,12 @@ def reason_of(error: Exception, what: str, file: Path) -> str:
 
 
 def whole_words(text: str) -> str:
-    """Return a text in one line, and where it is long its first words."""
+    """Return a text as one line, shortened to its first words if long."""
     return textwrap.shorten(text, LONGEST, placeholder=" …").rstrip(".")
 
 
 def content_of(file: Path) -> str | None:
-    """Say what a file is by its first bytes: "" where it is empty, None where they say nothing."""
+    """Return what a file is by its first bytes: "" if empty, None if unknown."""
     try:
         with file.open("rb") as opened:
             first = opened.read(512)
@@ -130,7 +126,7 @@ def content_of(file: Path) -> str | None:
     for sign, name, _ in KNOWN:
         if first.startswith(sign):
             return name
-    for end in range(len(first), max(len(first) - 4, 0), -1):  # a letter may be cut
+    for end in range(len(first), max(len(first) - 4, 0), -1):  # the last character may be cut
         try:
             text = first[:end].decode("utf-8")
         except UnicodeDecodeError:
@@ -140,24 +136,24 @@ def content_of(file: Path) -> str | None:
 
 
 def not_of(file: Path, what: str) -> str:
-    """Say what a file is that has not the first bytes of its format."""
+    """Return what a file is, if its first bytes are not those of its format."""
     content = content_of(file)
     if content == "":
         return "the file is empty; copy or export it again"
     if content is None:
-        return f"this is not {what}, by its first bytes; give it the ending of its format, or export it again"
+        return f"not {what}, judging by its first bytes; give it the right extension, or export it again"
     return f"this is {content}, not {what}; {_remedy(content)}"
 
 
 def _remedy(content: str) -> str:
-    """Say what to do with a file that is not what its ending says."""
+    """Return what to do with a file whose content does not match its extension."""
     ending = next((ending for _, name, ending in KNOWN if name == content and ending), None)
     if ending is not None:
-        return f"give it the ending {ending}"
+        return f"give it the extension {ending}"
     if content in ARCHIVES:
         return "unpack it first"
     if content == "a pointer of Git LFS":
         return "fetch the file itself (`git lfs pull`)"
     if content == "a text file":
-        return "name the file of the image itself"
+        return "give the image file itself"
     return "export the image as TIFF"

@@ -1,11 +1,11 @@
-"""A source whose pixels are not square, resampled so that they are.
+"""Resampling of a source to square pixels.
 
 Conventions
 -----------
-* Along the axis whose pixels are longer they become as long as along the other one, so that nothing is lost.
-* Values between pixels come from cubic convolution over four of them (Keys, IEEE Trans. ASSP 29, 1981,
-  doi 10.1109/TASSP.1981.1163711); beyond the borders the outermost pixels are repeated. Each value depends on
-  its own place alone, so that any part is what it is in the whole.
+* Pixels are resampled to their shorter side, so that no detail is lost.
+* Values between pixels are interpolated by cubic convolution over four pixels (Keys, IEEE Trans. ASSP 29,
+  1981, doi 10.1109/TASSP.1981.1163711); beyond the borders the outermost pixels are repeated. Each value
+  depends only on its position, so that any part equals the same part of the whole.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TAPS = np.arange(-1, 3)
 
 
 class SquarePixels(Source):
-    """A source with its pixels made square.
+    """A source resampled to square pixels.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ class SquarePixels(Source):
     def __init__(self, source: Source, voxel_size: tuple[float, float, float]) -> None:
         z, y, x = voxel_size
         self._axis = 1 if y > x else 2
-        self._step = min(y, x) / max(y, x)  # of one pixel, in pixels of the source
+        self._step = min(y, x) / max(y, x)  # output pixel, in pixels of the source
         shape, block = list(source.shape), list(source.block)
         shape[self._axis] = max(1, round(shape[self._axis] / self._step))
         block[self._axis] = ceil(block[self._axis] / self._step)
@@ -76,11 +76,11 @@ class SquarePixels(Source):
 
 
 def keys_weights(fraction: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the weights (..., 4) of the pixels at -1, 0, 1 and 2 for places (...) between 0 and 1."""
+    """Return the weights (..., 4) of the pixels at -1, 0, 1 and 2 for positions (...) between 0 and 1."""
     t = fraction[..., None]
-    near = ((1.5 * t - 2.5) * t) * t + 1  # of a distance t below 1
+    near = ((1.5 * t - 2.5) * t) * t + 1  # for a distance t below 1
     u = 1 - t
     far = ((1.5 * u - 2.5) * u) * u + 1
-    before = ((-0.5 * (t + 1) + 2.5) * (t + 1) - 4) * (t + 1) + 2  # of a distance between 1 and 2
+    before = ((-0.5 * (t + 1) + 2.5) * (t + 1) - 4) * (t + 1) + 2  # for a distance between 1 and 2
     behind = ((-0.5 * (u + 1) + 2.5) * (u + 1) - 4) * (u + 1) + 2
     return np.concatenate([before, near, far, behind], axis=-1)

@@ -1,9 +1,9 @@
-"""A folder, or a pattern, of files with one slice each, of whatever format.
+"""A folder or pattern of files with one slice each, in any format.
 
 Conventions
 -----------
 * See `base` and `names`. All slices have the same shape, type and pixel size.
-* A slice of TIFF or of a picture is read once, for its pixels and for its checksum.
+* TIFF and image files are read once, both for their pixels and for their checksum.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from emdiffuse.readers.sizes import Size
 from emdiffuse.runtime.errors import DataError
 
 PIXEL_TOLERANCE = 0.01
-"""How far the pixel sizes of slices may differ."""
+"""Relative tolerance of the pixel sizes of slices."""
 logger = logging.getLogger(__name__)
 
 
 class NumberedSlices(Source):
-    """A file a slice.
+    """A stack with one file per slice.
 
     Parameters
     ----------
     name : str
-        What the user calls them.
+        Name of the data, for messages.
     slices : sequence of Path or None
-        The file of each slice, None where there is none.
+        File of each slice; None if missing.
     first : Source
-        The first of them, opened.
+        The first slice, opened.
     reading : Reading
-        What is meant in each.
+        Which part of each file to read.
     """
 
     def __init__(self, name: str, slices: Sequence[Path | None], first: Source, reading: Reading) -> None:
@@ -74,28 +74,28 @@ class NumberedSlices(Source):
                     self.checksums[file] = (len(content), hashlib.sha256(content).hexdigest())
                 one = open_file(file, self._reading, content)
                 if one.shape[1:] != self._whole or one.stored != self.stored:
-                    raise DataError(f"{file}: it changed while it was read; start again")
+                    raise DataError(f"{file}: changed while being read; start again")
                 one.masked = self.masked
                 planes.append(one._read(0, 1, y, x)[0])
         return np.stack(planes)
 
     @property
     def _whole(self) -> tuple[int, int]:
-        """Rows and columns of a file, of which a part may be kept."""
+        """Rows and columns of a whole file, before cropping."""
         return self.block[1], self.block[2]
 
 
 def open_file(file: Path, reading: Reading, content: bytes | None = None) -> Source:
-    """Open one file, by what its ending says, and for images by its first bytes.
+    """Open one file by its extension, or an image by its first bytes.
 
     Parameters
     ----------
     file : Path
         The file.
     reading : Reading
-        What is meant in it.
+        Which part to read.
     content : bytes, optional
-        The bytes of an image, where they were read already.
+        Bytes of an image, if already read.
     """
     kind = kind_of(file.name)
     if kind == "mrc":
@@ -146,16 +146,16 @@ def open_file(file: Path, reading: Reading, content: bytes | None = None) -> Sou
 def open_series(
     source: str, files: Sequence[Path], reading: Reading, repair: bool = False, images: bool = False
 ) -> Source:
-    """Open a folder, or a pattern, of files with one slice each.
+    """Open a folder or pattern of files with one slice each.
 
     Raises
     ------
     DataError
-        If a slice is missing, has several planes, or is unlike the others: it is named.
+        If a slice is missing, has several planes, or is unlike the others; names it.
     """
     first: Source | None = open_file(files[0], reading)
     assert first is not None
-    if len(first.files) > 1:  # an OME-TIFF that names the others, and their order
+    if len(first.files) > 1:  # an OME-TIFF that lists all files and their order
         return _of_one_image(source, files, first)
     slices = in_order(source, files, repair, reading.step, images)
     first = None
@@ -164,7 +164,9 @@ def open_series(
             continue
         one = open_file(file, reading)
         if one.shape[0] > 1:
-            raise DataError(f"{file}: there are {one.shape[0]} pages; a numbered stack has one slice a file")
+            raise DataError(
+                f"{file}: there are {one.shape[0]} pages, but a numbered stack has one slice per file"
+            )
         first = first or one
         _check_alike(str(file), one, str(files[0]), first)
     if first is None:
@@ -173,12 +175,12 @@ def open_series(
 
 
 def _of_one_image(source: str, files: Sequence[Path], one: Source) -> Source:
-    """Take a folder that is one OME image in several files as that says."""
+    """Open a folder that is one OME image in several files, in the order of its metadata."""
     if {path.resolve() for path in one.files} != {path.resolve() for path in files}:
         raise DataError(
-            f"{source}: the OME metadata of '{files[0].name}' speak of {len(one.files)} files, and "
+            f"{source}: the OME metadata of '{files[0].name}' list {len(one.files)} files, but "
             "the folder has "
-            f"{len(files)}; keep those of one image in it"
+            f"{len(files)}; keep only those of one image in it"
         )
     return one
 
@@ -195,7 +197,7 @@ def _check_alike(where: str, found: Source, first_name: str, first: Source) -> N
     for own, usual in zip(_pixel(found.voxel_size), _pixel(first.voxel_size), strict=True):
         if own is not None and usual is not None and abs(own - usual) > PIXEL_TOLERANCE * usual:
             raise DataError(
-                f"{where}: its pixels are {own:.4g} nm, unlike {first_name} with {usual:.4g} nm; all "
+                f"{where}: pixels are {own:.4g} nm, unlike {first_name} with {usual:.4g} nm; all "
                 "slices must "
                 "have the same magnification"
             )

@@ -2,9 +2,9 @@
 
 Conventions
 -----------
-* A size is believed between `SMALLEST` and `LARGEST`: below lies no image of a microscope (a number without
-  its unit is there), and above speak printers (72 dots an inch).
-* Three ones are what programs write where they know nothing.
+* Only sizes between `SMALLEST` and `LARGEST` are accepted: smaller ones lack their unit, and larger ones
+  refer to printing (72 dots per inch).
+* Three ones are a default that programs write if the size is unknown.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ UNITS = {"inch": 2.54e7} | {
     for name in (unit, *others)
     for plural in ("", "s" if len(name) > 2 else "")
 }
-"""Nanometers of a unit, by its name in lower case."""
+"""Units in nanometers, by name in lower case."""
 SMALLEST, LARGEST = 0.005, 10_000.0
 Size = tuple[float | None, float | None, float | None]
-"""Of (z, y, x)."""
+"""Sizes along (z, y, x)."""
 
 
 def unit_of(text: Any) -> float | None:
-    """Return the nanometers of a unit, None for pixels and for what is unknown."""
+    """Return a unit in nanometers, or None for pixels and unknown units."""
     if isinstance(text, bytes):
         text = text.decode(errors="replace")
     plain = str(text).strip().strip("\0").lower().replace("\\u00b5", "µ").replace("\\u00b5m", "µm")
@@ -45,19 +45,19 @@ def unit_of(text: Any) -> float | None:
 
 
 def believed(nanometers: float | None) -> float | None:
-    """Return a size if a microscope may have it, None otherwise."""
+    """Return a plausible pixel size unchanged, otherwise None."""
     if nanometers is None or not math.isfinite(nanometers):
         return None
     return float(nanometers) if SMALLEST <= nanometers <= LARGEST else None
 
 
 def told(numbers: Sequence[Any], units: Sequence[float | None]) -> Size | None:
-    """Return the voxel size (z, y, x) that numbers and the nanometers of their units tell.
+    """Return the voxel size (z, y, x) from numbers and their units in nanometers.
 
     Returns
     -------
     tuple or None
-        None where no axis is known.
+        None if no axis is known.
     """
     try:
         values = [None if number is None else float(number) for number in numbers]

@@ -1,12 +1,11 @@
-"""Chunked stores, on disk or on the web, through tensorstore: what Zarr, N5 and precomputed share.
+"""Chunked stores on disk or on the web, through tensorstore: common code of Zarr, N5 and precomputed.
 
 Conventions
 -----------
-* See `base`. Public buckets are read without an account, unless the environment names one.
-* An address that does not answer is given up after `PATIENCE` seconds, also in the midst of reading; one that
-  is slow is not, as long as something comes. Its answers are distinguished: forbidden is not the same as not
-  there.
-* A chunk that is not there is damage, unless the user says that its fill value is meant.
+* See `base`. Public buckets are read anonymously, unless the environment names an account.
+* A server that sends nothing for `PATIENCE` seconds is an error, even while reading; a slow one is not, as
+  long as data arrive. "Forbidden" and "not found" are distinguished.
+* A missing chunk is damage, unless `missing_chunks` is ``fill``.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ from emdiffuse.readers.sizes import Size
 from emdiffuse.runtime.errors import DataError
 
 PATIENCE = 30.0
-"""Seconds that an address has to answer."""
+"""Seconds within which a server must respond."""
 RETRIES = 4
 _RETRIES = {"max_retries": RETRIES, "initial_delay": "100ms", "max_delay": "2s"}
-# a transfer that stands still is broken off, and tried again: all tries together take the patience
+# stalled transfers are aborted and retried; all tries together take PATIENCE seconds
 os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(int(PATIENCE / (RETRIES + 1))))
 os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
 _CONTEXT = ts.Context(
@@ -53,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 
 LARGEST_CHUNK = 2**30
-"""Bytes of a chunk, of which several are held at a time."""
+"""Maximum bytes of a chunk, since several are in memory at a time."""
 
 
 class StoredArray(Source):
@@ -62,19 +61,19 @@ class StoredArray(Source):
     Parameters
     ----------
     name : str
-        What the user calls it.
+        Name of the data, for messages.
     place : str
-        Folder or address that its files lie under.
+        Folder or URL of its files.
     store : tensorstore.TensorStore
-        The array as stored.
+        The stored array.
     layout : Layout
-        Where the stack lies in it.
+        Position of the stack in the array.
     voxel_size : tuple of float, optional
         Voxel size (z, y, x) in nanometers.
     metadata : mapping
-        The facts of the store.
+        Metadata of the store.
     absent : sequence of boxes, optional
-        Chunks that are known to be missing; without it they are looked for.
+        Chunks known to be missing; by default they are searched for.
     """
 
     def __init__(
@@ -95,7 +94,7 @@ class StoredArray(Source):
         block = layout.along(_lengths(store.chunk_layout.read_chunk.shape, store.rank))
         if prod(block) * store.dtype.numpy_dtype.itemsize >= LARGEST_CHUNK:
             raise DataError(
-                f"{name}: its chunks of {' x '.join(map(str, block))} voxels take a GiB or more each; store "
+                f"{name}: chunks of {' x '.join(map(str, block))} voxels take a GiB or more each; store "
                 "it in smaller ones"
             )
         super().__init__(name, layout.shape, store.dtype.numpy_dtype, block, files, voxel_size)
@@ -103,14 +102,14 @@ class StoredArray(Source):
         self._layout = layout
         self.metadata = json.dumps(metadata, sort_keys=True).encode()
         if absent is None:
-            # at an address a chunk that is missing is an error when it is read: to ask for all takes long
+            # at a URL, missing chunks are errors when read, because checking all would take too long
             absent = self._absent() if files else []
         self.absent = tuple(absent)
         steps = layout.along(_lengths(store.chunk_layout.write_chunk.shape, store.rank))
         self.chunks = prod(-(-n // step) for n, step in zip(self.shape, steps, strict=True))
 
     def _absent(self) -> list[Box]:
-        """Return the boxes of the chunks that are not there, by listing the folder."""
+        """Return the boxes of missing chunks, by listing the folder."""
         if self._is_stored([slice(0, n) for n in self.shape]):
             return []
         steps = self._layout.along(_lengths(self._store.chunk_layout.write_chunk.shape, self._store.rank))
@@ -131,23 +130,23 @@ class StoredArray(Source):
 
 
 def _lengths(chunk: Sequence[int | None] | None, rank: int) -> list[int]:
-    """Return the shape of a chunk; 1 where it is not known."""
+    """Return the shape of a chunk; 1 where unknown."""
     return [int(n or 1) for n in chunk or [1] * rank]
 
 
 def answer(future: ts.Future[Result], once: bool = True) -> Result:
-    """Return what tensorstore promised: within `PATIENCE` seconds, or of pixels as long as some come.
+    """Return the result of a tensorstore future, within `PATIENCE` seconds or while pixels keep arriving.
 
     Raises
     ------
     TimeoutError
-        If it does not come.
+        If nothing arrives in time.
     """
     return future.result(timeout=PATIENCE if once else None)
 
 
 def key_value_store(place: str) -> dict[str, Any]:
-    """Return what tensorstore calls a folder or an address."""
+    """Return tensorstore's specification of a folder or URL."""
     scheme, _, rest = place.partition("://")
     if not rest:
         return {"driver": "file", "path": f"{Path(place).absolute()}/"}
@@ -162,12 +161,12 @@ def key_value_store(place: str) -> dict[str, Any]:
 
 
 def read_json(name: str, place: str, key: str) -> dict[str, Any] | None:
-    """Return a store's JSON file, None where there is none.
+    """Return a JSON file of a store, or None if it does not exist.
 
     Raises
     ------
     DataError
-        If the address does not answer, forbids it, or this is not JSON.
+        If the server does not respond or forbids access, or the file is not JSON.
     """
     with reached(name):
         store = answer(ts.KvStore.open(key_value_store(place), context=_CONTEXT))
@@ -184,10 +183,10 @@ def read_json(name: str, place: str, key: str) -> dict[str, Any] | None:
 
 
 def first_json(name: str, place: str, keys: Sequence[str]) -> tuple[str, dict[str, Any]] | None:
-    """Return the first of several JSON files that is there.
+    """Return the first existing file of several JSON files.
 
-    Buckets forbid to list, and then answer "forbidden" for what is not there: that counts only where none of
-    the files is readable.
+    Buckets that forbid listing respond "forbidden" for missing files, so this counts only if no file is
+    readable.
     """
     forbidden: DataError | None = None
     for key in keys:
@@ -216,15 +215,15 @@ def open_array(
     Parameters
     ----------
     name : str
-        What the user calls it.
+        Name of the data, for messages.
     driver, place
-        Format and place.
+        Format, and folder or URL.
     reading : Reading
         Whether chunks may be missing.
     decline : callable, optional
-        Told why tensorstore cannot; where it answers yes, None is returned instead of an error.
+        Called with tensorstore's reason; if it returns true, None is returned instead of an error.
     options
-        Of the driver.
+        Options of the driver.
 
     Raises
     ------
@@ -243,12 +242,12 @@ def open_array(
 
 
 class ForbiddenError(DataError):
-    """An address that forbids to read, or a bucket where there is no such file."""
+    """Raised if reading is forbidden, which buckets also report for missing files."""
 
 
 @contextmanager
 def reached(name: str) -> Iterator[None]:
-    """Turn what tensorstore raises into one sentence."""
+    """Turn tensorstore's exceptions into one sentence."""
     try:
         yield
     except DataError:
@@ -262,9 +261,9 @@ def reached(name: str) -> Iterator[None]:
         reason = whole_words(" ".join(text.split(" [")[0].split()))
         if MISSING.search(text):
             raise DataError(
-                f"{name}: a part of it is missing ({reason.removeprefix('NOT_FOUND: ')}); copy the "
+                f"{name}: a chunk is missing ({reason.removeprefix('NOT_FOUND: ')}); copy the "
                 "store again, or "
-                "say `missing_chunks: fill` if parts that are missing stand for its fill value"
+                "set `missing_chunks: fill` if missing chunks stand for its fill value"
             ) from None
         if any(sign in text for sign in FORBIDDEN):
             raise ForbiddenError(
@@ -277,6 +276,5 @@ def reached(name: str) -> Iterator[None]:
 
 def _no_answer(name: str) -> DataError:
     return DataError(
-        f"{name}: there is no answer within {PATIENCE:.0f} seconds; check the address and the network, and "
-        "start again"
+        f"{name}: no response within {PATIENCE:.0f} seconds; check the URL and the network, and start again"
     )

@@ -1,12 +1,12 @@
-"""TIFF files (OME-TIFF, ImageJ's, the microscopes' own, BigTIFF): which image is meant, and its pixels.
+"""TIFF files (OME-TIFF, ImageJ, vendor formats, BigTIFF): choice of the image, and its pixels.
 
 Conventions
 -----------
-* See `base`. What the pages of a file are, and their order, tifffile's `series` say: OME's plane order,
-  ImageJ's hyperstacks, positions, pyramids.
-* Values are those shown: of a page where 0 is white they are inverted, a grey palette is looked up, and what
-  was stored upside down or turned (Orientation) is upright. `Shown` says how, so that an output can be stored
-  as its input was.
+* See `base`. The meaning and order of pages come from tifffile's `series`: OME plane order, ImageJ
+  hyperstacks, positions, pyramids.
+* Values are those that a viewer shows: pages with 0 as white are inverted, grey palettes are applied, and
+  images stored upside down or rotated (Orientation) are upright. `Shown` records this, so that an output can
+  be stored like its input.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from emdiffuse.readers.tiff_sizes import channel_names, voxel_size
 from emdiffuse.runtime.errors import DataError
 
 SAME_ASPECT = 0.02
-"""How far the aspect of an overview may be from that of its image."""
+"""Relative tolerance between the aspect ratios of an overview and its image."""
 LOSSY = (tifffile.COMPRESSION.OJPEG, tifffile.COMPRESSION.JPEG)
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it says of a damaged file, our errors say
-warnings.filterwarnings("ignore", message=".*reading array from closed file")  # of an image in several files
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # our errors cover what it logs about damaged files
+warnings.filterwarnings("ignore", message=".*reading array from closed file")  # for an image in several files
 
 
 class TiffStack(Source):
@@ -51,19 +51,19 @@ class TiffStack(Source):
     Parameters
     ----------
     name : str
-        What the user calls it.
+        Name of the data, for messages.
     file : Path
         The file.
     content : bytes or None
-        Its bytes, where they are in memory already.
+        Its bytes, if already in memory.
     choice : tuple
         Numbers of the series and of the level.
     layout : Layout
-        Where the stack lies in the series.
+        Position of the stack in the series.
     shown : Shown
         How the pixels are shown.
     dtype : numpy.dtype
-        Type of a shown pixel.
+        Data type of a shown pixel.
     """
 
     def __init__(
@@ -114,18 +114,18 @@ class TiffStack(Source):
         return plane
 
     def _require_whole(self, z: int, page: Any) -> None:
-        """Refuse a page that lacks strips or tiles: tifffile reads them as zeros."""
+        """Refuse a page with missing strips or tiles, which tifffile reads as zeros."""
         wanted = prod(page.keyframe.chunked)
         there = sum(count > 0 for _, count in zip(page.dataoffsets, page.databytecounts, strict=False))
         if there < wanted:
             raise DataError(
-                f"{self._where(z)}: of {wanted} strips (or tiles) of its pixels only {there} are there; it "
-                "was not written to its end: copy or export it again"
+                f"{self._where(z)}: only {there} of {wanted} strips (or tiles) of its pixels exist; it "
+                "was not completely written; copy or export it again"
             )
 
     @cached_property
     def _file(self) -> tifffile.TiffFile:
-        """The one file, kept open: finding a page means walking through all pages before it."""
+        """The file, kept open, because finding a page means walking through all pages before it."""
         return tifffile.TiffFile(io.BytesIO(self._content) if self._content is not None else self.files[0])
 
     def _where(self, z: int) -> str:
@@ -133,7 +133,7 @@ class TiffStack(Source):
 
 
 class OneDirectory(FlatFile):
-    """A stack whose pixels lie behind one directory: so ImageJ writes more than 4 GB."""
+    """A stack whose pixels follow a single directory, as ImageJ writes beyond 4 GB."""
 
     shown = Shown()
     choice = (0, 0)
@@ -151,14 +151,14 @@ def open_tiff(file: Path, reading: Reading, content: bytes | None = None) -> Tif
     file : Path
         The file.
     reading : Reading
-        Which image in it is meant.
+        Which image to read.
     content : bytes, optional
-        The bytes of the file, where they were read already; they are then believed to be whole.
+        Bytes of the file, if already read; they are assumed to be complete.
 
     Raises
     ------
     DataError
-        If something must be chosen, or it is not one grayscale stack of a supported type, or is truncated.
+        If a choice is needed, or it is not a grayscale stack of a supported type, or is truncated.
     """
     with _opened(file, content) as tif:
         number = _chosen_series(file, tif, reading)
@@ -175,19 +175,19 @@ def open_tiff(file: Path, reading: Reading, content: bytes | None = None) -> Tif
                 str(file), file, layout, series.dtype.newbyteorder(tif.byteorder), offset, None
             )
             if shown.orientation != 1 or shown.palette is not None:
-                raise DataError(f"{file}: a turned or indexed stack behind one directory; save it again")
+                raise DataError(f"{file}: a rotated or indexed stack with a single directory; save it again")
             opened.shown = shown
             opened.choice = (number, reading.level)
         else:
             if set(layout.letters[: len(layout.letters) - keyframe.ndim]) & {"y", "x", "s"}:
                 raise DataError(
-                    f"{file}: a page is no plane of rows and columns ({series.axes}); export it as "
+                    f"{file}: a page is not a plane of rows and columns ({series.axes}); export it as "
                     "plain slices"
                 )
             if content is None:
                 check_pages(file, tif, series, planes)
                 if shown.inverted:
-                    warn_once("%s: it says that 0 is white; read inverted, as viewers show it", file)
+                    warn_once("%s: the file states that 0 is white; read inverted, as viewers show it", file)
                 if keyframe.compression in LOSSY:
                     warn_of_loss(file, "JPEG")
             opened = TiffStack(str(file), file, content, (number, reading.level), layout, shown, dtype)
@@ -214,10 +214,9 @@ def _level(tif: tifffile.TiffFile, choice: tuple[int, int], file: Path | None = 
 
 
 def _chosen_series(file: Path, tif: tifffile.TiffFile, reading: Reading) -> int:
-    """Return the number of the series that is meant.
+    """Return the number of the chosen series.
 
-    Overviews count for none: pages that say that they are reduced, or that show the largest image at half its
-    size or less.
+    Overviews are ignored: pages marked as reduced, or showing the largest image at half its size or less.
     """
     all_series = tif.series
     if not all_series:
@@ -234,17 +233,17 @@ def _chosen_series(file: Path, tif: tifffile.TiffFile, reading: Reading) -> int:
         return names.index(choice)
     if choice is not None:
         if isinstance(choice, str) or not 0 <= choice < len(all_series):
-            raise DataError(f"{file}: there is no series {choice!r}; those that it holds are {described}")
+            raise DataError(f"{file}: there is no series {choice!r}; available: {described}")
         return choice
     full = [i for i, series in enumerate(all_series) if not series.keyframe.is_reduced] or [0]
     largest = max(full, key=lambda i: _side(all_series[i])[0] * _side(all_series[i])[1])
     left = [i for i in full if i == largest or not _overview(all_series[i], all_series[largest])]
     if len(left) > 1:
         raise DataError(
-            f"{file}: it holds {len(left)} images ({described}); choose one by `series`, such as 0"
+            f"{file}: contains {len(left)} images ({described}); choose one with `series`, such as 0"
         )
     if len(left) < len(full):
-        warn_once("%s: series %d is read, the others are taken for overviews (%s)", file, left[0], described)
+        warn_once("%s: reading series %d; the others are treated as overviews (%s)", file, left[0], described)
     return left[0]
 
 
@@ -260,7 +259,7 @@ def _overview(series: Any, image: Any) -> bool:
 
 
 def _axis_names(file: Path, tif: tifffile.TiffFile, series: Any) -> str:
-    """Return the axes of a series, as far as the file, and not tifffile's guess, names them."""
+    """Return the axes of a series as named in the file, ignoring tifffile's guesses."""
     names = list(series.axes)
     page = series.keyframe
     if "S" in names and page.photometric in (
@@ -269,7 +268,7 @@ def _axis_names(file: Path, tif: tifffile.TiffFile, series: Any) -> str:
     ):
         extra = [int(kind) for kind in page.extrasamples]
         if not (len(extra) == series.shape[names.index("S")] - 1 == 1 and extra[0] in (1, 2)):
-            names[names.index("S")] = "C"  # detectors beside one another, not colours
+            names[names.index("S")] = "C"  # detectors side by side, not colours
     if series.kind == "imagej":
         properties = tif.imagej_metadata or {}
         if "channels" not in properties and "C" in names:
@@ -277,7 +276,9 @@ def _axis_names(file: Path, tif: tifffile.TiffFile, series: Any) -> str:
         images = int(properties.get("images", 1))
         pages = len(tif.pages)
         if 1 < pages < images:
-            warn_once("%s: ImageJ tells of %d images, but there are %d; these are read", file, images, pages)
+            warn_once(
+                "%s: ImageJ's metadata state %d images, but there are %d; these are read", file, images, pages
+            )
     return "".join(names)
 
 
@@ -292,6 +293,6 @@ def _opened(file: Path, content: bytes | None) -> Iterator[tifffile.TiffFile]:
         except tifffile.TiffFileError:
             if content is None and breaks_off(file):
                 raise DataError(
-                    f"{file}: the list of pages breaks off: the file is truncated; copy or export it again"
+                    f"{file}: the list of pages is incomplete: the file is truncated; copy or export it again"
                 ) from None
             raise

@@ -1,8 +1,8 @@
-"""Whether a TIFF file is whole: all of its pages are there, by its metadata alone.
+"""Check that a TIFF file is complete, from its metadata alone.
 
 Conventions
 -----------
-* Nothing is decoded. A file is called truncated where something in it points beyond its end.
+* Nothing is decoded. A file is truncated if something in it points beyond its end.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from emdiffuse.runtime.errors import DataError
 
 
 def contiguous(file: Path, series: Any) -> int:
-    """Return where the pixels of a stack with one directory begin."""
+    """Return the offset of the pixels of a stack with a single directory."""
     if series.dataoffset is None or series.dataoffset + series.nbytes > file.stat().st_size:
         raise DataError(f"{file}: the file is truncated; copy or export it again")
     return int(series.dataoffset)
 
 
 def check_pages(file: Path, tif: tifffile.TiffFile, series: Any, planes: int) -> None:
-    """Check all pages of a series, without decoding one."""
+    """Check all pages of a series, without decoding them."""
     if len(series.pages) < planes or any(page is None for page in series.pages):
         raise DataError(
-            f"{file}: its metadata name {planes} planes, but some are not in the file"
+            f"{file}: the metadata name {planes} planes, but some are not in the file"
             + ("s beside it" if series.is_multifile else "")
             + "; export it again"
         )
@@ -45,16 +45,16 @@ def check_pages(file: Path, tif: tifffile.TiffFile, series: Any, planes: int) ->
         ]
         if not ends or max(ends) > size:
             raise DataError(
-                f"{where}: pixels are missing at its end: the file is truncated; copy or export it again"
+                f"{where}: pixels are missing at the end: the file is truncated; copy or export it again"
             )
     if not _chain_ends(tif):
         raise DataError(
-            f"{file}: the list of pages breaks off: the file is truncated; copy or export it again"
+            f"{file}: the list of pages is incomplete: the file is truncated; copy or export it again"
         )
 
 
 def _chain_ends(tif: tifffile.TiffFile) -> bool:
-    """Tell whether the last page says that it is the last: the offset of a next page is zero."""
+    """Return whether the last page is marked as the last, by a next offset of zero."""
     len(tif.pages)  # walks to the last one
     tif.filehandle.seek(tif.pages.next_page_offset or 0)
     offset = tif.filehandle.read(tif.tiff.offsetsize)
@@ -62,7 +62,7 @@ def _chain_ends(tif: tifffile.TiffFile) -> bool:
 
 
 def breaks_off(file: Path) -> bool:
-    """Tell whether the chain of a file's directories leads beyond its end."""
+    """Return whether a file's chain of directories leads beyond its end."""
     size = file.stat().st_size
     with file.open("rb") as opened:
         header = opened.read(16)
@@ -70,7 +70,7 @@ def breaks_off(file: Path) -> bool:
         if header[:2] not in (b"II", b"MM") or len(header) < 8:
             return False
         version = int.from_bytes(header[2:4], order)
-        if version not in (42, 43):  # other formats begin with these letters too
+        if version not in (42, 43):  # other formats begin with the same letters
             return False
         big = version == 43
         count_bytes, entry_bytes, offset_bytes = (8, 20, 8) if big else (2, 12, 4)

@@ -1,4 +1,4 @@
-"""How the stored pixels of a TIFF become those that are shown, and back: white, orientation, palette.
+"""Conversion between stored and shown pixels of a TIFF: photometric, orientation, palette.
 
 Conventions
 -----------
@@ -20,25 +20,25 @@ from emdiffuse.readers.reasons import warn_once
 from emdiffuse.runtime.errors import DataError
 
 MOST_COLOURS = 0.25
-"""Share of the indices of a palette that may stand for colours."""
+"""Maximum fraction of palette indices that may be colours."""
 ANNOTATED = 0.01
-"""Share of the pixels that may have one of these."""
+"""Maximum fraction of pixels with such a colour."""
 LUMINANCE = (0.299, 0.587, 0.114)
-"""Of red, green and blue (ITU-R BT.601)."""
+"""Luminance weights of red, green and blue (ITU-R BT.601)."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """How stored pixels become those that are shown.
+    """How stored pixels are converted to shown ones.
 
     Attributes
     ----------
     inverted : bool
-        Whether 0 is white.
+        Whether 0 means white.
     bits : int
-        Bits of a sample.
+        Bits per sample.
     orientation : int
-        TIFF's code: 1 is upright, 4 has the first row at the bottom.
+        TIFF code: 1 is upright, 4 has the first row at the bottom.
     palette : array or None
         Grey value of each index.
     """
@@ -49,7 +49,7 @@ class Shown:
     palette: NDArray[Any] | None = None
 
     def apply(self, plane: NDArray[Any]) -> NDArray[Any]:
-        """Return a stored plane (y, x) as it is shown."""
+        """Convert a stored plane (y, x) to the shown one."""
         if self.palette is not None:
             plane = self.palette[plane]
         if self.inverted:
@@ -63,7 +63,7 @@ class Shown:
         return plane
 
     def undo(self, plane: NDArray[Any]) -> NDArray[Any]:
-        """Return a shown plane as it is stored; a palette is not undone: its greys are written themselves."""
+        """Convert a shown plane to the stored one; palettes are not restored: greys are written directly."""
         if self.orientation in (3, 4, 7, 8):
             plane = plane[::-1]
         if self.orientation in (2, 3, 6, 7):
@@ -75,7 +75,7 @@ class Shown:
 
 
 def inverted(values: NDArray[Any], bits: int = 0) -> NDArray[Any]:
-    """Return values with black and white changed: mirrored within their type's range, floats about zero."""
+    """Exchange black and white: mirror values within the range of their type, floats about zero."""
     if values.dtype.kind == "f":
         return -values
     if values.dtype.kind == "u" and 0 < bits < 8 * values.dtype.itemsize:
@@ -84,7 +84,7 @@ def inverted(values: NDArray[Any], bits: int = 0) -> NDArray[Any]:
 
 
 def shown_as(file: Path, page: Any, stored: np.dtype[Any] | None) -> tuple[Shown, np.dtype[Any]]:
-    """Return how the pixels of a page are shown, and the type of those."""
+    """Return how the pixels of a page are shown, and their data type."""
     if stored is None or (stored.name not in DTYPES and stored.name not in CONVERSIONS):
         kind = f"{page.bitspersample}-bit numbers" if stored is None else stored.name
         raise DataError(
@@ -111,8 +111,8 @@ def shown_as(file: Path, page: Any, stored: np.dtype[Any] | None) -> tuple[Shown
 def _grey_palette(file: Path, page: Any) -> NDArray[Any]:
     """Return the grey value of each index of a palette.
 
-    Zeiss keeps some indices for colours, in which annotations are drawn over a grey image. Such a colour
-    counts as its luminance, as long as next to no pixel has one.
+    Zeiss reserves some indices for colours, used for annotations drawn over a grey image. A colour is
+    replaced by its luminance if almost no pixel has one.
     """
     colours = np.asarray(page.colormap)
     values = colours[0].astype(np.uint32)
@@ -123,8 +123,8 @@ def _grey_palette(file: Path, page: Any) -> NDArray[Any]:
             raise DataError(f"{file}: this is a colour image (indexed); convert it to one grayscale channel")
         values[coloured] = np.round(np.array(LUMINANCE) @ colours[:, coloured]).astype(np.uint32)
         if share:
-            warn_once("%s: annotations in colour are drawn over %.2g %% of its pixels", file, 100 * share)
+            warn_once("%s: coloured annotations are drawn over %.2g %% of its pixels", file, 100 * share)
     if page.bitspersample > 8:
         return values.astype(np.uint16)
-    # TIFF has 16 bits a colour; some programs write 8
+    # TIFF has 16 bits per colour; some programs write 8
     return (values if values.max() < 256 else np.round(values / 257)).astype(np.uint8)

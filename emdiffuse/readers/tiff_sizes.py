@@ -1,9 +1,9 @@
-"""What TIFF files tell of sizes and names: OME's, ImageJ's, the microscopes', and the resolution tags.
+"""Voxel sizes and names in TIFF metadata: OME, ImageJ, microscope vendors, and resolution tags.
 
 Conventions
 -----------
-* Sizes are in nanometers, by `sizes`. The first that knows is believed, from the most to the least specific.
-* A level of a pyramid has pixels as many times larger as it has fewer.
+* Sizes are in nanometers, by `sizes`. Sources are tried from the most to the least specific.
+* Pixels of a pyramid level are larger by the ratio of the numbers of pixels.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import tifffile
 from emdiffuse.readers.sizes import UNITS, Size, believed, told, unit_of
 
 GATAN = ((65011, 65005), (65010, 65004), (65009, 65003))
-"""Tags of scale and unit, of z, y and x."""
+"""Tags of scale and unit, for z, y and x."""
 TESCAN = 50431
 ZEISS_PIXEL = 3
-"""Place of the pixel size, in meters, among the nameless numbers of Zeiss files."""
+"""Index of the pixel size, in meters, in the unnamed numbers of Zeiss files."""
 ZEISS_ROUNDED = 0.01
-"""How far the size that is written out, which is rounded, may be from that number."""
+"""Relative tolerance between that number and the rounded size in the text."""
 
 
 def voxel_size(tif: tifffile.TiffFile, series: int, level: int, file: Path) -> Size | None:
-    """Return the voxel size (z, y, x) as far as a file tells it; what makes no sense is taken as not said."""
+    """Return the voxel size (z, y, x) as far as the file states it; implausible values are ignored."""
     size: list[float | None] = [None, None, None]
     readers: tuple[Callable[[], Size | None], ...] = (
         lambda: _ome(tif, series),
@@ -51,12 +51,12 @@ def voxel_size(tif: tifffile.TiffFile, series: int, level: int, file: Path) -> S
             value = size[axis]
             size[axis] = None if value is None else value * fewer
     z, y, x = size
-    y, x = y if y is not None else x, x if x is not None else y  # some tell one side of a pixel alone
+    y, x = y if y is not None else x, x if x is not None else y  # some files state only one side of a pixel
     return None if z is y is x is None else (z, y, x)
 
 
 def ome_image(tif: tifffile.TiffFile, series: int) -> Mapping[str, Any]:
-    """Return the OME metadata of an image; KeyError where there are none."""
+    """Return the OME metadata of an image; raise KeyError if there are none."""
     if not tif.ome_metadata:
         raise KeyError("OME")
     images = tifffile.xml2dict(tif.ome_metadata)["OME"]["Image"]
@@ -65,7 +65,7 @@ def ome_image(tif: tifffile.TiffFile, series: int) -> Mapping[str, Any]:
 
 
 def channel_names(tif: tifffile.TiffFile, series: int) -> list[str]:
-    """Return the names of the channels, where OME or ImageJ give them."""
+    """Return the names of the channels, if OME or ImageJ state them."""
     with contextlib.suppress(KeyError, IndexError, TypeError, ValueError):
         channels = ome_image(tif, series)["Pixels"]["Channel"]
         channels = channels if isinstance(channels, list) else [channels]
@@ -86,7 +86,7 @@ def _imagej(tif: tifffile.TiffFile) -> Size | None:
         return None
     x, y = (_per_pixel(tif, tag) for tag in ("XResolution", "YResolution"))
     spacing = properties.get("spacing")
-    # ImageJ leaves the unit of z out where it is that of x; "zunit" is said where it is not
+    # ImageJ writes "zunit" only if it differs from the unit of x
     units = [unit_of(properties.get("zunit", properties["unit"])), unit, unit]
     return told([spacing, y, x], units)
 
@@ -111,7 +111,7 @@ def _zeiss(tif: tifffile.TiffFile) -> Size | None:
 
 
 def tescan_properties(tif: tifffile.TiffFile, file: Path) -> dict[str, str]:
-    """Return what TESCAN's software says, in a tag or in a text file beside the image."""
+    """Return the properties written by TESCAN, in a tag or in a text file beside the image."""
     tag = tif.pages.first.tags.get(TESCAN)
     text = ""
     if tag is not None:
@@ -137,7 +137,7 @@ def _gatan(tif: tifffile.TiffFile) -> Size | None:
 
 
 def jeol_properties(file: Path) -> dict[str, str]:
-    """Return what JEOL's software writes into a text file beside the image."""
+    """Return the properties written by JEOL, in a text file beside the image."""
     beside = next((path for e in (".txt", ".TXT") if (path := file.with_suffix(e)).is_file()), None)
     if beside is None:
         return {}

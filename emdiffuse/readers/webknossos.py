@@ -1,11 +1,11 @@
-"""Folders of a webknossos dataset: its layers are Zarr, N5, precomputed, or the older WKW.
+"""webknossos datasets, whose layers are Zarr, N5, precomputed, or the older WKW.
 
 Conventions
 -----------
-* See `base`. ``datasource-properties.json`` describes the layers. `series` names a layer, where there is
-  more than one of colour; `level` a magnification.
-* ``axisOrder`` says which axis is which. The voxel size is the dataset's ``scale``, times the magnification.
-* An array begins at the dataset's origin; the layer is what its bounding box covers of it.
+* See `base`. ``datasource-properties.json`` describes the layers. `series` names a layer if there is more
+  than one color layer; `level` chooses a magnification.
+* ``axisOrder`` names the axes. The voxel size is the dataset's ``scale`` times the magnification.
+* An array begins at the dataset's origin; the layer is the part inside its bounding box.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def open_webknossos(name: str, place: str, reading: Reading) -> Source:
     Raises
     ------
     DataError
-        If a layer must be chosen, or it is stored in a way that cannot be read.
+        If a layer must be chosen, or its format is not supported.
     """
     properties = read_json(name, place, PROPERTIES)
     if properties is None:
-        raise DataError(f"{name}: there is no '{PROPERTIES}' here; check the path")
+        raise DataError(f"{name}: there is no '{PROPERTIES}'; check the path")
     layer = _chosen(name, properties, reading)
     mags = layer.get("mags") or layer.get("wkwResolutions") or []
     if reading.level >= len(mags):
@@ -71,7 +71,7 @@ def open_webknossos(name: str, place: str, reading: Reading) -> Source:
             "convert it to Zarr (webknossos convert-to-zarr)"
         )
     opened.voxel_size = size if size is not None else opened.voxel_size
-    if kind != "neuroglancerprecomputed":  # which has an origin of its own
+    if kind != "neuroglancerprecomputed":  # precomputed has its own origin
         box = _bounding_box(layer.get("boundingBox"), factors, opened.shape)
         if box is not None:
             opened.crop(box)
@@ -79,7 +79,7 @@ def open_webknossos(name: str, place: str, reading: Reading) -> Source:
 
 
 def _extent(name: str, layer: Mapping[str, Any], factors: Any) -> Shape:
-    """Return how far a layer reaches from the dataset's origin, in voxels (z, y, x) of a magnification."""
+    """Return the end of a layer from the dataset's origin, in voxels (z, y, x) of a magnification."""
     box = layer.get("boundingBox")
     if not isinstance(box, Mapping):
         raise DataError(f"{name}: layer '{layer['name']}' has no bounding box; export it again")
@@ -92,7 +92,7 @@ def _extent(name: str, layer: Mapping[str, Any], factors: Any) -> Shape:
 
 
 def _bounding_box(told: Any, factors: Any, shape: Shape) -> Crop | None:
-    """Return the part of an array that a layer's bounding box covers; None where it is all, or nothing."""
+    """Return the part of an array inside a layer's bounding box; None if that is all, or nothing."""
     if not isinstance(told, Mapping):
         return None
     lengths = (told["depth"], told["height"], told["width"])
@@ -106,7 +106,7 @@ def _bounding_box(told: Any, factors: Any, shape: Shape) -> Crop | None:
 
 
 def _chosen(name: str, properties: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
-    """Return the layer that is meant."""
+    """Return the chosen layer."""
     layers = {str(layer["name"]): layer for layer in properties.get("dataLayers", [])}
     images = [n for n, layer in layers.items() if layer.get("category", "color") == "color"]
     choice = reading.series
@@ -116,7 +116,7 @@ def _chosen(name: str, properties: Mapping[str, Any], reading: Reading) -> dict[
         return dict(layers[images[0]])
     if isinstance(choice, int) and 0 <= choice < len(layers):
         return dict(list(layers.values())[choice])
-    raise DataError(f"{name}: its layers are {', '.join(layers) or 'none'}; choose one by `series`")
+    raise DataError(f"{name}: its layers are {', '.join(layers) or 'none'}; choose one with `series`")
 
 
 def _voxel_size(scale: Any, factors: Any) -> Size | None:

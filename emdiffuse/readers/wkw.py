@@ -1,11 +1,11 @@
-"""The cubes that webknossos wrote before it wrote Zarr (``.wkw``), on disk.
+"""webknossos WKW cubes (``.wkw``), the format before Zarr, on disk.
 
 Conventions
 -----------
 * See `base`, and github.com/scalableminds/webknossos-wrap for the format: a folder with ``header.wkw``, and a
-  file ``z{z}/y{y}/x{x}.wkw`` for each cube of the data that holds anything. A cube has 2^n blocks along each
-  axis, in Morton order; a block has its voxels in Fortran order, the channel fastest, raw or packed by LZ4.
-* A cube without a file was never written: it is missing, as a chunk of any other store.
+  file ``z{z}/y{y}/x{x}.wkw`` for each cube with data. A cube has 2^n blocks along each axis, in Morton order;
+  a block has its voxels in Fortran order, channel fastest, uncompressed or compressed with LZ4.
+* A cube without a file was never written, and counts as a missing chunk.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ RAW, LZ4, LZ4HC = 1, 2, 3
 
 @dataclass(frozen=True)
 class Header:
-    """What ``header.wkw``, or the head of a cube, says.
+    """The header of ``header.wkw`` or of a cube.
 
     Attributes
     ----------
     block, blocks : int
-        Voxels along a side of a block, and blocks along a side of a cube.
+        Voxels per side of a block, and blocks per side of a cube.
     packing : int
-        How a block is packed.
+        Compression of a block.
     dtype : numpy.dtype
-        Type of a voxel.
+        Data type of a voxel.
     channels : int
-        Channels of a voxel.
+        Number of channels.
     offset : int
-        Where the first block begins.
+        Offset of the first block.
     """
 
     block: int
@@ -58,7 +58,7 @@ class Header:
 
     @property
     def side(self) -> int:
-        """Voxels along a side of a cube."""
+        """Voxels per side of a cube."""
         return self.block * self.blocks
 
 
@@ -68,33 +68,33 @@ def read_header(file: Path) -> Header:
     Raises
     ------
     DataError
-        If it is none, or of a kind that is not known.
+        If it is invalid, or of an unknown kind.
     """
     with named(str(file), "WKW file"):
         with file.open("rb") as opened:
             content = opened.read(HEADER.size)
         magic, version, sides, packing, kind, size, offset = HEADER.unpack(content)
         if magic != b"WKW" or version != 1 or not 1 <= kind <= len(TYPES) or packing not in (RAW, LZ4, LZ4HC):
-            raise ValueError("its header is of a kind that is not known")
+            raise ValueError("its header is of an unknown kind")
         dtype = np.dtype(TYPES[kind - 1]).newbyteorder("<")
         return Header(1 << (sides & 15), 1 << (sides >> 4), packing, dtype, size // dtype.itemsize, offset)
 
 
 class WkwArray(Source):
-    """A magnification of a layer.
+    """One magnification of a layer.
 
     Parameters
     ----------
     name : str
-        What the user calls it.
+        Name of the data, for messages.
     folder : Path
-        The folder of ``header.wkw``.
+        Folder of ``header.wkw``.
     shape : tuple of int
         Shape (z, y, x) from the dataset's origin.
     voxel_size : tuple of float or None
         Voxel size (z, y, x) in nanometers.
     reading : Reading
-        Which channel is meant.
+        Which channel to read.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class WkwArray(Source):
         self.chunks = len(boxes)
 
     def _file(self, voxel: Sequence[int]) -> Path:
-        """Return the file of the cube that a voxel lies in."""
+        """Return the file of the cube that contains a voxel."""
         z, y, x = (n // self._header.side for n in voxel)
         return self._folder / f"z{z}/y{y}/x{x}.wkw"
 
@@ -123,7 +123,7 @@ class WkwArray(Source):
         for corner in itertools.product(*firsts):
             file = self._file(corner)
             if not file.is_file():
-                continue  # the user said that zeros are meant
+                continue  # zeros, as set by missing_chunks
             with named(str(file), "WKW file"):
                 block = self._block(file, [n % self._header.side // side for n in corner])
             inside, target = [], []
@@ -135,7 +135,7 @@ class WkwArray(Source):
         return values
 
     def _block(self, file: Path, place: Sequence[int]) -> NDArray[Any]:
-        """Return a block (z, y, x) of a cube; its place (z, y, x) counts blocks."""
+        """Return a block (z, y, x) of a cube, given its position (z, y, x) in blocks."""
         header, index = read_header(file), morton(place)
         side, channels = header.block, header.channels
         size = side**3 * channels * header.dtype.itemsize
@@ -146,7 +146,7 @@ class WkwArray(Source):
             else:
                 import imagecodecs
 
-                ends = [header.offset]  # behind the header the end of every block is listed
+                ends = [header.offset]  # the ends of all blocks are listed after the header
                 opened.seek(HEADER.size + 8 * max(index - 1, 0))
                 ends += struct.unpack(f"<{1 + (index > 0)}Q", opened.read(8 * (1 + (index > 0))))
                 opened.seek(ends[-2])
@@ -158,14 +158,14 @@ class WkwArray(Source):
 
 
 def require_all(content: bytes, size: int) -> bytes:
-    """Return what was read, if that is all of it."""
+    """Return the content if it has the expected size."""
     if len(content) < size:
         raise EOFError("unexpected end of a cube")
     return content
 
 
 def morton(place: Sequence[int]) -> int:
-    """Return the number of a block (z, y, x) in Morton order: bits of x, y and z in turn, from the lowest."""
+    """Return the Morton number of a block (z, y, x): bits of x, y and z interleaved, lowest first."""
     z, y, x = place
     bits = range(max(n.bit_length() for n in place))
     return sum((n >> bit & 1) << (3 * bit + axis) for bit in bits for axis, n in enumerate((x, y, z)))

@@ -1,12 +1,12 @@
-"""Zarr (versions 2 and 3) and OME-Zarr, on disk, zipped or at an address.
+"""Zarr (versions 2 and 3) and OME-Zarr, on disk, zipped or at a URL.
 
 Conventions
 -----------
 * See `base`. Axes are named by OME-Zarr, by ``dimension_names`` (Zarr 3), or by ``_ARRAY_DIMENSIONS``
-  (xarray); an array without names is (z, y, x). Of a multiscale image `level` is read, with its voxel size.
-* An array within a store is named by its path: ``volume.zarr/raw``. A group that holds one image, as
-  bioformats2raw writes it, stands for that; of several, `series` chooses.
-* tensorstore reads most arrays; codecs that it lacks, and zipped stores, are read through zarr-python.
+  (xarray); an array without names is (z, y, x). In a multiscale image `level` is read, with its voxel size.
+* An array within a store is named by its path: ``volume.zarr/raw``. A group with a single image, as written
+  by bioformats2raw, stands for that image; among several, `series` chooses.
+* tensorstore reads most arrays; zarr-python reads codecs that it lacks, and zipped stores.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from emdiffuse.runtime.errors import DataError
 
 Facts = Mapping[str, Any]
 CODECS = ("codec", "compressor", "filter", "chunk_key_encoding", "data_type", "dtype")
-"""What tensorstore names when it lacks something that zarr-python may have."""
+"""Words in tensorstore's errors about features that zarr-python may support."""
 
 
 class PythonArray(Source):
-    """An array that zarr-python reads.
+    """An array read by zarr-python.
 
     Parameters
     ----------
     name : str
-        What the user calls it.
+        Name of the data, for messages.
     files : sequence of Path
-        What it lies in.
+        Files of the array.
     array : zarr.Array
         The array.
     layout : Layout
-        Where the stack lies in it.
+        Position of the stack in the array.
     voxel_size : tuple of float, optional
         Voxel size (z, y, x) in nanometers.
     """
@@ -58,12 +58,12 @@ class PythonArray(Source):
         self._layout = layout
 
     def look_for_chunks(self, is_there: Callable[[str], bool]) -> None:
-        """Note which chunks (or shards) are missing.
+        """Record which chunks (or shards) are missing.
 
         Parameters
         ----------
         is_there : callable
-            Told the key of a chunk within the array; answers whether it is stored.
+            Returns whether a chunk is stored, given its key within the array.
         """
         stored = self._array.shards or self._array.chunks
         boxes = list(boxes_of(self._layout.shape, self._layout.along(stored)))
@@ -85,21 +85,21 @@ class PythonArray(Source):
 
 
 def open_zarr(name: str, place: str, reading: Reading) -> Source:
-    """Open an array of Zarr, or a level of an OME-Zarr image.
+    """Open a Zarr array, or a level of an OME-Zarr image.
 
     Parameters
     ----------
     name : str
-        What the user calls it.
+        Name of the data, for messages.
     place : str
-        Folder or address of the array, or of the group that is the image.
+        Folder or URL of the array, or of the group of the image.
     reading : Reading
-        Which part is meant.
+        Which part to read.
 
     Raises
     ------
     DataError
-        If there is none, it is not one volume of a supported type, or the address does not answer.
+        If it is missing, not a volume of a supported type, or the server does not respond.
     """
     driver, attributes, array = zarr_node(name, place)
     image, path = ome_image(name, attributes, reading), place
@@ -111,7 +111,7 @@ def open_zarr(name: str, place: str, reading: Reading) -> Source:
         level = _checked_level(name, image, reading)
         path = posixpath.join(place, image["datasets"][level]["path"])
         _, own, array = zarr_node(name, path)
-    else:  # an array that may be a level of the image around it
+    else:  # an array, which may be a level of an image
         own = attributes
         image, level = _image_around(name, place)
     names = axis_names(image) or _array_names(array or {}, own)
@@ -119,10 +119,10 @@ def open_zarr(name: str, place: str, reading: Reading) -> Source:
 
 
 def _image_below(name: str, place: str, reading: Reading) -> tuple[str, Reading]:
-    """Return the path of the image in a group that is meant, and what is left to be chosen in that."""
+    """Return the path of the chosen image in a group, and the remaining choices."""
     if "://" in place:
         raise DataError(
-            f"{name}: this is a Zarr group, and not an image; name the array in it, such as {place}/0"
+            f"{name}: this is a Zarr group, not an image; name the array in it, such as {place}/0"
         )
     inside = choose_image(name, images_in(Path(place), is_zarr_image), reading, "Zarr group")
     return inside, reading.model_copy(update={"series": None})
@@ -138,7 +138,7 @@ def open_node(
     attributes: Facts,
     reading: Reading,
 ) -> Source:
-    """Open an array of which axes and size are known, by whichever library can."""
+    """Open an array with known axes and size, with tensorstore or zarr-python."""
 
     def is_about_codecs(text: str) -> bool:
         return any(word in text.lower() for word in CODECS)
@@ -154,18 +154,18 @@ def open_node(
         layout = lay_out(name, array.shape, names, reading)
         local = "://" not in place
         opened = PythonArray(name, [Path(place)] if local else [], array, layout, size)
-        # at an address nobody is asked for every chunk
+        # at a URL, chunks are not checked one by one
         opened.look_for_chunks(lambda key: not local or (Path(path) / key).is_file())
         return opened
 
 
 def open_zipped(name: str, file: Path, inside: str, reading: Reading) -> Source:
-    """Open an array, or an image, in a Zarr that is zipped as one file.
+    """Open an array or image in a zipped Zarr.
 
     Raises
     ------
     DataError
-        As of `open_zarr`.
+        As for `open_zarr`.
     """
     import zarr
     from zarr.storage import ZipStore
@@ -183,7 +183,7 @@ def open_zipped(name: str, file: Path, inside: str, reading: Reading) -> Source:
         if not isinstance(node, zarr.Array):
             image = ome_image(name, dict(node.attrs), reading)
             if image is None:
-                raise DataError(f"{name}: this Zarr group is no image; name the array in it")
+                raise DataError(f"{name}: this Zarr group is not an image; name the array in it")
             level = _checked_level(name, image, reading)
             node = node[image["datasets"][level]["path"]]
         names = axis_names(image) or _array_names(node.metadata.to_dict(), dict(node.attrs))
@@ -197,11 +197,11 @@ def open_zipped(name: str, file: Path, inside: str, reading: Reading) -> Source:
 def zarr_node(
     name: str, place: str, needed: bool = True
 ) -> tuple[str, dict[str, Any], dict[str, Any] | None]:
-    """Return driver and attributes of a node, and its metadata where it is an array."""
+    """Return driver and attributes of a node, and its metadata if it is an array."""
     found = first_json(name, place, ("zarr.json", ".zarray", ".zgroup"))
     if found is None:
         if needed and not Path(place).is_dir():
-            raise DataError(f"{name}: there is no Zarr array or group here; check the path")
+            raise DataError(f"{name}: there is no Zarr array or group; check the path")
         return "zarr", {}, None
     key, node = found
     if key == "zarr.json":
@@ -213,7 +213,7 @@ def zarr_node(
 
 
 def _attributes_if_there(name: str, place: str) -> tuple[str, dict[str, Any]] | None:
-    """Return the attributes of an array of Zarr 2; a bucket may answer "forbidden" where there are none."""
+    """Return the attributes of a Zarr 2 array; a bucket may respond "forbidden" if there are none."""
     try:
         found = read_json(name, place, ".zattrs")
     except DataError:
@@ -236,7 +236,9 @@ def ome_image(name: str, attributes: Facts, reading: Reading) -> dict[str, Any] 
     if choice is None and len(images) == 1:
         return images[0]
     if choice is None or isinstance(choice, str) or not 0 <= choice < len(images):
-        raise DataError(f"{name}: it holds {len(images)} images ({', '.join(names)}); choose one by `series`")
+        raise DataError(
+            f"{name}: contains {len(images)} images ({', '.join(names)}); choose one with `series`"
+        )
     return images[choice]
 
 
@@ -249,13 +251,13 @@ def _checked_level(name: str, image: Facts, reading: Reading) -> int:
 
 
 def _image_around(name: str, place: str) -> tuple[dict[str, Any] | None, int]:
-    """Return the image that an array is a level of, and which; None where it is none."""
+    """Return the image that an array belongs to, and its level; None if there is none."""
     above, _, last = place.rpartition("/")
     if not above or above.endswith(":/"):
         return None, 0
     try:
         attributes = zarr_node(name, above, needed=False)[1]
-    except DataError:  # what lies around an array need not be readable
+    except DataError:  # the parent of an array need not be readable
         return None, 0
     for image in attributes.get("ome", attributes).get("multiscales") or []:
         for level, dataset in enumerate(image.get("datasets", []) if isinstance(image, dict) else []):
@@ -265,7 +267,7 @@ def _image_around(name: str, place: str) -> tuple[dict[str, Any] | None, int]:
 
 
 def axis_names(image: Facts | None) -> list[str] | None:
-    """Return the axes of an image, None where it does not name them (OME-Zarr up to 0.2 has five)."""
+    """Return the axes of an image, or None if unnamed (OME-Zarr up to 0.2 has five)."""
     if image is None:
         return None
     axes = image.get("axes")
@@ -280,7 +282,7 @@ def _array_names(array: Facts, attributes: Facts) -> list[str | None] | None:
 
 
 def _ome_size(image: Facts | None, level: int) -> Size | None:
-    """Return the voxel size (z, y, x) of a level in nanometers, as far as scale and unit are given."""
+    """Return the voxel size (z, y, x) of a level in nanometers, as far as scale and unit are stated."""
     axes = axis_names(image)
     if image is None or axes is None:
         return None

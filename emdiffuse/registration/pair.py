@@ -243,7 +243,7 @@ def _checked(image: NDArray[Any], name: str) -> Image:
 
 
 def _reasons(tiles: dict[str, Any]) -> str:
-    dropped = ", ".join(f"{count} tiles: {reason}" for reason, count in tiles["dropped"].items())
+    dropped = ", ".join(f"{count} tile(s): {reason}" for reason, count in tiles["dropped"].items())
     return dropped or "too little overlap"
 
 

@@ -1,1 +1,1 @@
-"""The training loop, and where it runs."""
+"""The training loop, and its launch locally or on SLURM."""

@@ -1,11 +1,11 @@
-"""Augmentation: what is changed at random in examples before the network sees them, on any device.
+"""Augmentation: random changes to examples before the network sees them, on any device.
 
 Conventions
 -----------
-* What happens to an example follows from its row of uniform numbers (`CHOICES` of them, on the CPU): each
-  setting has columns of its own, so that it changes nothing but what it says.
-* Geometry and tone are changed in condition and target alike; degradations touch the condition alone.
-* Intensities are in [-1, 1]. An example of a gap has its real slices as condition, that of an image has one.
+* The changes to an example depend on its row of `CHOICES` uniform numbers (on the CPU): each setting has its
+  own columns, so that it does not affect the others.
+* Geometry and tone are changed in condition and target alike; degradations affect only the condition.
+* Intensities are in [-1, 1]. The condition of a gap is its real slices, that of an image a single one.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Choice(IntEnum):
 
 CHOICES = len(Choice)
 BLUR = 3.0
-"""Standard deviation of the Gaussian that conditions are blurred by, in pixels: as published."""
+"""Standard deviation of the Gaussian blur of conditions, in pixels, as published."""
 
 
 def augment(
@@ -55,33 +55,33 @@ def augment(
     choices: Tensor,
     noise: Callable[[], Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Change examples at random.
+    """Augment examples randomly.
 
     Parameters
     ----------
     condition : Tensor
         (N, C, H, W), float32, with H = W.
     target : Tensor
-        (N, D, H, W), float32, NaN where a slice is absent; those come last.
+        (N, D, H, W), float32, NaN in absent slices, which come last.
     positions : Tensor
         (N, D), float32: positions of the target's slices in the gap.
     settings : Augmentation
-        What is done, how often and how much.
+        Kinds, frequencies and amounts of the changes.
     choices : Tensor
         (N, `CHOICES`), uniform in [0, 1), on the CPU.
     noise : callable
-        Returns standard normal numbers of the shape and on the device of the condition; called where the
+        Returns standard normal numbers with the shape and on the device of the condition; called only if the
         settings add noise.
 
     Returns
     -------
     tuple of Tensor
-        Condition, target and positions of the same shapes, where the inputs were.
+        Condition, target and positions, with the shapes and device of the inputs.
     """
     gap = condition.shape[1] == len(CONDITION_OFFSETS)
     if settings.flips and gap:
         condition, target, positions = _reversed(condition, target, positions, choices)
-    if settings.flips and condition.shape[1] == 3:  # a slice between its neighbours
+    if settings.flips and condition.shape[1] == 3:  # a slice with its neighbours
         flip = (choices[:, Choice.FLIP_Z] < 0.5).to(condition.device)[:, None, None, None]
         condition = torch.where(flip, condition.flip(1), condition)
     condition, target = _turned(condition, target, settings, choices)
@@ -92,7 +92,7 @@ def augment(
 def _reversed(
     condition: Tensor, target: Tensor, positions: Tensor, choices: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Flip every second gap along z; absent slices stay last."""
+    """Flip gaps along z with probability 1/2; absent slices stay last."""
     flip = (choices[:, Choice.FLIP_Z] < 0.5).to(condition.device)[:, None]
     count = (~positions.isnan()).sum(1, keepdim=True)
     place = torch.arange(positions.shape[1], device=positions.device)[None]
@@ -105,7 +105,7 @@ def _reversed(
 
 @functools.cache
 def _symmetries(side: int, device: torch.device) -> Tensor:
-    """Return where each pixel comes from, (8, side * side), for every flip and transposition."""
+    """Return the source of each pixel, (8, side * side), for every flip and transposition."""
     tables = []
     for code in range(8):
         image = torch.arange(side * side).view(side, side)
@@ -118,7 +118,7 @@ def _symmetries(side: int, device: torch.device) -> Tensor:
 def _turned(
     condition: Tensor, target: Tensor, settings: Augmentation, choices: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Flip along y and x, and transpose: together these are all turns by quarters, too."""
+    """Flip along y and x, and transpose; together these include all quarter turns."""
     code = torch.zeros(len(choices), dtype=torch.int64)
     for bit, choice, wanted in (
         (0, Choice.FLIP_Y, settings.flips),
@@ -140,7 +140,7 @@ def _turned(
 def _degraded(
     condition: Tensor, gap: bool, settings: Augmentation, choices: Tensor, noise: Callable[[], Tensor]
 ) -> Tensor:
-    """Blur, change the contrast, add noise; of gaps, brighten one real slice and take outer ones away."""
+    """Blur, change contrast and add noise; in gaps also brighten one real slice and drop outer ones."""
 
     def column(choice: Choice) -> Tensor:
         return choices[:, choice, None, None, None].to(condition.device)
@@ -169,7 +169,7 @@ def _degraded(
 def _toned(
     condition: Tensor, target: Tensor, settings: Augmentation, choices: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Change gain and offset of condition and target alike, and invert their contrast."""
+    """Change gain and offset of condition and target alike, and optionally invert their contrast."""
     if not (settings.gain or settings.inversion):
         return condition, target
     gain, shift, inverted = (choices[:, c] for c in (Choice.GAIN, Choice.SHIFT, Choice.INVERT))
@@ -180,7 +180,7 @@ def _toned(
 
 
 def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
-    """Blur images (N, C, H, W) by a Gaussian that is cut off at four standard deviations, edges mirrored."""
+    """Blur images (N, C, H, W) with a Gaussian truncated at four standard deviations, mirroring the edges."""
     radius = round(4 * sigma)
     distance = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
     kernel = torch.exp(-0.5 * (distance / sigma) ** 2)

@@ -1,10 +1,10 @@
-"""The model that a training begins from: what there is to be better than.
+"""The starting model of a fine-tuning, which sets the score to beat.
 
 Conventions
 -----------
-* It is scored before anything is learned, on the same held-out part, and as it would be used: a network is
-  shown factors and thicknesses within the range that it knows, and a training may widen that range.
-* Where nothing better is learned, it is what is written, with the range that it had.
+* It is scored before training, on the same held-out part, and as it would be used: a network is shown factors
+  and thicknesses within the range that it knows, which a training may widen.
+* If nothing better is learned, the starting model is written, with its original range.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from emdiffuse.runtime.progress import logger
 
 @dataclass(frozen=True)
 class Begun:
-    """The model that weights are begun from.
+    """The starting model.
 
     Attributes
     ----------
     factors : tuple of int
-        The factors that it was trained for.
+        Factors that it was trained for.
     spec : NetworkSpec
-        The network that is trained, with the range of factors and thicknesses that its weights know.
+        The network to train, with the range of factors and thicknesses that the starting weights know.
     """
 
     factors: tuple[int, ...]
@@ -37,19 +37,19 @@ class Begun:
 
 
 def what_begun(description: Description | None, spec: NetworkSpec) -> Begun | None:
-    """Return the model that a training begins from.
+    """Return the starting model of a training.
 
     Parameters
     ----------
     description : Description or None
-        Of that model, if there is one.
+        Description of the starting model, if any.
     spec : NetworkSpec
-        The network that is trained.
+        The network to train.
 
     Returns
     -------
     Begun or None
-        None also where the two cannot be compared: a denoiser that saw the pixels that are hidden now.
+        None also if the two cannot be compared: a denoiser that sees the pixels that are now hidden.
     """
     if description is None:
         return None
@@ -57,7 +57,7 @@ def what_begun(description: Description | None, spec: NetworkSpec) -> Begun | No
     if not (isinstance(spec, NativeSpec) and isinstance(own, NativeSpec)):
         return Begun(description.factors, spec)
     if own.blind_spot != spec.blind_spot:
-        logger.info("the model to begin from sees pixels that are hidden here, and cannot be compared with")
+        logger.info("the starting model sees pixels that are hidden here, so the two cannot be compared")
         return None
     known = {"factors": own.factors, "thickness": own.thickness}
     return Begun(description.factors, spec.model_copy(update=known))
@@ -65,7 +65,7 @@ def what_begun(description: Description | None, spec: NetworkSpec) -> Begun | No
 
 @contextmanager
 def knowing(network: nn.Module, spec: NetworkSpec) -> Iterator[None]:
-    """Let a network know the range of factors and thicknesses of another description for a while."""
+    """Temporarily give a network the range of factors and thicknesses of another description."""
     if not (isinstance(network, NativeNetwork) and isinstance(spec, NativeSpec)):
         yield
         return

@@ -1,16 +1,16 @@
-"""Learning from noisy images alone: pixels are hidden, and predicted from those around them.
+"""Learn from noisy images alone, by predicting hidden pixels from their surroundings.
 
 Conventions
 -----------
-* The noise of a pixel cannot be predicted from others, its signal can: a network that predicts hidden noisy
-  pixels learns their mean, the clean image. That holds as long as noise has a mean of 0 and is independent
-  beyond the blind spot (`models.surroundings`). Nothing is learned of how far the clean image may be from
-  its mean: such a model draws no samples.
-* A pixel is hidden with its whole blind spot: each pixel of it gets the value of another one nearby, outside
-  of the blind spot. One pixel is hidden in each cell of a grid whose cells are `SPARSE` times as high and as
-  wide as the blind spot, at a place drawn at random, such that no two blind spots meet.
-* What is hidden follows from the random numbers given alone. The target is NaN wherever nothing was hidden,
-  so that the loss counts hidden pixels alone, turned and toned like the rest (`training.augmentation`).
+* A pixel's signal can be predicted from other pixels, but not its noise: a network that predicts hidden noisy
+  pixels learns their mean, the clean image, if the noise has zero mean and is independent beyond the blind
+  spot (`models.surroundings`). The spread of possible clean images is not learned, so the model draws no
+  samples.
+* A pixel is hidden with its whole blind spot: each of these pixels takes the value of another nearby one
+  outside the blind spot. One pixel is hidden in each cell of a grid, whose cells are `SPARSE` times as high
+  and wide as the blind spot, at a random place, such that blind spots do not overlap.
+* The hidden pixels depend only on the given random numbers. The target is NaN elsewhere, so that the loss
+  counts only hidden pixels, augmented like the rest (`training.augmentation`).
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from emdiffuse.patches.correlation import reach
 from emdiffuse.patches.cut import PatchStore
 
 SPARSE = 4
-"""Height and width of the cells, in those of the blind spot: a sixteenth of single pixels is replaced."""
+"""Size of the cells relative to the blind spot; for single pixels, 1/16 of pixels is replaced."""
 NEAR = 4
-"""Pixels on each side from which replacements are drawn, at least; more for wider blind spots."""
+"""Minimum distance in pixels up to which replacements are drawn; larger for wider blind spots."""
 MEASURED = 256
-"""Patches that the scale of the residual is measured on."""
+"""Number of patches on which the scale of the residual is measured."""
 
 
 def blind_spot_of(patches: PatchStore, training: Training) -> Reach | None:
-    """Return how far the blind spot reaches along y and x; None where nothing is hidden.
+    """Return the extent of the blind spot along y and x, or None if nothing is hidden.
 
-    It is that of the settings, or covers the correlation of the noise that was measured.
+    It is set by the user, or covers the measured noise correlation.
     """
     if patches.facts.noisy != "hidden pixels":
         return None
@@ -49,7 +49,7 @@ def blind_spot_of(patches: PatchStore, training: Training) -> Reach | None:
 
 
 def keeping_scan(settings: Augmentation, patches: PatchStore, training: Training) -> Augmentation:
-    """Return the augmentation without what turns the axes of the scan, where the blind spot follows them."""
+    """Return the augmentation without transposition, if the blind spot depends on the scan axes."""
     spot = blind_spot_of(patches, training)
     if spot is None or spot[0] == spot[1]:
         return settings
@@ -57,28 +57,28 @@ def keeping_scan(settings: Augmentation, patches: PatchStore, training: Training
 
 
 def learned(patches: PatchStore, training: Training) -> dict[str, str]:
-    """Say how is learned where nothing is clean, for ``metrics.json`` and the report; empty elsewhere."""
+    """Return how a model learns without clean images, for ``metrics.json`` and the report; else empty."""
     if patches.facts.noisy is None:
         return {}
     said = "learned from noisy images alone: each of two scans predicts the other (Noise2Noise)"
     spot = blind_spot_of(patches, training)
     if spot is not None:
         said = f"learned from noisy images alone: {_hidden(spot, patches, training)}"
-    said += ". It gives the mean of what the clean image may be, and has no samples"
+    said += ". The model gives the mean of the possible clean images, and draws no samples"
     return {"learned": said}
 
 
 def _hidden(spot: Reach, patches: PatchStore, training: Training) -> str:
-    """Say in words what is hidden, and why."""
+    """Return in words what is hidden, and why."""
     y, x = spot
     name = "single pixels are hidden (Noise2Void)"
     if spot != (0, 0):
-        name = f"pixels are hidden with {x} on each side along x and {y} along y (structured Noise2Void)"
+        name = f"pixels are hidden with {x} more on each side along x and {y} along y (structured Noise2Void)"
     found = patches.facts.noise
     if training.blind_spot is not None or found is None:
-        return f"{name}, as `training.blind_spot` says"
+        return f"{name}, as set by `training.blind_spot`"
     return (
-        f"{name}, since the noise of neighbouring pixels was found to be correlated by {found.x[0]:.2f} "
+        f"{name}, because the measured correlation of neighbouring pixels' noise is {found.x[0]:.2f} "
         f"along x, the fast scan axis, and by {found.y[0]:.2f} along y"
     )
 
@@ -91,18 +91,18 @@ def hide(
     Parameters
     ----------
     condition : Tensor
-        (N, C, H, W), float32: the image in the middle, and the slices beside it, which stay as they are.
+        (N, C, H, W), float32: the image in the middle, and its neighbouring slices, which are unchanged.
     target : Tensor
         (N, 1, H, W), the same image.
     spot : tuple of int
-        How far the blind spot reaches along y and x.
+        Extent of the blind spot along y and x, in pixels.
     uniform : callable
-        ``uniform(*shape)`` gives numbers in [0, 1), (N, *shape), on the condition's device.
+        ``uniform(*shape)`` returns numbers in [0, 1), (N, *shape), on the condition's device.
 
     Returns
     -------
     tuple of Tensor
-        The condition with replaced pixels, and the target, NaN where nothing was hidden.
+        The condition with replaced pixels, and the target, NaN where nothing is hidden.
     """
     count, channels, height, width = condition.shape
     device, middle = condition.device, channels // 2
@@ -119,7 +119,7 @@ def hide(
         for axis, corner in enumerate(corners)
     ]
     inside = (centre[0] < height) & (centre[1] < width)
-    # of each pixel of a blind spot: its place, and where its new value comes from
+    # position of each pixel of a blind spot, and of the source of its new value
     radius = min(max(NEAR, 2 * max(spot)), (min(sides) - 1) // 2)
     away = _offsets(~cross(spot, radius)).to(device)
     choice = away[(uniform(rows * columns, len(arms)) * len(away)).long()]
@@ -140,14 +140,14 @@ def hide(
 
 
 def _offsets(mask: Tensor) -> Tensor:
-    """Return the places (y, x) of a mask, counted from its middle, (M, 2)."""
+    """Return the positions (y, x) of a mask relative to its centre, (M, 2)."""
     return mask.nonzero() - mask.shape[0] // 2
 
 
 def residual_scale(patches: PatchStore, spot: Reach) -> float:
-    """Return the standard deviation of noisy pixels from their surroundings, over some training patches.
+    """Return the standard deviation between noisy pixels and their surroundings, over some training patches.
 
-    It holds the noise, which no residual predicts, so that the answer is of order one or smaller.
+    It includes the unpredictable noise, so the network's output is of order one or smaller.
     """
     rows = patches.training[:: max(len(patches.training) // MEASURED, 1)]
     squares = []

@@ -1,12 +1,12 @@
-"""The examples of each step: which patches, how they are changed at random, and where that is done.
+"""The examples of each step: choice of patches, augmentation, and where this is done.
 
 Conventions
 -----------
-* The examples of step n follow from (seed, n) alone, and each one from its place in the batch: neither a
-  resume nor the number of processes that share a batch changes them.
-* A store that fits into a GPU's memory is kept there, and examples are drawn and changed there: a GPU takes
-  many times more patches a second than threads can read. Elsewhere threads read them ahead. Only the noise of
-  augmentation differs between the two, by the device's generator.
+* The examples of step n depend only on (seed, n), and each one on its position in the batch: neither resuming
+  nor the number of processes that share a batch changes them.
+* A store that fits into a GPU's memory is kept there, and examples are drawn and augmented there, because a
+  GPU consumes many times more patches per second than threads can read. Otherwise threads read ahead. Only
+  the noise of augmentation differs between the two, because of the device's generator.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from emdiffuse.training.augmentation import CHOICES, augment
 from emdiffuse.training.blind_spot import blind_spot_of, hide, keeping_scan
 
 WORKERS = 2
-"""Threads that read and change examples while the network works."""
+"""Threads that read and augment examples while the network works."""
 AHEAD = 4
-"""Batches that may be ready before they are needed."""
+"""Maximum number of batches prepared ahead."""
 DRAWING, AUGMENTING, DROPPING, VALIDATING, ADDING, HIDING = 1, 5, 3, 2, 4, 6
-"""Streams of random numbers: of levels and noise, of augmentation, of dropout, of validation's samples, of
-the noise that augmentation adds, and of the pixels that are hidden."""
+"""Streams of random numbers: levels and noise, augmentation, dropout, validation samples,
+augmentation noise, and hidden pixels."""
 RESIDENT = 0.5
-"""Share of a GPU's free memory that a patch store may take, to be kept there."""
+"""Maximum fraction of a GPU's free memory for keeping a patch store there."""
 
 
 def seed_of(seed: int, step: int, stream: int) -> int:
-    """Return a seed of its own for a step and a purpose."""
+    """Return a distinct seed for a step and a stream."""
     return int(np.random.SeedSequence([seed, step, stream]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def batch_rows(patches: PatchStore, training: Training, step: int) -> NDArray[np.int64]:
-    """Return the patches of a step: each epoch is a permutation of its own."""
+    """Return the patches of a step; each epoch is a new permutation."""
     size = len(patches.training)
     places = step * training.batch + np.arange(training.batch)
     orders = {
@@ -64,9 +64,9 @@ class ResidentPatches:
     Parameters
     ----------
     patches : PatchStore
-        Read as a whole, once.
+        The store, which is read once.
     device : torch.device
-        Where they are kept, in the store's float16.
+        Device on which the patches are kept, in the store's float16.
     """
 
     def __init__(self, patches: PatchStore, device: torch.device) -> None:
@@ -88,23 +88,25 @@ def draw_batch(
     places: NDArray[np.int64],
     resident: ResidentPatches | None = None,
 ) -> tuple[Batch, Tensor]:
-    """Return examples of a step as the network sees them.
+    """Return the examples of a step as the network sees them.
 
     Parameters
     ----------
     patches : PatchStore
+        The store.
     model : Model
-        Its augmentation, and the seed and batch of its training.
+        Settings of augmentation, seed and batch.
     step : int
+        The step.
     places : ndarray
-        Which places of the batch; nothing else is read.
+        Positions in the batch to return; nothing else is read.
     resident : ResidentPatches, optional
-        The patches on a device, where they are kept there; the examples are made there then.
+        The patches if kept on a device, where the examples are then drawn.
 
     Returns
     -------
     tuple
-        Batch, and target (N, D, H, W), NaN where a slice is absent.
+        Batch, and target (N, D, H, W), NaN in absent slices.
     """
     training = model.training
     rows = batch_rows(patches, training, step)[places]
@@ -126,7 +128,7 @@ def draw_batch(
 
 
 def read_batch(patches: PatchStore, rows: NDArray[np.int64]) -> tuple[Batch, Tensor]:
-    """Return the batch of rows, unchanged, and its target (N, D, H, W), NaN where a slice is absent."""
+    """Return the batch of rows without augmentation, and its target (N, D, H, W), NaN in absent slices."""
     condition, target = (torch.from_numpy(values) for values in patches.read(rows))
     return _batch(patches, rows, condition, torch.from_numpy(patches.positions[rows])), target
 
@@ -146,7 +148,7 @@ def batches(
     step: int,
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """Yield the examples of a process from a step on, made where `training.feed` says."""
+    """Yield the examples of a process from a step on, prepared as set by `training.feed`."""
     place = torch.device(device)
     if _resident(patches, model.training, place):
         kept = ResidentPatches(patches, place)
@@ -165,12 +167,12 @@ def batches(
 
 
 def _resident(patches: PatchStore, training: Training, device: torch.device) -> bool:
-    """Tell whether patches are kept in the memory of a device."""
+    """Return whether patches are kept in the memory of a device."""
     if training.feed != "auto":
         return training.feed == "device"
     memory = memory_of(device)
     size = sum(array.dtype.itemsize * prod(array.shape) for array in (patches.condition, patches.target))
     fits = memory is not None and size <= RESIDENT * memory.free()
     if fits:
-        logger.info("the patches (%.0f MB) are kept on %s", size / 1e6, device)
+        logger.info("keeping the patches (%.0f MB) on %s", size / 1e6, device)
     return fits

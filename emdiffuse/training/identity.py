@@ -1,4 +1,4 @@
-"""What a training's result follows from: one link, asked by whoever resumes it or follows its job."""
+"""Provenance of a training, used to resume it and to follow its job."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from emdiffuse.stores.provenance import Link, made_by
 
 
 def training_link(model: Model, name: str, patches: Link) -> Link:
-    """Return how a model is trained.
+    """Return the provenance of a model.
 
     Parameters
     ----------
     model : Model
-        Its settings. How often a state is saved changes no weight; datasets and the model that it is begun
-        from are known by their content.
+        Settings of the model. The interval of checkpoints is excluded, as it changes no weight; datasets and
+        the starting model are identified by their content.
     name : str
-        Of the model.
+        Name of the model.
     patches : Link
-        How its patch store was made.
+        Provenance of the patch store.
 
     Raises
     ------
     ModelError
-        If the model that it is begun from cannot be read.
+        If the starting model cannot be read.
     """
     begun = model.training.init_from
     settings = {

@@ -1,14 +1,14 @@
-"""What a training's curve says: how long it takes, why it ended, what was kept, what more would give.
+"""Assessment of a training curve: its duration, why it ended, what was kept, and whether to continue.
 
 Conventions
 -----------
-* A *history* is what was found at each validation, in order: `step`, `seconds`, `validation_psnr` (dB), ...
-  Where nothing is clean there is `validation_loss` instead, the squared error to noisy pixels: see `score`.
-  An entry of step 0 is of the model that the weights are begun from, which is scored before anything is
-  learned. The best entry is kept, the first of equals: nothing learned is kept where nothing is better.
-* The *slope* of the curve is that of a line through its last third, by least squares, with its standard error
-  from the residuals. The learning rate falls towards the end of a training: a curve that is flat there says
-  that more steps of this plan would not help, not that nothing more could be learned.
+* A *history* lists the validations in order: `step`, `seconds`, `validation_psnr` (dB), ... Without clean
+  images it has `validation_loss` instead, the squared error against noisy pixels: see `score`. An entry of
+  step 0 is the score of the starting model before training. The best entry is kept, the first of equals, so
+  the starting model is kept unless something is better.
+* The *slope* of the curve is that of a least-squares line through its last third, with its standard error
+  from the residuals. Because the learning rate falls towards the end, a flat curve shows that more steps of
+  this schedule would not help, not that nothing more could be learned.
 """
 
 from __future__ import annotations
@@ -27,29 +27,28 @@ from emdiffuse.runtime.progress import clock
 
 History = list[dict[str, float]]
 LAST_SHARE = 1 / 3
-"""Share of the steps whose slope is told."""
+"""Fraction of the steps over which the slope is measured."""
 FEWEST = 5
-"""Validations that a slope is told from, at least; earlier ones are taken where the last third has fewer."""
+"""Minimum number of validations for a slope; earlier ones are included if the last third has fewer."""
 CLEAR = 2.0
-"""Standard errors by which a slope must differ from 0 to be told as one."""
+"""Number of standard errors by which a slope must differ from 0 to be significant."""
 TIMED_SECONDS = 10.0
-"""Seconds of steps after which the time of the whole training is told."""
+"""Seconds of training after which its total time is estimated."""
 
 
 class Outlook(Record):
-    """What a training's curve says, for ``metrics.json``, the card and the report.
+    """Assessment of a training curve, for ``metrics.json``, the card and the report.
 
     Attributes
     ----------
     ended
         Why the training ended.
     kept_step
-        The step whose weights are kept; 0 is the model that they were begun from.
+        Step whose weights are kept; 0 is the starting model.
     gain
-        dB on the held-out part over the model that the weights were begun from; None where there is none.
+        Gain on the held-out part over the starting model, in dB; None without one.
     rise, error
-        dB that the last third of the curve rose by, and the standard error of that; None where there are too
-        few validations to tell.
+        Rise of the last third of the curve in dB, and its standard error; None with too few validations.
     verdict
         Whether more steps would help.
     """
@@ -63,31 +62,31 @@ class Outlook(Record):
 
     @property
     def sentences(self) -> list[str]:
-        """All of it in words."""
+        """The assessment in words."""
         return [self.ended, self.kept, self.sentence]
 
     def as_json(self) -> dict[str, JsonValue]:
-        """Return it for ``metrics.json``, with its sentences."""
+        """Return the assessment for ``metrics.json``, with its sentences."""
         return {**self.model_dump(mode="json"), "sentences": list(self.sentences)}
 
     @property
     def kept(self) -> str:
-        """Say which state was kept."""
+        """Return which state was kept, in words."""
         if self.gain is None:
             return f"kept: the state after step {self.kept_step}, the best on the held-out part"
         if self.kept_step == 0:
             return (
-                "no state was better on the held-out part than the model that it began from: the weights are "
-                "those of that model, unchanged"
+                "no state was better on the held-out part than the starting model, whose weights are kept "
+                "unchanged"
             )
         return (
             f"kept: the state after step {self.kept_step}, on the held-out part {self.gain:.2f} dB better "
-            "than the model that it began from"
+            "than the starting model"
         )
 
     @property
     def sentence(self) -> str:
-        """Say whether more steps would help."""
+        """Return whether more steps would help, in words."""
         if self.rise is None or self.error is None:
             return "there are too few validations to tell whether more steps would help"
         measured = f"{abs(self.rise):.2f} ± {self.error:.2f} dB"
@@ -100,7 +99,7 @@ class Outlook(Record):
 
 
 def outlook(history: History, ended: str) -> Outlook:
-    """Return what a training's curve says.
+    """Assess a training curve.
 
     Parameters
     ----------
@@ -123,19 +122,19 @@ def outlook(history: History, ended: str) -> Outlook:
 
 
 def score(entry: dict[str, float]) -> float:
-    """Return what weights are chosen by, in dB: PSNR to the truth, or where there is none to noisy pixels."""
+    """Return the score that selects weights, in dB: PSNR against the truth, or else against noisy pixels."""
     if "validation_psnr" in entry:
         return entry["validation_psnr"]
     return 10 * math.log10(4 / max(entry["validation_loss"], 1e-12))
 
 
 def begun(history: History) -> bool:
-    """Tell whether the first entry is of a model that the weights were begun from."""
+    """Return whether the first entry is that of a starting model."""
     return bool(history) and history[0]["step"] == 0
 
 
 def slope(history: History) -> tuple[float, float] | None:
-    """Return how much the last third of the curve rose by, in dB, and the standard error of that.
+    """Return the rise of the last third of the curve in dB, and its standard error.
 
     Parameters
     ----------
@@ -145,7 +144,7 @@ def slope(history: History) -> tuple[float, float] | None:
     Returns
     -------
     tuple of float or None
-        None where there are fewer than `FEWEST` validations.
+        None with fewer than `FEWEST` validations.
     """
     if len(history) < FEWEST:
         return None
@@ -159,14 +158,14 @@ def slope(history: History) -> tuple[float, float] | None:
 
 
 class Timing:
-    """How long a training will take, told once, when its first steps have been timed.
+    """Estimate of a training's duration, reported once, when its first steps have been timed.
 
     Parameters
     ----------
     training : Training
-        Its settings.
+        Settings of the training.
     limit : int
-        Most steps.
+        Maximum number of steps.
     step : int
         The first step of this run.
     seconds : float
@@ -179,7 +178,7 @@ class Timing:
         self.told = False
 
     def after(self, step: int) -> str | None:
-        """Return the sentence after a step, when it is time; else None."""
+        """Return the sentence once, when enough steps have been timed; otherwise None."""
         passed = time.monotonic() - self.begin
         taken = step - self.first
         if self.told or taken < 2 or passed < TIMED_SECONDS:
@@ -189,24 +188,22 @@ class Timing:
 
 
 def expected(training: Training, limit: int, step: int, seconds: float, rate: float) -> str:
-    """Say how long a training will take here.
+    """Return a sentence on how long a training will take here.
 
     Parameters
     ----------
     training : Training
-        Its settings.
+        Settings of the training.
     limit : int
-        Most steps.
+        Maximum number of steps.
     step, seconds : int, float
         Steps taken before, and their wall time.
     rate : float
-        Steps a second, measured.
+        Measured steps per second.
     """
     by_steps = (limit - step) / rate
     by_time = 60 * training.minutes - seconds if training.minutes else math.inf
     left = min(by_steps, by_time)
     steps = limit if by_steps <= by_time else step + int(by_time * rate)
-    sooner = (
-        f", sooner where {training.patience} validations in a row are no better" if training.patience else ""
-    )
-    return f"{rate:.2g} steps a second here: {clock(left)} for the steps up to {steps}{sooner}"
+    sooner = f", less if {training.patience} validations in a row are no better" if training.patience else ""
+    return f"{rate:.2g} steps per second here: {clock(left)} for the steps up to {steps}{sooner}"

@@ -1,13 +1,13 @@
-"""The processes that share a training: which one this is, and what they agree on.
+"""The processes that share a training, and their communication.
 
 Conventions
 -----------
-* One process a GPU (NCCL), or processes on CPUs (gloo). They find each other by the environment variables
-  that torchrun sets: ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT``; without
-  them there is one process.
-* A process reads its part of a batch alone; what is drawn for it does not depend on how many share the batch:
-  N processes do what one does with the same batch, but for the rounding of sums.
-* The first process alone validates, saves and says how far it is; its clock is everybody's.
+* There is one process per GPU (NCCL), or several on CPUs (gloo). They find each other by torchrun's
+  environment variables ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT``; without
+  these there is one process.
+* A process reads only its part of a batch, whose random numbers do not depend on the number of processes: N
+  processes give the same result as one, up to rounding.
+* Only the first process validates, saves and reports progress; its clock counts for all.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from emdiffuse.runtime.devices import place_of
 from emdiffuse.runtime.errors import ConfigError, LaunchError
 
 TIMEOUT = timedelta(hours=1)
-"""How long the others wait for the first process, which may validate. (One that died is noticed at once.)"""
+"""Time that the others wait for the first process, which may be validating; a dead one is noticed at once."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """A process among those of a training.
+    """One of the processes of a training.
 
     Attributes
     ----------
     device : torch.device
-        Where it computes.
+        Device of the process.
     rank, size : int
-        Its number, from 0, and how many there are.
+        Number of the process, from 0, and number of processes.
     """
 
     device: torch.device
@@ -54,28 +54,30 @@ class Ranks:
         return self.rank == 0
 
     def require_divides(self, batch: int) -> None:
-        """Raise ConfigError unless a batch can be shared in equal parts."""
+        """Raise ConfigError unless a batch can be divided equally."""
         if batch % self.size:
-            raise ConfigError(f"training.batch: {batch} is not a multiple of the {self.size} processes")
+            raise ConfigError(
+                f"training.batch: {batch} is not a multiple of the number of processes, {self.size}"
+            )
 
     def part(self, batch: int) -> NDArray[np.int64]:
-        """Return this process's rows of a batch: every size-th, so that kinds of examples mix."""
+        """Return this process's rows of a batch: every size-th, which mixes kinds of examples."""
         return np.arange(self.rank, batch, self.size)
 
     def wrap(self, network: nn.Module) -> nn.Module:
-        """Return a network whose gradients are the mean over all processes."""
+        """Wrap a network so that its gradients are averaged over all processes."""
         if self.size == 1:
             return network
         return DistributedDataParallel(network, [self.device.index] if self.device.type == "cuda" else None)
 
     def exchanging(self, network: nn.Module, now: bool) -> AbstractContextManager[None]:
-        """Return a context for a backward pass, in which the processes exchange gradients now or later."""
+        """Return a context for a backward pass in which processes exchange gradients, now or later."""
         if isinstance(network, DistributedDataParallel) and not now:
             return network.no_sync()
         return nullcontext()
 
     def gather(self, *values: float) -> list[list[float]]:
-        """Return each process's values, in the order of rank."""
+        """Return the values of each process, in order of rank."""
         if self.size == 1:
             return [list(values)]
         own = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -84,25 +86,25 @@ class Ranks:
         return [part.tolist() for part in all_of_them]
 
     def wait(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has arrived."""
         self.gather(0)
 
 
 @contextmanager
 def joined(device: str) -> Iterator[Ranks]:
-    """Join the other processes for the length of a `with` statement.
+    """Join the other processes during a `with` statement.
 
     Parameters
     ----------
     device : str
-        "auto", "cpu" or a CUDA device; of several processes on "auto" or "cuda", each takes a GPU of its own.
+        "auto", "cpu" or a CUDA device; with "auto" or "cuda", each of several processes uses its own GPU.
 
     Raises
     ------
     ConfigError
-        If there is no such device here.
+        If the device does not exist.
     LaunchError
-        If another process ended before its time.
+        If another process ended prematurely.
     """
     kind = place_of(device)
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))

@@ -1,9 +1,9 @@
-"""What a training is made of at a step: how it begins, is saved and taken up again, and what it leaves.
+"""The state of a training at a step: its creation, saving and resuming, and the final model.
 
 Conventions
 -----------
-* `run/state.pt` holds weights, their moving average, the optimizer and the step. A state of other settings or
-  other data is not resumed into.
+* `run/state.pt` contains weights, their moving average, the optimizer and the step. A state of other settings
+  or data is not resumed from.
 * `run/best.pt` is the moving average of the weights at the validation with the highest PSNR.
 """
 
@@ -51,7 +51,7 @@ from emdiffuse.training.blind_spot import blind_spot_of, learned, residual_scale
 from emdiffuse.training.outlook import outlook
 
 NATIVE_SAMPLER = OwnSampler(name="unipc", steps=8)
-"""What a native model is sampled with, unless the settings say otherwise: see ``benchmarks/README.md``."""
+"""Default sampler of a native model: see ``benchmarks/README.md``."""
 
 PLAIN = ("step", "seconds", "best", "stale", "losses", "history")
 STATEFUL = ("network", "average", "optimizer", "scaler")
@@ -59,22 +59,22 @@ STATEFUL = ("network", "average", "optimizer", "scaler")
 
 @dataclass
 class TrainingState:
-    """All that a training is made of at a step.
+    """The complete state of a training at a step.
 
     Attributes
     ----------
     step : int
         Steps taken.
     seconds : float
-        Wall time that they took.
+        Wall time of these steps.
     best : float
-        Highest PSNR of a validation.
+        Highest validation PSNR.
     stale : int
-        Validations since then.
+        Number of validations since then.
     losses : list of float
-        Those of the steps since the last validation.
+        Losses of the steps since the last validation.
     history : list of dict
-        What was found at each validation.
+        Results of each validation.
     """
 
     process: Process
@@ -94,7 +94,7 @@ class TrainingState:
 
 
 def new_state(model: Model, patches: PatchStore, device: torch.device) -> TrainingState:
-    """Build the network, its average and the optimizer."""
+    """Build the network, its moving average and the optimizer."""
     training = model.training
     torch.manual_seed(training.seed)
     spot = blind_spot_of(patches, training)
@@ -107,7 +107,7 @@ def new_state(model: Model, patches: PatchStore, device: torch.device) -> Traini
     for sentence in learned(patches, training).values():
         logger.info("%s", sentence)
     if patches.facts.noisy and model.network.architecture != "native":
-        raise ConfigError("network.architecture: noisy images alone are learned from by the native network")
+        raise ConfigError("network.architecture: learning from noisy images alone needs the native network")
     spec = network_spec(model, scale, begun, spot)
     network, average = (build_network(spec, model.network.checkpointing) for _ in range(2))
     if begun_from:
@@ -126,7 +126,7 @@ def new_state(model: Model, patches: PatchStore, device: torch.device) -> Traini
 
 
 def _begin(network: nn.Module, spec: NetworkSpec, folder: Path, begun: NetworkSpec | None) -> None:
-    """Fill a network with the weights of a model, which may have fewer blocks."""
+    """Initialize a network with the weights of a model, which may have fewer blocks."""
     if isinstance(spec, NativeSpec) and isinstance(begun, NativeSpec) and begun.blocks < spec.blocks:
         shape = {"conditions", "channels", "multipliers"}
         if spec.model_dump(include=shape) == begun.model_dump(include=shape):
@@ -141,10 +141,10 @@ def _begin(network: nn.Module, spec: NetworkSpec, folder: Path, begun: NetworkSp
 def network_spec(
     model: Model, residual_scale: float, begun: NetworkSpec | None = None, blind_spot: Reach | None = None
 ) -> NetworkSpec:
-    """Return the network that a model's settings ask for.
+    """Return the network specified by a model's settings.
 
-    One that is begun from another keeps the scale of its residual, in whose units it answers, and knows the
-    factors and thicknesses of both.
+    A fine-tuned network keeps the residual scale of its starting model, in whose units it predicts, and
+    covers the factors and thicknesses of both.
     """
     settings, volumetric = model.network, TASKS[model.task].volumetric
     levels: dict[str, Any] = {} if settings.multipliers is None else {"multipliers": settings.multipliers}
@@ -177,20 +177,20 @@ def network_spec(
 
 
 def _learned_before(model: Model) -> tuple[SourceFile, ...]:
-    """Return the sources of the model that one is begun from."""
+    """Return the training sources of the starting model."""
     begun_from = model.training.init_from
     return read_description(model_folder(begun_from)).sources if begun_from else ()
 
 
 def save(run: Path, identity: str, state: TrainingState) -> None:
-    """Save all that a resume needs."""
+    """Save everything needed to resume."""
     content = {name: getattr(state, name) for name in PLAIN}
     parts = {name: getattr(state, name).state_dict() for name in STATEFUL}
     checkpoints.write(run / "state.pt", {"identity": identity, **content, **parts})
 
 
 def resume(run: Path, identity: str, state: TrainingState) -> None:
-    """Take up the saved state of the same settings and data, if there is one."""
+    """Resume from the saved state of the same settings and data, if there is one."""
     saved = checkpoints.read(run / "state.pt", identity)
     if saved is None:
         return
@@ -210,7 +210,7 @@ def finish(
     device: torch.device,
     ended: str,
 ) -> None:
-    """Write the best weights, what they are, and how they came about; say in the log what to make of it."""
+    """Write the best weights, their description and history; log the assessment of the training."""
     weights = torch.load(experiment / "run" / "best.pt", map_location="cpu", weights_only=True)
     state.average.load_state_dict(weights)
     if not all(bool(torch.isfinite(value).all()) for value in weights.values()):

@@ -1,12 +1,12 @@
-"""A training as a SLURM job: submitted, or found running, and followed to its end.
+"""Run a training as a SLURM job: submit it, or find it running, and follow it to its end.
 
 Conventions
 -----------
 * A job is submitted by submitit (one task per GPU, or per node without GPUs) under the name
-  ``emdiffuse-train-{model}``. Its files lie in ``run/slurm/``, and ``run/job.json`` names it, so that a
+  ``emdiffuse-train-{model}``. Its files are in ``run/slurm/``, and ``run/job.json`` names it, so that a
   second start follows it instead of submitting another.
-* Progress is read from ``scontrol`` and from the result that the job leaves: submitit itself relies on
-  accounting (sacct), and without it never notices a job that died.
+* The state is read from ``scontrol`` and from the job's result, because submitit relies on accounting
+  (sacct), and without it never notices a dead job.
 * SIGINT and SIGTERM cancel the job. SIGKILL and a lost connection do not: start again to follow it.
 """
 
@@ -34,48 +34,50 @@ if TYPE_CHECKING:  # submitit is installed for clusters alone
     pass
 
 POLL_SECONDS = 10.0
-"""Longest time between two questions to SLURM."""
+"""Longest time between two queries to SLURM."""
 GRACE_SECONDS = 15.0
-"""How long a result may take to show on a shared file system after its job has ended."""
+"""Time that a result may take to appear on a shared file system after its job has ended."""
 
 
 class Resources(Section):
-    """What a job asks of SLURM."""
+    """Resources of a SLURM job."""
 
     partition: str | None = Field(None, description="Partition.")
-    account: str | None = Field(None, description="Account that pays for it.")
+    account: str | None = Field(None, description="Account to charge.")
     qos: str | None = Field(None, description="Quality of service.")
-    constraint: str | None = Field(None, description="Features that its nodes must have.")
+    constraint: str | None = Field(None, description="Required features of the nodes.")
     nodes: int = Field(1, ge=1, description="Nodes.")
-    gpus: int = Field(0, ge=0, description="GPUs a node; each gets a process.")
+    gpus: int = Field(0, ge=0, description="GPUs per node, with one process each.")
     gpu_model: str | None = Field(None, description="Type of GPU.")
-    extra: str = Field("", description="More options of sbatch, such as `--mail-type=END --reservation=em`.")
-    cpus: int = Field(1, ge=1, description="Cores a process.")
-    memory_mb: int = Field(4000, ge=1, description="Memory a node, in MB.")
-    minutes: int = Field(60, ge=1, description="Time limit; after it the job requeues itself.")
-    requeues: int = Field(20, ge=0, description="How often it may.")
+    extra: str = Field(
+        "", description="Further options of sbatch, such as `--mail-type=END --reservation=em`."
+    )
+    cpus: int = Field(1, ge=1, description="Cores per process.")
+    memory_mb: int = Field(4000, ge=1, description="Memory per node, in MB.")
+    minutes: int = Field(60, ge=1, description="Time limit, at which the job requeues itself.")
+    requeues: int = Field(20, ge=0, description="Maximum number of requeues.")
 
 
 def train_on_slurm(work: TrainingJob, resources: Resources) -> None:
-    """Train as a job of SLURM, and follow it to its end: a new job, or one that an earlier start submitted.
+    """Train as a SLURM job, new or already submitted by an earlier start, and follow it to its end.
 
     Parameters
     ----------
     work : TrainingJob
         The training.
     resources : Resources
-        What its job asks for; a job that runs already keeps what it has.
+        Resources of the job; a running job keeps its own.
 
     Raises
     ------
     Interrupted
-        If SIGINT or SIGTERM came; the job is cancelled.
+        If interrupted by SIGINT or SIGTERM; the job is cancelled.
     LaunchError
         If the job cannot be submitted, fails, or is lost; one sentence.
     ConfigError
         If submitit is not installed.
     """
-    require("submitit", "cluster", "A training in a job of SLURM")
+    require("submitit", "cluster", "Training as a SLURM job")
     from submitit.core.utils import JobPaths
 
     work = replace(
@@ -85,7 +87,7 @@ def train_on_slurm(work: TrainingJob, resources: Resources) -> None:
         requeues=resources.requeues,
     )
     with caught(signal.SIGINT, signal.SIGTERM) as stop:
-        for _ in range(2):  # once more, from its state, if it ended while Snakemake removed its outputs
+        for _ in range(2):  # again, from its state, if it ended while Snakemake removed its outputs
             job, fresh = _attach_or_submit(work, resources)
             log = Log(JobPaths(work.run / "slurm", job, 0).stdout, fresh)
             try:
@@ -94,11 +96,11 @@ def train_on_slurm(work: TrainingJob, resources: Resources) -> None:
                 log.drain()
             if (work.experiment / "best" / "metrics.json").exists():
                 return
-    raise LaunchError(f"job {job} ({work.job_name}) ended well but left no {work.experiment / 'best'}")
+    raise LaunchError(f"job {job} ({work.job_name}) completed but left no {work.experiment / 'best'}")
 
 
 def _attach_or_submit(work: TrainingJob, resources: Resources) -> tuple[str, bool]:
-    """Return the job to follow, and whether it is new; one start at a time."""
+    """Return the job to follow, and whether it is new, under a lock."""
     from emdiffuse.runtime.checkpoints import only_one
 
     work.run.mkdir(parents=True, exist_ok=True)
@@ -114,7 +116,7 @@ def _attach_or_submit(work: TrainingJob, resources: Resources) -> tuple[str, boo
             cancel(noted["job"])
         job = _submit(work, resources)
         write_json(note, {"job": job, "name": work.job_name, "identity": work.identity})
-        logger.info("job %s (%s) is submitted; its files are in %s", job, work.job_name, work.run / "slurm")
+        logger.info("submitted job %s (%s); its files are in %s", job, work.job_name, work.run / "slurm")
         return job, True
 
 
@@ -145,7 +147,7 @@ def _submit(work: TrainingJob, resources: Resources) -> str:
             stderr_to_stdout=True,
             slurm_signal_delay_s=signal_seconds(resources.minutes),
             slurm_additional_parameters={"requeue": True, **sbatch_options(resources.extra)},
-            # srun takes neither the cores nor the mode of the log from sbatch
+            # srun inherits neither the cores nor the log mode from sbatch
             slurm_srun_args=[
                 f"--cpus-per-task={resources.cpus}",
                 "--open-mode=append",
@@ -158,11 +160,11 @@ def _submit(work: TrainingJob, resources: Resources) -> str:
             return str(executor.submit(work).job_id)
         except FailedJobError as error:
             said = " ".join(str(error).replace("sbatch: error:", "").split())
-            raise LaunchError(f"{work.job_name}: sbatch refuses the job: {said}") from None
+            raise LaunchError(f"{work.job_name}: sbatch refused the job: {said}") from None
 
 
 def sbatch_options(text: str) -> dict[str, str | bool]:
-    """Read options of sbatch, ``--name=value`` or ``--name``.
+    """Parse sbatch options, ``--name=value`` or ``--name``.
 
     Raises
     ------
@@ -173,13 +175,13 @@ def sbatch_options(text: str) -> dict[str, str | bool]:
     for word in shlex.split(text):
         name, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or not name:
-            raise ConfigError(f"slurm_extra: '{word}' is not of the form --name=value; write it so")
+            raise ConfigError(f"slurm_extra: '{word}' is not of the form --name=value")
         options[name] = value if equals else True
     return options
 
 
 def signal_seconds(minutes: int) -> int:
-    """Return how many seconds before its time ends a job is told: two minutes, less for a short one."""
+    """Return how many seconds before its time limit a job is warned: two minutes, less for short jobs."""
     return min(120, 10 * minutes)
 
 
@@ -197,12 +199,12 @@ def _follow(job: str, work: TrainingJob, log: Log, stop: Stop) -> None:
     result = JobPaths(work.run / "slurm", job, 0).result_pickle
     begin, asked, ended = time.monotonic(), -POLL_SECONDS, 0.0
     last: JobState | None = None
-    ran: JobState | None = None  # where it was last seen to run
+    ran: JobState | None = None  # last state seen running
     while not result.exists():
         if stop.number:
             cancel(job)
             came = signal.Signals(stop.number).name
-            raise Interrupted(stop.number, f"{came} came: {who} is cancelled; its state is saved")
+            raise Interrupted(stop.number, f"received {came}: {who} is cancelled, its state is saved")
         log.drain()
         now = time.monotonic()
         if now - asked > min(1 + (now - begin) / 20, POLL_SECONDS):
@@ -220,14 +222,14 @@ def _follow(job: str, work: TrainingJob, log: Log, stop: Stop) -> None:
             why = failure(state)
             ended = (ended or now) if why else 0.0
             if why and now - ended > GRACE_SECONDS:
-                _end_if_lost(job, who, ran)  # whose tasks may have been seen to die before it was
+                _end_if_lost(job, who, ran)  # its tasks may have been reported dead before the node was
                 cancel(job)
                 raise LaunchError(f"{who}: {why}; its log is {log.path}")
             last = state or last
         time.sleep(0.5)
     outcome, value = pickle_load(result)
     if outcome == "error":
-        cancel(job)  # other processes of it may still be there
+        cancel(job)  # other processes of the job may still run
         raise RuntimeError(f"{who} failed because of a bug; its log is {log.path}\n{value}")
     if isinstance(value, EmdiffuseError):
         cancel(job)
@@ -235,18 +237,18 @@ def _follow(job: str, work: TrainingJob, log: Log, stop: Stop) -> None:
 
 
 def _end_if_lost(job: str, who: str, ran: JobState | None) -> None:
-    """Cancel a job one of whose nodes SLURM has lost, and raise LaunchError."""
+    """If SLURM has lost a node of a job, cancel the job and raise LaunchError."""
     if ran and (lost := nodes_down(ran.nodes)):
         cancel(job)
         raise LaunchError(f"{who}: its node {', '.join(lost)} was lost; start again to resume")
 
 
 def _tell(who: str, last: JobState | None, state: JobState | None) -> None:
-    """Say what changed about a job."""
+    """Log changes in the state of a job."""
     if state is None or (last and (last.state, last.reason) == (state.state, state.reason)):
         return
     if state.state == "PENDING":
         again = f" to run for time {state.restarts + 1}" if state.restarts else ""
-        logger.info("%s waits in the queue%s (%s)", who, again, state.reason)
+        logger.info("%s is waiting in the queue%s (%s)", who, again, state.reason)
     elif state.state == "RUNNING":
-        logger.info("%s runs on %s", who, state.nodes)
+        logger.info("%s is running on %s", who, state.nodes)

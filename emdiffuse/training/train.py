@@ -1,13 +1,13 @@
-"""Training: a short loop in which everything that happens at a step follows from (seed, step).
+"""Training: a short loop in which everything at a step depends only on (seed, step).
 
 Conventions
 -----------
-* The order of the data, the augmentation, the noise levels and the noise of step n are drawn by generators
-  seeded with (seed, n), so that a training that was killed and resumed does what it would have done.
-* What is learned from a batch, and how the network is then sampled, is the process' (`models.processes`).
-* A batch is shared out among processes (`training.parallel`), and each part worked through in accumulated
-  ones: their numbers change rounding alone.
-* `feed` has the examples of a step, `state` what is saved and resumed, `validation` what is measured.
+* The data order, augmentation, noise levels and noise of step n are drawn by generators seeded with (seed,
+  n), so that a killed and resumed training gives the same result.
+* The diffusion process (`models.processes`) defines the loss of a batch, and the sampling.
+* A batch is divided among processes (`training.parallel`), and each part into accumulated ones: their numbers
+  only affect rounding.
+* `feed` provides the examples of a step, `state` saves and resumes, `validation` measures.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from emdiffuse.training.state import TrainingState, finish, new_state, resume, s
 from emdiffuse.training.validation import batch_picture, validate
 
 LARGEST_GRADIENT = 1.0
-"""Norm that a gradient is clipped to."""
+"""Norm to which gradients are clipped."""
 
 
 def train(
@@ -58,10 +58,10 @@ def train(
     device: str = "auto",
     stop: Stop | None = None,
 ) -> None:
-    """Train a model from a patch store, or resume a training that was interrupted.
+    """Train a model from a patch store, or resume an interrupted training.
 
-    Weights that are begun from a model are scored first: where nothing that is learned is better on the
-    held-out part, the model's own are kept.
+    In fine-tuning, the starting model is scored first, and its weights are kept if nothing better on the
+    held-out part is learned.
 
     Parameters
     ----------
@@ -72,21 +72,21 @@ def train(
     name : str
         Name of the model, for its description.
     experiment : Path
-        ``best/`` gets ``model.safetensors``, ``model.json``, ``metrics.json`` and ``batch.png``; ``run/``
-        keeps what a resume needs.
+        Folder to write: ``best/`` with ``model.safetensors``, ``model.json``, ``metrics.json`` and
+        ``batch.png``; ``run/`` with the state to resume from.
     device : str
         "auto", "cpu" or a CUDA device.
     stop : Stop, optional
-        Looked at after each step: when a signal has come, the state is saved and the training stops.
+        Checked after each step: after a signal, the state is saved and the training stops.
 
     Raises
     ------
     Interrupted
-        If it was stopped; the state is saved.
+        If stopped by a signal; the state is saved.
     DataError
         If the patches were cut for another task, other factors or another thickness.
     EmdiffuseError
-        If the loss becomes NaN, naming the step; if the model to begin from has another network.
+        If the loss becomes NaN, naming the step; or if the starting model has another network.
     """
     patches = PatchStore(store)
     require_cut_for(patches, model)
@@ -101,7 +101,7 @@ def train(
         state = new_state(model, patches, ranks.device)
         resume(run, identity, state)
         if len({step for (step,) in ranks.gather(state.step)}) > 1:
-            raise StoreError(f"{run}: the processes find different states; all nodes must share this folder")
+            raise StoreError(f"{run}: the processes found different states; all nodes must share this folder")
         logger.info(
             "training %s on %s, process %d of %d: %d weights, %d training patches, %d validation patches",
             name, ranks.device, ranks.rank + 1, ranks.size,
@@ -118,7 +118,7 @@ def train(
 
 
 def require_cut_for(patches: PatchStore, model: Model) -> None:
-    """Refuse patches of other gaps: what a model says that it was trained for, it must have met.
+    """Refuse patches of other gaps, because a model must have seen what it claims to be trained for.
 
     Raises
     ------
@@ -130,7 +130,7 @@ def require_cut_for(patches: PatchStore, model: Model) -> None:
     for key, value in wanted.items():
         if key in cut and cut[key] != value:
             raise DataError(
-                f"{patches.path}: cut for {key} {cut[key]}, but the model is to learn {value}; "
+                f"{patches.path}: cut for {key} {cut[key]}, but the model needs {value}; "
                 "cut them again with `emdiffuse patches`"
             )
 
@@ -144,7 +144,7 @@ def _loop(
     ranks: Ranks,
     stop: Stop,
 ) -> str:
-    """Take steps until a limit of the settings is reached, and return which; or until a signal comes."""
+    """Take steps until a limit of the settings is reached, and return which; or until a signal arrives."""
     require("tensorboard", "workflow", "Training")
     from torch.utils.tensorboard import SummaryWriter
 
@@ -152,13 +152,13 @@ def _loop(
     board = SummaryWriter(str(run / "tensorboard"), purge_step=state.step) if ranks.first else None
     if board and state.begun and not state.history:
         with knowing(state.average, state.begun.spec):
-            validate(state, patches, run, board, ranks.device)  # what there is to be better than
+            validate(state, patches, run, board, ranks.device)  # the score to beat
     begin, saved = time.monotonic() - state.seconds, time.monotonic()
     own = ranks.part(training.batch)
     examples = batches(patches, model, own, state.step, ranks.device)
     forward = ranks.wrap(state.network)
     limit = training.steps
-    ended = f"all {limit} steps were taken"
+    ended = f"all {limit} steps were completed"
     steps = range(state.step, limit)
     left = 60 * (training.minutes or math.inf) - state.seconds
     shown = progress(steps, limit, "training", "step", done=state.step, seconds=left)
@@ -190,7 +190,9 @@ def _loop(
         if ends:
             ranks.wait()  # until it is saved
             name = signal.Signals(came).name
-            message = f"{run}: {name} came; the state after step {state.step} is saved: start again to resume"
+            message = (
+                f"{run}: received {name}; the state after step {state.step} is saved; start again to resume"
+            )
             raise Interrupted(came, message)
     if board:
         if not state.history or state.history[-1]["step"] != state.step:
@@ -201,9 +203,9 @@ def _loop(
 
 
 def _enough(state: TrainingState, training: Training, share: float) -> str | None:
-    """Say why a training ends before its last step, if it does."""
+    """Return why a training stops before its last step, or None."""
     if share >= 1:
-        return f"the limit of {training.minutes:g} minutes is reached"
+        return f"the limit of {training.minutes:g} minutes was reached"
     if training.patience and state.stale >= training.patience:
         return f"{state.stale} validations in a row were no better than {state.best:.2f} dB (`patience`)"
     return None
@@ -217,7 +219,7 @@ def _backward(
     own: NDArray[np.int64],
     ranks: Ranks,
 ) -> float:
-    """Gather the gradients of this process's part of a batch, averaged over processes; return its loss."""
+    """Compute the gradients of this process's part of a batch, averaged over processes; return its loss."""
     inputs, target = examples[0].to(ranks.device), examples[1].to(ranks.device)
     device = ranks.device if ranks.device.type == "cuda" else "cpu"
     draws = Draws(seed_of(training.seed, state.step, DRAWING), training.batch, torch.from_numpy(own), device)
@@ -237,7 +239,7 @@ def _backward(
 
 
 def _update(state: TrainingState, training: Training, share: float) -> None:
-    """Take an optimizer step with the gradients, at the rate of a share of the whole training."""
+    """Take an optimizer step, at the learning rate for this fraction of the whole training."""
     warm = min(1.0, (state.step + 1) / max(training.warmup, 1))
     for group in state.optimizer.param_groups:
         group["lr"] = training.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
@@ -261,7 +263,7 @@ def _fail(
     ranks: Ranks,
     loss: float,
 ) -> None:
-    """Save the state before a step whose loss is no number, list the patches of its batch, and raise."""
+    """Save the state before a step whose loss is not finite, list the patches of its batch, and raise."""
     batch = run / "failed_batch.json"
     if ranks.first:
         save(run, identity, state)
@@ -274,6 +276,6 @@ def _fail(
         write_json(batch, {"step": state.step, "loss": str(loss), "patches": origins})
     ranks.wait()  # until it is saved
     raise EmdiffuseError(
-        f"{run}: the loss is {loss} at step {state.step}, before which the state is saved; lower "
-        f"`learning_rate`, or look at the patches of its batch, whose origins are in {batch}"
+        f"{run}: the loss is {loss} at step {state.step}; the state before it is saved; lower "
+        f"`learning_rate`, or check the patches of this batch, whose origins are in {batch}"
     )

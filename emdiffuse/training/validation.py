@@ -1,13 +1,13 @@
-"""Validation: what the network restores of held-out patches, in numbers and pictures.
+"""Validation: restoration of held-out patches, in numbers and images.
 
 Conventions
 -----------
-* A native network is validated by its posterior mean in one call, the published one by 8 calls on fewer
-  patches; beside it stands the plain estimate (the input, or linear interpolation).
-* Where nothing is clean there is no PSNR to a truth: what is measured is the mean squared error to noisy
-  pixels that were hidden, or to the second scan (`validation_loss`, `plain_loss`). Both hold the variance of
-  the noise, below which no model gets; they compare models on the same pixels.
-* Measures are of [-1, 1], a range of 2. Pictures are uint8, -1 black and 1 white.
+* A native network is validated by its posterior mean in one evaluation, the published one by 8 evaluations on
+  fewer patches; both beside the plain estimate (the input, or linear interpolation).
+* Without clean images there is no PSNR against a truth: instead the mean squared error against hidden noisy
+  pixels, or against the second scan, is measured (`validation_loss`, `plain_loss`). Both include the noise
+  variance, which no model can remove; they compare models on the same pixels.
+* Metrics refer to [-1, 1], a range of 2. Images are uint8, with -1 black and 1 white.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from emdiffuse.training.feed import HIDING, VALIDATING, read_batch, seed_of
 from emdiffuse.training.outlook import score
 from emdiffuse.training.state import TrainingState
 
-if TYPE_CHECKING:  # which is installed for training alone
+if TYPE_CHECKING:  # only installed for training
     from torch.utils.tensorboard import SummaryWriter
 
 PATCHES = 64
-"""Patches that are restored, or network calls that are made, at a validation."""
+"""Number of patches restored, or of network evaluations, per validation."""
 SHOWN = 6
-"""Examples in a picture."""
+"""Number of examples in an image."""
 
 Picture = NDArray[np.uint8]
 
@@ -54,19 +54,20 @@ def validate(
     board: SummaryWriter,
     device: torch.device,
 ) -> None:
-    """Restore validation patches, note what was found, and keep the best weights.
+    """Restore validation patches, record the results, and keep the best weights.
 
     Parameters
     ----------
     state : TrainingState
-        Its `history`, `best` and `stale` are brought up to date.
+        The state, whose `history`, `best` and `stale` are updated.
     patches : PatchStore
+        The patches.
     run : Path
-        ``stats.jsonl`` gets a line for each validation, ``best.pt`` the best weights.
+        Folder to write ``stats.jsonl`` (one line per validation) and ``best.pt`` (the best weights) to.
     board : SummaryWriter
-        TensorBoard's, for numbers and a picture.
+        TensorBoard writer, for numbers and an image.
     device : torch.device
-        Where the network lies.
+        Device of the network.
     """
     numbers, picture = _measure(state, patches, device)
     entry: dict[str, float] = {"step": state.step, "seconds": round(state.seconds, 1)}
@@ -86,10 +87,10 @@ def validate(
 
 
 def _said(entry: dict[str, float]) -> str:
-    """Say in words what was found at a validation."""
+    """Return the results of a validation in words."""
     if "validation_psnr" not in entry:
         return (
-            f"error {entry['validation_loss']:.5f} to noisy pixels, the noise included (plain "
+            f"error {entry['validation_loss']:.5f} against noisy pixels, noise included (plain "
             f"{entry['plain_loss']:.5f})"
         )
     return (
@@ -101,7 +102,7 @@ def _said(entry: dict[str, float]) -> str:
 def _measure(
     state: TrainingState, patches: PatchStore, device: torch.device
 ) -> tuple[dict[str, float], Picture]:
-    """Measure by what there is to be compared with: a truth, or noisy pixels."""
+    """Measure against the truth, or against noisy pixels."""
     measure = _measure_truth if patches.facts.measured else _measure_noisy
     return measure(state, patches, device)
 
@@ -110,7 +111,7 @@ def _measure(
 def _measure_noisy(
     state: TrainingState, patches: PatchStore, device: torch.device
 ) -> tuple[dict[str, float], Picture]:
-    """Return the mean squared error to noisy pixels, of what is restored and of the plain estimate."""
+    """Return the mean squared error against noisy pixels of the restoration and the plain estimate."""
     assert isinstance(state.process, NativeProcess)
     spot = state.process.blind_spot
     rows = patches.validation[:: max(len(patches.validation) // PATCHES, 1)][:PATCHES]
@@ -137,14 +138,14 @@ def _measure_noisy(
 
 
 def _no_noise(step: int) -> Tensor:
-    raise AssertionError("the posterior mean in one call draws no noise")
+    raise AssertionError("the posterior mean in one evaluation draws no noise")
 
 
 @torch.inference_mode()
 def _measure_truth(
     state: TrainingState, patches: PatchStore, device: torch.device
 ) -> tuple[dict[str, float], Picture]:
-    """Return mean PSNR and SSIM of what is restored and of the plain estimate, and a picture of the first."""
+    """Return mean PSNR and SSIM of the restoration and the plain estimate, and an image of the former."""
     few = OwnSampler(name="dpm++", steps=1) if isinstance(state.network, NativeNetwork) else PUBLISHED_SAMPLER
     sampler = Sampler(name=few.name, steps=few.steps)
     assert sampler.steps is not None
@@ -181,9 +182,9 @@ def _measure_truth(
 
 
 def batch_picture(batch: Batch, target: Tensor) -> Picture:
-    """Draw examples as the network sees them, one a row: what is known, then the middle of what is wanted.
+    """Draw examples as the network sees them, one per row: the condition, then the middle of the target.
 
-    Of hidden pixels, what is wanted is black elsewhere.
+    With hidden pixels, the target is black elsewhere.
     """
     depths = (~target.isnan()).any(3).any(2).sum(1).tolist()
     rows = [
@@ -194,7 +195,7 @@ def batch_picture(batch: Batch, target: Tensor) -> Picture:
 
 
 def montage(rows: list[list[NDArray[np.float32]]], edge: int = 2) -> Picture:
-    """Set images (H, W) in [-1, 1] side by side, rows of them below each other, with white edges between."""
+    """Arrange images (H, W) in [-1, 1] in rows, separated by white edges."""
     framed = [
         np.concatenate([np.pad(image, edge, constant_values=1.0) for image in row], axis=1) for row in rows
     ]

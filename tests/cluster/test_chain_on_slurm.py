@@ -44,7 +44,7 @@ def test_each_stage_is_a_job_of_its_own(on_slurm):
 
 def test_the_training_is_a_job_that_emdiffuse_follows(on_slurm):
     log = (on_slurm.folder / "logs/train/gap v1.2.log").read_text()
-    assert re.search(r"job \d+ \(emdiffuse-train-gap_v1\.2\) runs on n\d", log)
+    assert re.search(r"job \d+ \(emdiffuse-train-gap_v1\.2\) is running on n\d", log)
     assert "step 20 " in log
 
 

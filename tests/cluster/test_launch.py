@@ -83,7 +83,7 @@ def out_of_time(store, tmp_path_factory):
 
 def test_a_job_is_named_in_the_queue_and_its_log_is_followed(store, tmp_path, out_of_time):
     launcher = Launcher(store, tmp_path, {"steps": 200})
-    launcher.said("runs on n")
+    launcher.said("is running on n")
     assert run("squeue", "--noheader", f"--jobs={launcher.job}", "--format=%j %P") == "emdiffuse-train-m gpu"
     launcher.said("step 100 .*validation PSNR")
     assert launcher.ended() == (0, [])
@@ -103,7 +103,7 @@ def test_a_job_out_of_requeues_saves_its_state_and_fails(store, tmp_path):
     launcher.said("step 50 ")
     run("scancel", "--signal=USR2", launcher.job)
     code, (error,) = launcher.ended()
-    assert code == 1 and "requeued 0 times, which is its limit; its state is saved" in error
+    assert code == 1 and "requeued 0 times, which is its limit; the state is saved" in error
     assert (launcher.run / "state.pt").exists()
 
 
@@ -131,7 +131,7 @@ def test_a_killed_launcher_finds_its_job_again(store, tmp_path):
 
 def test_a_job_of_other_settings_is_cancelled(store, tmp_path):
     old = Launcher(store, tmp_path, {})
-    old.said("runs on n")
+    old.said("is running on n")
     job = old.job
     old.process.kill()
     old.process.communicate()
@@ -192,14 +192,14 @@ def losses(experiment: Path) -> list[float]:
 def test_a_job_that_runs_out_of_time_requeues_itself_and_goes_on(out_of_time):
     assert out_of_time.ended(300) == (0, [])
     text = out_of_time.log.read_text()
-    assert "SIGUSR2 came; the state after step" in text and "to run for time 2" in text
+    assert "received SIGUSR2; the state after step" in text and "to run for time 2" in text
     saved = re.search(r"after step (\d+) is saved", text)[1]
     assert f"the training resumes from step {saved}" in text
 
 
 def test_a_lost_node_is_noticed(cluster, store, tmp_path):
     launcher = Launcher(store, tmp_path, {})
-    node = launcher.said(r"runs on (n\d)")[1]
+    node = launcher.said(r"is running on (n\d)")[1]
     launcher.said("step 50 ")
     try:
         run(cluster, "node", node, "stop")

@@ -61,7 +61,7 @@ def test_a_volume_adapts_a_model_which_restores_it(thin, small_model, tmp_path):
     scores = {entry["step"]: entry["validation_psnr"] for entry in facts["history"]}
     assert min(scores) == 0 < max(scores)
     assert scores[facts["outlook"]["kept_step"]] == max(scores.values()) >= scores[0]
-    assert "minutes is reached" in facts["outlook"]["ended"]
+    assert "minutes was reached" in facts["outlook"]["ended"]
     told = run.invoke(app, ["provenance", str(out)]).output
     assert all(f"  {stage} " in told for stage in ("train", "patches", "acquire", "raw"))
     assert "the model that it began from" in (out / "README.md").read_text()
@@ -155,8 +155,8 @@ def test_a_configuration_can_say_the_same():
     ("shape", "task", "message"),
     [
         ((5, 24, 84), None, "24 x 84 pixels are too few to learn from"),
-        ((5, 100, 84), "emdiffuse-r", "cannot be adapted without truth"),
-        ((5, 100, 84), "emdiffuse-n", "noisy ones alone cannot tell whether another is better"),
+        ((5, 100, 84), "emdiffuse-r", "cannot be adapted without ground truth"),
+        ((5, 100, 84), "emdiffuse-n", "noisy images alone cannot show whether another is better"),
     ],
 )
 def test_what_cannot_be_adapted_is_refused(medulla, small_model, tmp_path, shape, task, message):
@@ -220,7 +220,7 @@ def test_no_fine_tuning_is_worse_than_the_model_that_it_began_from(
     assert all(torch.equal(before[name], after[name]) for name in before)
     known, kept = read_description(small_model), read_description(tmp_path / "best")
     assert (kept.factors, kept.network) == (known.factors, known.network)
-    assert "the weights are those of that model, unchanged" in (tmp_path / "best/README.md").read_text()
+    assert "whose weights are kept unchanged" in (tmp_path / "best/README.md").read_text()
 
 
 @pytest.fixture

@@ -88,7 +88,9 @@ def test_the_factor_comes_from_the_file_or_must_be_said(medulla, small_model, tm
     raw = tmp_path / "raw.tif"
     tifffile.imwrite(raw, medulla[:3, :40, :40], photometric="minisblack")
     how = Enhancement(small_model, Sampler(steps=1), device="cpu")
-    with pytest.raises(DataError, match=r"raw.tif: the file does not give its slice spacing; add `--factor`"):
+    with pytest.raises(
+        DataError, match=r"raw.tif: the file does not state its slice spacing; add `--factor`"
+    ):
         enhance(raw, tmp_path / "out.tif", how)
     metadata = {"axes": "ZYX", "spacing": 0.045, "unit": "um"}
     tifffile.imwrite(raw, medulla[:3, :40, :40], imagej=True, resolution=(125, 125), metadata=metadata)
@@ -144,9 +146,9 @@ def test_pixels_of_unknown_size_stay_so(medulla, image_models, tmp_path):
 
 
 MISTAKES = {
-    "ending": ({"output": "out.png"}, {}, "say what to write"),
+    "ending": ({"output": "out.png"}, {}, "choose the format"),
     "itself": ({"output": "raw.tif"}, {}, "this is the input"),
-    "one sample": ({"uncertainty": "u.tif"}, {}, "`--samples` of 2 or more"),
+    "one sample": ({"uncertainty": "u.tif"}, {}, "`--samples` to 2 or more"),
     "one call": ({"uncertainty": "u.tif"}, {"sampler": Sampler(steps=1, samples=4)}, "do not differ"),
     "two sizes": ({}, {"voxel_size": (60, 10, 10)}, "not both"),
     "factor": ({}, {"factor": 14}, "must be between 2 and 12"),

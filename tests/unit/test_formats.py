@@ -212,7 +212,7 @@ def test_arrays_within_a_store(tmp_path):
     assert open_source(f"{tmp_path}/a.h5").shape == VOLUME.shape
     hdf5(tmp_path, inside="two")
     assert f"{tmp_path}/a.h5:/one, {tmp_path}/a.h5:/two" in error_of(tmp_path / "a.h5")
-    assert "no array '/three' in it; it holds" in error_of(f"{tmp_path}/a.h5:/three")
+    assert "no array '/three' in it; it contains" in error_of(f"{tmp_path}/a.h5:/three")
 
 
 def test_the_only_folder_of_a_format_needs_no_ending(tmp_path):
@@ -223,7 +223,7 @@ def test_the_only_folder_of_a_format_needs_no_ending(tmp_path):
 
 def test_channels_of_a_precomputed_volume(tmp_path):
     place = f"precomputed://{precomputed(tmp_path, channels=2)}"
-    assert "there are 2 channels; choose one by `channel`" in error_of(place)
+    assert "there are 2 channels; choose one with `channel`" in error_of(place)
     source = open_source(place, reading=Reading(channel=1))
     np.testing.assert_array_equal(source.read(0, 7), VOLUME + np.uint8(1))
 
@@ -284,9 +284,9 @@ def test_missing_and_broken_stores(tmp_path):
         source = f"{scheme}://{tmp_path}/{place}" if scheme else f"{tmp_path}/{name}"
         assert "no such file or folder" in error_of(source)
     (tmp_path / "b.zarr").mkdir()
-    assert "holds no image of Zarr or N5" in error_of(tmp_path / "b.zarr")
+    assert "contains no Zarr or N5 image" in error_of(tmp_path / "b.zarr")
     zarr.open_group(tmp_path / "b.zarr", mode="w")
-    assert "holds no image of Zarr or N5" in error_of(tmp_path / "b.zarr")
+    assert "contains no Zarr or N5 image" in error_of(tmp_path / "b.zarr")
     (tmp_path / "b.zarr/zarr.json").write_text("{")
     assert "'zarr.json' is not readable as JSON" in error_of(tmp_path / "b.zarr")
     (tmp_path / "b.h5").write_text("no HDF5")

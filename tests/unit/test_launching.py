@@ -151,11 +151,11 @@ def test_slurms_words_about_a_job_are_read():
 @pytest.mark.parametrize(
     ("state", "said"),
     [
-        (None, "SLURM knows it no more"),
+        (None, "SLURM no longer lists it"),
         (job("FAILED", "NonZeroExitCode", "3:0"), "exit code 3"),
-        (job("FAILED", "NonZeroExitCode", "137:0"), "killed by signal 9, for want of memory?"),
+        (job("FAILED", "NonZeroExitCode", "137:0"), "killed by signal 9, perhaps out of memory"),
         (job("FAILED", "RaisedSignal:15", "0:15"), "killed by signal 15"),
-        (job("OUT_OF_MEMORY", "OutOfMemory", "0:125"), "ran out of memory; ask for more (`mem_mb`"),
+        (job("OUT_OF_MEMORY", "OutOfMemory", "0:125"), "ran out of memory; request more (`mem_mb`"),
         (job("NODE_FAIL", "NodeDown", "1:0"), "its node was lost"),
         (job("TIMEOUT", "TimeLimit", "0:15"), "`runtime`"),
         (job("PENDING", "launch_failed_requeued_held"), "SLURM holds it"),

@@ -42,7 +42,7 @@ def test_the_error_of_the_slope_is_that_of_repeated_curves():
     ],
 )
 def test_it_says_whether_more_steps_would_help(values, verdict, sentence):
-    found = outlook(curve(values), "all steps were taken")
+    found = outlook(curve(values), "all steps were completed")
     assert found.verdict == verdict and sentence in found.sentence
     if found.rise is not None:
         assert (abs(found.rise) > CLEAR * found.error) == (verdict != "unclear")
@@ -68,11 +68,11 @@ def test_a_training_without_progress_ends_by_itself_and_says_why(store, tmp_path
     ended = facts["outlook"]["ended"]
     assert ended.startswith("10 validations in a row were no better than") and "(`patience`)" in ended
     assert json.loads((tmp_path / "best/model.json").read_text())["training"]["ended"] == ended
-    assert f"m: {ended}" in caplog.text and "steps a second here" in caplog.text
+    assert f"m: {ended}" in caplog.text and "steps per second here" in caplog.text
 
 
 def test_the_time_of_a_training_is_that_of_the_nearer_limit():
     by_steps = expected(Training(steps=1000, patience=None), 1000, 0, 0.0, 2.0)
-    assert by_steps == "2 steps a second here: 8:20 for the steps up to 1000"
+    assert by_steps == "2 steps per second here: 8:20 for the steps up to 1000"
     by_time = expected(Training(steps=1000, minutes=1), 1000, 10, 30.0, 2.0)
     assert "0:30 for the steps up to 70, sooner where 10 validations in a row are no better" in by_time

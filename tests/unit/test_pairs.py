@@ -202,7 +202,7 @@ def spoil(folder, how):
         ("black", "wf_image1.tif: every pixel is 0"),
         ("other size", "wf_image1.tif: 31 x 24 pixels beside 20 x 24 of {}/gt_image1.tif, but it should"),
         ("cut off", "wf_image1.tif"),
-        ("several pages", "wf_image1.tif: it holds 5 images"),
+        ("several pages", "wf_image1.tif: expected a single image, but the file contains 5"),
     ],
 )
 def test_a_bad_pair_is_named_and_left_out_if_wanted(tmp_path, how, message, caplog):

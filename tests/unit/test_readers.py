@@ -230,7 +230,7 @@ def test_one_bad_page_is_named(tmp_path):
         for width in (4, 4, 5):
             writer.write(np.zeros((6, width), np.uint8), photometric="minisblack", metadata=None)
     error = only_error(tmp_path / "a.tif")
-    assert "it holds 2 images (0: 2 x 6 x 4 uint8; 1: 6 x 5 uint8); choose one by `series`" in error
+    assert "contains 2 images (0: 2 x 6 x 4 uint8; 1: 6 x 5 uint8); choose one with `series`" in error
     values = np.zeros((3, 6, 4), np.float32)
     values[1, 2, 3] = np.nan
     assert "slice 1 (counted from 0)" in only_error(write(tmp_path / "b.tif", values))
@@ -238,7 +238,7 @@ def test_one_bad_page_is_named(tmp_path):
 
 def test_two_loops_are_no_volume(tmp_path):
     both = np.zeros((3, 2, 6, 4), np.uint8)
-    assert "there are 2 channels (0, 1); choose one by `channel`" in only_error(
+    assert "there are 2 channels (0, 1); choose one with `channel`" in only_error(
         write(tmp_path / "a.tif", both, ome=True, metadata={"axes": "ZCYX"})
     )
 

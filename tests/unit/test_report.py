@@ -114,7 +114,7 @@ def made(tmp_path_factory):
     ]
     best = folder / "experiments/net/best"
     best.mkdir(parents=True)
-    said = {"sentences": ["all 100 steps were taken", "more steps would help"]}
+    said = {"sentences": ["all 100 steps were completed", "more steps would help"]}
     facts = {"history": history, "steps": 100, "device": "cpu", "outlook": said}
     (best / "metrics.json").write_text(json.dumps(facts))
     quality = {"conclusion": "The slices are aligned.", "aligned": True, "drift": {"largest": 0.25}}

@@ -92,7 +92,7 @@ def test_axes_that_have_names_are_honoured(tmp_path, write, names):
 @pytest.mark.parametrize("write", WRITERS)
 def test_a_channel_is_chosen_and_never_silently(tmp_path, write):
     place = write(tmp_path, np.stack([VOLUME, VOLUME[::-1], VOLUME + 1]), "czyx")
-    with pytest.raises(DataError, match="there are 3 channels; choose one by `channel`"):
+    with pytest.raises(DataError, match="there are 3 channels; choose one with `channel`"):
         opened(place)
     np.testing.assert_array_equal(contents(place, channel=1), VOLUME[::-1])
     with pytest.raises(DataError, match="`channel` is 3, but there are 3 channels, counted from 0"):
@@ -147,7 +147,7 @@ def test_axes_can_be_stated_where_the_file_does_not(tmp_path):
         opened(tmp_path / "d.zarr")
     assert opened(tmp_path / "d.zarr", axes="yxc", channel=1).shape == (1, 64, 64)
     zarr.save_array(tmp_path / "c.zarr", np.ones((2, 3, 5, 6), np.uint8))
-    with pytest.raises(DataError, match="its shape is 2 x 3 x 5 x 6; say by `axes`"):
+    with pytest.raises(DataError, match="its shape is 2 x 3 x 5 x 6; state the axes"):
         opened(tmp_path / "c.zarr")
 
 
@@ -187,7 +187,7 @@ def test_hyperstacks_of_tiff(tmp_path, values, options, reading, expected):
     tifffile.imwrite(tmp_path / "a.tif", values, **options)
     np.testing.assert_array_equal(contents(tmp_path / "a.tif", **reading), expected)
     if reading:
-        with pytest.raises(DataError, match=f"choose one by `{next(iter(reading))}`"):
+        with pytest.raises(DataError, match=f"choose one with `{next(iter(reading))}`"):
             opened(tmp_path / "a.tif")
 
 
@@ -214,11 +214,11 @@ def test_positions_of_an_ome_tiff_are_chosen(tmp_path):
     with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as tif:
         tif.write(VOLUME, photometric="minisblack", metadata={"axes": "ZYX", "Name": "left"})
         tif.write(VOLUME[::-1], photometric="minisblack", metadata={"axes": "ZYX", "Name": "right"})
-    with pytest.raises(DataError, match=r"it holds 2 images .*'left'.*'right'.*; choose one by `series`"):
+    with pytest.raises(DataError, match=r"contains 2 images .*'left'.*'right'.*; choose one with `series`"):
         opened(tmp_path / "a.ome.tif")
     for choice in (1, "1", "right"):
         np.testing.assert_array_equal(contents(tmp_path / "a.ome.tif", series=choice), VOLUME[::-1])
-    with pytest.raises(DataError, match="there is no series 'middle'; those that it holds are 0: "):
+    with pytest.raises(DataError, match="there is no series 'middle'; available: 0: "):
         opened(tmp_path / "a.ome.tif", series="middle")
 
 
@@ -278,10 +278,10 @@ def test_where_0_is_white_values_are_inverted(tmp_path, dtype):
 def test_a_part_of_a_layer_and_of_a_scene(tmp_path):
     place = webknossos(tmp_path, VOLUME)
     np.testing.assert_array_equal(contents(place), VOLUME)
-    with pytest.raises(DataError, match="its layers are color, segmentation; choose one by `series`"):
+    with pytest.raises(DataError, match="its layers are color, segmentation; choose one with `series`"):
         opened(place, series="nuclei")
     scenes = czi(tmp_path, VOLUME, channels=2, scenes=2)
-    with pytest.raises(DataError, match="it holds 2 scenes"):
+    with pytest.raises(DataError, match="contains 2 scenes"):
         opened(scenes)
     with pytest.raises(DataError, match="there are 2 channels"):
         opened(scenes, series=1)

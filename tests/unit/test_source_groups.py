@@ -85,7 +85,7 @@ def test_the_only_image_of_a_group_is_found(tmp_path, write):
 def test_of_several_images_in_a_group_one_is_chosen(tmp_path):
     for i in range(12):
         zarr.create_array(tmp_path / f"a.zarr/{i}", data=VOLUME + i)
-    with pytest.raises(DataError, match=r"holds 12 images \(0, 1, 2, 3, 4 and 7 more\); name one"):
+    with pytest.raises(DataError, match=r"contains 12 images \(0, 1, 2, 3, 4 and 7 more\); name one"):
         open_source(str(tmp_path / "a.zarr"))
     np.testing.assert_array_equal(contents(tmp_path / "a.zarr", series=10), VOLUME + 10)
     np.testing.assert_array_equal(contents(tmp_path / "a.zarr/2"), VOLUME + 2)

@@ -151,7 +151,7 @@ def test_at_an_address_an_absent_chunk_is_found_when_it_is_read(tmp_path, write)
     try:
         source = open_source(address)
         np.testing.assert_array_equal(source.read(0, 8, slice(0, 8)), VOLUME[:, :8])
-        with pytest.raises(DataError, match=r"a part of it is missing .* `missing_chunks: fill`"):
+        with pytest.raises(DataError, match=r"a chunk is missing .* `missing_chunks: fill`"):
             source.read(0, 8)
         filled = open_source(address, reading=Reading(missing_chunks="fill")).read(0, 8)
         assert (filled[:, 8:, :8] == 0).all() and (filled[:, :8] == VOLUME[:, :8]).all()
@@ -165,7 +165,7 @@ def test_nan_is_refused_or_masked(tmp_path):
     values[2, 3, 4] = np.nan
     zarr.save_array(tmp_path / "a.zarr", values)
     with pytest.raises(
-        DataError, match=r"slice 2 .*: there are NaN or infinite values; .* or say `nan: mask`"
+        DataError, match=r"slice 2 .*: there are NaN or infinite values; .* or set `nan: mask`"
     ):
         open_source(str(tmp_path / "a.zarr")).read(0, 8)
     masked = open_source(str(tmp_path / "a.zarr"), reading=Reading(nan="mask"))

@@ -52,7 +52,7 @@ def test_the_number_that_counts_is_found(tmp_path, name):
     [
         (
             [f"s_{i + (i >= 5):04d}.tif" for i in TWELVE],
-            "number 5; add them, renumber the files, or say `repair",
+            "number 5; add them, renumber the files, or set `repair",
         ),
         (
             [f"{c}_{i:03d}.tif" for c in ("ch0", "ch1") for i in range(6)],
@@ -60,7 +60,7 @@ def test_the_number_that_counts_is_found(tmp_path, name):
         ),
         (
             ["a.tif", "b.tif", "c.tif"],
-            "not numbered alike; .* if these are separate images, say `images: true`",
+            "not numbered alike; .* if these are separate images, set `images: true`",
         ),
         (
             [*(f"s{i:03d}.tif" for i in range(11)), "overview.tif"],

@@ -130,7 +130,7 @@ def wait_for(condition, process):
 def test_what_cannot_be_watched_is_refused(folder, how, model, tmp_path):
     with pytest.raises(ConfigError, match="no such folder to watch"):
         watch(tmp_path / "nowhere", tmp_path / "out", how)
-    with pytest.raises(ConfigError, match="taken for input"):
+    with pytest.raises(ConfigError, match="treated as inputs"):
         watch(folder, folder, how)
     run_once(folder, how)
     with pytest.raises(StoreError, match="another model or other settings"):

@@ -127,7 +127,7 @@ def test_scans_are_denoised_by_a_model_that_saw_no_clean_image(tmp_path, medulla
     assert made["truth"] == "again" and made["noise"] == pytest.approx(15, rel=0.1)
     report = (project.folder / "results/report.html").read_text()
     for said in (
-        "single pixels are hidden (Noise2Void), since the noise",
+        "single pixels are hidden (Noise2Void), because the",
         "learned from noisy images alone, so that there are no samples",
         "a second noisy scan (again) stood in for it",
     ):
