@@ -143,7 +143,7 @@ def open_hdf5(file: Path, inside: str, reading: Reading) -> Hdf5Array:
         If there is no such array, or it is not one volume of a supported type.
     """
     h5py = require("h5py", "formats", f"{file}: reading HDF5")
-    with contextlib.suppress(ImportError):  # ordinary files need none; what does is named when it is read
+    with contextlib.suppress(ImportError):  # ordinary files do not need it; others are reported when read
         import hdf5plugin  # noqa: F401  (its filters register themselves)
     with named(str(file), "HDF5 file"):
         opened = h5py.File(file, "r")
