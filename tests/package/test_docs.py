@@ -49,7 +49,8 @@ def place(tmp_path, medulla, models, monkeypatch):
     tifffile.imwrite(tmp_path / "sbf.tif", medulla[:19:6, :64, :64], photometric="minisblack")
     tifffile.imwrite(tmp_path / "fib.tif", medulla[:13, :64, :64], photometric="minisblack")
     for name in ("scan", "scans/a", "scans/b", "incoming/c"):
-        tifffile.imwrite(tmp_path / f"{name}.tif", medulla[0, :64, :64])
+        height = 160 if name.startswith("scans") else 64  # enough to learn from
+        tifffile.imwrite(tmp_path / f"{name}.tif", medulla[0, :height, :64])
     rng = np.random.default_rng(0)
     for number in range(4):
         clean = medulla[12 * number, :96, :96]
