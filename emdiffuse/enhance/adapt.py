@@ -57,6 +57,7 @@ from emdiffuse.runtime.devices import place_of
 from emdiffuse.runtime.errors import ConfigError, DataError, OutputError
 from emdiffuse.runtime.outputs import MARKER, is_own_file, mark, require_own_folder
 from emdiffuse.runtime.progress import logger
+from emdiffuse.stores.neighbours import require_several
 from emdiffuse.training.launch import TrainingJob, train_here
 
 SIDES = (64, 48, 32, 16)
@@ -109,6 +110,8 @@ def adapt(
     place_of(how.device)  # check before the work begins
     images = not TASKS[description.task].volumetric
     slices = open_source(str(source), reading=how.reading, images=images)
+    if description.context:
+        require_several(slices.shape[0], source)
     inputs = [Path(parse_source(str(source)).place), *slices.files, how.model]
     _require_free(out, inputs, overwrite)
     size, _ = voxel_size(slices, how, volumetric=not images)

@@ -44,6 +44,7 @@ from emdiffuse.runtime.errors import ConfigError, DataError, EmdiffuseError
 from emdiffuse.runtime.json_files import write_json
 from emdiffuse.runtime.outputs import require_free, require_own_folder
 from emdiffuse.stores.array import Array
+from emdiffuse.stores.neighbours import require_several
 from emdiffuse.stores.volume import open_volume
 
 ZARR = ".zarr"
@@ -126,6 +127,8 @@ def enhance(
     place_of(how.device)  # before the work begins
     images = not (task.volumetric or description.context)  # a volume denoiser needs neighbours
     slices = open_source(str(source), reading=how.reading, images=images)
+    if description.context:
+        require_several(slices.shape[0], source)
     inputs = [Path(parse_source(str(source)).place), *slices.files, how.model]
     _check_outputs(inputs, output, how, uncertainty, overwrite)
     facts = facts_of(slices)

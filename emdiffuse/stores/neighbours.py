@@ -9,6 +9,7 @@ Conventions
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.stores.volume import Volume
@@ -54,9 +55,27 @@ def require_neighbours(volume: Volume) -> None:
     """
     degraded = volume.facts.degraded or {}
     separate = volume.facts.kind == "images" and degraded.get("every") != 1
-    if separate or volume.array.shape[0] < 2:
+    require_several(1 if separate else volume.array.shape[0], volume.path)
+
+
+def require_several(slices: int, place: Path | str) -> None:
+    """Refuse a single image.
+
+    Parameters
+    ----------
+    slices : int
+        Slices that lie beside each other.
+    place : path
+        Where they are.
+
+    Raises
+    ------
+    DataError
+        If there is only one.
+    """
+    if slices < 2:
         raise DataError(
-            f"{volume.path}: this model needs the neighbouring slices of a volume, but separate images "
+            f"{place}: this model needs the neighbouring slices of a volume, but separate images "
             "have none; use a model without `patches.context`",
-            volume.path,
+            Path(place),
         )

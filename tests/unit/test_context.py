@@ -1,12 +1,17 @@
 """A denoiser of volumes that sees the slices before and after: in training, and in restoration."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
+import tifffile
 import torch
 from helpers import raw_file, write_pairs, write_volume
 from restoring import run
 
 from emdiffuse.config import Model
+from emdiffuse.enhance.adapt import adapt
+from emdiffuse.enhance.one_file import Enhancement, enhance
 from emdiffuse.models.description import Description, NativeSpec
 from emdiffuse.models.inference import RestorationModel
 from emdiffuse.models.networks.build import build_network
@@ -86,6 +91,33 @@ def test_tiles_read_the_neighbours(medulla, model, tmp_path):
         assert np.abs(own - np.clip(np.rint(wanted[0]), 0, 255)[inner, inner]).max() <= 1, z
         turned = known.roll(1, 1)
         assert (opened.restore(Batch.of_images(turned), plan.sampler, None)[0] - alone).abs().max() > 0.01
+
+
+def test_a_file_is_enhanced_in_context_and_its_gaps_are_filled_between(medulla, model, small_model, tmp_path):
+    """Denoised slices as the real ones of another restoration: the same as by `real_slices`."""
+    values = medulla[:13:3, :64, :64]
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack")
+    context = Enhancement(model, factor=Fraction(3), device="cpu")
+    enhance(tmp_path / "a.tif", tmp_path / "denoised.tif", context)
+    denoised = tifffile.imread(tmp_path / "denoised.tif")
+    assert denoised.shape == values.shape and (denoised != values).mean() > 0.5
+    how = Enhancement(small_model, factor=Fraction(3), device="cpu")
+    enhance(tmp_path / "denoised.tif", tmp_path / "filled.tif", how)
+    filled = tifffile.imread(tmp_path / "filled.tif")
+    assert len(filled) == 13 and np.array_equal(filled[::3], denoised)
+
+    alone = {"samples": 1, "texture": None, "steps": None, "name": None}
+    store = write_volume(tmp_path / "a.ome.zarr", values, (30, 10, 10))
+    slices = run(store, model, tmp_path / "slices", by="denoise", **alone)
+    plan = run(slices.restored, small_model, tmp_path / "gaps", real_slices="denoise", **alone)
+    made = open_volume(plan.restored / "restored").array[:, :, :]
+    assert np.array_equal(made[::3], open_volume(slices.restored / "restored").array[:, :, :])
+
+    tifffile.imwrite(tmp_path / "one.tif", values[0], photometric="minisblack")
+    for work in (enhance, adapt):
+        with pytest.raises(DataError, match=r"one.tif: this model needs the neighbouring slices"):
+            work(tmp_path / "one.tif", tmp_path / "o.tif", context)
+    assert not (tmp_path / "o.tif").exists()
 
 
 def test_images_without_neighbours_are_refused(medulla, model, tmp_path):
