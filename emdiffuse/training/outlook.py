@@ -26,12 +26,16 @@ from emdiffuse.config.settings import Record
 from emdiffuse.runtime.progress import clock
 
 History = list[dict[str, float]]
+Verdict = Literal["more", "little", "past", "enough", "unclear"]
+"""The last third rises; hardly rises; rises, but stays below an earlier state; falls; or is flat."""
 LAST_SHARE = 1 / 3
 """Fraction of the steps over which the slope is measured."""
 FEWEST = 5
 """Minimum number of validations for a slope; earlier ones are included if the last third has fewer."""
 CLEAR = 2.0
 """Number of standard errors by which a slope must differ from 0 to be significant."""
+WORTHWHILE = 0.05
+"""Smallest rise of the PSNR, in dB, that makes more steps worth their time."""
 TIMED_SECONDS = 10.0
 """Seconds of training after which its total time is estimated."""
 
@@ -58,7 +62,7 @@ class Outlook(Record):
     gain: float | None = None
     rise: float | None = None
     error: float | None = None
-    verdict: Literal["more", "enough", "unclear"] = "unclear"
+    verdict: Verdict = "unclear"
 
     @property
     def sentences(self) -> list[str]:
@@ -92,6 +96,13 @@ class Outlook(Record):
         measured = f"{abs(self.rise):.2f} ± {self.error:.2f} dB"
         if self.verdict == "more":
             return f"the last third of the curve rose by {measured}: more steps would help"
+        if self.verdict == "little":
+            return f"the last third of the curve rose by only {measured}: more steps would hardly help"
+        if self.verdict == "past":
+            return (
+                f"the last third of the curve rose by {measured}, but stayed below step {self.kept_step}: "
+                "more steps would hardly help"
+            )
         if self.verdict == "enough":
             return f"the last third of the curve fell by {measured}: more steps would not help"
         signed = f"{self.rise:+.2f} ± {self.error:.2f} dB"
@@ -115,9 +126,14 @@ def outlook(history: History, ended: str) -> Outlook:
     if found is None:
         return Outlook(**known)
     rise, error = found
-    verdict: Literal["more", "enough", "unclear"] = "unclear"
-    if abs(rise) > CLEAR * error:
-        verdict = "more" if rise > 0 else "enough"
+    verdict: Verdict = "unclear"
+    if rise < -CLEAR * error:
+        verdict = "enough"
+    elif rise > CLEAR * error and best["step"] < history[-1]["step"] * (1 - LAST_SHARE):
+        verdict = "past"
+    elif rise > CLEAR * error:
+        # against noisy pixels, whose noise never goes away, a small rise can be much
+        verdict = "little" if "validation_psnr" in best and rise < WORTHWHILE else "more"
     return Outlook(**known, rise=rise, error=error, verdict=verdict)
 
 

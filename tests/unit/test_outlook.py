@@ -37,6 +37,8 @@ def test_the_error_of_the_slope_is_that_of_repeated_curves():
     [
         (np.arange(30) + 0.01 * (np.arange(30) % 2), "more", "more steps would help"),
         (10 - np.arange(30) + 0.01 * (np.arange(30) % 2), "enough", "more steps would not help"),
+        (20 + 1e-3 * np.arange(30), "little", "rose by only 0.01 ± 0.00 dB: more steps would hardly help"),
+        ([30, *(20 + np.arange(29))[:9], *(20 + 0.1 * np.arange(20))], "past", "stayed below step 100: more"),
         (20 + 0.1 * np.cos(np.arange(30) * 2.4), "unclear", "is flat within its error"),
         ([20, 21, 22], "unclear", "too few validations to tell"),
     ],
@@ -75,4 +77,4 @@ def test_the_time_of_a_training_is_that_of_the_nearer_limit():
     by_steps = expected(Training(steps=1000, patience=None), 1000, 0, 0.0, 2.0)
     assert by_steps == "2 steps per second here: 8:20 for the steps up to 1000"
     by_time = expected(Training(steps=1000, minutes=1), 1000, 10, 30.0, 2.0)
-    assert "0:30 for the steps up to 70, sooner where 10 validations in a row are no better" in by_time
+    assert "0:30 for the steps up to 70, less if 10 validations in a row are no better" in by_time
