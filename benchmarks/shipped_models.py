@@ -4,14 +4,22 @@
     python benchmarks/shipped_models.py emdiffuse-n raw/held_out
     python benchmarks/shipped_models.py emdiffuse-r raw/held_out
 
-The folder is what `config/pretrained/prepare.py` laid out. `--model` measures another model, so that another
-lab's can stand beside ours; `--dimensions` cuts volumes for a quick look.
+The folder is what `config/pretrained/prepare.py` laid out. `--model` measures another model of this package;
+`--dimensions` cuts volumes for a quick look. Another method stands beside ours in two steps:
+
+    python benchmarks/shipped_models.py vemdiffuse raw/held_out --inputs given
+    python benchmarks/shipped_models.py vemdiffuse raw/held_out --results theirs
+
+The first writes what every method is given, `given/LABEL.tif`; the second measures `theirs/LABEL.tif`, what
+that method made of it: 8-bit grey levels, of the shape of what is restored (for volumes the whole block).
 
 - `vemdiffuse`: isotropic volumes, of which slices are *dropped* (every R-th is kept) or *averaged* (R at a
-  time). Measured on the slices that were restored, xy planes; ends included.
+  time). Measured on the slices that were restored, xy planes; ends included. Of a factor like 45/8 the slices
+  that are kept lie between those of the truth, and come from a cubic spline through them.
 - `emdiffuse-n`: real pairs. Each method is measured as it is and after a linear fit of its intensities to the
-  clean image. The width of the Gaussian and the strength of non-local means are the best for each image
-  (an oracle, which nobody has).
+  clean image; then both again after the clean image was registered to the noisy one, which all methods are
+  given as it is (the two scans of a pair are up to 5 pixels apart, and drift). The width of the Gaussian and
+  the strength of non-local means are the best for each image (an oracle, which nobody has).
 - `emdiffuse-r`: slices of volumes, binned 2 x 2 and noisy; cubic enlargement, as it is and after a Gaussian
   whose width is the best for each image.
 
@@ -24,6 +32,7 @@ import argparse
 import os
 import tempfile
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +40,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 VOLUMES = ("medulla_far", "hemibrain", "gala", "celegans")
-FACTORS = (2, 3, 4, 5, 6, 7, 8, 10, 12)
+FACTORS = (2, 3, 4, 5, Fraction(45, 8), 6, 7, 8, 10, 12)
 COARSE = {"electrons": 80, "gaussian": 0.03}
 SIGMAS = np.arange(0.3, 3.1, 0.3)
+MARGIN = 8
+"""Pixels at the edges of a registered pair that are left out."""
 Images = NDArray[Any]
 Rows = dict[str, tuple[float, ...]]
 
@@ -46,12 +57,14 @@ def main() -> None:
         "--model", help="A shipped model or a folder; by default the shipped one of the task."
     )
     parser.add_argument("--volumes", nargs="+", default=VOLUMES)
-    parser.add_argument("--factors", type=int, nargs="+", default=FACTORS)
+    parser.add_argument("--factors", type=Fraction, nargs="+", default=FACTORS)
     parser.add_argument("--thickness", type=float, nargs="+", default=[0.0, 1.0])
     parser.add_argument(
         "--dimensions", type=int, nargs=3, default=[97, 160, 160], help="Of volumes, at most."
     )
     parser.add_argument("--sampler", default="{}", help="Sampler, as JSON; by default the mean in one call.")
+    parser.add_argument("--inputs", type=Path, help="Folder to write what methods are given to.")
+    parser.add_argument("--results", type=Path, help="Folder of what another method made of that.")
     options = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     measure = {"vemdiffuse": volumes, "emdiffuse-n": pairs, "emdiffuse-r": coarse}[options.task]
@@ -65,7 +78,8 @@ def text(values: tuple[float, ...]) -> list[str]:
 
 
 def restored(dataset: Path, options: argparse.Namespace, folder: Path) -> Images:
-    """Restore a store by the chain, and return what it made."""
+    """Restore a store by the chain, and return what it made; or what another method made of it."""
+    import tifffile
     import yaml
 
     from emdiffuse.config import Restoration
@@ -75,7 +89,15 @@ def restored(dataset: Path, options: argparse.Namespace, folder: Path) -> Images
     from emdiffuse.restoration.stitch import stitch
     from emdiffuse.restoration.tiles import restore
     from emdiffuse.stores.array import Array
+    from emdiffuse.stores.volume import open_volume
 
+    if options.inputs:
+        options.inputs.mkdir(parents=True, exist_ok=True)
+        given = open_volume(dataset).array[:, :, :]
+        tifffile.imwrite(options.inputs / f"{folder.name}.tif", given, photometric="minisblack")
+    if options.results:
+        made: Images = tifffile.imread(options.results / f"{folder.name}.tif")
+        return made.reshape(-1, *made.shape[-2:])
     settings = {"dataset": "a", "model": "m", "sampler": {"steps": 1, **yaml.safe_load(options.sampler)}}
     model = model_folder(options.model or options.task)
     plan = make_plan(dataset, model, parse(Restoration, settings), folder / "plan.json")
@@ -108,11 +130,17 @@ def volumes(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Ro
         acquire(str(folder / f"{name}.tif"), (10, 10, 10), folder / f"{name}.ome.zarr", name)
         for thickness in options.thickness:
             for factor in options.factors:
-                if len(truth) < 2 * factor + 1:
+                if len(truth) < 2 * factor + 1 or (thickness and factor.denominator > 1):
                     continue
-                label = f"{name}-z{factor}-{thickness:g}"
+                label = f"{name}-z{factor}-{thickness:g}".replace("/", "over")
                 thin = folder / f"{label}.ome.zarr"
-                keep_every(folder / f"{name}.ome.zarr", factor, thin, "thin", thickness)
+                if factor.denominator > 1:
+                    tifffile.imwrite(
+                        folder / f"{label}.tif", between(truth, factor), photometric="minisblack"
+                    )
+                    acquire(str(folder / f"{label}.tif"), (float(10 * factor), 10, 10), thin, "thin")
+                else:
+                    keep_every(folder / f"{name}.ome.zarr", int(factor), thin, "thin", thickness)
                 grid, given = slice_grid(open_volume(thin)), open_volume(thin).array[:, :, :]
                 made = [z for gap in range(grid.gaps) for z in grid.generated(gap)]
                 rows = {
@@ -124,6 +152,15 @@ def volumes(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Ro
                 yield label, {kind: scores(values[made], truth[made]) for kind, values in rows.items()}
 
 
+def between(truth: Images, factor: Fraction) -> Images:
+    """Return every R-th slice of a volume for an R that is no integer, by a cubic spline along z."""
+    from scipy.interpolate import CubicSpline
+
+    places = [float(n * factor) for n in range(int((len(truth) - 1) / factor) + 1)]
+    values = CubicSpline(range(len(truth)), truth.astype(np.float32))(places)
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
 def pairs(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Rows]]:
     import tifffile
     from scipy.ndimage import gaussian_filter
@@ -131,7 +168,10 @@ def pairs(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Rows
 
     from emdiffuse.acquisition.acquire import acquire
     from emdiffuse.evaluation.baselines import noise_of
+    from emdiffuse.registration.pair import register_pair
+    from emdiffuse.registration.raft import Flow
 
+    flow = Flow("shipped")
     for file in sorted(options.held_out.glob("*/noisy_*.tif")):
         noisy = tifffile.imread(file).astype(np.float32)
         clean = tifffile.imread(file.with_name(file.name.replace("noisy", "clean"))).astype(np.float32)
@@ -144,19 +184,28 @@ def pairs(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Rows
             denoise_nl_means(noisy, 5, 6, h=h * noise, sigma=noise, fast_mode=True)
             for h in (0.4, 0.6, 0.8, 1.0, 1.3)
         ]
-        rows = {
-            "input": noisy,
-            "best Gaussian": max(smooth, key=lambda image: scores(image[None], clean[None])[0]),
-            "best non-local means": max(means, key=lambda image: scores(image[None], clean[None])[0]),
-            "restored": restored(store, options, folder / label)[0].astype(np.float32),
+        methods = {
+            "input": [noisy],
+            "best Gaussian": smooth,
+            "best non-local means": means,
+            "restored": [restored(store, options, folder / label)[0].astype(np.float32)],
         }
-        measured: Rows = {}
-        for kind, image in rows.items():
-            as_it_is, after_fit = (
-                scores(one[None], clean[None])[:2] for one in (image, fitted(image, clean))
-            )
-            measured[kind] = (*as_it_is, *after_fit)
-        yield label, measured
+        yield label, {kind: best(images, clean) for kind, images in methods.items()}
+        inner = (..., *(slice(MARGIN, -MARGIN),) * 2)
+        truth = register_pair(noisy, clean, flow).moving[inner]
+        yield (
+            f"{label}, registered",
+            {kind: best([image[inner] for image in images], truth) for kind, images in methods.items()},
+        )
+
+
+def best(images: list[Images], clean: Images) -> tuple[float, ...]:
+    """Return PSNR and SSIM of the best of a few images as they are, then of the best after a linear fit."""
+    as_they_are, after_fit = (
+        max(scores(image[None], clean[None])[:2] for image in each)
+        for each in (images, [fitted(image, clean) for image in images])
+    )
+    return *as_they_are, *after_fit
 
 
 def fitted(image: Images, clean: Images) -> Images:

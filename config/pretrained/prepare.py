@@ -4,6 +4,9 @@
 
 DATA is a folder with the files listed in `config/pretrained/README.md`. Stacks of pairs become folders of
 pairs. A part of the small volumes and of the pairs, which no model sees, is written to ``raw/held_out``.
+
+The two scans of a pair are up to 5 pixels apart, and drift. Of pairs that are learned from, the clean image
+is registered to the noisy one, so that noise is never interpolated; those held out are kept as they are.
 """
 
 from __future__ import annotations
@@ -14,6 +17,12 @@ from pathlib import Path
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
+
+from emdiffuse.registration.pair import register_pair
+from emdiffuse.registration.raft import Flow
+
+MARGIN = 8
+"""Pixels at the edges of a registered pair that are left out: the images do not both show them."""
 
 
 def main() -> None:
@@ -38,14 +47,17 @@ def lay_out(data: Path, raw: Path) -> None:
     split(more / "gala_flyem_50x100x200.tif", raw, "gala", 2, 150)
     split(more / "celegans_21x256x188.tif", raw, "celegans", 1, 192)
 
+    flow = Flow()
     brain = [tifffile.imread(data / f"brain22_level07_{role}.tif") for role in ("input", "gt")]
-    pair(raw / "brain", "0", *(image[:512] for image in brain))
+    pair(raw / "brain", "0", *registered(*(image[:512] for image in brain), flow))
     pair(raw / "held_out" / "brain", "0", *(image[528:] for image in brain))
     for series, trained in (("dwell", 9), ("line", 4)):
         stacks = [tifffile.imread(more / f"kriss_sem_{series}_{role}.tif") for role in ("noisy", "clean")]
         for number, images in enumerate(zip(*stacks, strict=True)):
-            folder = raw / "spheres" if number < trained else raw / "held_out" / "spheres"
-            pair(folder, f"{series}{number}", *images)
+            if number < trained:
+                pair(raw / "spheres", f"{series}{number}", *registered(*images, flow))
+            else:
+                pair(raw / "held_out" / "spheres", f"{series}{number}", *images)
 
 
 def split(source: Path, raw: Path, name: str, axis: int, begin: int) -> None:
@@ -53,6 +65,14 @@ def split(source: Path, raw: Path, name: str, axis: int, begin: int) -> None:
     trained, held_out = np.split(tifffile.imread(source), [begin], axis)
     write(raw / f"{name}.tif", trained)
     write(raw / "held_out" / f"{name}.tif", held_out)
+
+
+def registered(
+    noisy: NDArray[np.generic], clean: NDArray[np.generic], flow: Flow
+) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
+    """Return a pair, its edges cut off, with the clean image on the pixels of the noisy one."""
+    inner = (slice(MARGIN, -MARGIN),) * 2
+    return noisy[inner], register_pair(noisy, clean, flow).moving[inner]
 
 
 def pair(folder: Path, field: str, noisy: NDArray[np.generic], clean: NDArray[np.generic]) -> None:

@@ -1,17 +1,21 @@
 """Tile size for a single image: as large as memory easily allows, with little overlap.
 
 A tile of 256 pixels keeps 176 between its margins: an image of 1024 x 1024 takes 36 tiles with 2.25 times its
-pixels; 4 tiles of 560 have 1.2 times.
+pixels; 4 tiles of 560 have 1.2 times, and one of 1024 needs no margins.
 """
 
 from __future__ import annotations
 
 from emdiffuse.config import Tiling
+from emdiffuse.config.tasks import TASKS
 from emdiffuse.models.description import Description
 from emdiffuse.restoration.geometry import TILE_MULTIPLE, TileAxis
 
-LARGEST = 640
-"""Largest tile, in pixels, for which a native network of 32 channels needs 0.5 GB."""
+LARGEST, LARGEST_OF_GAPS = 1024, 640
+"""Largest tile, in pixels, of an image and of the slices of a gap.
+
+A whole process takes 1.3 GiB for an image of 1024 pixels a side; of a gap each slice takes memory of its own.
+"""
 
 
 def economical_tiling(height: int, width: int, description: Description) -> Tiling:
@@ -34,5 +38,6 @@ def economical_tiling(height: int, width: int, description: Description) -> Tili
         rows, columns = (axis.tile * len(axis.starts) for axis in axes)
         return rows * columns
 
-    tiles = range(default.tile, LARGEST + 1, TILE_MULTIPLE)
+    largest = LARGEST_OF_GAPS if TASKS[description.task].volumetric else LARGEST
+    tiles = range(default.tile, largest + 1, TILE_MULTIPLE)
     return default.model_copy(update={"tile": min(tiles, key=computed)})

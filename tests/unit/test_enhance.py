@@ -73,13 +73,14 @@ def test_a_volume_has_the_voxels_of_the_chain(medulla, small_model, tmp_path):
 @pytest.mark.parametrize("sides", [(100, 100), (256, 300), (768, 1024), (1024, 1024), (3000, 5000)])
 def test_tiles_suit_the_image(sides):
     """Little is computed twice, in tiles that fit into any memory; a published network keeps its own."""
-    native = Description(task="emdiffuse-n", network={"architecture": "native", "conditions": 1})
-    tiling = economical_tiling(*sides, native)
-    axes = [TileAxis(side, tiling.tile, tiling.halo, tiling.blend) for side in sides]
-    computed = np.prod([axis.tile * len(axis.starts) for axis in axes])
-    least = np.prod([-(-side // 16) * 16 for side in sides])
-    assert computed <= 1.5 * least and tiling.tile <= 640
-    assert tiling.model_copy(update={"tile": Tiling().tile}) == Tiling()
+    for task, conditions, largest in (("emdiffuse-n", 1, 1024), ("vemdiffuse-i", 4, 640)):
+        native = Description(task=task, network={"architecture": "native", "conditions": conditions})
+        tiling = economical_tiling(*sides, native)
+        axes = [TileAxis(side, tiling.tile, tiling.halo, tiling.blend) for side in sides]
+        computed = np.prod([axis.tile * len(axis.starts) for axis in axes])
+        least = np.prod([-(-side // 16) * 16 for side in sides])
+        assert computed <= 1.5 * least and tiling.tile <= largest
+        assert tiling.model_copy(update={"tile": Tiling().tile}) == Tiling()
     published = Description(task="emdiffuse-n", network={"architecture": "unet", "in_channels": 2})
     assert economical_tiling(*sides, published) == Tiling()
 
