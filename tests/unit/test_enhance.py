@@ -73,8 +73,9 @@ def test_a_volume_has_the_voxels_of_the_chain(medulla, small_model, tmp_path):
 @pytest.mark.parametrize("sides", [(100, 100), (256, 300), (768, 1024), (1024, 1024), (3000, 5000)])
 def test_tiles_suit_the_image(sides):
     """Little is computed twice, in tiles that fit into any memory; a published network keeps its own."""
-    for task, conditions, largest in (("emdiffuse-n", 1, 1024), ("vemdiffuse-i", 4, 640)):
-        native = Description(task=task, network={"architecture": "native", "conditions": conditions})
+    for task, factor, conditions, largest in (("emdiffuse-n", 1, 1, 1024), ("vemdiffuse-i", 6, 4, 640)):
+        network = {"architecture": "native", "conditions": conditions}
+        native = Description(task=task, factors=(factor,), network=network)
         tiling = economical_tiling(*sides, native)
         axes = [TileAxis(side, tiling.tile, tiling.halo, tiling.blend) for side in sides]
         computed = np.prod([axis.tile * len(axis.starts) for axis in axes])
