@@ -1,1 +1,1 @@
-"""Trained models: their networks, description, weights, sampling, card and exports."""
+"""Trained models: networks, description, weights, sampling, card and exports."""

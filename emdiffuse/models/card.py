@@ -1,10 +1,9 @@
-"""The card of a model, ``README.md`` in its folder: what it is, what it learned from, how well it did.
+"""The model card, ``README.md`` in the model's folder: use, training data, quality and limits.
 
 Conventions
 -----------
-* A card says what ``model.json`` and ``metrics.json`` know, and nothing else; who shares a model adds to
-  it.
-* Its front matter is that of the Hugging Face hub (Mitchell et al. 2019, "Model cards", arXiv 1810.03993).
+* A card contains only what ``model.json`` and ``metrics.json`` record; whoever shares a model adds to it.
+* The front matter follows the Hugging Face hub (Mitchell et al. 2019, "Model cards", arXiv 1810.03993).
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def write_card(directory: Path) -> None:
     Raises
     ------
     ModelError
-        If the folder holds no model.
+        If the folder contains no model.
     """
     metrics = directory / "metrics.json"
     trained = json.loads(metrics.read_text()) if metrics.exists() else None
@@ -82,7 +81,7 @@ def card_text(description: Description, trained: dict[str, Any] | None) -> str:
 
 
 def _use(description: Description) -> list[str]:
-    """Say how it is run."""
+    """Return how the model is run."""
     network = description.network.model_dump(exclude={"residual_scale"})
     how = "--factor N " if TASKS[description.task].volumetric else ""
     return [
@@ -94,18 +93,18 @@ def _use(description: Description) -> list[str]:
 
 
 def _sources(description: Description) -> list[str]:
-    """List the files that it learned from."""
+    """Return the list of training files."""
     sources = description.sources
     listed = [f"* `{source.path}` (sha256 `{source.sha256[:16]}…`)" for source in sources[:SOURCES_NAMED]]
     if len(sources) > SOURCES_NAMED:
         listed.append(f"* and {len(sources) - SOURCES_NAMED} more files, see `model.json`")
-    return listed or ["The files are not known."]
+    return listed or ["The training files are unknown."]
 
 
 def _quality(description: Description, trained: dict[str, Any] | None) -> list[str]:
-    """State the figures of the validation, beside their baseline."""
+    """Return the validation figures beside their baseline."""
     if trained is None:
-        return ["Not measured here: its weights were imported."]
+        return ["Not measured here: the weights were imported."]
     if "validation_psnr" not in trained["history"][-1]:
         return _quality_without_truth(description, trained)
     entry = max(trained["history"], key=lambda e: e["validation_psnr"])
@@ -113,14 +112,15 @@ def _quality(description: Description, trained: dict[str, Any] | None) -> list[s
     first, outlook = trained["history"][0], trained.get("outlook")
     started = [first] if first["step"] == 0 else []
     return [
-        f"{trained['steps']} steps in {clock(trained['seconds'])} on {trained['device']}. On patches of its "
-        "datasets that it was not trained on:",
+        f"{trained['steps']} steps in {clock(trained['seconds'])} on {trained['device']}. On held-out "
+        "patches "
+        "of its datasets:",
         "",
         "| | PSNR (dB) | SSIM |",
         "| --- | --- | --- |",
         f"| this model | {entry['validation_psnr']:.2f} | {entry['validation_ssim']:.3f} |",
         *(
-            f"| the model that it began from | {e['validation_psnr']:.2f} | {e['validation_ssim']:.3f} |"
+            f"| the starting model | {e['validation_psnr']:.2f} | {e['validation_ssim']:.3f} |"
             for e in started
         ),
         f"| {plain} | {entry['plain_psnr']:.2f} | {entry['plain_ssim']:.3f} |",
@@ -129,16 +129,16 @@ def _quality(description: Description, trained: dict[str, Any] | None) -> list[s
 
 
 def _quality_without_truth(description: Description, trained: dict[str, Any]) -> list[str]:
-    """State the error to noisy pixels, which is all that was there to compare with."""
+    """Return the error against noisy pixels, the only available reference."""
     entry = min(trained["history"], key=lambda e: e["validation_loss"])
     hidden, outlook = description.learned_from == "hidden pixels", trained.get("outlook")
     noisy, plain = (
         ("hidden noisy pixels", "the pixels around them") if hidden else ("the second scan", "the first")
     )
     return [
-        f"{trained['steps']} steps in {clock(trained['seconds'])} on {trained['device']}. Nothing clean was "
-        "there to compare with. On patches of its datasets that it was not trained on, squared error to "
-        f"{noisy}, which holds the variance of the noise (intensities in [-1, 1]):",
+        f"{trained['steps']} steps in {clock(trained['seconds'])} on {trained['device']}. There were no "
+        "clean images to compare with. On held-out patches of its datasets, squared error against "
+        f"{noisy}, which includes the noise variance (intensities in [-1, 1]):",
         "",
         "| | squared error |",
         "| --- | --- |",
@@ -149,22 +149,22 @@ def _quality_without_truth(description: Description, trained: dict[str, Any]) ->
 
 
 def _limits(description: Description) -> list[str]:
-    """Say where it should not be trusted."""
+    """Return the limits of the model."""
     limits = [
-        "* What it adds is what such data usually look like, not what was measured: it can be wrong, and "
-        "look convincing. Measure it on data of your own with a known truth (`emdiffuse evaluate`).",
-        "* Other tissue, stain, microscope or voxel size than it learned from is not covered by its figures.",
+        "* The detail that it adds is typical of such data, not measured: it can be wrong and still look "
+        "convincing. Evaluate it on your own data with ground truth (`emdiffuse evaluate`).",
+        "* Its figures do not cover other tissue, stains, microscopes or voxel sizes than it learned from.",
     ]
     if description.learned_from:
         limits.append(
-            f"* It learned from noisy images alone ({description.learned_from}). It gives the mean of what "
-            "the clean image may be, and draws no samples: there is no uncertainty."
+            f"* It learned from noisy images alone ({description.learned_from}). It gives the mean of the "
+            "possible clean images, and draws no samples: there is no uncertainty."
         )
     if description.network.architecture == "native" and description.network.blind_spot:
         y, x = description.network.blind_spot
         limits.append(
-            f"* It takes noise for independent beyond {x} pixels along x, the fast scan axis, and {y} along "
-            "y. Noise that reaches further stays in its images."
+            f"* It assumes that noise is independent beyond {x} pixels along x, the fast scan axis, and {y} "
+            "along y. Noise correlated over longer distances remains in its images."
         )
     if TASKS[description.task].volumetric and description.factors:
         limits.append(f"* Anisotropy factors from {min(description.factors)} to {max(description.factors)}.")

@@ -1,12 +1,12 @@
-"""What a model is, as ``model.json`` says it: one typed record, read strictly and without loading a network.
+"""The description of a model, ``model.json``: a typed record, read strictly and without loading a network.
 
 Conventions
 -----------
-* A model is a folder with ``model.safetensors`` (the weights) and ``model.json`` (this record: all that is
-  needed to rebuild and run the network). Writing them is `models.networks.weights`' work.
-* The record is checked as strictly as the configuration, sizes included, before anything is allocated: an
+* A model is a folder with ``model.safetensors`` (the weights) and ``model.json`` (this record: everything
+  needed to rebuild and run the network). `models.networks.weights` writes them.
+* The record is checked as strictly as the configuration, including sizes, before anything is allocated: an
   edited or foreign file is refused in one sentence.
-* Whatever depends on the kind of network asks the record (`Description.native`), and nothing else.
+* The kind of network is determined only from the record (`Description.native`).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ WEIGHTS_FILE, DESCRIPTION_FILE = "model.safetensors", "model.json"
 VERSION: Literal[2] = 2
 
 PUBLISHED_GAMMAS = (4.3859782361332086e-5, 1.0 - 1e-4)
-"""Noisiest level that the published networks are trained at, and the least noisy one that they are called at
-by their own process."""
+"""Noisiest training level of the published networks, and the least noisy level of their own sampling
+process."""
 
 Multipliers = Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=8)]
 Channels = Annotated[int, Field(ge=8, le=2048, multiple_of=8)]
@@ -41,7 +41,7 @@ Known = Annotated[float, Field(ge=1, le=MAXIMUM_FACTOR)]
 
 
 class NativeSpec(Record):
-    """The native network: arguments of `networks.native.NativeNetwork`, which explains them."""
+    """The native network: arguments of `networks.native.NativeNetwork`."""
 
     architecture: Literal["native"] = "native"
     conditions: Literal[1, 3, 4] = 4
@@ -58,11 +58,11 @@ class NativeSpec(Record):
         for key in ("factors", "thickness"):
             low, high = getattr(self, key)
             if low > high:
-                raise ValueError(f"`{key}` begins with the higher of two numbers")
+                raise ValueError(f"`{key}` must list the lower number first")
         return self
 
     def fits(self, volumetric: bool) -> bool:
-        """Tell whether the network takes the images of a task."""
+        """Return whether the network matches the images of a task."""
         return (self.conditions == len(CONDITION_OFFSETS)) == volumetric
 
 
@@ -78,14 +78,14 @@ class PublishedSpec(Record):
 
 
 class UnetSpec(PublishedSpec):
-    """The published U-Net: arguments of `networks.unet.UNet`, which explains them."""
+    """The published U-Net: arguments of `networks.unet.UNet`."""
 
     architecture: Literal["unet"] = "unet"
     in_channels: Literal[2, 3]
     slice_index: bool = False
 
     def fits(self, volumetric: bool) -> bool:
-        """Tell whether the network takes the images of a task."""
+        """Return whether the network matches the images of a task."""
         return self.slice_index == volumetric and self.in_channels == (3 if volumetric else 2)
 
 
@@ -100,7 +100,7 @@ class Unet3dSpec(PublishedSpec):
     dims: Literal[3] = 3
 
     def fits(self, volumetric: bool) -> bool:
-        """Tell whether the network takes the images of a task."""
+        """Return whether the network matches the images of a task."""
         return volumetric
 
 
@@ -108,7 +108,7 @@ NetworkSpec = Annotated[NativeSpec | UnetSpec | Unet3dSpec, Field(discriminator=
 
 
 class Schedule(Record):
-    """Noise levels that a network is trained at: `diffusion.schedules.linear_gammas`."""
+    """Training noise levels of a network: `diffusion.schedules.linear_gammas`."""
 
     name: Literal["linear"] = "linear"
     beta_start: float = Field(gt=0, lt=1)
@@ -117,11 +117,11 @@ class Schedule(Record):
 
 
 PUBLISHED_SCHEDULE = Schedule(beta_start=1e-6, beta_end=1e-2, steps=2000)
-"""Levels that the published networks are trained at."""
+"""Training levels of the published networks."""
 
 
 class Objective(Record):
-    """What a network predicts, for programs other than this one; here it follows from the architecture."""
+    """The prediction of a network, for other programs; emdiffuse derives it from the architecture."""
 
     prediction: Literal["epsilon", "flow"]
     schedule: Schedule | None = None
@@ -129,40 +129,40 @@ class Objective(Record):
 
 
 class OwnSampler(Record):
-    """How a model is sampled unless the settings say otherwise."""
+    """Default sampler of a model."""
 
     name: Literal["ddpm", "ddim", "dpm++", "unipc", "heun"]
     steps: int = Field(ge=1, le=100_000)
 
 
 PUBLISHED_SAMPLER = OwnSampler(name="ddim", steps=8)
-"""What a published network is sampled with: the fewest network evaluations that were as good as its own
-process by every measure (``benchmarks/README.md``)."""
+"""Default sampler of published networks: the fewest network evaluations that matched their own process in
+every metric (``benchmarks/README.md``)."""
 
 
 TOLD = {"format", "version", "name", "factors", "objective", "sampler", "training", "augmentation", "sources"}
 TOLD |= {"emdiffuse", "made"}
-"""Of a description, what changes no voxel: a restoration says itself which sampler it takes."""
+"""Keys of a description that change no voxel; a restoration records its sampler itself."""
 
 
 class Description(Record):
-    """All that is needed to rebuild and run a model, and what it was made of.
+    """Everything needed to rebuild and run a model, and its provenance.
 
     Attributes
     ----------
     task, factors
-        What it was trained for; no factors where that is not known.
+        Task and anisotropy factors that it was trained for; no factors if unknown.
     network
         The network, with all its sizes.
     learned_from
-        Where nothing that it learned from was clean: "hidden pixels" of noisy images, or a "second scan". It
-        then knows the posterior mean, and has no samples.
+        "hidden pixels" or "second scan" if it learned from noisy images alone; it then gives the mean
+        and draws no samples.
     objective, training, augmentation, emdiffuse
-        For the record: nothing here reads them.
+        Recorded for information only.
     sources
-        The raw files that it learned from, including those of the model it started from.
+        Raw training files, including those of its starting model.
     made
-        How it was trained or imported; None for models of earlier versions.
+        Provenance; None for models of earlier versions.
     """
 
     format: Literal["emdiffuse-model"] = "emdiffuse-model"
@@ -183,41 +183,43 @@ class Description(Record):
     @model_validator(mode="after")
     def _network_of_the_task(self) -> Description:
         if not self.network.fits(TASKS[self.task].volumetric):
-            raise ValueError(f"`network` takes other images than {self.task} has")
+            raise ValueError(f"`network` does not match the images of {self.task}")
         if self.learned_from and not (self.native and self.task == "emdiffuse-n"):
-            raise ValueError("`learned_from` noisy images is for native networks of emdiffuse-n")
+            raise ValueError("`learned_from` is for native networks of emdiffuse-n")
         if (self.learned_from == "hidden pixels") != (getattr(self.network, "blind_spot", None) is not None):
             raise ValueError(
-                "`network.blind_spot` is for a network that learned from hidden pixels, and needed"
+                "`network.blind_spot` is required for, and only for, networks that learned from hidden pixels"
             )
         if self.native and TASKS[self.task].volumetric and not self.factors:
-            raise ValueError("`factors` is missing: which anisotropy factors was it trained for?")
+            raise ValueError(
+                "`factors` is missing: give the anisotropy factors that the model was trained for"
+            )
         return self
 
     @property
     def native(self) -> bool:
-        """Whether the network gives the posterior mean in one call."""
+        """Whether the network gives the posterior mean in one evaluation."""
         return self.network.architecture == "native"
 
     @property
     def context(self) -> int:
-        """Neighbouring slices on each side that it is shown beside an image."""
+        """Number of neighbouring slices on each side that it sees beside an image."""
         return 1 if isinstance(self.network, NativeSpec) and self.network.conditions == 3 else 0
 
     def resolve(self, sampler: Sampler) -> Sampler:
-        """Fill in what a sampler's settings leave open: whether samples are drawn, and how.
+        """Fill in the defaults of a sampler's settings: whether samples are drawn, and how.
 
-        A native model's volume is the posterior mean in one call, unless samples are asked for.
+        A native model gives the posterior mean in one evaluation, unless samples are requested.
 
         Raises
         ------
         ConfigError
-            If samples are asked for of a model that learned from noisy images alone.
+            If samples are requested from a model that learned from noisy images alone.
         """
         if self.learned_from and sampler.draws:
             raise ConfigError(
-                f"sampler: {self.name or 'this model'} learned from noisy images alone, so that it knows "
-                "their mean and has no samples; leave out `samples`, `steps`, `texture` and `sharpen`"
+                f"sampler: {self.name or 'this model'} learned from noisy images alone, so it gives the mean "
+                "and draws no samples; remove `samples`, `steps`, `texture` and `sharpen`"
             )
         if sampler.sharpen and not self.native:
             raise ConfigError(
@@ -233,91 +235,91 @@ class Description(Record):
         settled = {"name": name, "steps": steps, "texture": texture}
         if self.native and steps == 1:  # samples would not differ
             settled |= {"samples": 1, "texture": 0.0}
-        if not self.native and sampler.samples == 1:  # which is its own mean
+        if not self.native and sampler.samples == 1:  # one sample is its own mean
             settled["texture"] = 0.0
         return sampler.model_copy(update=settled)
 
     def require_ensemble(self, sampler: Sampler, model: Path) -> None:
-        """Refuse to average over flips and turns where that makes no sense; `model` is named.
+        """Refuse to average over flips and rotations if that makes no sense; names `model`.
 
         Raises
         ------
         ConfigError
-            If the network has no mean in one call, or knows how noise lies along the axes of the scan.
+            If the network does not give the mean in one evaluation, or depends on the axes of the scan.
         """
         if sampler.ensemble == 1:
             return
         if not self.native:
             raise ConfigError(
                 f"sampler.ensemble: {model} is a published network, which does not give the mean directly; "
-                "leave it out"
+                "remove this key"
             )
         spot = self.network.blind_spot if isinstance(self.network, NativeSpec) else None
         if spot is not None and spot[0] != spot[1]:
             raise ConfigError(
-                f"sampler.ensemble: {model} knows how noise lies along the scan axis, which quarter turns "
-                "would turn; leave it out"
+                f"sampler.ensemble: {model} depends on the direction of the scan, which rotations "
+                "would change; remove this key"
             )
 
     def sharpens(self, sampler: Sampler) -> bool:
-        """Tell whether the restored volume is the mean made sharp by a flow that starts from it."""
+        """Return whether the mean is sharpened by sampling that starts from it."""
         return self.resolve(sampler).sharpen > 0
 
     def samples_drawn(self, sampler: Sampler) -> int:
-        """Return how many samples are drawn: of a native network none, if only its mean is asked for."""
+        """Return the number of samples drawn: none if only the mean of a native network is requested."""
         sampler = self.resolve(sampler)
         alone = self.native and sampler.samples == 1 and not sampler.texture
         return 0 if alone else sampler.samples
 
     def draws(self, sampler: Sampler) -> list[tuple[int, int]]:
-        """Return the (sample, step) of all noise that a restoration asks for, in that order."""
+        """Return the (sample, step) of all noise that a restoration draws, in order."""
         settled = self.resolve(sampler)
         steps = range((settled.steps or 1) if settled.name == "ddpm" else 1)
         walks = [*([0] if self.sharpens(sampler) else []), *range(self.samples_drawn(sampler))]
         return [(sample, step) for sample in walks for step in steps]
 
     def calls(self, sampler: Sampler) -> int:
-        """Return how many calls of the network a tile takes."""
+        """Return the number of network evaluations per tile."""
         settled = self.resolve(sampler)
         a_walk = (2 if settled.name == "heun" else 1) * (settled.steps or 1)
         walks = self.samples_drawn(sampler) + self.sharpens(sampler)
         return a_walk * walks + (settled.ensemble if self.gives_mean(sampler) else 0)
 
     def gives_mean(self, sampler: Sampler) -> bool:
-        """Tell whether the posterior mean in one call is a part of the restored volume."""
+        """Return whether the one-evaluation posterior mean is part of the restored volume."""
         return self.native and self.resolve(sampler).texture != 1
 
     def estimator(self, sampler: Sampler) -> str:
-        """Say in words what a restored volume is."""
+        """Return in words what a restored volume is."""
         sampler = self.resolve(sampler)
         each = f"{evaluations(sampler.steps or 1)} ({sampler.name})"
         several = f"{sampler.samples} samples" if sampler.samples > 1 else "one sample"
         if not self.native:
-            texture = f", and {sampler.texture:g} of the first's texture" if sampler.texture else ""
+            texture = f", plus {sampler.texture:g} of the texture of the first" if sampler.texture else ""
             mean = f"mean of {several}" if sampler.samples > 1 else several
             return f"{mean} of {each}{texture}"
         if sampler.texture == 1:
             return f"first of {several} of {each}" if sampler.samples > 1 else f"one sample of {each}"
         said = "posterior mean in one network evaluation"
         if sampler.ensemble > 1:
-            said += f", averaged over {sampler.ensemble} flips and turns"
+            said += f", averaged over {sampler.ensemble} flips and rotations"
         if sampler.texture:
-            said += f", and {sampler.texture:g} of the texture of a sample of {each}"
+            said += f", plus {sampler.texture:g} of the texture of a sample of {each}"
         if sampler.sharpen:
             said += f", sharpened from noise of level {sampler.sharpen:g} in {each}"
         if self.learned_from:
-            said += "; learned from noisy images alone, so that there are no samples"
+            said += "; learned from noisy images alone, so there are no samples"
         if sampler.samples > 1:
-            said += f"; its uncertainty by {several} of {each}"
+            said += f"; uncertainty from {several} of {each}"
         return said
 
     def trained_for(self, factor: Fraction) -> bool:
-        """Tell whether the model was trained for an anisotropy factor, or for factors around it."""
+        """Return whether the model was trained for an anisotropy factor, or for factors around it."""
         return not self.factors or min(self.factors) <= factor <= max(self.factors)
 
 
 def evaluations(steps: int) -> str:
-    """Say in words how often the network is evaluated."""
+    """Return the number of network evaluations in words."""
     return f"{steps} network evaluation{'s' if steps > 1 else ''}"
 
 
@@ -327,7 +329,7 @@ def read_description(directory: Path | str) -> Description:
     Raises
     ------
     ModelError
-        If the file is missing, is no JSON, or describes no model of this version; one sentence.
+        If the file is missing, is not JSON, or does not describe a model of this version; one sentence.
     """
     path = Path(directory) / DESCRIPTION_FILE
     try:
@@ -335,23 +337,25 @@ def read_description(directory: Path | str) -> Description:
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}", path) from error
     content = _content(path, text)
-    if content.get("noise") == {"correlation": 0.0}:  # of earlier releases, whose noise could be correlated
+    if content.get("noise") == {
+        "correlation": 0.0
+    }:  # written by earlier releases with optional noise correlation
         del content["noise"]
     return parse_record(Description, content, path, ModelError)
 
 
 def _content(path: Path, text: bytes) -> dict[str, Any]:
-    """Return a description's keys; refuse another file or version by what it is instead of by its keys."""
+    """Return a description's keys; refuse other files and versions as such, not because of their keys."""
     try:
         content: Any = json.loads(text)
     except (ValueError, RecursionError):
-        raise ModelError(f"{path} is not valid JSON: was it cut off?", path) from None
+        raise ModelError(f"{path} is not valid JSON, perhaps truncated", path) from None
     if not isinstance(content, dict) or content.get("format") != "emdiffuse-model":
-        raise ModelError(f"{path} does not describe a model of emdiffuse", path)
+        raise ModelError(f"{path} does not describe an emdiffuse model", path)
     version, network = content.get("version"), content.get("network")
     if version == 1 and isinstance(network, dict) and network.get("architecture") == "native":
         raise ModelError(f"{path}: native models of version 1 are no longer supported; train again", path)
-    if version not in (1, VERSION):  # of the published network, nothing has changed since version 1
+    if version not in (1, VERSION):  # published networks have not changed since version 1
         raise ModelError(f"{path} has version {version}; this release reads {VERSION}", path)
     return content
 
@@ -374,7 +378,7 @@ def weights_hash(directory: Path | str) -> str:
 
 
 def model_link(directory: Path | str) -> Link:
-    """Return the link of a model: its network and weights as they are, and how they came about.
+    """Return the link of a model: its network, weights and provenance.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Random numbers of a training step, the same however a batch is shared among processes."""
+"""Random numbers of a training step, independent of how a batch is shared among processes."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from torch import Tensor
 
 
 class Draws:
-    """Random numbers of a whole batch, of which a process takes its rows.
+    """Random numbers of a whole batch, from which a process takes its rows.
 
     Parameters
     ----------
     seed : int
-        Seed of the noise, the same in every process.
+        Random seed, the same in every process.
     count : int
-        Examples of the whole batch.
+        Number of examples of the whole batch.
     rows : Tensor, optional
-        Those of this process; all by default.
+        Rows of this process; all by default.
     device : device or str
-        Where they are drawn, and stay: millions of normal values a step are too many for a CPU that feeds a
-        GPU. Each kind of device has numbers of its own.
+        Device on which they are drawn and stay, because a CPU that feeds a GPU cannot draw millions of normal
+        values per step. Numbers differ between kinds of devices.
     """
 
     def __init__(
@@ -44,5 +44,5 @@ class Draws:
         return torch.randint(low, high, size, generator=self._generator, device=self.device)[self.rows]
 
     def first(self, share: float) -> Tensor:
-        """Tell which examples are among the first of the whole batch, (N,) bool: a share of it."""
+        """Return which examples belong to the first fraction `share` of the whole batch, (N,) bool."""
         return self.rows < round(share * self.count)

@@ -1,8 +1,8 @@
-"""Models that were trained elsewhere: published checkpoints, and folders of models.
+"""Import of models trained elsewhere: published checkpoints, and model folders.
 
 Conventions
 -----------
-* Weights are checked against the network as they are read, and nothing that is read is executed (see
+* Weights are checked against the network when read, and nothing is executed (see
   `emdiffuse.models.networks.weights`).
 """
 
@@ -20,25 +20,25 @@ from emdiffuse.stores.provenance import made_by, raw
 
 
 def import_model(source: Path, task: str, out: Path, overwrite: bool = False) -> None:
-    """Read a model into a folder: ``model.safetensors``, ``model.json`` and its card.
+    """Import a model into a folder: ``model.safetensors``, ``model.json`` and its card.
 
     Parameters
     ----------
     source : Path
-        A published checkpoint (``.pth``), or the folder of a model.
+        A published checkpoint (``.pth``), or a model folder.
     task : str
-        A key of `tasks.TASKS`; a folder's own task must be the same.
+        A key of `tasks.TASKS`, which must match that of a model folder.
     out : Path
         Folder to write.
     overwrite : bool
-        Whether files there that this program did not write are replaced.
+        Whether to replace files that emdiffuse did not write.
 
     Raises
     ------
     OutputError
-        If there are such files.
+        If such files exist.
     ModelError
-        If the source cannot be read, or does not hold the weights of such a network.
+        If the source cannot be read, or does not contain the weights of such a network.
     """
     if not source.is_dir():
         published, description = import_published(source, task)
@@ -49,7 +49,7 @@ def import_model(source: Path, task: str, out: Path, overwrite: bool = False) ->
         return
     description = read_description(source)
     if description.task != task:
-        raise ModelError(f"{source}: its task is {description.task}, not {task}; say so (`task`)", source)
+        raise ModelError(f"{source}: its task is {description.task}, not {task}; correct `task`", source)
     network = load_network(source)
     require_place(out, [source, *source.iterdir()], overwrite)
     save_model(out, network, description)

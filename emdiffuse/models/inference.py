@@ -1,12 +1,12 @@
-"""A trained model, ready to restore: the network, its process, and how samples are averaged.
+"""A trained model, ready to restore: the network, its process, and the averaging of samples.
 
 Conventions
 -----------
 * Images are scaled to [-1, 1]; see `emdiffuse.models.processes` for what a batch and a sample are.
-* What is restored is the posterior mean, in one call of a native network; samples are drawn for their spread
-  (the uncertainty) and for texture.
-* Mean and standard deviation over samples are streamed: no more than one sample is held, and the first where
-  its texture is asked for.
+* The restored image is the posterior mean, in one evaluation of a native network; samples are drawn for their
+  spread (the uncertainty) and for texture.
+* Mean and standard deviation over samples are streamed: only one sample is in memory, plus the first if its
+  texture is requested.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ class RestorationModel:
     Attributes
     ----------
     network : Module
-        Its moving-average weights, in eval mode.
+        The network, with moving-average weights, in eval mode.
     process : Process
-        How it is sampled.
+        The diffusion process.
     description : Description
         ``model.json``.
     device : torch.device
-        Where it runs.
+        Device of the network.
     directory : Path
-        Where it was read from, for errors.
+        Folder of the model, for errors.
     precision : str
-        What it computes in; see `networks.precision`.
+        Numerical precision; see `networks.precision`.
     """
 
     network: nn.Module
@@ -59,12 +59,12 @@ class RestorationModel:
 
     @classmethod
     def load(cls, directory: Path, device: str = "cpu", precision: str = "auto") -> RestorationModel:
-        """Open a model that training or `import-weights` wrote.
+        """Open a model written by training or `import-weights`.
 
         Raises
         ------
         ModelError
-            If its files are missing or damaged, or do not fit each other.
+            If its files are missing, damaged, or inconsistent.
         """
         description = read_description(directory)
         network = load_network(directory, device)
@@ -82,9 +82,9 @@ class RestorationModel:
         Parameters
         ----------
         batch : Batch
-            What is known; H and W multiples of the network's stride.
+            Condition of the network; H and W are multiples of its stride.
         sampler : Sampler
-            Which sampler, how many steps and samples; see `Description.resolve` for what may be left open.
+            Sampler, steps and samples; see `Description.resolve` for defaults.
         white : callable
             ``white(sample, step)``: standard normal noise (N, D, H, W), different for each sample and step.
 
@@ -92,15 +92,15 @@ class RestorationModel:
         -------
         tuple of Tensor
             The restored slices, and the standard deviation of the samples, (N, D, H, W), float32 in units of
-            [-1, 1]. Restored is the mean: that of one call of a native network, or that of the samples of a
-            published one. With a `texture` so much of the first sample's difference from the mean is added:
-            at 1 it is that sample. With `sharpen` the mean of a native model is sharpened
+            [-1, 1]. The restored slices are the mean: that of one evaluation of a native network, or that of
+            the samples of a published one. `texture` adds this fraction of the first sample's difference from
+            the mean; at 1 the result is that sample. `sharpen` sharpens the mean of a native model
             (`NativeProcess.sharpen`). The deviation of one sample is 0.
 
         Raises
         ------
         ModelError
-            If what the network answers is not finite.
+            If the output of the network is not finite.
         """
         sampler = self.description.resolve(sampler)
         batch = batch.to(self.device)
@@ -131,16 +131,16 @@ class RestorationModel:
         if not (restored.isfinite().all() and squares.isfinite().all()):
             raise ModelError(
                 f"{self.directory}: the network returns NaN or infinity; its weights are damaged, or "
-                "its training diverged: take another copy, or train again at a lower learning rate",
+                "its training diverged; use another copy, or train again at a lower learning rate",
                 self.directory,
             )
         return restored, (squares / max(samples - 1, 1)).sqrt()
 
     def _mean(self, batch: Batch, sampler: Sampler) -> Tensor:
-        """Return the posterior mean in one call, over as many flips and turns as the sampler's ensemble says.
+        """Return the posterior mean in one evaluation, averaged over the flips and rotations of the ensemble.
 
-        Every turn of a tile covers the tile's own pixels, so that the mean depends on tiles as little as one
-        call does: a network's grid of strides lies alike in all of them.
+        Every flip or rotation of a tile covers the same pixels, with the same grid of strides, so the average
+        depends on tiles as little as a single evaluation does.
         """
         once = sampler.model_copy(update={"steps": 1})
         total = torch.zeros(batch.shape, device=self.device)
@@ -154,4 +154,4 @@ class RestorationModel:
 
 
 def _no_noise(step: int) -> Tensor:
-    raise AssertionError("the posterior mean in one call draws no noise")
+    raise AssertionError("the posterior mean in one evaluation draws no noise")

@@ -1,11 +1,11 @@
-"""Whether weights are numbers: told from their file, without loading a network.
+"""Check that weights are finite numbers, from their file, without loading a network.
 
 Conventions
 -----------
-* One weight that is NaN or infinite is enough to make all of a restored volume so, and rounded to integers
-  it would be black. Weights of no floating-point type are none.
-* A safetensors file is 8 bytes with the length of its header, the header (JSON: type, shape and place of
-  every tensor), and the tensors. Numbers of IEEE 754 whose exponent bits are all set are not finite.
+* A single NaN or infinite weight makes the whole restored volume so, and, rounded to integers, black. Weights
+  must have a floating-point type.
+* A safetensors file consists of 8 bytes with the length of the header, the header (JSON: type, shape and
+  offset of every tensor), and the tensors. IEEE 754 numbers whose exponent bits are all set are not finite.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import numpy as np
 from emdiffuse.runtime.errors import ModelError
 
 EXPONENTS = {"F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80), "F32": ("<u4", 0x7F800000)}
-"""Of each type the integers that its numbers are read as, and the bits of their exponents."""
+"""For each type, the integer type of its bits, and the mask of the exponent."""
 LARGEST_HEADER = 100_000_000
 
 
 def require_numbers(path: Path) -> None:
-    """Refuse weights that are not finite numbers of a type that networks have.
+    """Refuse weights that are not finite numbers of a supported type.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def require_numbers(path: Path) -> None:
     Raises
     ------
     ModelError
-        If one is not, or the file cannot be read; names the weight.
+        If so, or if the file cannot be read; names the weight.
     """
     try:
         with path.open("rb") as file:
@@ -54,7 +54,7 @@ def require_numbers(path: Path) -> None:
     except ModelError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path} is not a whole safetensors file", path) from error
+        raise ModelError(f"{path} is not a complete safetensors file", path) from error
 
 
 def _require_finite(path: Path, name: str, dtype: str, content: bytes) -> None:
@@ -67,9 +67,9 @@ def _require_finite(path: Path, name: str, dtype: str, content: bytes) -> None:
 
 
 def not_numbers(path: Path, name: str, what: str) -> ModelError:
-    """Return the refusal of a weight."""
+    """Return the error for a weight."""
     return ModelError(
-        f"{path}: the weight {name} is {what}, and every voxel that it restores would be lost; take an "
+        f"{path}: the weight {name} is {what}, which would destroy every restored voxel; use an "
         "earlier copy of the model, or train it again",
         path,
     )

@@ -1,9 +1,9 @@
-"""Models for other programs: a graph of the one-call mean, and a package of the BioImage Model Zoo.
+"""Export for other programs: a graph of the one-evaluation mean, and a BioImage Model Zoo package.
 
 Conventions
 -----------
-* What is exported is the *posterior mean in one call* of a native model. Sampling, tiling and the choice of
-  real slices are this package's; a graph does none of them.
+* The exported quantity is the *posterior mean in one evaluation* of a native model. Sampling, tiling and the
+  choice of real slices are not part of the graph.
 * Images are (N, C, H, W), float32, in [-1, 1], where -1 and 1 are the 0.5 and 99.5 percentiles of a dataset.
   A gap's channels are the real slices at `tasks.CONDITION_OFFSETS`, and its output's the slices of the gap.
 * H and W are multiples of the network's stride (before enlarging, of half of it for super-resolution).
@@ -34,17 +34,17 @@ from emdiffuse.runtime.errors import ConfigError
 from emdiffuse.runtime.outputs import require_free, sign_zip
 
 SIDE = 64
-"""Height and width of the test image in a package, and the least that a package takes."""
+"""Height and width of the test image in a package, and minimum image size of a package."""
 
 LARGEST_SIDE = 8192
-"""Height and width of the images that a graph takes, at most."""
+"""Maximum height and width of the images of a graph."""
 
 LOW, HIGH = 0.5, 99.5
-"""Percentiles of an image that a package takes for -1 and 1, where this package takes those of a dataset."""
+"""Percentiles of an image that a package maps to -1 and 1; emdiffuse uses those of a dataset."""
 
 
 class PosteriorMean(nn.Module):
-    """A native network with all but the image fixed: what it restores in one call.
+    """A native network with everything but the image fixed, which returns the mean in one evaluation.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ class PosteriorMean(nn.Module):
     factor : int
         Anisotropy factor; 1 for images.
     scale : int
-        Output pixels of an input pixel, along y and x.
+        Output pixels per input pixel, along y and x.
     """
 
     positions: Tensor
@@ -66,7 +66,7 @@ class PosteriorMean(nn.Module):
 
     def forward(self, condition: Tensor) -> Tensor:
         """Restore (N, C, H, W) to (N, D, scale * H, scale * W)."""
-        if self.scale > 1:  # as `resampling.enlarge`
+        if self.scale > 1:  # like `resampling.enlarge`
             condition = F.interpolate(condition, scale_factor=self.scale, mode="bicubic", antialias=True)
         pure = torch.zeros_like(condition[:, 0, 0, 0])
         positions = self.positions.expand(condition.shape[0], -1)
@@ -77,14 +77,14 @@ class PosteriorMean(nn.Module):
 
 
 def load_mean(model: Path, factor: int | None = None) -> PosteriorMean:
-    """Open a model as its one-call mean.
+    """Open a model as its one-evaluation mean.
 
     Parameters
     ----------
     model : Path
         Folder of a native model.
     factor : int, optional
-        Anisotropy factor, of a model of volumes that knows several.
+        Anisotropy factor, for a volume model with several.
 
     Raises
     ------
@@ -97,16 +97,17 @@ def load_mean(model: Path, factor: int | None = None) -> PosteriorMean:
     network = load_network(model)
     if not isinstance(network, NativeNetwork):
         raise ConfigError(
-            f"{model}: only native models can be exported: a published network needs many calls for one image"
+            f"{model}: only native models can be exported; a published network needs many evaluations per "
+            "image"
         )
     task = TASKS[description.task]
     if not task.volumetric:
         if factor is not None:
-            raise ConfigError(f"--factor: {model} restores images; leave it out")
+            raise ConfigError(f"--factor: {model} restores images; omit it")
         return PosteriorMean(network, 1, task.scale).eval()
     factors = list(description.factors)
     if factor is None and len(factors) > 1:
-        raise ConfigError(f"--factor: {model} was trained for {factors}; say which one is exported")
+        raise ConfigError(f"--factor: {model} was trained for {factors}; choose the one to export")
     factor = factors[0] if factor is None else factor
     if not min(factors) <= factor <= max(factors):
         raise ConfigError(f"--factor: {model} was trained for {factors}, not {factor}")
@@ -116,25 +117,25 @@ def load_mean(model: Path, factor: int | None = None) -> PosteriorMean:
 def export_torch(
     model: Path, out: Path, factor: int | None = None, side: int = 256, overwrite: bool = False
 ) -> None:
-    """Write the one-call mean as a graph of `torch.export` (.pt2), for one size of image.
+    """Write the one-evaluation mean as a `torch.export` graph (.pt2), for a fixed image size.
 
     Parameters
     ----------
     model, factor
         See `load_mean`.
     out : Path
-        File to write; ``torch.export.load(out).module()`` is called with one condition.
+        File to write; ``torch.export.load(out).module()`` takes one condition.
     side : int
         Height and width of the condition.
     overwrite : bool
-        Whether a file of that name that this program did not write is replaced.
+        Whether to replace a file of that name that emdiffuse did not write.
 
     Raises
     ------
     OutputError
-        If there is such a file, or it lies in the model's folder.
+        If such a file exists, or it is in the model's folder.
     ConfigError
-        As `load_mean`; if the side is not a multiple of the network's stride.
+        As `load_mean`, or if the side is not a multiple of the network's stride.
     """
     require_free(out, [model], overwrite)
     mean = load_mean(model, factor)
@@ -149,14 +150,14 @@ def export_torch(
 
 
 def _serialised(save: Callable[[Any, io.BytesIO], None], graph: Any) -> bytes:
-    """Return what a graph is saved as, made in memory: on a full disk torch's own writer ends the process."""
+    """Serialize a graph in memory, because torch's file writer kills the process on a full disk."""
     buffer = io.BytesIO()
     save(graph, buffer)
     return buffer.getvalue()
 
 
 def example(mean: PosteriorMean, side: int = SIDE) -> Tensor:
-    """Return a condition to try a model with, (1, C, side, side): smooth noise in [-1, 1]."""
+    """Return an example condition (1, C, side, side): smooth noise in [-1, 1]."""
     channels = len(CONDITION_OFFSETS) if mean.factor > 1 else 1
     coarse = torch.rand((1, channels, 8, 8), generator=torch.Generator().manual_seed(0)) * 2 - 1
     return F.interpolate(coarse, (side, side), mode="bilinear")
@@ -165,29 +166,31 @@ def example(mean: PosteriorMean, side: int = SIDE) -> Tensor:
 def export_bioimageio(
     model: Path, out: Path, factor: int | None = None, license_id: str = "MIT", overwrite: bool = False
 ) -> None:
-    """Write the one-call mean as a package of the BioImage Model Zoo (a ZIP with TorchScript weights).
+    """Write the one-evaluation mean as a BioImage Model Zoo package (a ZIP with TorchScript weights).
 
     Parameters
     ----------
     model, factor
         See `load_mean`.
     out : Path
-        The ``.zip`` to write; ``bioimageio test`` runs it.
+        ``.zip`` file to write; ``bioimageio test`` checks it.
     license_id : str
-        SPDX identifier of the licence under which it is shared.
+        SPDX identifier of the licence.
     overwrite : bool
-        Whether a file of that name that this program did not write is replaced.
+        Whether to replace a file of that name that emdiffuse did not write.
 
     Raises
     ------
     OutputError
-        If there is such a file, or it lies in the model's folder.
+        If such a file exists, or it is in the model's folder.
     ConfigError
-        As `load_mean`; if bioimageio.spec is not installed or does not accept the package.
+        As `load_mean`, or if bioimageio.spec is not installed or does not accept the package.
     """
     require_free(out, [model], overwrite)
     if find_spec("bioimageio") is None or find_spec("bioimageio.spec") is None:
-        raise ConfigError("--format bioimageio needs bioimageio.spec: pip install 'emdiffuse[bioimageio]'")
+        raise ConfigError(
+            "--format bioimageio needs bioimageio.spec; run pip install 'emdiffuse[bioimageio]'"
+        )
     from bioimageio.spec import save_bioimageio_package
     from pydantic import ValidationError
 
@@ -195,7 +198,7 @@ def export_bioimageio(
     condition = example(mean)
     low, high = np.percentile(condition, [LOW, HIGH])
     with torch.no_grad(), warnings.catch_warnings():
-        # the zoo has no newer form of a graph; branches on the number of channels are meant to be fixed
+        # the zoo supports no newer graph format; fixed branches on the number of channels are intended
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         restored = mean((condition - low) / (high - low) * 2 - 1)
@@ -213,11 +216,11 @@ def export_bioimageio(
             first = error.errors()[0]
             if first["loc"][:1] == ("license",):
                 raise ConfigError(
-                    f"--license: {license_id!r} is no SPDX identifier of a licence, such as MIT or CC-BY-4.0"
+                    f"--license: {license_id!r} is not an SPDX identifier such as MIT or CC-BY-4.0"
                 ) from None
             where = ".".join(str(part) for part in first["loc"])
             raise ConfigError(
-                f"{out}: bioimageio.spec refuses the package: {where}: {first['msg']}"
+                f"{out}: bioimageio.spec refused the package: {where}: {first['msg']}"
             ) from None
         with replaced_file(out) as partial:
             save_bioimageio_package(described, output_path=partial)
@@ -225,7 +228,7 @@ def export_bioimageio(
 
 
 def _describe(model: Path, mean: PosteriorMean, folder: Path, license_id: str) -> Any:
-    """Describe the package in `folder` in the terms of bioimageio.spec."""
+    """Return the bioimageio.spec description of the package in `folder`."""
     from bioimageio.spec.common import FileDescr
     from bioimageio.spec.model import v0_5
 
@@ -291,7 +294,7 @@ def _describe(model: Path, mean: PosteriorMean, folder: Path, license_id: str) -
 
 
 def _cover(condition: Tensor, restored: Tensor) -> bytes:
-    """Draw the test image, and what is made of it, as a PNG of the 2:1 shape that the zoo shows."""
+    """Draw the test image and its restoration as a PNG with the zoo's 2:1 aspect ratio."""
     from matplotlib import image
 
     pictures = [F.interpolate(values[:, :1], (256, 256), mode="nearest") for values in (condition, restored)]

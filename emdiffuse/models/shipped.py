@@ -1,10 +1,10 @@
-"""The shipped models: what there is, and whether its files are whole.
+"""The shipped models, and verification of their files.
 
 Conventions
 -----------
-* Each is a folder in ``weights``: ``model.safetensors``, ``model.json`` and its card, ``README.md``.
-* ``weights/SHA256SUMS`` holds the checksums of all these files, as `sha256sum` writes them. Nothing is ever
-  downloaded.
+* Each is a folder in ``weights``: ``model.safetensors``, ``model.json`` and the card, ``README.md``.
+* ``weights/SHA256SUMS`` contains the checksums of all these files, in the format of `sha256sum`. Nothing is
+  ever downloaded.
 * `emdiffuse.config.shipped.model_folder` finds a model by its name.
 """
 
@@ -33,15 +33,15 @@ class ShippedModel:
     Attributes
     ----------
     name, title : str
-        Its name, and what it does.
+        Name, and purpose.
     folder : Path
-        Where it lies.
+        Folder of the model.
     size : int
-        Bytes of its weights.
+        Size of the weights in bytes.
     license : str
-        Licence of its weights.
+        Licence of the weights.
     data_licenses : tuple of str
-        Licences of what it learned from, each once.
+        Licences of the training data, each once.
     """
 
     name: str
@@ -68,7 +68,7 @@ def shipped_models() -> list[ShippedModel]:
 
 
 def front_matter(folder: Path) -> dict[str, Any]:
-    """Return what a model's card says in front, licences among it; nothing of a model without a card."""
+    """Return the front matter of a model card, including licences; empty without a card."""
     card = folder / CARD_FILE
     parts = card.read_text().split("---\n", 2) if card.is_file() else []
     found: dict[str, Any] = yaml.safe_load(parts[1]) if len(parts) == 3 else {}
@@ -76,7 +76,7 @@ def front_matter(folder: Path) -> dict[str, Any]:
 
 
 def verify_shipped(folder: Path = SHIPPED_FOLDER) -> int:
-    """Compare the files of the shipped models with their checksums; return how many there are.
+    """Compare the files of the shipped models with their checksums; return their number.
 
     Raises
     ------

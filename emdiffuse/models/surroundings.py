@@ -1,11 +1,11 @@
-"""What the pixels around a pixel tell of it: the plain estimate of models that learned from hidden pixels.
+"""Estimate a pixel from its surroundings: the plain estimate of models that learned from hidden pixels.
 
 Conventions
 -----------
-* A *blind spot* is a cross: a pixel, and on each side of it those that its noise is correlated with, `reach`
-  along y and along x. (0, 0) is a single pixel.
-* The plain estimate of a pixel must not hold the pixel itself: added to a residual, the noisy pixel would
-  come through. So it is the mean of those around it, weighted by a Gaussian, outside of the blind spot.
+* A *blind spot* is a cross: a pixel, and the `reach` pixels on each side along y and x with which its noise
+  is correlated. (0, 0) is a single pixel.
+* The plain estimate of a pixel must not contain the pixel itself, whose noise would pass into the output. So
+  it is the Gaussian-weighted mean of pixels outside the blind spot.
 
 Sources: Krull et al. 2019 (Noise2Void, arXiv 1811.10980); Batson and Royer 2019 (Noise2Self, arXiv
 1901.11365); Broaddus et al. 2020 (structured blind spots, doi 10.1109/ISBI45749.2020.9098336).
@@ -22,9 +22,9 @@ from torch import Tensor
 Reach = tuple[int, int]
 
 SIGMA = 1.2
-"""Standard deviation in pixels of the Gaussian that surroundings are weighted by."""
+"""Standard deviation of the Gaussian weights of the surroundings, in pixels."""
 RADIUS = 4
-"""Pixels on each side that count."""
+"""Half width of the window, in pixels."""
 
 
 def cross(reach: Reach, radius: int) -> Tensor:
@@ -42,19 +42,19 @@ def _kernel(reach: Reach, device: torch.device, dtype: torch.dtype) -> Tensor:
 
 
 def surroundings(images: Tensor, reach: Reach) -> Tensor:
-    """Estimate every pixel by those around it.
+    """Estimate every pixel from its surroundings.
 
     Parameters
     ----------
     images : Tensor
         (N, 1, H, W).
     reach : tuple of int
-        Of the blind spot, along y and x.
+        Extent of the blind spot along y and x, in pixels.
 
     Returns
     -------
     Tensor
-        (N, 1, H, W): weighted means outside of the blind spot; at the edges, of what lies in the image.
+        (N, 1, H, W): weighted means outside the blind spot, restricted to the image at the edges.
     """
     kernel = _kernel(reach, images.device, images.dtype)
     weights = F.conv2d(torch.ones_like(images[:1]), kernel, padding=RADIUS)

@@ -118,7 +118,7 @@ def test_a_shipped_model_is_counted_by_its_name_as_by_its_folder(config, name):
         counted.append(estimate(read_config(config)).restorations[0])
     assert counted[0].description == counted[1].description
     assert counted[0].evaluations == counted[1].evaluations == counted[0].tiles, (
-        "one call of a native network"
+        "one evaluation of a native network"
     )
 
 

@@ -64,7 +64,7 @@ def test_a_volume_adapts_a_model_which_restores_it(thin, small_model, tmp_path):
     assert "minutes was reached" in facts["outlook"]["ended"]
     told = run.invoke(app, ["provenance", str(out)]).output
     assert all(f"  {stage} " in told for stage in ("train", "patches", "acquire", "raw"))
-    assert "the model that it began from" in (out / "README.md").read_text()
+    assert "the starting model" in (out / "README.md").read_text()
     arguments = ["enhance", str(thin), str(tmp_path / "out.tif"), "--model", str(out), "--factor", "6"]
     assert run.invoke(app, arguments, catch_exceptions=False).exit_code == 0
     assert tifffile.imread(tmp_path / "out.tif").shape == (25, 100, 84)

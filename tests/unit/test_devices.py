@@ -206,7 +206,7 @@ def test_a_device_that_runs_out_in_the_midst_loses_no_finished_block(dataset, sm
 def test_a_tile_that_does_not_fit_is_one_sentence(dataset, small_model, tmp_path, monkeypatch, batch):
     monkeypatch.setattr(restoration, "memory_of", lambda device: FakeMemory(1000))
     with pytest.raises(
-        ConfigError, match=r"^tiling.tile: not even one tile of 64 pixels fits .*choose another device$"
+        ConfigError, match=r"^tiling.tile: not even one tile of 64 pixels fits .*another device$"
     ):
         restored(dataset, small_model, tmp_path, counting(small_model, most=0), batch)
 

@@ -122,8 +122,8 @@ def test_a_denoiser_is_learned_from_noisy_images_alone(medulla, tmp_path):
     history = json.loads((best / "metrics.json").read_text())["history"]
     assert "validation_psnr" not in history[-1] and history[-1]["validation_loss"] < history[-1]["plain_loss"]
     card = (best / "README.md").read_text()
-    assert "Nothing clean was there" in card and "draws no samples" in card
-    with pytest.raises(ConfigError, match=r"learned from noisy images alone.*has no samples"):
+    assert "There were no clean images" in card and "draws no samples" in card
+    with pytest.raises(ConfigError, match=r"learned from noisy images alone.*draws no samples"):
         description.resolve(Sampler(samples=2))
     assert description.resolve(Sampler()).steps == 1
     assert description.samples_drawn(Sampler()) == 0
@@ -167,9 +167,7 @@ def test_pairs_with_a_truth_beside_noisy_images_only_measure(images, medulla, tm
 
 def test_a_description_says_how_it_learned_or_is_refused():
     spec = {"conditions": 1, "channels": 8, "multipliers": (1, 2), "blocks": 1}
-    with pytest.raises(ValueError, match=r"`network.blind_spot` is for a network that learned from hidden"):
+    with pytest.raises(ValueError, match=r"`network.blind_spot` is required for, and only for, networks"):
         Description(task="emdiffuse-n", network=NativeSpec(**spec, blind_spot=(0, 1)))
-    with pytest.raises(
-        ValueError, match=r"`learned_from` noisy images is for native networks of emdiffuse-n"
-    ):
+    with pytest.raises(ValueError, match=r"`learned_from` is for native networks of emdiffuse-n"):
         Description(task="emdiffuse-r", network=NativeSpec(**spec), learned_from="second scan")

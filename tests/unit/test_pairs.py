@@ -117,10 +117,10 @@ def test_every_kind_of_bad_pair_is_named_and_the_rest_goes_through(tmp_path, cap
     assert [field.name for field in pairs.fields] == ["6", "7"]
     for sentence in (
         "there is no partner for img/0.tif; skipped",
-        f"img/1.tif: 31 x 24 pixels beside 20 x 24 of {folder}/gt/1.tif",
-        f"img/2.tif: 10 x 12 pixels beside 20 x 24 of {folder}/gt/2.tif, but it should have as many",
+        f"img/1.tif: it has 31 x 24 pixels and {folder}/gt/1.tif has 20 x 24",
+        f"img/2.tif: it has 10 x 12 pixels and {folder}/gt/2.tif has 20 x 24, but it should have as many",
         "gt/3.tif: every pixel is 0",
-        f"img/4.tif: its pixels are uint16, those of {folder}/gt/4.tif uint8",
+        f"img/4.tif: its pixels are uint16, but those of {folder}/gt/4.tif are uint8",
         "gt/5.tif",
     ):
         assert sentence in caplog.text
@@ -198,9 +198,12 @@ def spoil(folder, how):
     ("how", "message"),
     [
         ("missing partner", "there is no partner for cell_1/noise_level_1/gt_image1.tif;"),
-        ("other type", "wf_image1.tif: its pixels are uint16, those of {}/gt_image1.tif uint8"),
+        ("other type", "wf_image1.tif: its pixels are uint16, but those of {}/gt_image1.tif are uint8"),
         ("black", "wf_image1.tif: every pixel is 0"),
-        ("other size", "wf_image1.tif: 31 x 24 pixels beside 20 x 24 of {}/gt_image1.tif, but it should"),
+        (
+            "other size",
+            "wf_image1.tif: it has 31 x 24 pixels and {}/gt_image1.tif has 20 x 24, but it should",
+        ),
         ("cut off", "wf_image1.tif"),
         ("several pages", "wf_image1.tif: expected a single image, but the file contains 5"),
     ],

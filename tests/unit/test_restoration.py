@@ -91,13 +91,13 @@ def test_the_restored_volume_is_the_mean_or_a_sample_or_between(dataset, small_m
     between = (mean.astype(float) + first) / 2
     assert np.abs(sharp - between).max() <= 1.5, "both are rounded, and what is outside the range is clipped"
     assert (sharp != mean).mean() > 0.1
-    said = "and 0.5 of the texture of a sample of 2 network evaluations (dpm++); its uncertainty by 2 samples"
+    said = "plus 0.5 of the texture of a sample of 2 network evaluations (dpm++); uncertainty from 2 samples"
     assert said in reference.facts.estimator
 
 
 def test_a_volume_is_sharpened_instead(dataset, small_model, reference, tmp_path):
     plan = run(dataset, small_model, tmp_path, texture=None, sharpen=0.5)
-    said = "sharpened from noise of level 0.5 in 2 network evaluations (dpm++); its uncertainty by 2 samples"
+    said = "sharpened from noise of level 0.5 in 2 network evaluations (dpm++); uncertainty from 2 samples"
     assert said in plan.facts.estimator
     assert (volumes(plan)[0] != volumes(reference)[0]).mean() > 0.1
     np.testing.assert_array_equal(volumes(plan)[1], volumes(reference)[1])
@@ -263,7 +263,7 @@ def test_a_plan_of_another_version_is_not_called_edited(dataset, small_model, tm
         with pytest.raises(StoreError, match=r"another version of emdiffuse.*run the stage `plan` again"):
             read_plan(path)
     path.write_text(json.dumps({**written, "blocks": written["blocks"] + 1, "checksum": digest(written)}))
-    with pytest.raises(StoreError, match="it was edited"):
+    with pytest.raises(StoreError, match="the plan was edited"):
         read_plan(path)
 
 

@@ -95,7 +95,7 @@ def test_what_cannot_be_exported_is_refused_by_name(tmp_path):
         (gap, 9, 256, r"--factor: .* trained for \[4, 6\], not 9"),
         (gap, 0, 256, r"--factor: .* trained for \[4, 6\], not 0"),
         (gap, 6, 50, "--side: 50 is not a multiple of 4"),
-        (denoise, 6, 256, "--factor: .* restores images; leave it out"),
+        (denoise, 6, 256, "--factor: .* restores images; omit it"),
     ]:
         with pytest.raises(ConfigError, match=said):
             sharing.export_torch(folder, tmp_path / "out.pt2", factor, side)
@@ -104,7 +104,7 @@ def test_what_cannot_be_exported_is_refused_by_name(tmp_path):
     save_model(tmp_path / "unet", network, Description(task="emdiffuse-n", network=published))
     with pytest.raises(ConfigError, match="unet: only native models"):
         sharing.export_bioimageio(tmp_path / "unet", tmp_path / "out.zip")
-    with pytest.raises(ConfigError, match="--license: 'no such licence' is no SPDX identifier"):
+    with pytest.raises(ConfigError, match="--license: 'no such licence' is not an SPDX identifier"):
         sharing.export_bioimageio(denoise, tmp_path / "out.zip", license_id="no such licence")
     assert not list(tmp_path.glob("*out*"))
 

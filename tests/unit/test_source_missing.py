@@ -201,5 +201,5 @@ def test_a_tiff_with_too_few_strips_or_tiles_is_refused(tmp_path, form, kind):
         for name in (f"{what}Offsets", f"{what}ByteCounts"):
             kept = tags[name].value[:-1]
             tags[name].overwrite(kept if kind == "fewer" else (*kept, 0))
-    with pytest.raises(DataError, match=r"a\.tif: (of \d strips .* only \d are there|pixels are missing)"):
+    with pytest.raises(DataError, match=r"a\.tif: (only \d of \d strips|pixels are missing)"):
         open_source(str(tmp_path / "a.tif")).read(0, 1)

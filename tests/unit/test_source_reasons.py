@@ -83,7 +83,7 @@ def test_an_archive_of_other_files_and_arrays_of_other_types(tmp_path):
         file["ctf"] = VOLUME.astype(np.complex64)
     assert "but /ctf (4 x 16 x 16 complex64)" in error_of(tmp_path / "a.h5")
     place = n5(tmp_path, VOLUME, compression={"type": "lz4"})
-    assert "compressed by lz4, which cannot be read" in error_of(place)
+    assert "compressed with lz4, which cannot be read" in error_of(place)
 
 
 def test_a_defect_of_ours_keeps_its_traceback():

@@ -180,7 +180,7 @@ def test_a_model_is_begun_from_another(noisy_store, tmp_path):
     wider = image_model(init_from=begun).model_copy(
         update={"network": image_model().network.model_copy(update={"channels": 16})}
     )
-    with pytest.raises(EmdiffuseError, match="does not hold the weights of this network"):
+    with pytest.raises(EmdiffuseError, match="does not contain the weights of this network"):
         train(noisy_store, wider, "m", tmp_path / "c", "cpu")
 
 

@@ -78,8 +78,8 @@ def test_a_failed_write_leaves_the_old_model(model, monkeypatch):
     ("file", "damage", "sentence"),
     [
         ("model.json", lambda path: path.unlink(), "No such file"),
-        ("model.json", lambda path: os.truncate(path, 30), "cut off"),
-        ("model.json", lambda path: path.write_bytes(b"\xff\xfe\x00"), "cut off"),
+        ("model.json", lambda path: os.truncate(path, 30), "truncated"),
+        ("model.json", lambda path: path.write_bytes(b"\xff\xfe\x00"), "truncated"),
         ("model.json", lambda path: path.write_text("[1]"), "does not describe a model"),
         (
             "model.json",
@@ -91,14 +91,14 @@ def test_a_failed_write_leaves_the_old_model(model, monkeypatch):
             lambda path: path.write_text('{"format": "emdiffuse-model", "version": 1}'),
             "task: this",
         ),
-        ("model.json", lambda path: path.write_text("[" * 100_000), "cut off"),
+        ("model.json", lambda path: path.write_text("[" * 100_000), "truncated"),
         ("model.json", lambda path: rewrite(path, architecture="resnet"), "network: .*'native', 'unet'"),
         ("model.json", lambda path: rewrite(path, flavour="odd"), "network.flavour: unknown key"),
         *[("model.json", edit(**{key: value}), f"network.{key}") for key, value in HOSTILE],
         ("model.json", lambda path: rewrite(path, blocks=2), "missing, such as input_blocks"),
         ("model.safetensors", lambda path: path.unlink(), "cannot be read"),
-        ("model.safetensors", lambda path: os.truncate(path, 1000), "not a whole safetensors file"),
-        ("model.safetensors", lambda path: path.write_bytes(b"not safe"), "not a whole safetensors file"),
+        ("model.safetensors", lambda path: os.truncate(path, 1000), "not a complete safetensors file"),
+        ("model.safetensors", lambda path: path.write_bytes(b"not safe"), "not a complete safetensors file"),
     ],
 )
 def test_damage_is_one_sentence_that_names_the_file(model, file, damage, sentence):
@@ -137,7 +137,7 @@ def test_a_native_model_of_an_old_version_is_refused_in_a_sentence(small_model, 
 
 def test_a_network_that_the_weights_do_not_fill_is_never_allocated(model):
     rewrite(model / "model.json", base_channels=2048, multipliers=[64] * 8)  # 10^14 weights
-    with pytest.raises(ModelError, match="does not hold the weights"):
+    with pytest.raises(ModelError, match="does not contain the weights"):
         load_network(model)
 
 
@@ -207,8 +207,8 @@ class Trap:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (Trap(), "not a checkpoint that holds weights alone"),
-        ({"weight": Trap()}, "not a checkpoint that holds weights alone"),
+        (Trap(), "not a checkpoint that contains only weights"),
+        ({"weight": Trap()}, "not a checkpoint that contains only weights"),
         ({"iter": 3}, "not a state dict"),
         ([torch.zeros(1)], "not a state dict"),
     ],

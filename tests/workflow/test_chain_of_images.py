@@ -128,7 +128,7 @@ def test_scans_are_denoised_by_a_model_that_saw_no_clean_image(tmp_path, medulla
     report = (project.folder / "results/report.html").read_text()
     for said in (
         "single pixels are hidden (Noise2Void), because the",
-        "learned from noisy images alone, so that there are no samples",
+        "learned from noisy images alone, so there are no samples",
         "a second noisy scan (again) stood in for it",
     ):
         assert said in report, said

@@ -1,1 +1,1 @@
-"""The networks, each as published or as our own."""
+"""The networks: the published U-Net and the native network."""

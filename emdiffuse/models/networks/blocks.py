@@ -2,12 +2,12 @@
 
 Conventions
 -----------
-* Images are (N, C, H, W), or (N, C, D, H, W) where a gap of D slices is restored jointly. Sampling up and
-  down acts in the plane alone, so that any number of slices stays as it is.
+* Images are (N, C, H, W), or (N, C, D, H, W) if a gap of D slices is restored jointly. Upsampling and
+  downsampling act only in the plane, so the number of slices does not change.
 * Names of submodules are those of the published state dict (guided diffusion, arXiv 2105.05233): the numbers
-  in ``in_layers.2`` are places in an `nn.Sequential`, some of which hold no weights.
+  in ``in_layers.2`` are positions in an `nn.Sequential`, some of which have no weights.
 * Without autograd, activations are overwritten, and the scale and shift of one image are folded into the
-  group norm. With autograd the same values come from operations that keep what the backward pass needs.
+  group norm. With autograd, equivalent operations keep what the backward pass needs.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def convolution(dims: int, in_channels: int, out_channels: int, size: int) -> nn.Conv2d | nn.Conv3d:
-    """Convolution of the given number of dimensions that keeps the size of the image."""
+    """Return a convolution of the given number of dimensions that keeps the image size."""
     kind = nn.Conv2d if dims == 2 else nn.Conv3d
     return kind(in_channels, out_channels, size, padding=size // 2)
 
 
 def zeroed(layer: Layer) -> Layer:
-    """Set the weights of a layer to zero, so that a fresh residual branch adds nothing."""
+    """Set the weights of a layer to zero, so that a new residual branch adds nothing."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
 
 
 def sinusoidal_embedding(value: Tensor, channels: int) -> Tensor:
-    """Cosines, then sines, of a value times falling frequencies (arXiv 1706.03762).
+    """Return cosines, then sines, of a value times decreasing frequencies (arXiv 1706.03762).
 
     Parameters
     ----------
     value : Tensor, shape (N,)
-        A gamma in [0, 1], taken as it is and not scaled, or the index of a slice.
+        A gamma in [0, 1], not scaled, or the index of a slice.
     channels : int
         Even number of channels.
 
@@ -58,15 +58,15 @@ def sinusoidal_embedding(value: Tensor, channels: int) -> Tensor:
 
 
 def silu(x: Tensor) -> Tensor:
-    """Sigmoid linear unit; overwrites `x` where autograd does not need it."""
+    """Apply the sigmoid linear unit; overwrite `x` if autograd does not need it."""
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 class GroupNorm(nn.GroupNorm):
     """Group norm in float32, whatever the dtype of the input, optionally followed by a scale and a shift.
 
-    On a CPU without autograd the moments are taken here, and all else is one multiplication and addition a
-    pixel: PyTorch's kernel for channels last sums in float32 one by one, and is off by 6e-6 at 256 x 256.
+    On a CPU without autograd the moments are computed here, followed by one multiplication and addition per
+    pixel: PyTorch's kernel for channels last sums sequentially in float32, and is off by 6e-6 at 256 x 256.
     """
 
     def forward(self, x: Tensor, modulation: tuple[Tensor, Tensor] | None = None) -> Tensor:
@@ -100,13 +100,13 @@ class GroupNorm(nn.GroupNorm):
         return torch.addcmul(bias, h, weight, out=squares).to(x.dtype)
 
     def _pooled(self, x: Tensor) -> Tensor:
-        """Mean over the group of each channel, (N, C)."""
+        """Return the mean over the group of each channel, (N, C)."""
         channels = x.mean(tuple(range(2, x.ndim))).unflatten(1, (self.num_groups, -1))
         return channels.mean(2, keepdim=True).expand_as(channels).flatten(1)
 
 
 class ResidualBlock(nn.Module):
-    """Residual block with a scale and a shift by the embedding, and optional resampling by 2 in the plane.
+    """Residual block scaled and shifted by the embedding, with optional resampling by 2 in the plane.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ class ResidualBlock(nn.Module):
     dropout : float
         Probability of dropout before the last convolution.
     resampling : {"none", "down", "up"}
-        Mean of 2x2 pixels, or repetition, after the norm and the activation and before the convolution.
+        Mean of 2x2 pixels, or repetition, between the activation and the convolution.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class AttentionBlock(nn.Module):
     channels : int
         Channels.
     head_channels : int
-        Channels of a head.
+        Channels per head.
     groups : int
         Groups of the norm.
     """
@@ -198,7 +198,7 @@ class AttentionBlock(nn.Module):
         self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the block to an image (N, C, ...); heads are split before queries, keys and values are."""
+        """Apply the block to an image (N, C, ...); heads are split before queries, keys and values."""
         tokens = self.norm(x).flatten(2).transpose(1, 2)
         qkv = F.linear(tokens, self.qkv.weight[:, :, 0], self.qkv.bias)
         query, key, value = qkv.unflatten(2, (self.heads, -1)).transpose(1, 2).chunk(3, dim=3)
@@ -208,17 +208,17 @@ class AttentionBlock(nn.Module):
 
 
 def halve(x: Tensor) -> Tensor:
-    """Mean of 2x2 pixels of (N, C, H, W) or (N, C, D, H, W)."""
+    """Average 2x2 pixels of (N, C, H, W) or (N, C, D, H, W)."""
     return F.avg_pool2d(x, 2) if x.ndim == 4 else F.avg_pool3d(x, (1, 2, 2))
 
 
 def double(x: Tensor) -> Tensor:
-    """Repeat every pixel 2x2 times, in (N, C, H, W) or (N, C, D, H, W)."""
+    """Repeat every pixel 2x2 times in (N, C, H, W) or (N, C, D, H, W)."""
     return F.interpolate(x, scale_factor=(1.0,) * (x.ndim - 4) + (2.0, 2.0), mode="nearest")
 
 
 def upsampled_convolution(x: Tensor, convolve: nn.Module) -> Tensor:
-    """Return ``convolve(double(x))``, for a 2-D kernel of 3x3, at 4/9 of the multiplications.
+    """Return ``convolve(double(x))`` for a 2-D kernel of 3x3, with 4/9 of the multiplications.
 
     The repetition and the kernel together are one transposed convolution of stride 2, whose kernel of 4x4 is
     the sum of the four copies of the 3x3 kernel shifted by 0 or 1 along either axis.
@@ -227,7 +227,7 @@ def upsampled_convolution(x: Tensor, convolve: nn.Module) -> Tensor:
     ----------
     x : Tensor, shape (N, C, ..., H, W)
     convolve : Conv2d or Conv3d
-        Convolution with a kernel of 3 that keeps the size; in 3-D it is applied as it is.
+        Convolution with a kernel of 3 that keeps the size; in 3-D it is applied directly.
 
     Returns
     -------

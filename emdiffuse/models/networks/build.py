@@ -1,4 +1,4 @@
-"""Networks, and the models that they are kept as.
+"""Building networks, and loading them from models.
 
 Conventions
 -----------
@@ -23,14 +23,14 @@ __all__ = ["NativeNetwork", "UNet", "build_network", "load_network"]
 
 
 def build_network(spec: NetworkSpec, checkpointing: bool = False) -> nn.Module:
-    """Make a network with fresh weights.
+    """Build a network with new random weights.
 
     Parameters
     ----------
     spec : NativeSpec or UnetSpec
         The network, from a model's description.
     checkpointing : bool
-        Whether activations are computed again in the backward pass: less memory, more time.
+        Whether to recompute activations in the backward pass: less memory, more time.
     """
     network = NativeNetwork if isinstance(spec, NativeSpec) else UNet
     return network(**spec.model_dump(exclude={"architecture"}), checkpointing=checkpointing)
@@ -44,20 +44,20 @@ def load_network(model_dir: Path | str, device: torch.device | str = "cpu") -> n
     model_dir : path
         Folder of the model.
     device : device or str
-        Where the network is put.
+        Device of the network.
 
     Returns
     -------
     Module
-        Call it under `torch.no_grad`: it is faster than with autograd, and takes less memory.
+        The network; call it under `torch.no_grad`, which is faster and needs less memory.
 
     Raises
     ------
     ModelError
-        If a file is missing, damaged, or fits no network; one sentence that names the file.
+        If a file is missing, damaged, or matches no network; one sentence that names the file.
     """
     spec = read_description(model_dir).network
-    with torch.device("meta"):  # nothing is allocated for weights that the file does not hold
+    with torch.device("meta"):  # allocate nothing until the file is checked
         require_weights(model_dir, build_network(spec))
     network = build_network(spec)
     load_weights(model_dir, network)
@@ -66,6 +66,6 @@ def load_network(model_dir: Path | str, device: torch.device | str = "cpu") -> n
 
 
 def channels_last(network: nn.Module) -> nn.Module:
-    """Let a network keep the channels of a pixel side by side, which suits a GPU's half precision."""
+    """Convert a network to the channels-last layout, which is fastest in half precision on a GPU."""
     volumes = any(parameter.ndim == 5 for parameter in network.parameters())
     return network.to(memory_format=torch.channels_last_3d if volumes else torch.channels_last)

@@ -1,11 +1,11 @@
-"""A network compiled by PyTorch for the device that it runs on.
+"""Compilation of a network by PyTorch for its device.
 
 Conventions
 -----------
 * The modes are those of `torch.compile`: ``default``; ``reduce-overhead``, which replays a call as one CUDA
   graph; ``max-autotune``, which also tries several kernels for each operation. On a CPU there are no graphs.
-* The first call, and the first of another number of tiles, takes minutes: it compiles.
-* What is computed differs from the eager network by rounding alone.
+* The first call, and the first with another number of tiles, compiles, which takes minutes.
+* The result differs from the eager network only by rounding.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from emdiffuse.runtime.errors import ConfigError
 
 
 class CompiledNetwork(nn.Module):
-    """A network that is compiled when it is called, and called like it.
+    """A network that is compiled when first called.
 
     Parameters
     ----------
     network : Module
-        In eval mode, where it is to run.
+        The network in eval mode, on its device.
     mode : {"default", "reduce-overhead", "max-autotune"}
         See the module.
     """
@@ -38,9 +38,9 @@ class CompiledNetwork(nn.Module):
         Raises
         ------
         ConfigError
-            If it cannot be compiled here.
+            If it cannot be compiled on this machine.
         """
-        from torch._dynamo.exc import TorchDynamoException  # takes a second
+        from torch._dynamo.exc import TorchDynamoException  # importing takes a second
 
         if self.graphs:
             torch.compiler.cudagraph_mark_step_begin()
@@ -50,7 +50,7 @@ class CompiledNetwork(nn.Module):
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ConfigError(
                 f"--compile: the network cannot be compiled here ({reason}); install a C++ compiler (and "
-                "Triton, for a GPU), or leave --compile out"
+                "Triton, for a GPU), or omit --compile"
             ) from None
-        # the next replay of a graph writes to the same memory
+        # the next graph replay overwrites the same memory
         return output.clone() if self.graphs else output

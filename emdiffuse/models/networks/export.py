@@ -1,10 +1,10 @@
-"""The exported form of a network for inference: a graph that other programs run without this package.
+"""Export of a network for inference, as a graph that runs without this package.
 
 Conventions
 -----------
-* A graph is made for one shape of input, that of a tile, and for inference: no dropout, no gradients.
-* `torch.export` was chosen over TorchScript, which is as fast and no longer developed. A graph runs the
-  operations of the eager network one by one: the same bits.
+* A graph has a fixed input shape, that of a tile, and is for inference only: no dropout, no gradients.
+* `torch.export` was chosen over TorchScript, which is equally fast but no longer developed. A graph runs the
+  operations of the eager network one by one, with identical results.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ def export_network(network: nn.Module, *inputs: Tensor) -> ExportedProgram:
     network : Module
         In eval mode.
     *inputs : Tensor
-        Arguments of a call, such as ``x, gamma``: their shapes, dtypes and devices are those of the graph.
+        Arguments of a call, such as ``x, gamma``, which set the shapes, dtypes and devices of the graph.
 
     Returns
     -------
     ExportedProgram
-        ``program.module()`` is called like the network; `torch.export.save` and `torch.export.load` keep it.
+        ``program.module()`` is called like the network; `torch.export.save` and `torch.export.load` store it.
 
     Raises
     ------
@@ -35,6 +35,6 @@ def export_network(network: nn.Module, *inputs: Tensor) -> ExportedProgram:
         If the network is in training mode.
     """
     if network.training:
-        raise ValueError("a network is exported for inference: call eval() first")
+        raise ValueError("a network is exported for inference; call eval() first")
     with torch.no_grad():
         return torch.export.export(network, inputs)

@@ -1,6 +1,6 @@
-"""A native network made deeper: it keeps what it has learned, and the blocks that are added change nothing.
+"""Deepen a native network: it keeps what it has learned, and added blocks initially change nothing.
 
-Source: the identity transfer of Chen et al. 2016 (Net2Net, arXiv 1511.05641), by blocks with a residual of 0.
+Source: identity transfer of Chen et al. 2016 (Net2Net, arXiv 1511.05641), with blocks whose residual is 0.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from emdiffuse.models.networks.native_blocks import ResidualBlock
 
 @torch.no_grad()
 def grow(small: NativeNetwork, large: NativeNetwork) -> None:
-    """Copy the weights of a network into one with more blocks a level, which then answers alike.
+    """Copy the weights of a network into one with more blocks per level, which then gives the same output.
 
     Parameters
     ----------
     small : NativeNetwork
-        What is copied.
+        Network to copy.
     large : NativeNetwork
-        Of the same channels and levels, with as many blocks a level or more; changed in place.
+        Network with the same channels and levels, and at least as many blocks per level; modified in place.
     """
     others = {
         name: tensor for name, tensor in small.state_dict().items() if not name.startswith(("down.", "up."))
@@ -39,7 +39,7 @@ def grow(small: NativeNetwork, large: NativeNetwork) -> None:
 
 
 def _samplers(path: nn.ModuleList) -> list[nn.Module]:
-    """Return what changes the resolution, in order."""
+    """Return the layers that change the resolution, in order."""
     return [module for module in path if not isinstance(module, ResidualBlock)]
 
 

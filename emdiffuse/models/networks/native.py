@@ -1,31 +1,32 @@
-"""The native network: images from images, and slices at any position of a gap, for any anisotropy factor.
+"""The native network: restores images, and slices at any position in a gap, for any anisotropy factor.
 
 Conventions
 -----------
-* Images are scaled to [-1, 1]. What is diffused is the *residual* to a plain estimate, in units of
+* Images are scaled to [-1, 1]. Diffusion acts on the *residual* to a plain estimate, in units of
   `residual_scale`, so that its variance is near one. The plain estimate of a slice in a gap is the linear
   interpolation of the two real slices around it; that of an image is the input itself (upsampled, for
-  super-resolution), or what surrounds each of its pixels, for a network that learned from hidden ones.
-* A slice is known by its *position* in the gap alone: 0 at the centre of the real slice before it, 1 at that
-  of the one after it, slightly outside at the ends of a volume of thick slices. Positions are a continuous
-  condition: the condition passes through the trunk once, and each slice is read off the trunk's features by
-  one shared head, scaled and shifted by smooth features of its position. So one set of weights serves every
-  factor, integer or not, and all weights are trained by any factor. An image is a slice at position 1/2.
-* Noisy slices enter the trunk as a set: they are mixed by learned smooth functions of their positions into
-  `MIXED` images (one, for an image). The head sees each slice's own noisy image again: at low noise the
-  answer is made of its finest detail, which would not pass through the few channels of the trunk. The last
-  block sees the condition and the mixed images again for the same reason.
-* Factors and thicknesses are shown within the range that the network was trained for: beyond it the nearest
-  one that it knows is a better guess than an extrapolated weight.
-* At pure noise (gamma = 0) the noisy slices say nothing and are not shown: the network's answer there is a
-  function of the condition alone, the posterior mean.
-* No convolution runs at full resolution: 2 x 2 pixels become channels at the entry (space to depth).
-* What the condition and the positions give is computed once for all calls of a sampler
-  (`NativeNetwork.bind`). Absent slices cost nothing.
-* Pixels are stored with their channels side by side (channels last), which convolutions and norms are fastest
-  with. Without autograd, activations are overwritten.
-* Normalisation is local: over the channels of a pixel (Ba et al. 2016, arXiv 1607.06450), and there is no
-  global attention. So a tile with enough halo gives what the whole image would give.
+  super-resolution), or a mean of the surrounding pixels, for a network that learned from hidden pixels.
+* A slice is identified only by its *position* in the gap: 0 at the centre of the real slice before it, 1 at
+  that of the one after it, slightly outside at the ends of a volume of thick slices. Positions are a
+  continuous condition: the condition passes through the trunk once, and one shared head derives each slice
+  from the trunk's features, scaled and shifted by smooth features of its position. So one set of weights
+  serves every factor, integer or not, and training on any factor trains all weights. An image is a slice at
+  position 1/2.
+* Noisy slices enter the trunk as a set: learned smooth functions of their positions mix them into `MIXED`
+  images (one, for an image). The head also sees each slice's own noisy image: at low noise the output depends
+  on its finest detail, which would not pass through the few channels of the trunk. The last block sees the
+  condition and the mixed images again for the same reason.
+* Factors and thicknesses are clamped to the training range, because the nearest known value is a better guess
+  than extrapolation.
+* At pure noise (gamma = 0) the noisy slices carry no information and are not shown: the output is a function
+  of the condition alone, the posterior mean.
+* No convolution runs at full resolution: 2 x 2 pixels become channels at the input (space to depth).
+* Values that depend only on the condition and the positions are computed once for all evaluations of a
+  sampler (`NativeNetwork.bind`). Absent slices cost nothing.
+* The layout is channels last, which is fastest for convolutions and norms. Without autograd, activations are
+  overwritten.
+* Normalisation is local, over the channels of a pixel (Ba et al. 2016, arXiv 1607.06450), and there is no
+  global attention, so a tile with enough halo gives the same result as the whole image.
 
 The set of noisy slices follows Zaheer et al. 2017 (arXiv 1703.06114), the modulation Perez et al. 2018 (arXiv
 1709.07871).
@@ -46,11 +47,11 @@ from emdiffuse.models.networks.native_blocks import Head, ResidualBlock, depth_t
 from emdiffuse.models.surroundings import Reach, surroundings
 
 MIXED = 6
-"""Images that the noisy slices of a gap are mixed into."""
+"""Number of images into which the noisy slices of a gap are mixed."""
 TIME_FEATURES = 16
-"""Frequencies that the time of the flow is embedded by."""
+"""Number of frequencies that embed the time of the flow."""
 PLACE_FEATURES = 7
-"""Features of a slice's position; see `place_features`."""
+"""Number of features of a slice's position; see `place_features`."""
 
 
 def linear_interpolation(condition: Tensor, positions: Tensor) -> Tensor:
@@ -74,7 +75,7 @@ def linear_interpolation(condition: Tensor, positions: Tensor) -> Tensor:
 
 
 def place_features(positions: Tensor, factor: Tensor, thickness: Tensor) -> Tensor:
-    """Describe where slices lie by smooth functions of low order, which hold between the trained positions.
+    """Return smooth low-order functions of slice positions, which interpolate between trained positions.
 
     Parameters
     ----------
@@ -104,7 +105,7 @@ def place_features(positions: Tensor, factor: Tensor, thickness: Tensor) -> Tens
 
 
 def plain_estimate(condition: Tensor, positions: Tensor, blind_spot: Reach | None = None) -> Tensor:
-    """Return what the residual is added to: interpolated slices, the image, or what surrounds its pixels.
+    """Return the plain estimate: interpolated slices, the image, or the surroundings of its pixels.
 
     Parameters
     ----------
@@ -112,9 +113,9 @@ def plain_estimate(condition: Tensor, positions: Tensor, blind_spot: Reach | Non
         (N, 4, H, W), the real slices around a gap, (N, 1, H, W), an image, or (N, 3, H, W), a slice between
         its neighbours.
     positions : Tensor
-        (N, D), positions in the gap; of an image only the shape (N, 1) matters.
+        (N, D), positions in the gap; for images only the shape (N, 1) matters.
     blind_spot : tuple of int, optional
-        Of a model that learned from hidden pixels: how far they reach along y and x.
+        For a model that learned from hidden pixels: extent of the blind spot along y and x.
 
     Returns
     -------
@@ -129,28 +130,28 @@ def plain_estimate(condition: Tensor, positions: Tensor, blind_spot: Reach | Non
 
 
 class NativeNetwork(nn.Module):
-    """U-Net over the real slices of a gap, or an image, at half resolution, and a head that reads off slices.
+    """U-Net over the real slices of a gap, or an image, at half resolution, with a head for each slice.
 
     Parameters
     ----------
     conditions : int
-        Images that condition it: 4 real slices around a gap, 1, or 3: a slice between its neighbours.
+        Number of condition images: 4 real slices around a gap, 1 image, or 3 (a slice and its neighbours).
     channels : int
         Channels at half resolution.
     multipliers : sequence of int
         Channels of each level, times `channels`; each level halves the resolution.
     blocks : int
-        Residual blocks a level.
+        Residual blocks per level.
     residual_scale : float
         Standard deviation of the residual to the plain estimate in the training data.
     factors, thickness : sequence of float
         Lowest and highest anisotropy factor, and fraction of the slice spacing that a slice integrates over,
         in the training data; others are shown as the nearest of these.
     blind_spot : tuple of int, optional
-        Of a network that learns from hidden pixels: how far a blind spot reaches along y and x. The plain
-        estimate then leaves it out.
+        For a network that learns from hidden pixels: extent of the blind spot along y and x, which the plain
+        estimate excludes.
     checkpointing : bool
-        Whether the blocks' activations are computed again in the backward pass instead of kept (arXiv
+        Whether to recompute the blocks' activations in the backward pass instead of storing them (arXiv
         1604.06174).
     """
 
@@ -222,11 +223,11 @@ class NativeNetwork(nn.Module):
         x : Tensor
             (N, D, H, W), the noisy residual at a gap's slices, sqrt(gamma) x0 + sqrt(1 - gamma) eps.
         gamma : Tensor
-            (N,), the signal's share of the variance, 0 (pure noise) to 1.
+            (N,), signal fraction of the variance, 0 (pure noise) to 1.
         condition : Tensor
             (N, conditions, H, W), the real slices or the image, in [-1, 1].
         positions : Tensor
-            (N, D), positions in the gap; NaN where a slice is absent.
+            (N, D), positions in the gap; NaN for absent slices.
         factor : Tensor
             (N,), anisotropy factor; 1 for images.
         thickness : Tensor
@@ -235,15 +236,15 @@ class NativeNetwork(nn.Module):
         Returns
         -------
         Tensor
-            (N, D, H, W): eps - x0 (Liu et al. 2022, arXiv 2209.03003), zero where a slice is absent; at gamma
-            = 0 it is minus the posterior mean.
+            (N, D, H, W): eps - x0 (Liu et al. 2022, arXiv 2209.03003), zero for absent slices; minus the
+            posterior mean at gamma = 0.
         """
         return self.bind(condition, positions, factor, thickness)(x, gamma)
 
     def bind(
         self, condition: Tensor, positions: Tensor, factor: Tensor, thickness: Tensor
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """Compute once what is the same in all calls of a sampler.
+        """Precompute values that are the same in all evaluations of a sampler.
 
         Parameters
         ----------
@@ -253,7 +254,7 @@ class NativeNetwork(nn.Module):
         Returns
         -------
         callable
-            ``flow(x, gamma)``, which gives what `forward` does.
+            ``flow(x, gamma)``, which returns the same as `forward`.
         """
         factor, thickness = factor.clamp(*self.factors), thickness.clamp(*self.thickness)
         shown = [condition]
@@ -263,10 +264,10 @@ class NativeNetwork(nn.Module):
         entered = self.entry(known)
         present = ~positions.isnan()
         places = self.place(place_features(positions.nan_to_num(0.5), factor, thickness))
-        # the root keeps the variance of noise whatever the number of slices
+        # the root keeps the noise variance independent of the number of slices
         share = present / present.sum(1, keepdim=True).clamp(min=1).sqrt()
         mixing = self.mix(F.silu(places)) * share[:, :, None]
-        if torch.compiler.is_compiling():  # the shapes of a graph must not follow from values
+        if torch.compiler.is_compiling():  # shapes in a graph must not depend on values
             grid = torch.meshgrid(
                 *(torch.arange(n, device=present.device) for n in present.shape), indexing="ij"
             )
@@ -290,7 +291,7 @@ class NativeNetwork(nn.Module):
         return flow
 
     def _levels(self, h: Tensor, embedding: Tensor) -> Tensor:
-        """Run the levels, down and up, on the entry's output."""
+        """Run the levels, down and up, on the output of the input layer."""
         skips = []
         for module in self.down:
             if isinstance(module, ResidualBlock):
@@ -314,7 +315,7 @@ class NativeNetwork(nn.Module):
 
     @staticmethod
     def _features(gamma: Tensor, factor: Tensor, thickness: Tensor) -> Tensor:
-        """Embed the time of the flow by cosines and sines; add factor and thickness as they are."""
+        """Embed the time of the flow by cosines and sines; append factor and thickness."""
         alpha, sigma = gamma.sqrt(), (1 - gamma).clamp(min=0).sqrt()
         time = sigma / (alpha + sigma)
         rates = torch.exp(torch.arange(TIME_FEATURES, device=gamma.device) * (math.log(100) / TIME_FEATURES))

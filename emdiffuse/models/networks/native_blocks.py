@@ -1,9 +1,9 @@
-"""The layers of the native network: residual blocks, its head, and pixels as channels.
+"""Layers of the native network: residual blocks, head, and space-to-depth.
 
 Conventions
 -----------
-* Pixels are stored with their channels side by side (channels last), which convolutions and norms are fastest
-  with. Without autograd, activations are overwritten.
+* The layout is channels last, which is fastest for convolutions and norms. Without autograd, activations are
+  overwritten.
 * Normalisation is local: over the channels of a pixel (Ba et al. 2016, arXiv 1607.06450).
 """
 
@@ -17,17 +17,17 @@ from emdiffuse.models.networks.blocks import silu
 
 
 def add(x: Tensor, y: Tensor) -> Tensor:
-    """Return x + y; overwrites `x` where autograd does not need it."""
+    """Return x + y; overwrite `x` if autograd does not need it."""
     return x + y if torch.is_grad_enabled() else x.add_(y)
 
 
 def rows(x: Tensor, numbers: Tensor) -> Tensor:
-    """Return ``x[numbers]``, channels last, which indexing alone would copy channel by channel."""
+    """Return ``x[numbers]`` in channels-last layout; plain indexing would copy channel by channel."""
     return x.permute(0, 2, 3, 1)[numbers].permute(0, 3, 1, 2)
 
 
 def space_to_depth(x: Tensor) -> Tensor:
-    """Make channels of 2 x 2 pixels: (N, C, H, W) to (N, 4 C, H / 2, W / 2), channels last."""
+    """Turn 2 x 2 pixels into channels: (N, C, H, W) to (N, 4 C, H / 2, W / 2), channels last."""
     return F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)
 
 
@@ -70,7 +70,7 @@ class PixelNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions around a scale and a shift given by the embedding."""
+    """Two 3 x 3 convolutions around a scale and shift from the embedding."""
 
     def __init__(self, channels: int, out_channels: int, embedding: int) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class ResidualBlock(nn.Module):
 
 
 class Head(nn.Module):
-    """What reads slices off the trunk's features: one convolution, scaled and shifted by their positions."""
+    """Head that derives slices from the trunk's features: a convolution, scaled and shifted by position."""
 
     def __init__(self, channels: int, embedding: int) -> None:
         super().__init__()
@@ -109,11 +109,11 @@ class Head(nn.Module):
         Parameters
         ----------
         features : Tensor
-            (N, C, H, W), of N gaps.
+            (N, C, H, W), features of N gaps.
         noisy : Tensor
-            (P, 4, H, W), the noisy slices; zeros where they are not shown.
+            (P, 4, H, W), the noisy slices; zeros if not shown.
         embedding : Tensor
-            (P, E), of level and position of each slice.
+            (P, E), embedding of level and position of each slice.
         gaps : Tensor
             (P,), the gap of each slice.
 

@@ -1,9 +1,9 @@
-"""Mixed precision, chosen by the device.
+"""Mixed precision, chosen by device.
 
 Conventions
 -----------
-* Weights stay float32; the precision is that of convolutions and products under autocast (arXiv 1710.03740).
-* The scaler is always there and does nothing unless the precision is float16, so that a training loop has no
+* Weights stay float32; the precision applies to convolutions and products under autocast (arXiv 1710.03740).
+* The scaler always exists, but has no effect unless the precision is float16, so the training loop needs no
   branch.
 """
 
@@ -17,7 +17,7 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-"""Types that are computed in; tf32 is float32 whose products keep 10 bits, on a GPU's tensor cores."""
+"""Precisions; tf32 is float32 with 10-bit products, on a GPU's tensor cores."""
 
 
 def autocast_for(
@@ -28,7 +28,7 @@ def autocast_for(
     Parameters
     ----------
     device : device or str
-        Where the network runs.
+        Device of the network.
     precision : {"auto", "float32", "tf32", "bfloat16", "float16"}
         With "auto": bfloat16 on a CUDA device that has it in hardware, float16 on any other CUDA device,
         float32 elsewhere (bfloat16 took six times as long on a CPU without hardware for it).
@@ -36,9 +36,9 @@ def autocast_for(
     Returns
     -------
     autocast : torch.autocast
-        Enter it around each forward pass; it may be entered again and again.
+        Context for each forward pass; may be entered repeatedly.
     scaler : torch.amp.GradScaler
-        Enabled for float16 alone, whose small gradients would vanish.
+        Enabled only for float16, whose small gradients would vanish.
 
     Raises
     ------
@@ -54,10 +54,10 @@ def autocast_for(
     elif precision in DTYPES:
         dtype = DTYPES[precision]
     else:
-        raise ValueError(f"the precision is 'auto' or one of {', '.join(DTYPES)}, not {precision!r}")
-    if kind == "cuda":  # cuDNN's default rounds the factors of "float32" convolutions to tf32
+        raise ValueError(f"the precision must be 'auto' or one of {', '.join(DTYPES)}, not {precision!r}")
+    if kind == "cuda":  # by default cuDNN rounds inputs of float32 convolutions to tf32
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "float32"
-    # autocast knows no float32: where it is disabled, its dtype says nothing
+    # autocast has no float32: its dtype is irrelevant when disabled
     mixed = dtype is not torch.float32
     autocast = torch.autocast(kind, dtype=dtype if mixed else torch.bfloat16, enabled=mixed)
     return autocast, torch.amp.GradScaler(kind, enabled=dtype is torch.float16)

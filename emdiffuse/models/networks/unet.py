@@ -1,13 +1,13 @@
-"""The U-Net of EMDiffuse: one definition for the published 2-D networks and for a joint 3-D one.
+"""The U-Net of EMDiffuse: one definition for the published 2-D networks and a joint 3-D one.
 
 Conventions
 -----------
 * Inputs are (N, C, H, W), or (N, C, D, H, W) with ``dims=3``; the condition comes first and the noisy image
   last.
-* Names and shapes of the weights are those of the published state dict, so that its checkpoints load as they
-  are.
-* Without autograd the images are laid out channels last, in which convolutions on a CPU are fastest. With
-  autograd the layout is that of the weights.
+* Names and shapes of the weights are those of the published state dict, so that published checkpoints load
+  directly.
+* Without autograd the layout is channels last, in which convolutions on a CPU are fastest. With autograd it
+  is that of the weights.
 
 The published networks (Lu et al., doi 10.1038/s41467-024-49125-z) are ``UNet(in_channels=2)``, 15,677,345
 weights, and ``UNet(in_channels=3, slice_index=True)``, 16,615,873. Their base is the U-Net of arXiv
@@ -36,7 +36,7 @@ from emdiffuse.models.networks.blocks import (
 
 
 class UNet(nn.Module):
-    """U-Net with residual blocks, conditioned on the noise level and, if wanted, on the index of a slice.
+    """U-Net with residual blocks, conditioned on the noise level and, optionally, on the index of a slice.
 
     Parameters
     ----------
@@ -47,19 +47,19 @@ class UNet(nn.Module):
     base_channels : int
         Channels at the first level, a multiple of 16; also the width of the sinusoidal embedding.
     multipliers : sequence of int
-        Channels of each level, times `base_channels`; a level has half the pixels a side of the one before.
+        Channels of each level, times `base_channels`; each level halves the resolution.
     blocks : int
-        Residual blocks a level on the way down; one more on the way up.
+        Residual blocks per level on the way down; one more on the way up.
     head_channels : int
-        Channels of an attention head; attention acts in the middle block alone.
+        Channels per attention head; only the middle block has attention.
     dropout : float
         Probability of dropout in the residual blocks.
     slice_index : bool
         Whether the network takes the index of the slice within the gap.
     dims : int
-        2 for images, 3 for gaps of any number of slices, which are restored jointly.
+        2 for images, 3 for the joint restoration of gaps with any number of slices.
     checkpointing : bool
-        Whether the blocks' activations are computed again in the backward pass instead of kept (arXiv
+        Whether to recompute the blocks' activations in the backward pass instead of storing them (arXiv
         1604.06174).
     """
 
@@ -130,7 +130,7 @@ class UNet(nn.Module):
         )
 
     def forward(self, x: Tensor, gamma: Tensor, index: Tensor | None = None) -> Tensor:
-        """Predict, for the published networks, the noise.
+        """Return the prediction; for the published networks, the noise.
 
         Parameters
         ----------
@@ -139,7 +139,7 @@ class UNet(nn.Module):
         gamma : Tensor, shape (N,)
             Noise level, see `emdiffuse.diffusion`.
         index : Tensor, shape (N,), int, optional
-            Index of the slice; given if, and only if, the network was made with `slice_index`.
+            Index of the slice; required if, and only if, the network has `slice_index`.
 
         Returns
         -------
@@ -148,7 +148,7 @@ class UNet(nn.Module):
         Raises
         ------
         ValueError
-            If the size is not a multiple of the granularity, or `index` is missing or not wanted.
+            If the size is not a multiple of the granularity, or `index` is missing or unexpected.
         """
         if x.ndim != self.dims + 2:
             raise ValueError(f"a {self.dims}-D network takes images of {self.dims + 2} axes, not {x.ndim}")

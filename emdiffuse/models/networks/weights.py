@@ -1,10 +1,10 @@
-"""The weights of models on disk, and the reading of published checkpoints.
+"""Reading and writing of model weights, and reading of published checkpoints.
 
 Conventions
 -----------
-* A model is a folder with ``model.safetensors`` (the weights) and ``model.json`` (`models.description`). Each
-  is written beside its place and renamed, the description last, so that a folder with a description is whole.
-* Nothing that is read is executed: weights are safetensors, and a checkpoint is read with
+* A model is a folder with ``model.safetensors`` (the weights) and ``model.json`` (`models.description`). Both
+  are written atomically, the description last, so that a folder with a description is complete.
+* Nothing that is read is executed: weights are safetensors, and checkpoints are read with
   ``weights_only=True``.
 """
 
@@ -43,26 +43,26 @@ SCHEDULE_BUFFERS = (
     "posterior_mean_coef1",
     "posterior_mean_coef2",
 )
-"""What a published checkpoint holds beside the network: its noise schedule, which is known."""
+"""Entries of a published checkpoint besides the network: its known noise schedule."""
 
 
 def save_model(directory: Path | str, network: nn.Module, description: Description) -> None:
-    """Write a model, whole or not at all.
+    """Write a model atomically.
 
     Parameters
     ----------
     directory : path
-        Folder of the model; made if it is missing.
+        Folder of the model, created if missing.
     network : Module
-        Its state dict is written as it is, on whatever device it lies.
+        The network, on any device; its state dict is written.
     description : Description
-        What it is.
+        Description of the model.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     text = description.model_dump_json(indent=2, exclude_none=True) + "\n"
-    with replaced_file(directory / DESCRIPTION_FILE) as new_text:  # which takes its place last
+    with replaced_file(directory / DESCRIPTION_FILE) as new_text:  # renamed last
         new_text.write_text(text)
         with replaced_file(directory / WEIGHTS_FILE) as new_weights:
             save_file(weights, new_weights, metadata={"program": PROGRAM})
@@ -71,34 +71,34 @@ def save_model(directory: Path | str, network: nn.Module, description: Descripti
 def require_place(
     directory: Path, inputs: Iterable[Path] = (), overwrite: bool = False, card: str = "README.md"
 ) -> None:
-    """Refuse a folder where a model's files would replace an input, or foreign files.
+    """Refuse a folder in which a model's files would replace an input or foreign files.
 
     Raises
     ------
     OutputError
-        If it is so; names the file.
+        Names the file.
     """
     inputs = list(inputs)
-    ours = is_own_file(directory / DESCRIPTION_FILE)  # and then so are those beside it
+    ours = is_own_file(directory / DESCRIPTION_FILE)  # the files beside it are then ours too
     for name in (WEIGHTS_FILE, DESCRIPTION_FILE, card):
         require_free(directory / name, inputs, overwrite or ours)
 
 
 def load_weights(directory: Path | str, network: nn.Module) -> None:
-    """Fill a network with the weights of a model; every weight is used and none is missing.
+    """Load the weights of a model into a network; all must be used, and none may be missing.
 
     Parameters
     ----------
     directory : path
         Folder of the model.
     network : Module
-        Changed in place.
+        The network, modified in place.
 
     Raises
     ------
     ModelError
-        If the file is missing, cut off or no safetensors, or holds other weights than the network's, or some
-        that are no finite numbers.
+        If the file is missing, truncated or not safetensors, or its weights do not match the network or are
+        not finite.
     """
     path = Path(directory) / WEIGHTS_FILE
     with _readable(path):
@@ -108,10 +108,10 @@ def load_weights(directory: Path | str, network: nn.Module) -> None:
 
 
 def require_weights(directory: Path | str, network: nn.Module) -> None:
-    """Check names and shapes of a model's weights against a network, which may lie on the device "meta".
+    """Check names and shapes of a model's weights against a network, which may be on the device "meta".
 
-    Only the head of the file is read: what a description asks for is allocated after this, so that an edited
-    one cannot fill the memory.
+    Only the header of the file is read, before the network of the description is allocated, so that an edited
+    description cannot exhaust the memory.
 
     Raises
     ------
@@ -126,17 +126,17 @@ def require_weights(directory: Path | str, network: nn.Module) -> None:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Turn what goes wrong in reading weights into one sentence."""
+    """Turn errors in reading weights into one sentence."""
     try:
         yield
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}", path) from error
     except SafetensorError as error:
-        raise ModelError(f"{path} is not a whole safetensors file: {error}", path) from error
+        raise ModelError(f"{path} is not a complete safetensors file: {error}", path) from error
 
 
 def import_published(path: Path | str, task: str) -> tuple[UNet, Description]:
-    """Read a published checkpoint of EMDiffuse.
+    """Read a published EMDiffuse checkpoint.
 
     Parameters
     ----------
@@ -151,13 +151,13 @@ def import_published(path: Path | str, task: str) -> tuple[UNet, Description]:
     network : UNet
         In eval mode, on the CPU.
     description : Description
-        The network, what it predicts and the levels it was trained at, and the file that it came from.
+        Network, prediction, training levels and source file.
 
     Raises
     ------
     ModelError
-        If the file cannot be read or holds something else, or weights are missing, left over or of another
-        shape; the sentence lists which.
+        If the file cannot be read or is not a checkpoint, or weights are missing, superfluous or of another
+        shape; lists which.
     """
     path = Path(path)
     if task not in TASKS:
@@ -186,21 +186,19 @@ def import_published(path: Path | str, task: str) -> tuple[UNet, Description]:
 
 def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     if path.exists() and not path.is_file():  # a pipe or a device may never end
-        raise ModelError(f"{path} is not a regular file; give a checkpoint, or the folder of a model", path)
+        raise ModelError(f"{path} is not a regular file; give a checkpoint or a model folder", path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}", path) from error
     except MemoryError:
         raise
-    except Exception as error:  # of whatever stands in a file of unknown origin
+    except Exception as error:  # a foreign file can raise anything
         raise ModelError(
-            f"{path} is not a checkpoint that holds weights alone, or it is cut off", path
+            f"{path} is not a checkpoint that contains only weights, or it is truncated", path
         ) from error
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise ModelError(
-            f"{path} is not a state dict: it holds more, or other things, than named weights", path
-        )
+        raise ModelError(f"{path} is not a state dict: it contains more than named weights", path)
     return state
 
 
@@ -210,12 +208,12 @@ def _fill(network: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
 
 
 def _require_shapes(network: nn.Module, shapes: dict[str, tuple[int, ...]], path: Path) -> None:
-    """Refuse weights that are missing, left over, or of another shape than a network's."""
+    """Refuse weights that are missing, superfluous, or of another shape than the network's."""
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     faults = {
         "missing": sorted(wanted.keys() - shapes.keys()),
         "not used": sorted(shapes.keys() - wanted.keys()),
-        "of another shape": sorted(
+        "with another shape": sorted(
             f"{name} {shapes[name]} instead of {wanted[name]}"
             for name in wanted.keys() & shapes.keys()
             if shapes[name] != wanted[name]
@@ -226,7 +224,7 @@ def _require_shapes(network: nn.Module, shapes: dict[str, tuple[int, ...]], path
             f"{len(names)} {fault}, such as {names[0]}" for fault, names in faults.items() if names
         )
         raise ModelError(
-            f"{path} does not hold the weights of this network ({listed}); the task and `network` must be "
-            "those that it was trained with",
+            f"{path} does not contain the weights of this network ({listed}); use the task and `network` of "
+            "its training",
             path,
         )

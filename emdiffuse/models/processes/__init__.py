@@ -1,15 +1,15 @@
-"""How a network is trained and sampled: the native process, the published one, and that of whole gaps.
+"""Training and sampling of networks: the native process, the published one, and that of whole gaps.
 
 Conventions
 -----------
-* A *batch* is what a network is conditioned on: `condition` (N, C, H, W) in [-1, 1], the real slices at
-  `tasks.CONDITION_OFFSETS` of a gap or one image; `positions` (N, D), the slices' places in the gap, NaN
-  where one is absent; `factor` (N,); `thickness` (N,), the fraction of the slice spacing that a real slice
+* A *batch* is the condition of a network: `condition` (N, C, H, W) in [-1, 1], the real slices at
+  `tasks.CONDITION_OFFSETS` of a gap or one image; `positions` (N, D), the slices' positions in the gap, NaN
+  if absent; `factor` (N,); `thickness` (N,), the fraction of the slice spacing that a real slice
   integrates over. An image has one slice, at position 1/2, factor 1 and thickness 0.
-* ``process.example(batch, target, draws)`` draws levels and noise, and gives the arguments of the network and
-  what it should answer, each with N first, so that a batch can be worked through in parts.
-* What is drawn is drawn for a whole batch, of which a process has some rows (`Draws`): sharing it changes
-  nothing.
+* ``process.example(batch, target, draws)`` draws levels and noise, and returns the network's arguments and
+  its target output, each with N first, so that a batch can be processed in parts.
+* Random numbers are drawn for a whole batch, of which each process uses its rows (`Draws`), so sharing a
+  batch changes nothing.
 * ``process.sample(network, batch, sampler, white)`` draws one image of each slice, (N, D, H, W) in [-1, 1];
   ``white(step)`` is standard normal noise of that shape.
 """
@@ -38,7 +38,7 @@ __all__ = [
 
 
 def process_of(description: Description) -> Process:
-    """Return the process of a model from its description."""
+    """Return the process of a model, given its description."""
     network = description.network
     if isinstance(network, NativeSpec):
         return NativeProcess(network.residual_scale, blind_spot=network.blind_spot)
@@ -47,7 +47,7 @@ def process_of(description: Description) -> Process:
 
 
 def new_process(network: nn.Module, training: Training, noisy: bool = False) -> Process:
-    """Return the process by which a new network is trained; from `noisy` data it learns the mean alone."""
+    """Return the process for training a new network; from `noisy` data it learns only the mean."""
     if isinstance(network, NativeNetwork):
         share = 1.0 if noisy else training.mean_share
         return NativeProcess(network.residual_scale, share, network.blind_spot)

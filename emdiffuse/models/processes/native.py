@@ -16,13 +16,13 @@ from emdiffuse.models.processes.process import Batch, White, calls, walk
 from emdiffuse.models.surroundings import Reach
 
 GAMMA_LAST = 0.998
-"""Highest level at which a native network is called: what noise is left there is below that of the data."""
+"""Highest level at which a native network is evaluated; the remaining noise is below that of the data."""
 
 GAMMA_SHARP = 0.99
-"""Highest level that a flow from the mean starts at: further steps are left to it."""
+"""Highest starting level of a flow from the mean, so that steps remain."""
 
 FLOOR = 0.1
-"""Power of the flow, in units of the residual's variance, below which examples count less."""
+"""Power of the flow, in units of the residual's variance, below which examples have less weight."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class NativeProcess:
     scale : float
         Standard deviation of the residual.
     mean_share : float
-        Share of a training batch at pure noise, where the network learns the posterior mean.
+        Fraction of a training batch at pure noise, where the network learns the posterior mean.
     blind_spot : tuple of int, optional
-        Of a network that learns from hidden pixels: how far they reach along y and x.
+        For a network that learns from hidden pixels: extent of the blind spot along y and x.
     """
 
     scale: float
@@ -44,15 +44,16 @@ class NativeProcess:
     blind_spot: Reach | None = None
 
     def example(self, batch: Batch, target: Tensor, draws: Draws) -> tuple[tuple[Tensor, ...], Tensor]:
-        """See `Process`; the wanted answer is the flow ``eps - x0``, minus the posterior mean at pure noise.
+        """See `Process`; the target is the flow ``eps - x0``, at pure noise minus the posterior mean.
 
         Parameters
         ----------
         batch : Batch
+            Condition of the network.
         target : Tensor
-            (N, D, H, W), in [-1, 1]; NaN where a slice is absent, or a pixel was not hidden.
+            (N, D, H, W), in [-1, 1]; NaN in absent slices, and where pixels were not hidden.
         draws : Draws
-            What levels and noise come from.
+            Random numbers for levels and noise.
 
         Returns
         -------
@@ -70,13 +71,13 @@ class NativeProcess:
         return (x, gamma, *batch), training_target("flow", x0, eps)
 
     def loss(self, output: Tensor, wanted: Tensor) -> Tensor:
-        """Squared error, the mean over the present slices of each gap, then over the batch.
+        """Return the squared error, averaged over the present slices of each gap, then over the batch.
 
-        Each example counts by its error over that of a poorer answer, nothing, so that a tissue or a factor
-        that changes little from slice to slice is learned as well as others; `FLOOR` keeps what is empty from
-        counting most. Where pixels were hidden, these alone count.
+        The error of each example is divided by that of predicting zero, so that tissues and factors with
+        small changes between slices are learned as well as others; `FLOOR` prevents empty examples from
+        dominating. If pixels were hidden, only these count.
         """
-        if self.blind_spot is not None:  # alike: the power of few noisy pixels would be noise
+        if self.blind_spot is not None:  # equal weights: the power of few noisy pixels is itself noise
             return error_where_known(output, wanted)
         present = ~wanted[:, :, :1, :1].isnan()
         target = wanted.nan_to_num(0.0)
@@ -95,17 +96,17 @@ class NativeProcess:
         return base + self.scale * walk(sampler, denoise, levels, white)
 
     def plain(self, batch: Batch) -> Tensor:
-        """Return what the residual is added to, (N, D, H, W)."""
+        """Return the plain estimate to which the residual is added, (N, D, H, W)."""
         return plain_estimate(batch.condition, batch.positions, self.blind_spot)
 
     def sharpen(
         self, network: nn.Module, batch: Batch, sampler: Sampler, mean: Tensor, white: White
     ) -> Tensor:
-        """Follow the flow from the posterior mean under noise of a level, the sampler's `sharpen`, 0 to 1.
+        """Sharpen the posterior mean: add noise of the level `sampler.sharpen` (0 to 1), and follow the flow.
 
-        The nearer to 1, the more of the noise becomes texture; at 1 the mean is forgotten, and the result is
-        a sample. At the same PSNR the result is sharper than a weighted mean of mean and sample. After Ohayon
-        et al. 2024 (arXiv 2410.00418), who train a flow for it; here it is the one that samples are drawn by.
+        The closer to 1, the more noise becomes texture; at 1 the mean is forgotten, and the result is a
+        sample. At equal PSNR the result is sharper than a weighted mean of mean and sample. After Ohayon et
+        al. 2024 (arXiv 2410.00418), who train a separate flow; here the sampling flow is used.
 
         Parameters
         ----------
@@ -132,9 +133,9 @@ class NativeProcess:
 
     @staticmethod
     def denoiser(network: nn.Module, batch: Batch) -> Denoiser:
-        """Bind a network to its condition, as a denoiser of the residual in units of `scale`."""
+        """Bind a network to its condition, and return a denoiser of the residual in units of `scale`."""
 
-        def call(x: Tensor, gamma: Tensor) -> Tensor:  # of a network that is compiled
+        def call(x: Tensor, gamma: Tensor) -> Tensor:  # for a compiled network
             out: Tensor = network(x, gamma, *batch)
             return out
 

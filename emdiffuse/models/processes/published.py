@@ -22,9 +22,9 @@ from emdiffuse.runtime.errors import DataError
 class PublishedProcess:
     """The process of the published networks: noise prediction of the image itself, one slice at a time.
 
-    Training levels lie between neighbouring ones of the published schedule; x0 is clipped to [-1, 1]. A gap
-    is conditioned on the real slice after it, then the one before it, and a slice known by its index from 0
-    (Lu et al., doi 10.1038/s41467-024-49125-z, and its code).
+    Training levels are drawn between neighbouring ones of the published schedule; x0 is clipped to [-1, 1]. A
+    gap is conditioned on the real slice after it, then the one before it; a slice is identified by its index
+    from 0 (Lu et al., doi 10.1038/s41467-024-49125-z, and its code).
 
     Attributes
     ----------
@@ -35,7 +35,7 @@ class PublishedProcess:
     difficulty_map: bool = False
 
     def example(self, batch: Batch, target: Tensor, draws: Draws) -> tuple[tuple[Tensor, ...], Tensor]:
-        """See `Process`; of each gap one slice is drawn, and the wanted answer is the noise, (N, 1, H, W)."""
+        """See `Process`; one slice of each gap is drawn, and the target is the noise, (N, 1, H, W)."""
         count = len(target)
         present = ~batch.positions.isnan()
         share = draws.uniform().to(target.device)
@@ -48,21 +48,21 @@ class PublishedProcess:
         return ((x, level) if batch.condition.shape[1] == 1 else (x, level, index)), eps
 
     def loss(self, output: Tensor, wanted: Tensor) -> Tensor:
-        """Squared error, or the difficulty-aware loss."""
+        """Return the squared error, or the difficulty-aware loss."""
         if self.difficulty_map:
             return difficulty_aware(wanted, output)
         return (output.float() - wanted).square().mean()
 
     def sample(self, network: nn.Module, batch: Batch, sampler: Sampler, white: White) -> Tensor:
-        """See `Process`; ``ddpm`` walks the published test schedule, the others equal steps in log-SNR.
+        """See `Process`; ``ddpm`` follows the published test schedule, others equal steps in log-SNR.
 
         Raises
         ------
         DataError
-            If the factor is no integer: the network knows slices by their index.
+            If the factor is not an integer, because the network identifies slices by index.
         """
         if batch.condition.shape[1] > 1 and bool((batch.factor != batch.factor.round()).any()):
-            raise DataError("a published network fills gaps of integer factors alone; use a native model")
+            raise DataError("a published network only fills gaps of integer factors; use a native model")
         answer = _published_call(network, batch)
 
         def call(x: Tensor, gamma: Tensor) -> Tensor:
@@ -78,16 +78,16 @@ class PublishedProcess:
     def difficulty(
         self, network: nn.Module, batch: Batch, restored: Tensor, gamma: float, eps: Tensor
     ) -> Tensor:
-        """Ask a network with a difficulty map how hard each pixel is.
+        """Return the difficulty of each pixel, from a network with a difficulty map.
 
         Parameters
         ----------
         network : Module
-            Trained with the difficulty-aware loss.
+            Network trained with the difficulty-aware loss.
         batch : Batch
-            What is known.
+            Condition of the network.
         restored : Tensor
-            (N, D, H, W), in [-1, 1]: what was restored, which is noised again to the level.
+            (N, D, H, W), in [-1, 1]: the restored slices, to which noise of the level is added.
         gamma : float
             The level, in (0, 1).
         eps : Tensor
@@ -102,7 +102,7 @@ class PublishedProcess:
         Raises
         ------
         DataError
-            If the network was trained without the map.
+            If the network was trained without the difficulty map.
         """
         if not self.difficulty_map:
             raise DataError("this network has no difficulty map: train with `training.loss: difficulty`")
@@ -115,14 +115,14 @@ class PublishedProcess:
 
 @dataclass(frozen=True)
 class JointProcess(PublishedProcess):
-    """The published process, but for all slices of a gap at once: a 3-D network that sees them together.
+    """The published process for all slices of a gap at once, with a 3-D network.
 
-    It is conditioned on the real slices on both sides of the gap and on each slice's position, as channels
-    (N, 3, D, H, W), so that a slice agrees with its neighbours and not only with the real slices.
+    It is conditioned on the real slices on both sides of the gap, and on each slice's position, as channels
+    (N, 3, D, H, W), so that slices are consistent with their neighbours, not only with the real slices.
     """
 
     def example(self, batch: Batch, target: Tensor, draws: Draws) -> tuple[tuple[Tensor, ...], Tensor]:
-        """See `Process`; the wanted answer is the noise of every slice, (N, 1, D, H, W), NaN where absent."""
+        """See `Process`; the target is the noise of every slice, (N, 1, D, H, W), NaN if absent."""
         gamma = _trained_levels(draws, target.device)
         eps = draws.normal(*target.shape[1:]).to(target.device)
         noisy = q_sample(target.nan_to_num(0.0), gamma, eps)[:, None]
@@ -130,7 +130,7 @@ class JointProcess(PublishedProcess):
         return (x, gamma.to(x.dtype)), torch.where(target.isnan(), target, eps)[:, None]
 
     def loss(self, output: Tensor, wanted: Tensor) -> Tensor:
-        """As `PublishedProcess`, over the slices that are present."""
+        """Return the loss of `PublishedProcess`, over the present slices."""
         present = ~wanted[:, 0, :, 0, 0].isnan()
         return super().loss(output.movedim(2, 1)[present], wanted.movedim(2, 1)[present])
 
@@ -159,7 +159,7 @@ class JointProcess(PublishedProcess):
 
 
 def published_levels(sampler: Sampler) -> Levels:
-    """Levels at which a published network is called: its own test schedule for ddpm, log-SNR steps else."""
+    """Return the sampling levels of a published network: its test schedule for ddpm, else log-SNR steps."""
     if sampler.name == "ddpm":
         return linear_gammas(1e-4, 9e-2, calls(sampler))
     return log_snr_levels(calls(sampler), *PUBLISHED_GAMMAS)
@@ -175,7 +175,7 @@ def _trained_levels(draws: Draws, device: torch.device) -> Tensor:
 
 
 def _published_call(network: nn.Module, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
-    """Bind a published network to its condition; it then takes every slice as an image (N D, 1, H, W)."""
+    """Bind a published network to its condition, for slices as separate images (N D, 1, H, W)."""
     count, depth = batch.positions.shape
     condition = _published_condition(batch.condition).repeat_interleave(depth, 0)
     index = torch.arange(depth, device=condition.device).repeat(count)
@@ -189,12 +189,12 @@ def _published_call(network: nn.Module, batch: Batch) -> Callable[[Tensor, Tenso
 
 
 def _published_condition(condition: Tensor) -> Tensor:
-    """Return a published network's condition: the image; or the slice after a gap, then that before."""
+    """Return a published network's condition: the image, or the slice after a gap, then the one before."""
     return condition if condition.shape[1] == 1 else condition[:, [2, 1]]
 
 
 def _joint_call(network: nn.Module, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
-    """Bind a 3-D network to its condition; it then takes the slices of gaps (N, 1, D, H, W)."""
+    """Bind a 3-D network to its condition, for the slices of gaps (N, 1, D, H, W)."""
     condition = _joint_condition(batch)
 
     def call(x: Tensor, gamma: Tensor) -> Tensor:
