@@ -1,6 +1,6 @@
 #!/bin/sh
-# Snakemake runs a copy of this in the environment that it made with `--sdm conda`, from the folder of the run, wherever
-# that is; rules/common.smk says where the package lies, and its version where the workflow came with the package.
+# Snakemake runs a copy of this script in the `--sdm conda` environment, from the run's working directory;
+# rules/common.smk sets the path and version of the package.
 set -e
 : "${EMDIFFUSE_SOURCE:?}" "${EMDIFFUSE_VERSION:?}"
 if [ -f "$EMDIFFUSE_SOURCE/pyproject.toml" ]; then

@@ -1,5 +1,5 @@
-# Raw files to canonical OME-Zarr, and datasets that are made from others.
-# A name may have spaces and begin with a dash: commands quote it, and `--` says that no options follow.
+# Raw files to canonical OME-Zarr, and datasets derived from others.
+# Names may contain spaces and begin with a dash: commands quote them, and `--` ends the options.
 
 
 rule acquire:
@@ -15,7 +15,7 @@ rule acquire:
         dataset=one_of(RAW),
     conda:
         "../envs/emdiffuse.yaml"
-    threads: 2  # which every node has: SLURM never starts a job that asks for more; `set-threads` gives more
+    threads: 2  # SLURM never starts a job that requests more than a node has; `set-threads` raises it
     resources:
         mem_mb=memory(4000),
         runtime=240,
@@ -27,7 +27,7 @@ rule acquire:
         " --settings {params.settings:q} -- {wildcards.dataset:q} {output:q}"
 
 
-# An anisotropic volume from an isotropic one; the slices left out are the truth.
+# An anisotropic volume from an isotropic one; the omitted slices are the ground truth.
 rule keep_every:
     input:
         origin_volume,
@@ -53,7 +53,7 @@ rule keep_every:
         " --thickness {params.thickness} -- {input:q} {params.factor} {wildcards.dataset:q} {output:q}"
 
 
-# Pairs (degraded and clean), or degraded images, from the slices of a clean volume.
+# Degraded/clean pairs, or degraded images alone, from the slices of a clean volume.
 rule degrade:
     input:
         origin_volume,

@@ -1,4 +1,4 @@
-# How wide the intervals of a restoration must be, found on another dataset that the same model restored.
+# Calibrates the uncertainty intervals of a restoration on another dataset restored by the same model.
 
 
 rule calibrate:

@@ -1,5 +1,5 @@
-# The configuration, read once, and what the rules of several stages ask of it.
-# A store is known to rules by its zarr.json, and a model by its model.json: these are written last.
+# The configuration, read once, and functions shared by the rules of several stages.
+# Rules refer to a store by its zarr.json and to a model by its model.json: these are written last.
 import json
 import os
 import re
@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-# With `--sdm conda` the package is installed for the jobs alone, and what follows comes from its source.
+# With `--sdm conda` the package is installed for the jobs only, so import it from its source here.
 SOURCE = (
     Path(workflow.current_basedir.get_path_or_uri(secret_free=True))
     .resolve()
@@ -28,7 +28,7 @@ os.environ.update(EMDIFFUSE_SOURCE=str(SOURCE), EMDIFFUSE_VERSION=__version__)
 
 
 def stop(mistake):
-    """End with the one sentence of a user's mistake: where in the workflow it was noticed would bury that."""
+    """Exit with the error as one sentence, without Snakemake's traceback."""
     sys.exit(f"error: {mistake}")
 
 
@@ -48,7 +48,7 @@ TRAINED = [name for name in CONFIG.models if name not in IMPORTED]
 
 
 def one_of(names):
-    """A wildcard constraint that matches these names alone."""
+    """Return a wildcard constraint that matches exactly these names."""
     return "|".join(map(re.escape, names)) or "(?!)"
 
 
@@ -58,7 +58,7 @@ wildcard_constraints:
 
 
 def memory(mb):
-    """Memory of a job: as much again at each further attempt, for one that ran out of it."""
+    """Return the memory of a job, which grows by `mb` with each attempt, in case it ran out."""
 
     def mem_mb(wildcards, attempt):
         return mb * attempt
@@ -67,7 +67,7 @@ def memory(mb):
 
 
 def planned_memory(stage):
-    """Memory of a worker as its plan states it, which knows tiles, blocks and network."""
+    """Return the memory of a worker from the plan, which accounts for tiles, blocks and network."""
 
     def mem_mb(wildcards, input, attempt):
         return json.loads(Path(input.plan).read_text())["memory_mb"][stage] * attempt
@@ -84,7 +84,7 @@ def restored(dataset, model):
 
 
 def restoration(wildcards):
-    """The entry of `restorations` that a job belongs to."""
+    """Return the entry of `restorations` that a job belongs to."""
     return next(
         item
         for item in CONFIG.restorations
@@ -93,7 +93,7 @@ def restoration(wildcards):
 
 
 def wanted():
-    """What a run is for: the report, or where nothing is restored the models."""
+    """Return the targets of a run: the report, or the models if nothing is restored."""
     if CONFIG.restorations:
         return ["results/report.html"]
     return [f"experiments/{name}/best/model.json" for name in CONFIG.models]

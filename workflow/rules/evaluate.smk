@@ -1,5 +1,5 @@
-# How good restorations are, where there is a truth. Classical methods are measured once for all restorations that
-# share input, truth and task, and each restoration by itself: one that is added makes nothing run again.
+# Evaluates restorations that have a ground truth. Classical methods are measured once for all restorations that
+# share input, truth and task, and each restoration separately: adding one reruns nothing.
 
 
 rule baselines:

@@ -1,4 +1,4 @@
-# Which files the rules read: one function an input, in the order of the chain.
+# The input files of the rules: one function per input, in pipeline order.
 from functools import cache
 
 from snakemake.io import contains_wildcard
@@ -10,7 +10,7 @@ from emdiffuse.config.sources import source_files
 
 @cache
 def raw_files_of(name):
-    """The files of a dataset; what was found of pairs is listed once, before any work."""
+    """Return the files of a dataset; log the pairs found once, before any job starts."""
     dataset = CONFIG.datasets[name]
     try:
         if dataset.pairs is None:
@@ -31,9 +31,9 @@ if workflow.is_main_process:
 
 
 def plain_names(files):
-    """The files that Snakemake can be told of: it takes braces in a name for a wildcard.
+    """Return the files without braces in their names, which Snakemake would take for wildcards.
 
-    What changes in the others is noticed all the same, by the `state` among the parameters.
+    Changes in the others are still noticed, through the `state` parameter.
     """
     return [file for file in files if not contains_wildcard(str(file))]
 
@@ -51,7 +51,7 @@ def training_volumes(wildcards):
 
 
 def begun_from(wildcards):
-    """The model whose weights a model of the configuration is begun from, if that is one too."""
+    """Return the files of the starting model, if it is in the configuration."""
     begun = CONFIG.models[wildcards.model].training.init_from
     if begun not in CONFIG.models:
         return []
@@ -59,7 +59,7 @@ def begun_from(wildcards):
 
 
 def given_files_of(name):
-    """The files of a model that is not trained here."""
+    """Return the files of a model that is not trained here."""
     source = model_folder(CONFIG.models[name].weights)
     files = ("model.json", "model.safetensors")
     return [source / file for file in files] if source.is_dir() else [source]
@@ -70,7 +70,7 @@ def given_weights(wildcards):
 
 
 def source_volume(wildcards):
-    """What a restoration starts from: the dataset, or its slices as another model restored them."""
+    """Return the input of a restoration: the dataset, or its slices restored by another model."""
     model = restoration(wildcards).real_slices
     if model is None:
         return registered(wildcards.dataset)
@@ -82,7 +82,7 @@ def truth_volume(wildcards):
 
 
 def calibration_file(wildcards):
-    """The calibration of a restoration, or nothing."""
+    """Return the calibration of a restoration, if it has one."""
     if restoration(wildcards).calibration is None:
         return []
     return f"results/calibration/{wildcards.dataset}/{wildcards.model}.json"
@@ -102,7 +102,7 @@ def calibration_dataset(wildcards):
 
 
 def calibration_truth(wildcards):
-    """The truth, or the second scan that stands in for it."""
+    """Return the ground truth, or the second scan that replaces it."""
     other = calibrated_on(wildcards)
     return registered(other.second_scan or CONFIG.truth(other))
 
@@ -113,7 +113,7 @@ def baselines_file(wildcards):
 
 
 def measured_beside(wildcards):
-    """A restoration that stands beside these baselines; all that do have the same input, truth and task."""
+    """Return one of the restorations that share these baselines, and thus input, truth and task."""
     return next(
         item
         for item in CONFIG.restorations
@@ -135,7 +135,7 @@ def restored_volumes(wildcards):
 
 
 def alignments(wildcards):
-    """How well every dataset that is restored or trained on is aligned, in numbers and pictures."""
+    """Return the alignment metrics and figures of every dataset restored or trained on."""
     names = [item.dataset for item in CONFIG.restorations]
     names += [name for model in CONFIG.models.values() for name in model.datasets]
     return [
@@ -167,7 +167,7 @@ def evaluations(wildcards):
 
 
 def unfinished_stores(wildcards):
-    """Stores whose zarr.json `emdiffuse verify --repair` removed, which nothing else asks for once all is made."""
+    """Return stores whose zarr.json `emdiffuse verify --repair` removed; no other rule requests them."""
     names = [
         f"{stage}/{name}.ome"
         for stage in ("acquired", "registered")

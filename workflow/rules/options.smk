@@ -1,4 +1,4 @@
-# The parameters of the rules' commands: one function each, in the order of the chain.
+# The parameters of the rules' commands: one function each, in pipeline order.
 import shlex
 
 from emdiffuse.config.reading import Reading
@@ -7,17 +7,17 @@ from emdiffuse.project.workflow import state_of
 
 
 def acquisition_settings(wildcards):
-    """What acquisition depends on; alignment is a later stage's."""
+    """Return the settings of acquisition; alignment belongs to a later stage."""
     keys = {"source", "voxel_size", "slice_thickness", "pairs", "images", "invert"}
     keys |= {"repair", *Reading.model_fields}
     return CONFIG.datasets[wildcards.dataset].canonical(keys)
 
 
 def raw_state(wildcards):
-    """Whether raw files may have changed: more than their times tell, so that these do not count."""
+    """Return the state of the raw files, which detects changes that modification times miss."""
     source = CONFIG.datasets[wildcards.dataset].source
     name = source and parse_source(source)
-    # of a store with all its chunks, of which the rule names the metadata alone
+    # including all chunks of a store, as the rule's input is only the metadata
     stores = [name.place] if name and name.kind in MARKS and not name.remote else []
     return state_of([*raw_files_of(wildcards.dataset), *stores])
 
@@ -39,26 +39,26 @@ def images_option(wildcards):
 
 
 def alignment_settings(wildcards):
-    """How a dataset is registered; degraded pairs are aligned as they are made, and are checked alone."""
+    """Return the alignment settings; degraded pairs are aligned by construction and only checked."""
     dataset = CONFIG.datasets[wildcards.dataset]
     known = {"method": "check"} if dataset.degrade else {}
     return dataset.alignment.model_copy(update=known).canonical()
 
 
 def flow_state(wildcards):
-    """Whether the weights of the optical flow may have changed, where they are a file."""
+    """Return the state of the optical flow weights, if they are a file."""
     return state_of([CONFIG.datasets[wildcards.dataset].alignment.weights])
 
 
 def patch_settings(wildcards):
-    """What the patch store depends on: not the network, nor the training."""
+    """Return the settings of the patch store, which depends on neither network nor training."""
     model = CONFIG.models[wildcards.model]
     keys = {"task", "datasets", "factor", "thickness", "patches"}
     return model.canonical(keys)
 
 
 def model_settings(wildcards):
-    """The model; where it is begun from another one, with that one's folder."""
+    """Return the model's settings, with the folder of its starting model if it has one."""
     model = CONFIG.models[wildcards.model]
     values = model.model_dump(mode="json")
     if model.training.init_from in CONFIG.models:
@@ -67,7 +67,7 @@ def model_settings(wildcards):
 
 
 def begun_state(wildcards):
-    """Whether the model that one is begun from may have changed, where it is none of the configuration."""
+    """Return the state of the starting model, if it is not in the configuration."""
     begun = CONFIG.models[wildcards.model].training.init_from
     if begun is None or begun in CONFIG.models:
         return ""
@@ -77,7 +77,7 @@ def begun_state(wildcards):
 
 
 def launch_options(wildcards, resources, threads):
-    """Where a training runs; a change of resources or threads alone reruns nothing."""
+    """Return where a training runs; changing only resources or threads reruns nothing."""
     gpus = resources.get("gpu", 0)
     if resources.launcher == "local":
         return f"--processes {max(gpus, 1)}"
@@ -102,7 +102,7 @@ def launch_options(wildcards, resources, threads):
 
 
 def given_state(wildcards):
-    """Whether given weights may have changed."""
+    """Return the state of the given weights."""
     return state_of(given_files_of(wildcards.model))
 
 
@@ -125,7 +125,7 @@ def calibration_option(wildcards, input):
 
 
 def device_options(wildcards, resources):
-    """How the network is run: what the device has room for, and what pays on it, so the profile says it."""
+    """Return how the network runs; this depends on the device, so the profile sets it."""
     mode = resources.get("compile")
     compiled = f" --compile {mode}" if mode else ""
     precision = resources.get("precision", "auto")
@@ -145,17 +145,17 @@ def baselines_task(wildcards):
 
 
 def lpips_state(wildcards):
-    """Whether the weights of LPIPS may have changed, where they are given."""
+    """Return the state of the LPIPS weights, if given."""
     weights = CONFIG.lpips
     return state_of([weights]) if weights else ""
 
 
 def lpips_option(wildcards):
-    """The weights of LPIPS, where they are given."""
+    """Return the LPIPS weights, if given."""
     weights = CONFIG.lpips
     return f"--lpips {shlex.quote(weights)}" if weights else ""
 
 
 def report_settings(wildcards):
-    """All of the configuration, by a function: in a plain text Snakemake would take braces for wildcards."""
+    """Return the whole configuration; a function, as Snakemake takes braces in strings for wildcards."""
     return CONFIG.canonical()

@@ -1,4 +1,4 @@
-# Training patches of a model, in one sharded store.
+# The training patches of a model, in one sharded store.
 
 
 rule patches:

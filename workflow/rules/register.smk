@@ -1,5 +1,5 @@
-# Registers image pairs; checks the alignment of a volume's slices (with `method: warp` it aligns them), and passes an
-# aligned volume on (hard links, no copy). A picture of every pair lies in results/registered/{dataset}.quality/.
+# Registers image pairs; checks the alignment of a volume's slices, or aligns them with `method: warp`. Aligned volumes
+# are passed on as hard links, not copied. results/registered/{dataset}.quality/ has a figure of every pair.
 
 
 rule register:

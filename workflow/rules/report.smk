@@ -1,4 +1,4 @@
-# The report reads finished stores and numbers; its settings change no number.
+# Builds the report from finished stores and results; its settings change no number.
 
 
 rule report:

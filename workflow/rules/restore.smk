@@ -1,4 +1,4 @@
-# A volume restored by a model: planned once, shared by N workers, blended by N workers, finished once.
+# Restores a volume: one plan, N workers that restore tiles, N that blend them, and one job for the pyramid.
 
 
 rule plan:

@@ -1,9 +1,9 @@
-# Models: trained here, or there already.
+# Models: trained here or imported.
 
 
-# What a resume needs lies in experiments/{model}/run, which no rule declares and so nothing deletes.
-# The rule runs where Snakemake runs: on a cluster it is a light process that submits the training itself, and follows
-# a job that requeues itself, or that an earlier run has submitted.
+# The state for resuming is in experiments/{model}/run, which is no rule's output, so Snakemake never deletes it.
+# The rule runs where Snakemake runs: on a cluster it is a light process that submits the training and follows its job,
+# which requeues itself and may have been submitted by an earlier run.
 rule train:
     input:
         patches="results/patches/{model}.zarr/zarr.json",
@@ -19,11 +19,11 @@ rule train:
         "results/benchmarks/train/{model}.tsv"
     wildcard_constraints:
         model=one_of(TRAINED),
-    retries: 0  # a job of SLURM requeues itself: never both
+    retries: 0  # the SLURM job requeues itself; never both
     localrule: True
     conda:
         "../envs/emdiffuse.yaml"
-    threads: 8  # or all cores of a smaller machine; a small network gains no more
+    threads: 8  # or all cores of a smaller machine; more do not speed up a small network
     resources:
         mem_mb=8000,
         runtime=1440,
@@ -37,7 +37,7 @@ rule train:
         " -- {input.patches:q} {wildcards.model:q} experiments/{wildcards.model:q}"
 
 
-# A model whose weights are there: a published checkpoint, or a model trained elsewhere.
+# Imports given weights: a published checkpoint, or a model trained elsewhere.
 rule import_weights:
     input:
         ancient(given_weights),
