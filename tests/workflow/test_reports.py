@@ -27,7 +27,7 @@ def test_the_tables_lie_beside_the_report(finished):
 def test_snakemakes_own_report_has_captions(project):
     project.run("--report", "snakemake.html")
     text = (project.folder / "snakemake.html").read_text()
-    for words in ("EMDiffuse, Lu et al. 2024", "drift that is left between", "beside classical methods"):
+    for words in ("EMDiffuse, Lu et al. 2024", "residual drift between", "beside classical methods"):
         assert words in text, words
     files = re.findall(r"report\\?\.(?:html|csv|json)|gap v1\.2\.csv|-5deg\.quality\.png", text)
     assert {"report.html", "report.csv", "report.json", "gap v1.2.csv", "-5deg.quality.png"} <= set(files)
