@@ -20,9 +20,9 @@ def sentence(facts: EmptyFacts | None, images: bool) -> list[str]:
         return []
     what = "averaged" if images else "interpolated"
     return [
-        f"In {max(facts.share, 0.0001):.2%} of what was restored nothing is to be seen: no contrast above "
-        f"{facts.contrast / 2:.1%} of the range of intensities and {facts.noisy:g} times the noise. There "
-        f"nothing was generated, and the input is {what}; the layer '{LAYER}' marks it."
+        f"{max(facts.share, 0.0001):.2%} of the restoration is empty: no contrast above "
+        f"{facts.contrast / 2:.1%} of the intensity range and {facts.noisy:g} times the noise. Nothing was "
+        f"generated there; the input is {what}. The layer '{LAYER}' marks it."
     ]
 
 

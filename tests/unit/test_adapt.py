@@ -154,7 +154,7 @@ def test_a_configuration_can_say_the_same():
 @pytest.mark.parametrize(
     ("shape", "task", "message"),
     [
-        ((5, 24, 84), None, "24 x 84 pixels are too few to learn from"),
+        ((5, 24, 84), None, "24 x 84 pixels are too few to train on"),
         ((5, 100, 84), "emdiffuse-r", "cannot be adapted without ground truth"),
         ((5, 100, 84), "emdiffuse-n", "noisy images alone cannot show whether another is better"),
     ],
