@@ -19,9 +19,9 @@ SHOWN = 3
 """Maximum number of chunks that a message names."""
 
 
-def boxes_of(shape: Sequence[int], steps: Sequence[int]) -> Iterator[Box]:
-    """Yield the boxes (z, y, x) of chunks."""
-    sides = [range(0, n, step) for n, step in zip(shape, steps, strict=True)]
+def boxes_of(shape: Sequence[int], steps: Sequence[int], start: Sequence[int] = (0, 0, 0)) -> Iterator[Box]:
+    """Yield the boxes (z, y, x) of chunks from a corner on, which is the corner of a chunk."""
+    sides = [range(a, n, step) for a, n, step in zip(start, shape, steps, strict=True)]
     for corner in itertools.product(*sides):
         z, y, x = (slice(a, min(a + step, n)) for a, step, n in zip(corner, steps, shape, strict=True))
         yield z, y, x

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from emdiffuse.config.reading import Reading
 from emdiffuse.readers.absent import boxes_of
 from emdiffuse.readers.axes import Layout
-from emdiffuse.readers.base import Box, Source
+from emdiffuse.readers.base import Box, Shape, Source
 from emdiffuse.readers.reasons import whole_words
 from emdiffuse.readers.sizes import Size
 from emdiffuse.runtime.errors import DataError
@@ -110,17 +110,27 @@ class StoredArray(Source):
 
     def _absent(self) -> list[Box]:
         """Return the boxes of missing chunks, by listing the folder."""
-        if self._is_stored([slice(0, n) for n in self.shape]):
-            return []
         steps = self._layout.along(_lengths(self._store.chunk_layout.write_chunk.shape, self._store.rank))
-        return [box for box in boxes_of(self.shape, steps) if not self._is_stored(box)]
+        z, y, x = self.shape
+        return list(self._lost((slice(0, z), slice(0, y), slice(0, x)), steps))
 
-    def _is_stored(self, box: Sequence[slice]) -> bool:
-        z, y, x = box
-        part = self._store[self._layout.region(z.start, z.stop, y, x)]
+    def _lost(self, box: Box, steps: Shape) -> Iterator[Box]:
+        """Yield the chunks of a box that are not there: halved until a part has all or none."""
         with reached(self.name):
-            found = answer(part.storage_statistics(query_fully_stored=True))
-        return bool(found.fully_stored)
+            part = self._store[self._layout.region(box[0].start, box[0].stop, *box[1:])]
+            found = answer(part.storage_statistics(query_fully_stored=True, query_not_stored=True))
+        long = [axis for axis in range(3) if box[axis].stop - box[axis].start > steps[axis]]
+        if found.fully_stored:
+            return
+        if found.not_stored or not long:
+            yield from boxes_of([side.stop for side in box], steps, [side.start for side in box])
+            return
+        axis, halves = long[0], (list(box), list(box))
+        side, step = box[axis], steps[axis]
+        middle = side.start + max((side.stop - side.start) // step // 2, 1) * step
+        halves[0][axis], halves[1][axis] = slice(side.start, middle), slice(middle, side.stop)
+        for z, y, x in halves:
+            yield from self._lost((z, y, x), steps)
 
     def _read(self, z0: int, z1: int, y: slice, x: slice) -> NDArray[Any]:
         with reached(self.name):

@@ -203,3 +203,25 @@ def test_a_tiff_with_too_few_strips_or_tiles_is_refused(tmp_path, form, kind):
             tags[name].overwrite(kept if kind == "fewer" else (*kept, 0))
     with pytest.raises(DataError, match=r"a\.tif: (only \d of \d strips|pixels are missing)"):
         open_source(str(tmp_path / "a.tif")).read(0, 1)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 7, 95])
+@pytest.mark.parametrize("version", [2, 3])
+def test_every_chunk_that_is_missing_is_found(tmp_path, kept, version):
+    """Of 4 x 4 x 6 chunks, the last of which are cut at the end."""
+    array = zarr.create_array(
+        tmp_path / "a.zarr", shape=(7, 15, 22), chunks=(2, 4, 4), dtype="uint8", zarr_format=version,
+        chunk_key_encoding={"name": "default" if version == 3 else "v2", "separator": "/"},
+    )  # fmt: skip
+    array[...] = 1
+    chunks = sorted(
+        path for path in (tmp_path / "a.zarr").rglob("*") if path.is_file() and path.name.isdigit()
+    )
+    assert len(chunks) == 96
+    lost = set()
+    for i in np.random.default_rng(0).permutation(96)[kept:]:
+        lost.add(tuple(int(part) for part in chunks[i].parts[-3:]))
+        chunks[i].unlink()
+    opened = open_source(str(tmp_path / "a.zarr"), reading=Reading(missing_chunks="fill"))
+    found = [(z.start // 2, y.start // 4, x.start // 4) for z, y, x in opened.absent]
+    assert found == sorted(lost) and opened.chunks == 96
