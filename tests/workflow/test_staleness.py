@@ -2,11 +2,14 @@
 
 import os
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
 import tifffile
+import yaml
 import zarr
+from helpers import ROOT
 from small_project import copy_project
 
 from emdiffuse.project.workflow import state_of
@@ -40,6 +43,29 @@ def test_raw_files_that_changed_are_noticed_without_reading_them(tmp_path, chang
     assert state_of(paths) == before
     change(tmp_path)
     assert state_of(paths) != before
+
+
+def test_a_chunk_of_a_raw_store_that_was_rewritten_is_acquired_again(tmp_path, medulla, commands):
+    array = zarr.create_array(tmp_path / "raw.zarr", data=medulla[:8, :48, :48], chunks=(4, 24, 24))
+    dataset = {"source": "raw.zarr", "voxel_size": {"z": 60, "y": 10, "x": 10}}
+    config = {"datasets": {"a": dataset}, "models": {"m": {"task": "vemdiffuse-i", "weights": "vemdiffuse"}}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    target = "results/acquired/a.ome.zarr/zarr.json"
+    snakemake = ["snakemake", "--snakefile", ROOT / "workflow/Snakefile", "--configfile", "config.yaml"]
+
+    def run(*options):
+        command = [*snakemake, "--cores", "1", *options, target]
+        done = subprocess.run(command, cwd=tmp_path, env=commands, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    run()
+    assert "Nothing to be done" in run("--dry-run")
+    array[5, 30, 7:9] = [3, 250]
+    run()
+    acquired = open_volume(tmp_path / "results/acquired/a.ome.zarr").array
+    np.testing.assert_array_equal(acquired[:, :, :], array[...])
+    assert "Nothing to be done" in run("--dry-run")
 
 
 def test_a_run_after_each_change_gives_what_a_fresh_one_gives(project, tmp_path):
