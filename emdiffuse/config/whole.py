@@ -86,12 +86,20 @@ def _missing_files(config: Config) -> Iterator[tuple[str, str]]:
                 f"there is no '{weights}'; give a shipped model ({shipped}), the folder of a model, or a "
                 "published checkpoint (.pth)",
             )
+        elif weights is not None and (lacking := _lacking(model_folder(weights))):
+            yield f"models.{name}.weights", f"'{weights}' is not the folder of a model: it has no {lacking}"
         if not (begun is None or begun in config.models or (model_folder(begun) / "model.json").exists()):
             yield (
                 f"models.{name}.training.init_from",
                 f"'{begun}' is neither a model of this configuration, nor a shipped one ({shipped}), nor the "
                 "folder of one; check the name",
             )
+
+
+def _lacking(folder: Path) -> str | None:
+    """Return the first file of a model that a folder does not have; None if it has all, or is a file."""
+    names = ("model.json", "model.safetensors") if folder.is_dir() else ()
+    return next((name for name in names if not (folder / name).is_file()), None)
 
 
 def read_config(path: Path) -> Config:

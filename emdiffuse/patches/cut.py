@@ -211,10 +211,10 @@ def _require_factors(sources: list[PatchSource], origins: list[Origin], model: M
     """Require that every factor has a patch in some dataset."""
     if lost := set(model.factors) - {o.factor for o in origins if o.split == TRAINING}:
         paths = ", ".join(str(source.path) for source in sources)
-        raise DataError(
-            f"{paths}: too small for gaps of factor {max(lost)}; use a larger volume, or a smaller "
-            "`patches.size` or `factor`"
-        )
+        side = model.patches.size
+        what = f"gaps of factor {max(lost)}" if max(lost) > 1 else f"patches of {side} x {side} pixels"
+        less = "`patches.size` or `factor`" if max(lost) > 1 else "`patches.size`"
+        raise DataError(f"{paths}: too small for {what}; use larger data, or a smaller {less}")
 
 
 def _balanced_order(origins: list[Origin], random: np.random.Generator) -> NDArray[np.int64]:

@@ -77,6 +77,7 @@ MISTAKES = {
     "not a mapping": (("datasets",), [1], "datasets: "),
     "weights and training": (("models", "gap6", "weights"), "resources", "models.gap6: `datasets` is for training, but `weights` are given"),
     "neither weights nor data": (("models", "gap6", "datasets"), ..., "models.gap6: `datasets` is missing: name the training data"),
+    "weights in a folder of something else": (("models", "denoise_medulla"), {"task": "emdiffuse-n", "weights": "resources"}, "'resources' is not the folder of a model: it has no model.json"),
     "weights from nowhere": (("models", "denoise_medulla"), {"task": "emdiffuse-n", "weights": "no.pth"}, "models.denoise_medulla.weights: there is no 'no.pth'"),
     "LPIPS without weights": (("lpips",), "no.pth", "config: lpips: there is no file 'no.pth'"),
     "begun from nothing": (("models", "denoise", "training", "init_from"), "nothing", "models.denoise.training.init_from: 'nothing' is neither"),
@@ -168,6 +169,8 @@ def test_a_model_of_noisy_images_draws_no_samples_and_may_restore_what_it_learne
 
 
 def test_a_model_may_be_there_already(tmp_path):
+    for name in ("model.json", "model.safetensors"):
+        (tmp_path / name).touch()
     given = {"task": "emdiffuse-n", "weights": str(tmp_path)}
     config = validate(changed(("models", "denoise_medulla"), given))
     assert config.models["denoise_medulla"].datasets == ()

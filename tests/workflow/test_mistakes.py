@@ -1,6 +1,9 @@
 """Through Snakemake a user's mistake is one clean sentence, in the last lines of what is printed."""
 
+import json
+import pickle
 import re
+import shutil
 import subprocess
 
 import numpy as np
@@ -9,8 +12,11 @@ import tifffile
 import yaml
 import zarr
 from helpers import ROOT
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from emdiffuse.config import validate
+from emdiffuse.config.shipped import SHIPPED_FOLDER
 from emdiffuse.runtime.errors import EmdiffuseError
 
 LAST = 8
@@ -121,6 +127,49 @@ def test_useless_data_are_each_one_sentence_at_the_end(folder, commands):
         for name, dataset in found.items():
             (own,) = (line for line in last if f"logs/acquire/{name}.log" in line)
             assert dataset["source"] in own and len(own) < 400, own
+
+
+def damaged_models(folder):
+    """Write folders of models that a job finds out to be useless; return their models, and a word of each."""
+    given = SHIPPED_FOLDER / "emdiffuse-n"
+    for name in ("nan", "cut", "edited", "text"):
+        shutil.copytree(given, folder / name)
+    with safe_open(given / "model.safetensors", "np") as file:
+        weights = {key: file.get_tensor(key).copy() for key in file.keys()}  # noqa: SIM118 (no mapping)
+        metadata = file.metadata()
+    next(iter(weights.values())).flat[0] = np.nan
+    save_file(weights, folder / "nan/model.safetensors", metadata)
+    (folder / "cut/model.safetensors").write_bytes((given / "model.safetensors").read_bytes()[:5000])
+    description = json.loads((given / "model.json").read_text())
+    description["network"]["channels"] //= 2
+    (folder / "edited/model.json").write_text(json.dumps(description))
+    (folder / "text/model.json").write_text("years of work")
+    (folder / "code.pth").write_bytes(pickle.dumps({"a": pickle.loads}))
+    said = {
+        "nan": "is NaN", "cut": "not a whole safetensors file", "edited": "of another shape",
+        "text": "not valid JSON", "code.pth": "holds weights alone", "vemdiffuse": "task",
+    }  # fmt: skip
+    return {name: {"task": "emdiffuse-n", "weights": name} for name in said}, said
+
+
+def test_models_and_outputs_that_cannot_be_used_are_each_one_sentence_at_the_end(folder, commands):
+    models, said = damaged_models(folder)
+    small = {"task": "emdiffuse-n", "datasets": ["a"], "patches": {"size": 64}}  # of images of 32 x 32
+    config = {**GOOD, "models": {**models, "small": small}, "restorations": []}
+    (folder / "my.yaml").write_text(yaml.safe_dump(config))
+    (folder / "results/acquired/a.ome.zarr").mkdir(parents=True)
+    (folder / "results/acquired/a.ome.zarr/notes.txt").write_text("years of work")
+    wanted = [f"experiments/{name}/best/model.json" for name in models]
+    lines = snakemake(folder, commands, "--keep-going", *wanted, "results/acquired/a.ome.zarr/zarr.json")
+    assert (folder / "results/acquired/a.ome.zarr/notes.txt").read_text() == "years of work"
+    (folder / "results/acquired/a.ome.zarr/notes.txt").unlink()
+    lines += snakemake(folder, commands, "--keep-going", "experiments/small/best/model.json")
+    last = [line for line in lines if line.startswith("error: ")]
+    said |= {"a": "was not made by emdiffuse", "small": "too small for patches of 64 x 64 pixels"}
+    for name, word in said.items():
+        (own,) = (line for line in last if f"/{name}.log)" in line)
+        assert word in own and len(own) < 400, own
+    assert len(last) == len(said), "\n".join(last)
 
 
 def test_every_sentence_of_a_wrong_key_is_one_line(folder, monkeypatch):
