@@ -146,8 +146,8 @@ def damaged_models(folder):
     (folder / "text/model.json").write_text("years of work")
     (folder / "code.pth").write_bytes(pickle.dumps({"a": pickle.loads}))
     said = {
-        "nan": "is NaN", "cut": "not a whole safetensors file", "edited": "of another shape",
-        "text": "not valid JSON", "code.pth": "holds weights alone", "vemdiffuse": "task",
+        "nan": "NaN", "cut": "safetensors file", "edited": "shape",
+        "text": "JSON", "code.pth": "weights", "vemdiffuse": "task",
     }  # fmt: skip
     return {name: {"task": "emdiffuse-n", "weights": name} for name in said}, said
 
@@ -165,7 +165,7 @@ def test_models_and_outputs_that_cannot_be_used_are_each_one_sentence_at_the_end
     (folder / "results/acquired/a.ome.zarr/notes.txt").unlink()
     lines += snakemake(folder, commands, "--keep-going", "experiments/small/best/model.json")
     last = [line for line in lines if line.startswith("error: ") and "(see logs/" in line]
-    said |= {"a": "was not made by emdiffuse", "small": "too small for patches of 64 x 64 pixels"}
+    said |= {"a": "results/acquired/a.ome.zarr", "small": "64 x 64"}
     for name, word in said.items():
         (own,) = (line for line in last if f"/{name}.log)" in line)
         assert word in own and len(own) < 400, own
