@@ -5,8 +5,8 @@
 DATA is a folder with the files listed in `config/pretrained/README.md`. Stacks of pairs become folders of
 pairs. A part of the small volumes and of the pairs, which no model sees, is written to ``raw/held_out``.
 
-The two scans of a pair are up to 5 pixels apart, and drift. Of pairs that are learned from, the clean image
-is registered to the noisy one, so that noise is never interpolated; those held out are kept as they are.
+The two scans of a pair are up to 5 pixels apart, and drift. In training pairs, the clean image is registered
+to the noisy one, so that noise is never interpolated; held-out pairs stay unchanged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from emdiffuse.registration.pair import register_pair
 from emdiffuse.registration.raft import Flow
 
 MARGIN = 8
-"""Pixels at the edges of a registered pair that are left out: the images do not both show them."""
+"""Pixels cut from the edges of a registered pair, where only one image has data."""
 
 
 def main() -> None:
@@ -70,7 +70,7 @@ def split(source: Path, raw: Path, name: str, axis: int, begin: int) -> None:
 def registered(
     noisy: NDArray[np.generic], clean: NDArray[np.generic], flow: Flow
 ) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
-    """Return a pair, its edges cut off, with the clean image on the pixels of the noisy one."""
+    """Return a cropped pair with the clean image registered to the noisy one."""
     inner = (slice(MARGIN, -MARGIN),) * 2
     return noisy[inner], register_pair(noisy, clean, flow).moving[inner]
 

@@ -39,8 +39,8 @@ BANDS = 4
 WIDEST = 32
 """Maximum width of a stripe, in pixels; wider structures are brightness drift."""
 NARROW, BANDED = 3.0, 0.3
-"""Offsets of lines are bands where what a Gaussian of so many lines smooths away holds less than this share
-of their variance: 0.4 of stripes that are 5 lines wide, 0.2 of 10 lines."""
+"""Width of a Gaussian, in lines, and the fraction of the variance of line offsets below which it removes so
+little that they are bands: 0.4 for stripes 5 lines wide, 0.2 for 10 lines."""
 LOOKED_AT = 8
 SIDE = 768
 """Maximum side of the central part of a slice that is measured, in pixels."""
@@ -48,7 +48,7 @@ CLEAR = 3.0
 LEAST = 0.005
 LEAST_JITTER = 0.1
 BEYOND = 1.0
-"""Widths of the range of intensities that a value may lie outside it, and not be a spike."""
+"""Distance outside the intensity range, in widths of the range, beyond which a value is a spike."""
 SMALLEST = 64
 """Minimum side of an image that is measured, in pixels."""
 WAVELET = "db6"
@@ -92,13 +92,13 @@ def find_artefacts(source: Source) -> tuple[Artefact, ...]:
 
 
 def _framed(image: Image) -> Image:
-    """Return an image without the lines and columns that are fill, mostly: their edge is no stripe."""
+    """Return an image without lines and columns that are mostly fill, whose edges are not stripes."""
     filled = fill(image)
     return image[filled.mean(1) < 0.5][:, filled.mean(0) < 0.5]
 
 
 def _bounds(values: NDArray[Any]) -> tuple[float, float]:
-    """Return between which values an image lies; what lies outside are spikes, which no filter survives."""
+    """Return the range of values of an image without spikes, which would dominate any filter."""
     low, high = np.percentile(values, [0.5, 99.5]).astype(float)
     return float(low - BEYOND * (high - low)), float(high + BEYOND * (high - low))
 

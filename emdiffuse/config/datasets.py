@@ -21,12 +21,12 @@ Thickness = Annotated[float, Field(ge=0, le=1)]
 TAKEN = r"""\x00-\x1f\x7f/\\:*?"'`<>|{}\[\]$!&;,=%"""
 """Characters not allowed in names: they have a meaning in paths, patterns, Snakemake, SLURM or a shell."""
 LONGEST_NAME = 80
-"""Bytes of a name: those of a dataset and a model stand together in the name of a file."""
+"""Maximum length of a name in bytes: file names combine those of a dataset and a model."""
 NAME = rf"^[^ .{TAKEN}](?:[^{TAKEN}]*[^ {TAKEN}])?$"
 
 
 def allowed_name(text: str) -> str:
-    """Return a text as a name that is allowed: with ``_`` for what is not, and shortened where it is long."""
+    """Return a text as a valid name: invalid characters become ``_``, and long texts are shortened."""
     shown = "".join(letter if letter.isprintable() else "_" for letter in unicodedata.normalize("NFC", text))
     plain = re.sub(rf"[{TAKEN}]+", "_", shown).encode()[: LONGEST_NAME - 10].decode(errors="ignore")
     return plain.strip("_ .") or "data"
@@ -40,7 +40,7 @@ def _plain_name(name: object) -> object:
     name = unicodedata.normalize("NFC", name)
     if len(name.encode(errors="replace")) > LONGEST_NAME:
         raise ValueError(
-            f"a name has at most {LONGEST_NAME} letters, since files are named by it; shorten it"
+            f"a name may have at most {LONGEST_NAME} letters, as file names contain it; shorten it"
         )
     if not (re.fullmatch(NAME[1:-1], name) and name.isprintable()):
         raise ValueError(
@@ -77,7 +77,7 @@ class VoxelSize(Section):
     def _square(self) -> VoxelSize:
         if not all(SIZES[0] <= side <= SIZES[1] for side in self.nanometers):
             raise ValueError(
-                f"no voxel is {self.z:g} x {self.y:g} x {self.x:g} {self.unit}s large; correct the "
+                f"a voxel of {self.z:g} x {self.y:g} x {self.x:g} {self.unit}s is implausible; correct the "
                 "numbers or the `unit`"
             )
         if abs(self.y - self.x) > self.y / 1000:

@@ -17,15 +17,14 @@ SHAPE = {"architecture", "channels", "multipliers"}
 
 
 def require_names_differ(config: Entries) -> None:
-    """Refuse names that would be one file, on a disk that ignores case, or for the logs of restorations."""
+    """Refuse names that would share a file: on a disk that ignores case, or as logs of restorations."""
     for key, names in (("datasets", config.datasets), ("models", config.models)):
         known: dict[str, str] = {}
         for name in names:
             other = known.setdefault(name.casefold(), name)
             if other != name:
                 raise ValueError(
-                    f"{key}: '{other}' and '{name}' differ in case alone, which not every disk tells apart; "
-                    "rename one"
+                    f"{key}: '{other}' and '{name}' differ only in case, which some disks ignore; rename one"
                 )
     joined: dict[str, Restoration] = {}
     for item in config.restorations:
@@ -33,7 +32,7 @@ def require_names_differ(config: Entries) -> None:
         if (first.dataset, first.model) != (item.dataset, item.model):
             raise ValueError(
                 f"restorations: '{first.dataset}' by '{first.model}' and '{item.dataset}' by '{item.model}' "
-                "would have the same logs; rename one of them"
+                "would share their log files; rename one of them"
             )
 
 

@@ -12,9 +12,10 @@ from emdiffuse.models.description import Description
 from emdiffuse.restoration.geometry import TILE_MULTIPLE, TileAxis
 
 LARGEST, LARGEST_OF_GAPS = 1024, 640
-"""Largest tile, in pixels, of an image and of the slices of a gap.
+"""Largest tile, in pixels, for an image and for the slices of a gap.
 
-A whole process takes 1.3 GiB for an image of 1024 pixels a side; of a gap each slice takes memory of its own.
+A process takes 1.3 GiB in total for an image of 1024 pixels a side; each slice of a gap takes memory in
+addition.
 """
 
 

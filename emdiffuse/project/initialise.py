@@ -187,7 +187,7 @@ def parse_size(text: str) -> tuple[float, float, float]:
     Raises
     ------
     ConfigError
-        If it is neither, or no size of a voxel.
+        If it is neither, or not a plausible voxel size.
     """
     try:
         numbers = [float(part) for part in text.split(",")]

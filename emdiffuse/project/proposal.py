@@ -2,12 +2,12 @@
 
 Conventions
 -----------
-* Volumes of cubic voxels are learned from, or restored slice by slice; anisotropic ones are restored. Pairs
-  are learned from, images are restored.
-* Images alone are taken to be noisy: a denoiser learns from them, and restores them. Ones too small to learn
-  from are restored by a shipped model.
-* A *given* model is used as it is: its folder, or the name of one that comes with the package. One of these
-  is taken where nothing is named, and the data are no more than what is to be restored.
+* Isotropic volumes are training data, or are restored slice by slice; anisotropic ones are restored. Pairs
+  are training data, images are restored.
+* Images alone are assumed to be noisy: a denoiser learns from them and restores them. If they are too small
+  to learn from, a shipped model restores them.
+* A *given* model is used unchanged: its folder, or the name of a shipped one. If none is named and the data
+  contain nothing to learn from, a shipped model is proposed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from emdiffuse.project.survey import Finding
 from emdiffuse.runtime.errors import ConfigError
 
 PATCH, MARGIN = 64, 16
-"""Pixels along a side of a patch, and between what is learned from and what is kept to measure with."""
+"""Side of a patch, and distance between training and validation patches, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -145,10 +145,9 @@ def propose(found: Sequence[Finding], given: GivenModel | None = None, factor: i
 
 
 def shipped_for(found: Sequence[Finding]) -> GivenModel | None:
-    """Return the shipped model that restores data which have nothing to learn from but themselves.
+    """Return the shipped model for data without anything to learn from.
 
-    Image pairs and isotropic volumes are there to be learned from, and so are noisy images large enough for
-    it: with them there is none.
+    None if there are image pairs, isotropic volumes, or noisy images that are large enough to learn from.
     """
     if any(one.kind == "pairs" or (one.kind == "volume" and one.isotropic) for one in found):
         return None
@@ -158,7 +157,7 @@ def shipped_for(found: Sequence[Finding]) -> GivenModel | None:
 
 
 def _learnable(images: Sequence[Finding]) -> tuple[Finding, ...]:
-    """Return the images that patches fit into, for training and, apart from these, for validation."""
+    """Return the images that are large enough for training patches and separate validation patches."""
     apart = 2 * PATCH + MARGIN
     return tuple(
         one
@@ -168,13 +167,13 @@ def _learnable(images: Sequence[Finding]) -> tuple[Finding, ...]:
 
 
 def _from_noisy(images: tuple[Finding, ...]) -> Proposal:
-    """Learn to denoise images from themselves alone."""
+    """Propose a denoiser that learns from noisy images alone."""
     learned = _learnable(images)
     if not learned:
         _, height, width = images[0].shape
         raise ConfigError(
-            f"{images[0].source}: {height} x {width} pixels are too few to learn from; name a model by "
-            "--model, such as emdiffuse-n, or add a folder of image pairs (noisy beside clean) by a further "
+            f"{images[0].source}: {height} x {width} pixels are too few to learn from; name a model with "
+            "--model, such as emdiffuse-n, or add a folder of image pairs (noisy and clean) with another "
             "--raw"
         )
     model = Learned("denoise", "emdiffuse-n", tuple(one.name for one in learned), noisy=True)

@@ -154,7 +154,7 @@ def _is_data(path: Path) -> bool:
 
 
 def _name(path: str) -> str:
-    """Return a name for a dataset: that of the file, as far as it is allowed."""
+    """Return a name for a dataset: that of the file, made valid."""
     stem = re.split(r"[/:]", path.rstrip("/*"))[-1]
     stem = re.sub(r"(\.ome)?\.\w+$", "", stem)
     return allowed_name(stem)

@@ -26,7 +26,7 @@ NAMES = {
     "frame": "t", "timepoint": "t", "rgb": "s",
 }  # fmt: skip
 MOST_CHANNELS = 8
-"""So few columns, of far more rows and slices, may be channels."""
+"""Up to this many columns, with far more rows and slices, may be channels."""
 
 
 @dataclass(frozen=True)
@@ -215,26 +215,23 @@ def _stated(
     if letters.endswith("zyx") and lengths[-1] <= MOST_CHANNELS and min(lengths[-3:-1]) > 8 * lengths[-1]:
         rest = letters[:-3].replace("?", "t")
         raise DataError(
-            f"{where}: its shape is {' x '.join(map(str, lengths))}: {lengths[-1]} columns, or the "
-            f"channels of an image? Say which axes these are: `axes: {rest}yxc`, `axes: {rest}yxs` for a "
-            f"colour, or `axes: {rest}zyx`"
+            f"{where}: its shape is {' x '.join(map(str, lengths))}; the last axis may be {lengths[-1]} "
+            "columns "
+            f"or channels. Set `axes: {rest}yxc`, `axes: {rest}yxs` for colours, or `axes: {rest}zyx`"
         )
     return letters
 
 
 def _completed(where: str, letters: str, lengths: tuple[int, ...]) -> str:
-    """Return axes of which the file names some: what it says is not overruled by what is usual."""
+    """Return the axes of a file that names some of them; its names override the usual order."""
     places = [i for i, a in enumerate(letters) if a == "?" and lengths[i] > 1]
     left = [a for a in "zyx" if a not in letters]
-    if left == ["z", "y", "x"]:  # channels and times alone are named
+    if left == ["z", "y", "x"]:  # only channels and times are named
         found = guessed([lengths[i] for i in places])
     elif len(left) == len(places) == 1:
         found = left[0]
     else:
-        raise DataError(
-            f"{where}: of its axes only some are named: {_spelled(letters, lengths)}; say which is which by "
-            "`axes`"
-        )
+        raise DataError(f"{where}: only some of its axes are named: {_spelled(letters, lengths)}; set `axes`")
     whole = list(letters)
     for place, letter in zip(places, found, strict=True):
         whole[place] = letter

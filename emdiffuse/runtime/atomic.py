@@ -85,7 +85,7 @@ def replaced_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Let an error name the place that the user gave, and not the hidden one beside it."""
+    """Make errors name the user's path, not the hidden temporary one beside it."""
     try:
         yield
     except OSError as error:

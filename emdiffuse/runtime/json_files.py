@@ -25,7 +25,7 @@ def as_json(values: Any) -> str:
 
 
 def as_json_line(values: Any) -> str:
-    """Return values as JSON text in one line, which it ends."""
+    """Return values as one line of JSON, with a line break at its end."""
     return json.dumps(finite(values), allow_nan=False) + "\n"
 
 

@@ -64,7 +64,7 @@ def require_several(slices: int, place: Path | str) -> None:
     Parameters
     ----------
     slices : int
-        Slices that lie beside each other.
+        Number of adjacent slices.
     place : path
         Where they are.
 

@@ -35,7 +35,7 @@ FEWEST = 5
 CLEAR = 2.0
 """Number of standard errors by which a slope must differ from 0 to be significant."""
 WORTHWHILE = 0.05
-"""Smallest rise of the PSNR, in dB, that makes more steps worth their time."""
+"""Minimum rise of the PSNR, in dB, for which more steps are worthwhile."""
 TIMED_SECONDS = 10.0
 """Seconds of training after which its total time is estimated."""
 
@@ -132,7 +132,7 @@ def outlook(history: History, ended: str) -> Outlook:
     elif rise > CLEAR * error and best["step"] < history[-1]["step"] * (1 - LAST_SHARE):
         verdict = "past"
     elif rise > CLEAR * error:
-        # against noisy pixels, whose noise never goes away, a small rise can be much
+        # against noisy pixels, whose noise remains, even a small rise can be a large gain
         verdict = "little" if "validation_psnr" in best and rise < WORTHWHILE else "more"
     return Outlook(**known, rise=rise, error=error, verdict=verdict)
 

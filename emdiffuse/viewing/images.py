@@ -1,8 +1,8 @@
-"""The images of an OME-Zarr store, as Neuroglancer and napari are told of them.
+"""The images of an OME-Zarr store, for Neuroglancer and napari.
 
 Conventions
 -----------
-* An *image* is a group with ``multiscales`` of OME-Zarr 0.4 or 0.5; its place is its path from the folder.
+* An *image* is a group with ``multiscales`` of OME-Zarr 0.4 or 0.5; its place is its path in the store.
 """
 
 from __future__ import annotations

@@ -2,14 +2,13 @@
 
 Conventions
 -----------
-* The server listens on the loopback address alone unless told otherwise, answers GET, HEAD and OPTIONS, and
-  gives nothing but the files below its folder: links that lead out of it are not followed, folders are not
-  listed.
-* Every address begins with a secret token, new at each start: other users and web pages do not know it. Only
-  Neuroglancer's page may read the answers in a browser (CORS).
-* Byte ranges are answered, which sharded Zarr is read by. Files are sent in pieces, to at most
-  `CONNECTIONS` clients at a time. A client that does not read, or has not asked in full, is left after
-  `IDLE_SECONDS`, however slowly it goes on: memory and threads are bounded, whatever clients do.
+* The server listens only on the loopback address by default, answers GET, HEAD and OPTIONS, and serves only
+  files in its folder: it follows no links out of the folder and lists no folders.
+* Every URL begins with a secret token, new at each start and unknown to other users and web pages. Only
+  Neuroglancer's page may read the responses in a browser (CORS).
+* Byte ranges are supported, as sharded Zarr needs them. Files are sent in pieces, to at most `CONNECTIONS`
+  clients at a time. A client that does not read, or whose request is incomplete, is disconnected after
+  `IDLE_SECONDS`, so memory and threads stay bounded.
 """
 
 from __future__ import annotations
@@ -92,24 +91,24 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 class _Asked(io.RawIOBase):
-    """What a client sends, until a moment: one that sends a letter now and then would hold its thread."""
+    """A client's request, read until a deadline: a client that sends slowly must not block its thread."""
 
     def __init__(self, client: socket.socket) -> None:
         self._client = client
         self.until = time.monotonic()
 
     def readable(self) -> bool:
-        """Say that it can be read."""
+        """Return that it can be read."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Wait for the next bytes, but not beyond the moment."""
+        """Wait for the next bytes, until the deadline at most."""
         patience = self._client.gettimeout()
         self._client.settimeout(max(self.until - time.monotonic(), 1e-3))
         try:
             return self._client.recv_into(buffer)
         finally:
-            self._client.settimeout(patience)  # of what is sent
+            self._client.settimeout(patience)  # for the response
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -120,14 +119,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: Server
 
     def setup(self) -> None:
-        """Read what the client sends in time."""
+        """Read requests with a deadline."""
         super().setup()
         self.rfile.close()
         self._asked = _Asked(self.connection)
         self.rfile = io.BufferedReader(self._asked)
 
     def handle_one_request(self) -> None:
-        """Answer the next request of a client, which it has sent in full after `IDLE_SECONDS`."""
+        """Answer the next request, which must be complete within `IDLE_SECONDS`."""
         self._asked.until = time.monotonic() + self.timeout
         super().handle_one_request()
 

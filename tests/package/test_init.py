@@ -100,7 +100,7 @@ def test_noisy_images_alone_are_learned_from(train, raw, tmp_path):
     assert [item.dataset for item in config.restorations] == ["noisy", "cell_a", "cell_b", "cell_c"]
     assert {item.model for item in config.restorations} == {"denoise"} and model.training.minutes
     text = (tmp_path / "run/config.yaml").read_text()
-    assert "learns from the noisy images alone" in text and "`weights: emdiffuse-n` in place of" in text
+    assert "learns from the noisy images alone" in text and "`weights: emdiffuse-n` instead of" in text
 
 
 def test_the_other_way_that_the_comment_tells_is_a_configuration(raw, tmp_path):

@@ -99,8 +99,8 @@ MISTAKES = {
     "a list for a size": (VOXEL, [60, 10, 10], "voxel_size: a mapping of keys to values is expected, but it is a list"),
     "a mapping for a list": (("restorations",), {"dataset": "a"}, "restorations: a list is expected, but it is a mapping"),
     "an empty source": (("datasets", "medulla_train", "source"), "", "medulla_train.source: "),
-    "a name that is too long": (("models",), {"x" * 90: DEMO["models"]["gap6"]}, "a name has at most 80 letters"),
-    "names that differ in case alone": (("datasets", "MEDULLA_test"), DEMO["datasets"]["medulla_test"], "'medulla_test' and 'MEDULLA_test' differ in case"),
+    "a name that is too long": (("models",), {"x" * 90: DEMO["models"]["gap6"]}, "a name may have at most 80 letters"),
+    "names that differ in case alone": (("datasets", "MEDULLA_test"), DEMO["datasets"]["medulla_test"], "'medulla_test' and 'MEDULLA_test' differ only in case"),
     "task of another day": (("models", "gap6", "task"), "vemdiffuse-z", "models.gap6.task: .*'vemdiffuse-z'"),
 }  # fmt: skip
 
@@ -305,7 +305,7 @@ def test_two_restorations_whose_logs_would_be_one_are_refused():
     config["datasets"][f"{dataset}-x"] = config["datasets"][dataset]
     config["models"][f"x-{model}"] = config["models"][model]
     config["restorations"] = [{**first, "model": f"x-{model}"}, {**first, "dataset": f"{dataset}-x"}]
-    with pytest.raises(ConfigError, match="would have the same logs; rename one of them"):
+    with pytest.raises(ConfigError, match="would share their log files; rename one of them"):
         validate(config)
 
 

@@ -91,7 +91,7 @@ def test_a_graph_gives_what_the_network_gives(model, tmp_path):
 def test_what_cannot_be_exported_is_refused_by_name(tmp_path):
     gap, denoise = (make_model(tmp_path / task, task) for task in ("vemdiffuse-i", "emdiffuse-n"))
     for folder, factor, side, said in [
-        (gap, None, 256, r"--factor: .* trained for \[4, 6\]; say which"),
+        (gap, None, 256, r"--factor: .* trained for \[4, 6\]; choose the one"),
         (gap, 9, 256, r"--factor: .* trained for \[4, 6\], not 9"),
         (gap, 0, 256, r"--factor: .* trained for \[4, 6\], not 0"),
         (gap, 6, 50, "--side: 50 is not a multiple of 4"),

@@ -140,10 +140,10 @@ def test_axes_can_be_stated_where_the_file_does_not(tmp_path):
     with pytest.raises(DataError, match="`axes` is 'zyxc', but the shape is 32 x 24 x 5"):
         opened(tmp_path / "a.zarr", axes="zyxc")
     zarr.save_array(tmp_path / "b.zarr", np.zeros((64, 64, 3), np.uint8))
-    with pytest.raises(DataError, match="3 columns, or the channels of an image"):
+    with pytest.raises(DataError, match="3 columns or channels"):
         opened(tmp_path / "b.zarr")
     zarr.save_array(tmp_path / "d.zarr", np.ones((64, 64, 2), np.uint8))
-    with pytest.raises(DataError, match="2 columns, or the channels of an image"):
+    with pytest.raises(DataError, match="2 columns or channels"):
         opened(tmp_path / "d.zarr")
     assert opened(tmp_path / "d.zarr", axes="yxc", channel=1).shape == (1, 64, 64)
     zarr.save_array(tmp_path / "c.zarr", np.ones((2, 3, 5, 6), np.uint8))

@@ -80,7 +80,7 @@ def test_a_failed_write_leaves_the_old_model(model, monkeypatch):
         ("model.json", lambda path: path.unlink(), "No such file"),
         ("model.json", lambda path: os.truncate(path, 30), "truncated"),
         ("model.json", lambda path: path.write_bytes(b"\xff\xfe\x00"), "truncated"),
-        ("model.json", lambda path: path.write_text("[1]"), "does not describe a model"),
+        ("model.json", lambda path: path.write_text("[1]"), "does not describe an emdiffuse model"),
         (
             "model.json",
             lambda path: path.write_text('{"format": "emdiffuse-model", "version": 9}'),
