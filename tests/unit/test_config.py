@@ -95,7 +95,7 @@ MISTAKES = {
     "a second scan that is the first": (("restorations", 2, "second_scan"), "brain_test_noisy", "`second_scan` is the dataset itself|`second_scan` stands in for"),
     "a second scan of gaps": (("restorations", 1, "second_scan"), "brain_test_noisy", "restorations.1.second_scan: this key is for emdiffuse-n"),
     "a second scan of nothing": (("restorations", 1, "second_scan"), "other", "restorations.1.second_scan: there is no 'other'"),
-    "a size no voxel has": (VOXEL, {"z": 1e-320, "y": 1e-320, "x": 1e-320, "unit": "nanometer"}, "no voxel is .* nanometers large"),
+    "a size no voxel has": (VOXEL, {"z": 1e-320, "y": 1e-320, "x": 1e-320, "unit": "nanometer"}, "a voxel of .* nanometers is implausible"),
     "a list for a size": (VOXEL, [60, 10, 10], "voxel_size: a mapping of keys to values is expected, but it is a list"),
     "a mapping for a list": (("restorations",), {"dataset": "a"}, "restorations: a list is expected, but it is a mapping"),
     "an empty source": (("datasets", "medulla_train", "source"), "", "medulla_train.source: "),

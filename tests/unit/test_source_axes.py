@@ -128,7 +128,7 @@ def test_axes_of_one_stand_aside_where_there_are_no_names(tmp_path, shape, expec
 def test_names_of_some_axes_are_not_overruled(tmp_path, names, stored):
     zarr.create_array(tmp_path / "a.zarr", data=XYZ if stored is None else stored, dimension_names=names)
     if stored is None:
-        with pytest.raises(DataError, match="only some are named: 32 along x"):
+        with pytest.raises(DataError, match="only some of its axes are named: 32 along x"):
             opened(tmp_path / "a.zarr")
     else:
         np.testing.assert_array_equal(contents(tmp_path / "a.zarr"), VOLUME[: 1 if names[0] == "c" else None])
