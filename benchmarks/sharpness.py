@@ -1,6 +1,6 @@
 """One sharp restoration instead of the mean: what it costs in PSNR, and whether membranes are found as well.
 
-    python benchmarks/sharpness.py raw/held_out [--model vemdiffuse] [--factor 6]
+    python benchmarks/sharpness.py raw/held_out [--model vemdiffuse] [--factor 6] [--stlpips]
 
 Every R-th slice of the held-out medulla is kept; measured are the slices between, xy planes. Ways from the
 posterior mean to a sample:
@@ -10,13 +10,16 @@ posterior mean to a sample:
 - linear interpolation, for comparison.
 
 PSNR and SSIM; the power of the gradient over the truth's; intersection over union of the segmented membranes
-(`evaluation.metrics.structures`), and the F-score of their outlines within 2 pixels.
+(`evaluation.metrics.structures`), and the F-score of their outlines within 2 pixels. With `--stlpips` also
+ST-LPIPS (arXiv 2207.13686), a perceptual distance learned from photographs, by its authors' package, which
+includes its weights (BSD): `pip install --no-deps stlpips-pytorch torchsummary`.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +54,9 @@ def main() -> None:
     parser.add_argument("--model", default="vemdiffuse")
     parser.add_argument("--factor", type=int, default=6)
     parser.add_argument("--dimensions", type=int, nargs=3, default=[61, 128, 128])
+    parser.add_argument("--stlpips", action="store_true", help="Measure ST-LPIPS too; less is better.")
     options = parser.parse_args()
+    distance = stlpips() if options.stlpips else None
     model = RestorationModel.load(model_folder(options.model))
     truth = tifffile.imread(options.held_out / "medulla_far.tif")
     truth = truth[tuple(slice(0, n) for n in options.dimensions)]
@@ -65,10 +70,13 @@ def main() -> None:
         made = [z for gap in range(grid.gaps) for z in grid.generated(gap)]
         linear = interpolate(thin.array[:, :, :], grid, range(grid.length), "linear")[made]
         ways = {"linear": linear, **restored(model, thin, grid)}
-    print("| way | PSNR | SSIM | gradient power | membranes, IoU | outlines, F |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    columns = ["way", "PSNR", "SSIM", "gradient power", "membranes, IoU", "outlines, F"]
+    columns += ["ST-LPIPS"] if distance else []
+    print(f"| {' | '.join(columns)} |")
+    print("| --- " * len(columns) + "|")
     for way, images in ways.items():
-        found = scores(np.clip(images, 0, 255).astype(np.float32), truth[made].astype(np.float32))
+        pair = np.clip(images, 0, 255).astype(np.float32), truth[made].astype(np.float32)
+        found = [*scores(*pair), *([distance(*pair)] if distance else [])]
         print(f"| {way} | " + " | ".join(f"{v:.2f}" if v > 2 else f"{v:.3f}" for v in found) + " |")
 
 
@@ -128,6 +136,23 @@ def scores(images: Images, truth: Images) -> list[float]:
         both / either,
         2 * precision * recall / (precision + recall),
     ]
+
+
+def stlpips() -> Callable[[Images, Images], float]:
+    """Return the mean ST-LPIPS of planes (Z, Y, X) of grey levels, by AlexNet."""
+    from stlpips_pytorch.stlpips import LPIPS  # type: ignore[import-not-found]
+
+    network = LPIPS(net="alex", variant="shift_tolerant", verbose=False)
+
+    def colours(plane: Images) -> torch.Tensor:
+        return torch.from_numpy(plane / 127.5 - 1).expand(1, 3, -1, -1)
+
+    @torch.inference_mode()
+    def distance(images: Images, truth: Images) -> float:
+        pairs = zip(images, truth, strict=True)
+        return float(np.mean([network(colours(a), colours(b)).item() for a, b in pairs]))
+
+    return distance
 
 
 def outline(mask: NDArray[np.bool_]) -> NDArray[Any]:

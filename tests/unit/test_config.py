@@ -212,7 +212,7 @@ def calibrated(**changes):
     }
     config["models"]["gap6"]["datasets"] = ["apart"]
     config["datasets"]["apart"] = {
-        "source": "resources/demo/result.png",
+        "source": "docs/figures/volume.png",
         "voxel_size": {"z": 1, "y": 1, "x": 1},
     }
     sampler = {"steps": 4, "samples": 4}
