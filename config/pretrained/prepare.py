@@ -48,16 +48,16 @@ def lay_out(data: Path, raw: Path) -> None:
     split(more / "celegans_21x256x188.tif", raw, "celegans", 1, 192)
 
     flow = Flow()
-    brain = [tifffile.imread(data / f"brain22_level07_{role}.tif") for role in ("input", "gt")]
-    pair(raw / "brain", "0", *registered(*(image[:512] for image in brain), flow))
-    pair(raw / "held_out" / "brain", "0", *(image[528:] for image in brain))
+    noisy, clean = (tifffile.imread(data / f"brain22_level07_{role}.tif") for role in ("input", "gt"))
+    pair(raw / "brain", "0", *registered(noisy[:512], clean[:512], flow))
+    pair(raw / "held_out" / "brain", "0", noisy[528:], clean[528:])
     for series, trained in (("dwell", 9), ("line", 4)):
         stacks = [tifffile.imread(more / f"kriss_sem_{series}_{role}.tif") for role in ("noisy", "clean")]
-        for number, images in enumerate(zip(*stacks, strict=True)):
+        for number, (noisy, clean) in enumerate(zip(*stacks, strict=True)):
             if number < trained:
-                pair(raw / "spheres", f"{series}{number}", *registered(*images, flow))
+                pair(raw / "spheres", f"{series}{number}", *registered(noisy, clean, flow))
             else:
-                pair(raw / "held_out" / "spheres", f"{series}{number}", *images)
+                pair(raw / "held_out" / "spheres", f"{series}{number}", noisy, clean)
 
 
 def split(source: Path, raw: Path, name: str, axis: int, begin: int) -> None:
