@@ -28,7 +28,7 @@ def train_and_die(store: Path, experiment: Path, model: Model, step: int, saving
 
 
 def adapt_and_die(source: Path, out: Path, model: Path, place: str) -> None:
-    """Adapt a model in six steps, and be killed: before a stage or a step, or before `out` is renamed."""
+    """Adapt a model in six steps, and be killed: before a stage or a step, or before a folder is renamed."""
     torch.set_num_threads(1)
     adapt.MOST_STEPS = 6
 
@@ -37,6 +37,9 @@ def adapt_and_die(source: Path, out: Path, model: Path, place: str) -> None:
 
     if place in ("acquire", "cut_patches", "train_here"):
         setattr(adapt, place, kill)
+    elif place == "removal":
+        remove = adapt.shutil.rmtree
+        adapt.shutil.rmtree = lambda path, **more: (remove(path, **more), path.name == "model" and kill())
     elif place == "step 3":
         update = training._update
         training._update = lambda state, *more: kill() if state.step == 3 else update(state, *more)

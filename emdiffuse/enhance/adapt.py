@@ -138,10 +138,12 @@ def adapt(
         cut_patches([volume], model, store)
         train_here(TrainingJob(store, model, plain_name(out.name, "adapted"), work / "model", how.device))
         if out.exists():
+            shutil.rmtree(work / "earlier", ignore_errors=True)  # of a run that was killed below
             out.replace(work / "earlier")
         (work / "model" / "best").replace(out)
         logger.info("%s: use it with `--model %s`", out, out)
-        shutil.rmtree(work, ignore_errors=True)
+        work.replace(_done(work))  # under this name no half-removed store is reused
+        _remove(_done(work))
 
 
 def _require_free(out: Path, inputs: list[Path], overwrite: bool) -> None:
@@ -160,8 +162,25 @@ def _require_free(out: Path, inputs: list[Path], overwrite: bool) -> None:
             )
 
 
+def _done(work: Path) -> Path:
+    """Return the name under which a work folder is removed."""
+    return work.with_name(f"{work.name}-done")
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder of this program, the marker last: what a kill leaves is still known as its own."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != MARKER:
+            path.unlink()
+    shutil.rmtree(folder)
+
+
 def _take_up(work: Path) -> None:
     """Create the work folder, or reuse the one left by an interrupted run."""
+    if (_done(work) / MARKER).is_file():
+        _remove(_done(work))
     if not (work / MARKER).is_file():
         require_own_folder(work)
     work.mkdir(parents=True, exist_ok=True)

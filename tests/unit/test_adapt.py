@@ -93,14 +93,14 @@ def test_an_interrupted_adaptation_resumes(thin, small_model, tmp_path, monkeypa
     assert read_description(tmp_path / "mine").task == "vemdiffuse-a"
 
 
-PLACES = ["acquire", "cut_patches", "train_here", "step 3", "earlier", "mine"]
+PLACES = ["acquire", "cut_patches", "train_here", "step 3", "earlier", "mine", "adapting-done", "removal"]
 
 
 @pytest.mark.parametrize("before", [False, True], ids=["new", "replaced"])
 def test_wherever_it_is_killed_no_model_is_broken_and_the_same_call_completes_it(
     thin, small_model, tmp_path, monkeypatch, before
 ):
-    """`earlier` and `mine` are renamings: of the model that was there, and of the new one."""
+    """`earlier`, `mine` and `-done` are renamings: of the model that was there, the new one, and the work."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["emdiffuse.training.train", "emdiffuse.enhance.adapt"])
     out = tmp_path / "mine"
@@ -112,12 +112,15 @@ def test_wherever_it_is_killed_no_model_is_broken_and_the_same_call_completes_it
         process.start()
         process.join()
         assert process.exitcode == -signal.SIGKILL, place
-        whole = before and place != "mine"
-        assert out.exists() == whole and not (whole and filecmp.dircmp(small_model, out).diff_files)
+        new = place in ("adapting-done", "removal")
+        earlier = before and place != "mine" and not new
+        assert out.exists() == (new or earlier)
+        assert not earlier or not filecmp.dircmp(small_model, out).diff_files
+        assert not new or RestorationModel.load(out)
     adapt(thin, out, Enhancement(small_model, voxel_size=(60, 10, 10), device="cpu"))
     assert read_description(out).task == "vemdiffuse-a" and RestorationModel.load(out)
     assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
-    assert not (tmp_path / ".mine.adapting").exists()
+    assert not list(tmp_path.glob(".mine*"))
 
 
 @pytest.mark.parametrize("foreign", ["model.json", "metrics.json", "notes.txt", None])
