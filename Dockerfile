@@ -1,4 +1,4 @@
-# emdiffuse with the whole chain, in the versions of requirements.lock.
+# emdiffuse with the whole pipeline, in the versions of requirements.lock.
 #   docker build --tag emdiffuse .                                  for CPUs
 #   docker build --tag emdiffuse:cuda --build-arg VARIANT=cuda .    for NVIDIA GPUs
 #   docker run --rm --volume "$PWD:/data" emdiffuse enhance scan.tif clean.tif
@@ -11,7 +11,7 @@ ARG VERSION=0.1.0
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 WORKDIR /opt/emdiffuse
 
-# Torch first, since it changes least: its own index has builds without CUDA, PyPI those with it.
+# Torch first, since it changes least: its own index has CPU builds, PyPI those with CUDA.
 COPY requirements.lock ./
 RUN case "${VARIANT}" in \
       cpu) index=https://download.pytorch.org/whl/cpu ;; \

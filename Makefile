@@ -1,4 +1,4 @@
-# The two commands of the README, and what they are made of.
+# The commands of the README and of development.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
@@ -15,16 +15,16 @@ $(VENV)/installed: pyproject.toml requirements.lock
 	$(BIN)/python -m pip install --constraint requirements.lock --editable ".[test]"
 	touch $@
 
-demo: env  ## Four tasks by the shipped models, on real data; ends with the path of the report.
+demo: env  ## Four tasks with the shipped models on real data; prints the path of the report.
 	snakemake --profile profiles/local
 	@echo "report: $(CURDIR)/results/report.html"
 
-demo-train: env  ## The same tasks learned from nothing: the whole chain, in 13 to 15 minutes.
+demo-train: env  ## The same tasks with training from scratch: the whole pipeline, in 13 to 15 minutes.
 	snakemake --profile profiles/local --configfile config/demo-train.yaml
 	@echo "report: $(CURDIR)/results/report.html"
 
-# One thread a process: two processes that each take every core slow each other down. What is slow is begun first
-# (tests/conftest.py). The tests of the cluster mostly wait, and so run beside the others.
+# One thread per process, as processes that each use every core slow each other down. Slow tests start first
+# (tests/conftest.py). The cluster tests mostly wait, so they run beside the others.
 test: env lint  ## Everything: style, types, workflow checks, and all tests.
 	@log=$$(mktemp); pytest -m slurm >"$$log" 2>&1 & cluster=$$!; \
 	OMP_NUM_THREADS=1 pytest -m "not slurm" -n auto --maxprocesses 4 --no-loadscope-reorder; others=$$?; \
@@ -38,7 +38,7 @@ lint: env
 	snakefmt --check workflow
 	snakemake --lint
 
-lock:  ## Write down the versions that are installed, once the tests pass with them.
+lock:  ## Record the installed versions, once the tests pass with them.
 	$(BIN)/python tests/package/locking.py > requirements.lock
 
 slurm-start:  ## A real two-node cluster on loopback (needs slurm-wlm and munge, and root).

@@ -2,10 +2,10 @@
 
     python benchmarks/acquisition.py [--folder /fast/disk] [--workers 1 2]
 
-The demo's training volume is repeated until it is large enough, as a TIFF of many pages (which is decoded by
-slices) and as Zarr with chunks of 64 x 64 x 64 (which is read by boxes). Each conversion is a process of its
-own; what it takes to start and to load libraries does not count. The peak is the process's own, libraries
-included. The files were just written, so that they are read from memory rather than from the disk.
+The demo's training volume is repeated until it is large enough, as a multi-page TIFF (decoded by slices) and
+as Zarr with chunks of 64 x 64 x 64 (read by boxes). Each conversion is a separate process; the time excludes
+start-up and loading libraries, the peak memory includes libraries. The files were just written, so they are
+read from memory, not from disk.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def convert(source: str, out: Path, workers: int) -> None:
 
 
 def write(folder: Path, form: str, shape: tuple[int, ...]) -> Path:
-    """Write a volume of a shape, made of the demo's."""
+    """Write a volume of a given shape, tiled from the demo's."""
     import numpy as np
     import tifffile
     import zarr

@@ -1,10 +1,10 @@
-"""What adapting a model to a volume gives, by minutes: over the model itself, and over linear interpolation.
+"""Gain from adapting a model to a volume, by minutes: over the model itself, and over linear interpolation.
 
     python benchmarks/adapting.py raw/held_out --volumes medulla-20nm gala hemibrain --minutes 2 5 10
 
-The folder is what `config/pretrained/prepare.py` laid out. Every R-th slice of a volume is kept; the model is
-adapted to these alone, and measured on the slices that were dropped, xy planes. A minute is one of
-processor time on one thread, so that what else a machine does makes no difference.
+The folder is written by `config/pretrained/prepare.py`. Every R-th slice of a volume is kept; the model is
+adapted to these alone, and measured on the dropped slices, xy planes. Minutes are CPU time on one thread, so
+that other load on the machine makes no difference.
 
 PSNR is over a range of 255 (8-bit data), in dB; means over planes, ends included.
 """
@@ -28,7 +28,7 @@ Images = NDArray[Any]
 
 
 class Kind(NamedTuple):
-    """A held-out volume: its file, which slices are kept, and what is done to it first."""
+    """A held-out volume: its file, the kept slices, and how it is modified first."""
 
     file: str
     factor: int
@@ -79,7 +79,7 @@ def truth_of(kind: Kind, folder: Path) -> Images:
 
 
 def row(name: str, kind: Kind, options: argparse.Namespace, folder: Path) -> None:
-    """Print a row of the table, cell by cell, since each takes minutes."""
+    """Print a row of the table, cell by cell, as each takes minutes."""
     import tifffile
 
     from emdiffuse.config.shipped import model_folder

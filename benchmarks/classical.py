@@ -2,7 +2,7 @@
 
     python benchmarks/classical.py
 
-It prints PSNR (dB, over 255), SSIM and processor seconds of each method.
+Prints PSNR (dB, over 255), SSIM and CPU seconds of each method.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FLOWS = {"flow": 0, "flow by RAFT": 1, "flow by RAFT, slices enlarged twice": 2}
 
 
 def raft(network: Flow, scale: int) -> Callable[..., NDArray[np.float32]]:
-    """Return RAFT in the place of `baselines.slice_flow`."""
+    """Return the flow by RAFT, in place of `baselines.slice_flow`."""
 
     def flow(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
         large = enlarge(np.stack([first, second]), scale) if scale > 1 else np.stack([first, second])
@@ -57,7 +57,7 @@ def main() -> None:
     kept, z = volume[::FACTOR], range(len(volume))
     grid, generated = SliceGrid(len(kept), Fraction(FACTOR)), [at for at in z if at % FACTOR]
     network, inverse_search = Flow(), baselines.slice_flow
-    print("| method | PSNR (dB) | SSIM | processor (s) |\n| --- | --- | --- | --- |")
+    print("| method | PSNR (dB) | SSIM | CPU (s) |\n| --- | --- | --- | --- |")
     for name in ("nearest", "linear", "cubic", *FLOWS):
         kind = "flow" if name in FLOWS else name
         baselines.slice_flow = raft(network, FLOWS[name]) if FLOWS.get(name) else inverse_search

@@ -1,9 +1,9 @@
-"""Cost of an evaluation: processor time and wall time a generated voxel, and the peak of memory.
+"""Cost of an evaluation: CPU and wall time per generated voxel, and peak memory.
 
     OMP_NUM_THREADS=2 python benchmarks/evaluation.py VOLUME.tif --slices 61 --factor 6
 
-Voxels are 10 nm. Of the volume every n-th slice is kept; what counts as restored is linear interpolation with
-a little noise, because the cost does not depend on where the voxels come from.
+Voxels are 10 nm. Every n-th slice of the volume is kept; linear interpolation with a little noise stands in
+for the restoration, because the cost does not depend on the voxels' origin.
 """
 
 import argparse
@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("volume", type=Path)
     parser.add_argument("--slices", type=int, default=61)
-    parser.add_argument("--side", type=int, default=None, help="Repeat the volume sideways up to this.")
+    parser.add_argument("--side", type=int, default=None, help="Repeat the volume laterally up to this side.")
     parser.add_argument("--factor", type=int, default=6)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
         started, wall = time.process_time(), time.perf_counter()
         function()
         cpu, wall = time.process_time() - started, time.perf_counter() - wall
-        print(f"{name}: {1e6 * cpu / voxels:.2f} us of CPU, {1e6 * wall / voxels:.2f} us wall a voxel")
+        print(f"{name}: {1e6 * cpu / voxels:.2f} us of CPU, {1e6 * wall / voxels:.2f} us wall per voxel")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{voxels:,} generated voxels, {peak:.0f} MiB at most")
 

@@ -5,8 +5,8 @@
         --factors 4 5 6 8 --mean-only
 
 Voxels are 10 nm; every 6th slice of the test volume is kept, or others (`--factors`). One model gives the
-one-call posterior mean and one sample; nearest, linear and cubic interpolation stand beside
-them on the same voxels.
+posterior mean in one evaluation and one sample, compared with nearest, linear and cubic interpolation on the
+same voxels.
 """
 
 import argparse
@@ -31,11 +31,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--factors", type=int, nargs="+", default=[FACTOR], help="Factors of the test.")
-    parser.add_argument("--mean-only", action="store_true", help="Measure the one-call mean alone.")
+    parser.add_argument("--mean-only", action="store_true", help="Measure only the mean in one evaluation.")
     parser.add_argument("--model", default="{}", help="Further settings of the model, as JSON.")
-    parser.add_argument(
-        "--folder", type=Path, help="Where to work; a model that is there is not trained again."
-    )
+    parser.add_argument("--folder", type=Path, help="Working folder; an existing model is not trained again.")
     options = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["OMP_NUM_THREADS"] = str(options.threads)

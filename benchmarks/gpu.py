@@ -1,20 +1,20 @@
-"""Everything that runs on a GPU, proven against the CPU and timed, in one command of at most four minutes.
+"""Everything that runs on a GPU, checked against the CPU and timed, in one command of at most four minutes.
 
     python benchmarks/gpu.py --out DIR [--device cuda] [--minutes 4] [--toy]
 
-Each row of the table is a check: what was measured, the bound or goal beside it, and whether it holds. Rows
-are written to DIR/gpu.json as they come, so that a run that is cut off leaves what it had; the table comes
-last. `--toy` takes small sizes, which a CPU can do; there timings are held against nothing, and what only a
-GPU has (CUDA graphs, running out of its memory) is listed as left out.
+Each row of the table is a check: the measured value, its bound or goal, and whether it holds. Rows are
+written to DIR/gpu.json as they come, so an interrupted run keeps its results; the table comes last. `--toy`
+uses small sizes that suit a CPU; its timings have no bounds, and features only of GPUs (CUDA graphs, running
+out of GPU memory) are listed as skipped.
 
-Correct: noise bit by bit; a call of each network, and a restoration by each process, in float32 within 1e-4
-of the CPU; lower precisions in dB of the restored image; compiled networks; batches of 1 and as large as
-memory allows; a real lack of memory; an interrupted training; a volume restored by the GPU and by the CPU.
+Correctness: noise bit by bit; one evaluation of each network, and a restoration by each process, in float32
+within 1e-4 of the CPU; lower precisions in dB of the restored image; compiled networks; batches of 1 and as
+large as memory allows; running out of memory; an interrupted training; a volume restored by GPU and by CPU.
 
-Fast, each beside its floor: operations over the rate of matrix products that this device was measured to
-reach, bytes over the bandwidth of its memory. A restoration counts from opened stores to written tiles.
+Speed, each beside its floor: operations over the measured rate of matrix products of this device, bytes over
+its memory bandwidth. A restoration is timed from opened stores to written tiles.
 
-A machine without network gets what it lacks as wheels: `benchmarks/gpu_pack.sh` fills an ignored folder.
+For an offline machine, `benchmarks/gpu_pack.sh` collects the missing wheels in an ignored folder.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from emdiffuse.training.parallel import Ranks  # noqa: E402
 from emdiffuse.training.state import new_state  # noqa: E402
 
 PRECISIONS = {"tf32": 60.0, "bfloat16": 40.0, "float16": 55.0}
-"""Least PSNR (dB, range 2) of what is restored in a precision against float32 on the CPU."""
+"""Minimum PSNR (dB, range 2) of a restoration in a precision against float32 on the CPU."""
 HOURS = {1: 2.0, 8: 12.0}
 """GPU-hours for 10^12 voxels of output, by network evaluations: the goals."""
 
@@ -61,7 +61,7 @@ HOURS = {1: 2.0, 8: 12.0}
 
 
 def noise_bits(bench: Bench) -> None:
-    """The noise field, bit by bit, far from the origin too."""
+    """Check the noise field bit by bit, also far from the origin."""
     origins, shape, wrong = [(0, -40, 7), (2**20, 2**22 + 5, 63)], (3, 200, 150), 0
     for seed in (0, 2**70 + 9):
         drawn = device_noise(seed, 2, 5, origins, shape, bench.device).cpu().numpy()
@@ -78,7 +78,7 @@ def filled(network: nn.Module) -> nn.Module:
 
 
 def network_inputs(network: nn.Module, count: int, side: int) -> tuple[Tensor, ...]:
-    """Return the arguments of a call for so many tiles, on the CPU."""
+    """Return the arguments of an evaluation for a number of tiles, on the CPU."""
     generator = torch.Generator().manual_seed(1)
 
     def random(*shape: int) -> Tensor:
@@ -111,7 +111,7 @@ def networks(toy: bool) -> dict[str, nn.Module]:
 
 @torch.inference_mode()
 def network_calls(bench: Bench) -> None:
-    """A call of each network in float32, against the CPU."""
+    """Check one evaluation of each network in float32 against the CPU."""
     for name, network in networks(bench.toy).items():
         inputs = network_inputs(network, 2, bench.size(32, 128))
         expected = network(*inputs)
@@ -133,7 +133,7 @@ PROCESSES: dict[str, tuple[str, dict[str, object]]] = {
 
 
 def restored(model: RestorationModel, sampler: dict[str, object], side: int) -> Tensor:
-    """Return what a model restores of two fixed tiles, on the CPU."""
+    """Return a model's restoration of two fixed tiles, on the CPU."""
     batch = parts.batch_for(model, 2, side)
     generator = torch.Generator().manual_seed(3)
     drawn = {step: torch.randn(batch.shape, generator=generator) for step in range(20)}
@@ -142,7 +142,7 @@ def restored(model: RestorationModel, sampler: dict[str, object], side: int) -> 
 
 
 def processes(bench: Bench) -> None:
-    """A restoration by each process in float32, and by lower precisions, against the CPU."""
+    """Check a restoration by each process, in float32 and lower precisions, against the CPU."""
     side = bench.size(32, 128)
     for name, (kind, sampler) in PROCESSES.items():
         folder = parts.model_folder(bench.folder, kind, bench.toy)
@@ -157,7 +157,7 @@ def processes(bench: Bench) -> None:
 
 
 def compiled(bench: Bench) -> None:
-    """Compiled networks, and CUDA graphs, against eager ones."""
+    """Check compiled networks, and CUDA graphs, against eager ones."""
     if not bench.cuda:
         bench.table.add("compiled networks and CUDA graphs", "left out", bound="a GPU's")
         return
@@ -172,7 +172,7 @@ def compiled(bench: Bench) -> None:
 
 
 def volumes(bench: Bench) -> None:
-    """A small volume restored by the CPU and by the device, in one batch and in many, and short of memory."""
+    """Check a small volume on the CPU and the device, in one batch and in many, and short of memory."""
     run = partial(parts.restore_volume, bench.folder, toy=bench.toy)
     expected = run("cpu", device="cpu", batch=1, precision="float32")
     one = run("one", device=str(bench.device), batch=1, precision="float32")
@@ -198,11 +198,11 @@ def volumes(bench: Bench) -> None:
 
 
 def interrupted(bench: Bench) -> None:
-    """A training that is stopped and started again, against one that is not."""
+    """Check an interrupted and resumed training against an uninterrupted one."""
     store, model = patches(bench), settings(bench, steps=12, batch=4)
 
     class After(Stop):
-        """Stops a training after some looks at it."""
+        """A stop signal after a number of checks."""
 
         looks = 0
 
@@ -222,7 +222,7 @@ def interrupted(bench: Bench) -> None:
     first, second = (RestorationModel.load(f / "best").network.state_dict() for f in (whole, parted))
     error = max(float((first[name] - second[name]).abs().max()) for name in first)
     bench.table.add("training: a signal stops it, its state saved", str(stopped), "", "True", stopped)
-    # kernels of the backward pass add in any order
+    # backward kernels add in arbitrary order
     bench.table.at_most("training: resumed against uninterrupted, weights", error, 1e-3 if bench.cuda else 0)
 
 
@@ -247,7 +247,7 @@ def floors(bench: Bench) -> dict[str, float]:
 
 @torch.inference_mode()
 def call_times(bench: Bench) -> None:
-    """A call of the published network, plain against ours, and of the native one."""
+    """Time one evaluation of the published network, plain and ours, and of the native one."""
     rates, side = floors(bench), bench.size(32, 256)
     for name, network in networks(bench.toy).items():
         if name not in ("published 2-D", "native gap"):
@@ -275,7 +275,7 @@ def call_times(bench: Bench) -> None:
 
 
 def restoration_speed(bench: Bench) -> None:
-    """Voxels a second from opened stores to written tiles, and the share that is not the network."""
+    """Measure voxels per second from opened stores to written tiles, and the share outside the network."""
     for steps, goal in HOURS.items():
         found = parts.speed(bench, steps)
         hours = 1e12 / found.rate / 3600
@@ -293,7 +293,7 @@ def restoration_speed(bench: Bench) -> None:
 
 
 def training_speed(bench: Bench) -> None:
-    """Patches a second by each feed, against the pure step."""
+    """Measure patches per second with each feed, against the pure step."""
     store = PatchStore(patches(bench))
     model = settings(bench, steps=1000, batch=bench.size(4, 256))
     ranks = Ranks(bench.device)
@@ -321,7 +321,7 @@ def training_speed(bench: Bench) -> None:
 
 
 def settings(bench: Bench, steps: int, batch: int, **others: object) -> Model:
-    """Return the settings of a small training of gaps."""
+    """Return the settings of a small gap training."""
     network = {"channels": 8, "multipliers": [1, 2], "blocks": 1} if bench.toy else {"channels": 32}
     return Model.model_validate({
         "task": "vemdiffuse-i", "datasets": ["a"], "factor": [3, 6] if not bench.toy else 3,
@@ -365,7 +365,7 @@ def main() -> None:
                 continue
             try:
                 check(bench)
-            except Exception as error:  # a check that breaks must not cost the rows of the others
+            except Exception as error:  # a failing check must not lose the rows of the others
                 table.add(what, f"{type(error).__name__}: {error}", "", "no error", False)
             print(f"{table.end - time.monotonic():.0f} s left", file=sys.stderr, flush=True)
     table.print()

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fill .gpu/ (ignored by git) with what a GPU machine without network lacks: wheels for Python 3.12, and install.sh,
-# which installs them there and leaves its own torch, numpy and the like alone.
+# Fill .gpu/ (ignored by git) for an offline GPU machine: wheels for Python 3.12, and install.sh, which installs them
+# there without changing its own torch, numpy and so on.
 #   benchmarks/gpu_pack.sh            here
 #   bash .gpu/install.sh && python benchmarks/gpu.py --out OUT      there, in the working tree
 set -euo pipefail

@@ -1,4 +1,4 @@
-"""What `gpu.py` measures with: models, volumes, restorations whose batches are noted, floors of a network."""
+"""Tools of `gpu.py`: models, volumes, restorations that record their batches, floors of a network."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _batches: list[int] = []
 
 
 def model_folder(folder: Path, kind: str, toy: bool) -> Path:
-    """Write a model with random weights, whose answers are of order one; return its folder."""
+    """Write a model with random weights and outputs of order one; return its folder."""
     path = folder / f"model-{kind}"
     if path.exists():
         return path
@@ -80,12 +80,12 @@ def demo() -> NDArray[np.uint8]:
 
 
 def isotropic_volume(folder: Path, side: int) -> Path:
-    """Write a part of the demo's volume, as a registered store."""
+    """Write a part of the demo's volume as a registered store."""
     return write_volume(folder / "iso.ome.zarr", demo()[:side, :side, :side], (10, 10, 10))
 
 
 def thin_volume(folder: Path, slices: int, side: int) -> Path:
-    """Write a volume of which every 6th slice was kept, the demo's repeated as often as needed."""
+    """Write every 6th slice of a volume, the demo's repeated as often as needed."""
     path = folder / f"thin-{slices}-{side}.ome.zarr"
     if path.exists():
         return path
@@ -139,7 +139,7 @@ def _chunk(array: Array, index: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 class noted_batches:
-    """Note the batches that restorations try, in the order in which they do."""
+    """Record the batch sizes that restorations try, in order."""
 
     def __enter__(self) -> None:
         _batches.clear()
@@ -156,17 +156,17 @@ class noted_batches:
 
 
 def batches_seen() -> list[int]:
-    """Return the batches that the last restoration tried."""
+    """Return the batch sizes that the last restoration tried."""
     return list(_batches)
 
 
 def grey(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-    """Return the largest difference of two restorations, in grey levels of 255."""
+    """Return the largest difference between two restorations, in grey levels of 255."""
     return float(np.abs(one - other).max())
 
 
 def flops(network: nn.Module, inputs: tuple[Tensor, ...]) -> float:
-    """Return the operations of a call, two a multiplication."""
+    """Return the operations of an evaluation, two per multiplication."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
@@ -175,7 +175,7 @@ def flops(network: nn.Module, inputs: tuple[Tensor, ...]) -> float:
 
 
 def moved(network: nn.Module, inputs: tuple[Tensor, ...]) -> float:
-    """Return the bytes in float32 that a call reads and writes if every layer does so once."""
+    """Return the float32 bytes that an evaluation reads and writes, once per layer."""
     total = 0
 
     def count(module: nn.Module, seen: tuple[Any, ...], made: Any) -> None:
@@ -193,7 +193,7 @@ def moved(network: nn.Module, inputs: tuple[Tensor, ...]) -> float:
 
 
 def call_seconds(bench: Any, network: nn.Module, inputs: Any, precision: str, mode: str | None) -> float:
-    """Return the time of a call in a precision: eager, compiled, or as a CUDA graph."""
+    """Return the time of an evaluation in a precision: eager, compiled, or as a CUDA graph."""
     autocast, _ = autocast_for(bench.device, precision)
     called = network if mode is None else CompiledNetwork(network, mode)
     with autocast:
@@ -202,7 +202,7 @@ def call_seconds(bench: Any, network: nn.Module, inputs: Any, precision: str, mo
 
 @dataclass(frozen=True)
 class Speed:
-    """Voxels of output a second, end to end and by the network alone; batch, and peak memory in bytes."""
+    """Output voxels per second, end to end and of the network alone; batch, and peak memory in bytes."""
 
     rate: float
     network: float
@@ -218,7 +218,7 @@ def speed(bench: Any, steps: int) -> Speed:
     volume, model_at = thin_volume(folder, slices, side), model_folder(folder, "native", bench.toy)
     model = RestorationModel.load(model_at, str(bench.device))
     took = 0.0
-    for attempt in ("warm", "timed"):  # the first one fills caches and finds kernels
+    for attempt in ("warm", "timed"):  # the first one fills caches and selects kernels
         path = plan_for(folder / f"speed-{attempt}-{steps}", volume, model_at, steps, tile, (4, 4, 4))
         if bench.cuda:
             torch.cuda.reset_peak_memory_stats()

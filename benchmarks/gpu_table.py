@@ -1,4 +1,4 @@
-"""The table that `gpu.py` fills, and what its checks share: device, sizes, a clock."""
+"""The table of `gpu.py`, and the tools shared by its checks: device, sizes, a clock."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 @dataclass
 class Row:
-    """A line of the table: what was measured, and the bound that it is held against."""
+    """A row of the table: the measured value, and its bound."""
 
     name: str
     value: float | str
@@ -25,7 +25,7 @@ class Row:
 
 
 class Table:
-    """The rows so far, written to a file as they come."""
+    """The rows, written to a file as they come."""
 
     def __init__(self, path: Path, device: torch.device, seconds: float) -> None:
         self.path = path
@@ -37,28 +37,28 @@ class Table:
     def add(
         self, name: str, value: float | str, unit: str = "", bound: str = "", holds: object = None
     ) -> None:
-        """Note a row, and write all."""
+        """Add a row, and write all."""
         row = Row(name, value, unit, bound, None if holds is None else bool(holds))
         self.rows.append(row)
         self.path.write_text(json.dumps({**self.facts, "rows": [asdict(r) for r in self.rows]}, indent=1))
         print(_line(row), flush=True)
 
     def at_most(self, name: str, value: float, limit: float, unit: str = "") -> None:
-        """Note a value that must not pass a limit; NaN does."""
+        """Add a value that must not exceed a limit; NaN fails."""
         self.add(name, value, unit, f"<= {limit:g}", value <= limit)
 
     def at_least(self, name: str, value: float, limit: float, unit: str = "") -> None:
-        """Note a value that must reach a limit."""
+        """Add a value that must reach a limit."""
         self.add(name, value, unit, f">= {limit:g}", value >= limit)
 
     def print(self) -> None:
-        """Print the table, and what did not hold."""
+        """Print the table, and the failed rows."""
         print(f"\n{self.facts['device']}, torch {self.facts['torch']}\n\n| what | value | bound | holds |")
         print("| --- | --- | --- | --- |")
         for row in self.rows:
             print(_line(row))
         failed = [row.name for row in self.rows if row.holds is False]
-        print(f"\n{len(self.rows)} rows, {len(failed)} of which do not hold", *failed, sep="\n- ")
+        print(f"\n{len(self.rows)} rows, {len(failed)} of which fail", *failed, sep="\n- ")
 
 
 def _line(row: Row) -> str:
@@ -69,7 +69,7 @@ def _line(row: Row) -> str:
 
 @dataclass(frozen=True)
 class Bench:
-    """What the checks share: where they run, how large, and what they write to."""
+    """The device, sizes and table shared by the checks."""
 
     device: torch.device
     toy: bool
@@ -82,7 +82,7 @@ class Bench:
         return self.device.type == "cuda"
 
     def goal(self, holds: bool) -> bool | None:
-        """Return whether a goal of speed is reached; at toy size it says nothing."""
+        """Return whether a speed goal is reached; None at toy size."""
         return None if self.toy else holds
 
     def size(self, toy: int, real: int) -> int:
@@ -90,7 +90,7 @@ class Bench:
         return toy if self.toy else real
 
     def seconds(self, work: Callable[[], object], repeats: int = 7) -> float:
-        """Return the median time of some work, warmed up, on the device's own clock."""
+        """Return the median time of a task, warmed up, by the device's clock."""
         for _ in range(2):
             work()
         times = []

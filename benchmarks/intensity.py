@@ -1,11 +1,11 @@
-"""What padding, unlike brightness, drift and spikes cost: one tissue restored as it is, and so disturbed.
+"""Cost of padding, uneven brightness, drift and spikes: one tissue restored undisturbed and disturbed.
 
     python benchmarks/intensity.py DENOISER GAPS [--volume resources/demo/medulla_test.tif]
 
 DENOISER and GAPS are folders of models (emdiffuse-n, and vemdiffuse of factor 6) that were not trained on the
-volume. PSNR in dB of 8 bits, after the disturbance is undone, of the tissue alone; one call (the mean). Of
-filled gaps also the PSNR as the network sees them: each slice scaled by the range that the store gives it,
-and not by the true one, which nothing tells where a slice is missing.
+volume. PSNR in dB of 8 bits of the tissue alone, after the disturbance is undone; one evaluation (the mean).
+For filled gaps also the PSNR as the network sees them: each slice scaled by the range recorded in the store,
+not the true one, which is unknown for missing slices.
 """
 
 import argparse
@@ -33,7 +33,7 @@ FACTOR, MARGIN, ELECTRONS, GAUSSIAN = 6, 64, 20, 0.1
 
 
 def disturbances(count: int) -> dict[str, Disturbance]:
-    """Return of each disturbance the type, gain and offset of every slice, and what surrounds them."""
+    """Return, for each disturbance, the type, gain and offset of every slice, and the padding."""
     z = np.arange(count)
     jump = z < 14
     unlike = z % 3
@@ -53,7 +53,7 @@ def disturbances(count: int) -> dict[str, Disturbance]:
 def disturbed(
     values: Images, dtype: type, gain: ArrayLike, offset: ArrayLike, surround: int | None
 ) -> tuple[Images, Callable[[Images], Images]]:
-    """Return what a microscope would have written, and how it is undone."""
+    """Return the disturbed volume, as a microscope would write it, and how to undo it."""
     slope, base = (np.broadcast_to(v, len(values)).astype(float)[:, None, None] for v in (gain, offset))
     made = values * slope + base
     if dtype != np.float32:
@@ -69,7 +69,7 @@ def disturbed(
 
 
 def restored(folder: Path, values: Images, model: Path, images: bool) -> tuple[Images, Intensity]:
-    """Take an array through the chain; return the result, and the ranges of its slices."""
+    """Run an array through the pipeline; return the result, and the ranges of its slices."""
     folder.mkdir()
     tifffile.imwrite(folder / "raw.tif", values, photometric="minisblack")
     store = folder / "a.ome.zarr"
@@ -86,7 +86,7 @@ def restored(folder: Path, values: Images, model: Path, images: bool) -> tuple[I
 
 
 def rescaled(values: Images, ranges: Intensity, wanted: Intensity) -> Images:
-    """Return slices whose ranges are those of other facts."""
+    """Return slices rescaled to the ranges of other facts."""
     own, other = ranges.at(range(len(values))), wanted.at(range(len(values)))
     return (values - own.low) / own.span * other.span + other.low
 

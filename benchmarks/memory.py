@@ -1,10 +1,10 @@
-"""Peak memory of a plan, a restore, a stitch and a pyramid, for a volume and one twice as large each side.
+"""Peak memory of plan, restore, stitch and pyramid, for a volume and one of twice the size along each axis.
 
     python benchmarks/memory.py
 
-The volumes are synthetic; either fills two shards or more, and as many blocks are restored of both.
-A stage runs in a process of its own, whose peak is what the kernel counted (VmHWM). Beside it stands what the
-plan says that a worker needs.
+The volumes are synthetic; each fills at least two shards, and the same number of blocks is restored of both.
+Each stage runs in a separate process, whose peak the kernel reports (VmHWM), and is compared with the plan's
+estimate.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def run_stage(stage: str, plan: Path, others: list[str]) -> None:
 
 
 def peak(*arguments: object) -> float:
-    """Run a stage in a process of its own; return its peak memory in MiB."""
+    """Run a stage in a separate process; return its peak memory in MiB."""
     command = [sys.executable, __file__, "--stage", *map(str, arguments)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return float(done.stdout.split()[-1])
@@ -94,7 +94,7 @@ def make_volume(path: Path, shape: tuple[int, int, int]) -> Path:
 
 
 def measure(folder: Path, slices: int, side: int, model: Path) -> dict[str, float]:
-    """Return the peak of every stage, in MiB, for a volume of so many slices and pixels a side."""
+    """Return the peak of every stage, in MiB, for a volume of a given number of slices and pixels a side."""
     import numpy as np
 
     from emdiffuse.config import Restoration
@@ -108,7 +108,7 @@ def measure(folder: Path, slices: int, side: int, model: Path) -> dict[str, floa
     found["restore"] = peak("restore", path, len(plan.grid) // 3)
     tiles = Array(plan.tiles)
     generator = np.random.default_rng(0)
-    for index in np.ndindex(*tiles.grid):  # the network's work is not what is measured here
+    for index in np.ndindex(*tiles.grid):  # the network's work is not measured here
         if not tiles.exists(index):
             tiles[tiles.box(index)] = generator.random(tiles.chunk, np.float32)
     found["stitch"] = peak("stitch", path)
@@ -131,7 +131,7 @@ def main() -> None:
             peaks[name] = measure(Path(temporary) / name, slices, side, model)
             said = json.loads((Path(temporary) / name / "plan.json").read_text())["memory_mb"]
     small, large = peaks.values()
-    print(f"| stage | {' | '.join(f'{name} (MiB)' for name in SIZES)} | growth | the plan says (MB) |")
+    print(f"| stage | {' | '.join(f'{name} (MiB)' for name in SIZES)} | growth | plan's estimate (MB) |")
     print("| --- | --- | --- | --- | --- |")
     for stage in small:
         ratio = large[stage] / small[stage] - 1

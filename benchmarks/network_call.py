@@ -1,19 +1,19 @@
-"""Cost of one call of a network, published or native: its plain form against the package's, same weights.
+"""Cost of one network evaluation, published or native: plain against the package's, with the same weights.
 
     python benchmarks/network_call.py [--repeats 15] [--threads 2] [--size 256]
 
-Plain are `tests/unit/plain_unet.py` and `plain_native.py`: float32, eager, NCHW, one obvious operation after
-the other. A native network restores an image, or the five slices of a gap; its condition is bound once, as by
-a sampler. Both forms are timed in turns in one process for each allocator, so that both meet the same
-machine, by the processor's time, which other work on the machine disturbs little:
+The plain implementations are `tests/unit/plain_unet.py` and `plain_native.py`: float32, eager, NCHW, one
+operation after the other. A native network restores an image, or the five slices of a gap; its condition is
+bound once, as by a sampler. Both are timed alternately in one process per allocator, in CPU time, which other
+load on the machine affects little:
 
-- `stock`: glibc's defaults, as the published code is launched;
-- `workers`: glibc keeps freed memory, as the commands `train` and `restore` set it (`runtime.allocator`).
+- `stock`: glibc's defaults, as for the published code;
+- `workers`: glibc keeps freed memory, as set by the commands `train` and `restore` (`runtime.allocator`).
 
-The ceiling is what this machine's convolutions reach by themselves: each 3x3 convolution of the plain network
-is timed alone, channels last, and these times are summed. The package's networks make fewer multiplications:
-the published one folds the repetition of pixels into the kernels of three of them, the native one leaves out
-what does not change from call to call.
+The ceiling is the speed of this machine's convolutions alone: each 3x3 convolution of the plain network is
+timed alone, channels last, and the times are summed. The package's networks need fewer multiplications: the
+published one folds the repetition of pixels into three kernels, the native one caches what is constant
+between evaluations.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Shapes = list[tuple[tuple[int, ...], tuple[int, ...]]]
 
 
 def published(size: int, **settings: Any) -> tuple[Call, Call]:
-    """Return one call of the published network for an image: of its plain form, and of the package."""
+    """Return one evaluation of the published network for an image: plain, and the package's."""
     network, weights = healthy(UNet(**settings))
     generator = torch.Generator().manual_seed(1)
     inputs = [torch.randn(1, settings["in_channels"], size, size, generator=generator), torch.tensor([0.5])]
@@ -60,7 +60,7 @@ def published(size: int, **settings: Any) -> tuple[Call, Call]:
 
 
 def native(size: int, slices: int, **settings: Any) -> tuple[Call, Call]:
-    """Return one call of the native network for some slices: of its plain form, and of the package."""
+    """Return one evaluation of the native network for some slices: plain, and the package's."""
     network, weights = healthy(NativeNetwork(**settings))
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(1, slices, size, size, generator=generator)
@@ -80,7 +80,7 @@ NETWORKS: dict[str, Callable[[int], tuple[Call, Call]]] = {
 
 
 def healthy(network: Network) -> tuple[Network, dict[str, Tensor]]:
-    """Give a network random weights, none of them zero; return it, and them."""
+    """Give a network random weights, none of them zero; return both."""
     shapes = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
     weights = random_weights(shapes, seed=0)
     network.load_state_dict(weights)
@@ -94,7 +94,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def convolutions(call: Call) -> Shapes:
-    """Shapes of input and kernel of every convolution that one call makes."""
+    """Return the shapes of input and kernel of every convolution in one evaluation."""
     shapes: Shapes = []
     original = F.conv2d
 
@@ -111,7 +111,7 @@ def convolutions(call: Call) -> Shapes:
 
 
 def ceiling(shapes: Shapes, repeats: int) -> tuple[float, float]:
-    """Seconds that the 3x3 convolutions of a call take alone, and their operations (2 a multiplication)."""
+    """Return the seconds of the 3x3 convolutions alone, and their operations (2 per multiplication)."""
     total = operations = 0.0
     for image, kernel in sorted(set(shapes)):
         if kernel[-1] != 3:
@@ -129,7 +129,7 @@ def ceiling(shapes: Shapes, repeats: int) -> tuple[float, float]:
 
 @torch.inference_mode()
 def measure(size: int, repeats: int, threads: int) -> dict[str, dict[str, float]]:
-    """Time both forms under the allocator of this process."""
+    """Time both implementations with the allocator of this process."""
     torch.set_num_threads(threads)
     results = {}
     for name, make in NETWORKS.items():
@@ -171,8 +171,10 @@ def report(results: dict[str, dict[str, dict[str, float]]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=256, help="height and width of the image")
-    parser.add_argument("--repeats", type=int, default=15, help="timed calls of each form; the least counts")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of a call")
+    parser.add_argument(
+        "--repeats", type=int, default=15, help="timed evaluations of each; the minimum counts"
+    )
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads per evaluation")
     parser.add_argument("--child", choices=ALLOCATORS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -187,8 +189,10 @@ def main() -> None:
         command += [f"--repeats={args.repeats}", f"--threads={args.threads}"]
         child = subprocess.run(command, env=inherited, stdout=subprocess.PIPE, check=True)
         results[allocator] = json.loads(child.stdout)
-    print(f"one call at {args.size} x {args.size}, float32, {args.threads} threads; least of {args.repeats}")
-    print("aims for the published networks: as launched 1.35x, with the same allocator 1.15x")
+    print(
+        f"one evaluation, {args.size} x {args.size}, float32, {args.threads} threads; least of {args.repeats}"
+    )
+    print("goals for the published networks: as launched 1.35x, with the same allocator 1.15x")
     report(results)
 
 

@@ -1,11 +1,10 @@
-"""Two workers of one thread against one worker of one thread, on the two cores of one quiet machine.
+"""Two single-thread workers against one, on the two cores of an idle machine.
 
     python benchmarks/parallel_efficiency.py
 
-Each worker is a process, with the threads of a worker of the workflow. They load the model and warm up; then,
-from a common start, each restores its share of the same volume. The efficiency is the time of one worker with
-all blocks over twice the time until both workers are done with half of them; both are measured in one run, in
-turns.
+Each worker is a process with the threads of a workflow worker. They load the model and warm up; then, from a
+common start, each restores its share of the same volume. The efficiency is the time of one worker for all
+blocks over twice the time of two workers for half of them each; both are measured alternately in one run.
 """
 
 import argparse
@@ -42,7 +41,7 @@ def work(path: Path, worker: int, workers: int, ready: Barrier) -> None:
 
 
 def measure(path: Path, workers: int) -> float:
-    """Return the seconds until so many workers are done."""
+    """Return the seconds until a number of workers are done."""
     context = multiprocessing.get_context("spawn")
     ready = context.Barrier(workers + 1)
     processes = [context.Process(target=work, args=(path, n + 1, workers, ready)) for n in range(workers)]

@@ -3,14 +3,15 @@
     python benchmarks/published_process.py n NOISY.tif CLEAN.tif --minutes 10
     python benchmarks/published_process.py vem TRAIN.tif TEST.tif --minutes 10
 
-`n` denoises the last 256 x 256 pixels of an image pair, whose rows above are trained on; `vem` fills one gap
-of 256 x 256 pixels (less, where the volume has less) between two slices 6 apart. The published network is run
-by its own process (1000 calls an image, 200 a slice) and in few calls (8 of ddim are the default for
-imported weights), the native one by its defaults; all in one process, so that the ratios are of one run and
-one allocator. A cost is the processor time of a call, which other work on the machine disturbs little, times
-the calls, and is compared with that of the published network's plain form (float32, eager, NCHW), whose
-output is the same; `--side` takes a smaller square for the quality, since the published process takes its
-time. The published network learns from batches of 4: in this little time they are worth more than fewer of 8.
+`n` denoises the last 256 x 256 pixels of an image pair, and trains on the rows above; `vem` fills one gap of
+256 x 256 pixels (less if the volume is smaller) between two slices 6 apart. The published network runs with
+its own process (1000 evaluations per image, 200 per slice) and with few evaluations (8 of ddim are the
+default for imported weights), the native one with its defaults; all in one process, so that ratios share run
+and allocator. The cost is the CPU time of an evaluation, which other load on the machine affects little,
+times the number of evaluations, compared with the published network's plain implementation (float32, eager,
+NCHW), whose output is the same; `--side` selects a smaller square for the quality, since the published
+process is slow. The published network trains on batches of 4: in so little time they achieve more than fewer
+batches of 8.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:  # numerical libraries start after the number of their threads is set
+if TYPE_CHECKING:  # numerical libraries must start after their number of threads is set
     from emdiffuse.models.inference import RestorationModel
     from emdiffuse.models.processes import Batch
     from emdiffuse.stores.intensity import Intensity
@@ -37,13 +38,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "unit"))
 FACTOR = 6
 SIDE = 256
 CALLS = 4
-"""Calls of a sample whose cost is measured."""
+"""Evaluations per sample when measuring the cost."""
 TEST_ROWS = 256
 MARGIN = 32
 
 
 class Example(NamedTuple):
-    """A store to train from, what is restored, its truth (slices, height, width) in [-1, 1], and the task."""
+    """A training store, a batch to restore, its truth (slices, height, width) in [-1, 1], and the task."""
 
     store: Path
     batch: Batch
@@ -66,20 +67,20 @@ def main() -> None:
     parser.add_argument("first", type=Path)
     parser.add_argument("second", type=Path)
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--native-minutes", type=float, help="Less than --minutes, for the native network.")
+    parser.add_argument("--native-minutes", type=float, help="Fewer minutes for the native network.")
     parser.add_argument(
         "--samplers", nargs="*", default=["dpm++:8", "dpm++:12", "dpm++:20", "ddim:8", "ddim:16"]
     )
     parser.add_argument(
-        "--side", type=int, default=SIDE, help="Side of the square that quality is measured on, in pixels."
+        "--side", type=int, default=SIDE, help="Side of the square for measuring quality, in pixels."
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--published-calls", type=int, help="Fewer for a quick look; the table then misleads."
+        "--published-calls",
+        type=int,
+        help="Fewer evaluations for a quick look; the table is then misleading.",
     )
-    parser.add_argument(
-        "--folder", type=Path, help="Where to work; what is trained there is not trained again."
-    )
+    parser.add_argument("--folder", type=Path, help="Working folder; existing models are not trained again.")
     options = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
@@ -140,7 +141,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
         f"{options.minutes:g} minutes of training of the published network, "
         f"{options.native_minutes or options.minutes:g} of the native one\n"
     )
-    print("| method | CPU seconds | times less | PSNR | SSIM | FSIM | fine detail (truth = 1) |")
+    print("| method | CPU seconds | times faster | PSNR | SSIM | FSIM | fine detail (truth = 1) |")
     print("| --- " * 7 + "|")
     for label, (spent, found) in rows.items():
         figures = f"{spent:.2f} | {published / spent:.0f}" if spent else " | "
@@ -149,7 +150,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
 
 
 def costs(models: dict[str, RestorationModel], batch: Batch) -> dict[str, float]:
-    """Return the processor time of one call on a batch: of both networks, and of the published plain form."""
+    """Return the CPU time of one evaluation of a batch: both networks, and the published plain one."""
     import torch
     from plain_unet import PlainUNet
 
@@ -173,7 +174,7 @@ def costs(models: dict[str, RestorationModel], batch: Batch) -> dict[str, float]
 
 
 def least(function: Callable[[], object], repeats: int = 3) -> float:
-    """Return the least processor time of a few repetitions."""
+    """Return the minimum CPU time of a few repetitions."""
     found = []
     for _ in range(repeats):
         begin = time.process_time()
@@ -198,7 +199,7 @@ def images(options: argparse.Namespace, folder: Path, side: int) -> Example:
         (folder / "pairs" / role).mkdir(parents=True, exist_ok=True)
         tifffile.imwrite(folder / "pairs" / role / "0.tif", image[:rows])
     acquire_pairs(str(folder / "pairs"), (1, 1, 1), store, "train")
-    intensity = measured(pair["noisy"][:rows])  # a target is scaled as its noisy image is
+    intensity = measured(pair["noisy"][:rows])  # a target is scaled like its noisy image
     last = {role: unit(image[-side:, width - side :], intensity)[None, None] for role, image in pair.items()}
     return Example(store, Batch.of_images(torch.from_numpy(last["noisy"])), last["clean"][0], "emdiffuse-n")
 
@@ -242,14 +243,14 @@ def unit(values: NDArray[Any], intensity: Intensity) -> NDArray[Any]:
 
 
 def plain(batch: Batch) -> Any:
-    """Return what a native network starts from: the image itself, or linear interpolation."""
+    """Return the plain estimate of a native network: the image itself, or linear interpolation."""
     from emdiffuse.models.networks.native import plain_estimate
 
     return plain_estimate(batch.condition, batch.positions)
 
 
 def trained(folder: Path, store: Path, task: str, architecture: str, options: argparse.Namespace) -> Path:
-    """Train a network for the wall time, unless it is there; return the folder of the model."""
+    """Train a network for the wall time, unless it exists; return the model's folder."""
     from emdiffuse.config import Model
     from emdiffuse.config.settings import parse
     from emdiffuse.patches.cut import cut_patches

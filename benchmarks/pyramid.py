@@ -2,10 +2,10 @@
 
     python benchmarks/pyramid.py [--shape 256 1024 1024]
 
-Each runs in a process of its own on the same sharded volume, and the levels are compared voxel by voxel.
-dask averages with `dask.array.coarsen`, in blocks that make one shard of the next level each, or
-("chunked") in blocks of 64 x 128 x 128 voxels, which make one chunk. The volume is even along every axis:
-odd ends need padding, which `coarsen` does not do. Needs `pip install dask`.
+Each runs in a separate process on the same sharded volume, and the levels are compared voxel by voxel. dask
+averages with `dask.array.coarsen`, in blocks that yield one shard of the next level each, or ("chunked") in
+blocks of 64 x 128 x 128 voxels, which yield one chunk. The volume is even along every axis, as `coarsen` does
+not pad odd ends. Needs `pip install dask`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ VOXEL = (10.0, 10.0, 10.0)
 
 
 class DaskSource(Array):
-    """An array as dask wants it."""
+    """An array with the interface that dask expects."""
 
     ndim = 3
 
@@ -54,12 +54,12 @@ def by_dask(image: Path, chunked: bool, workers: int) -> None:
         fine = da.from_array(source, chunks=unit, asarray=False, name=False)
         coarse = da.coarsen(np.mean, fine.astype(np.float32), dict.fromkeys(range(3), 2))
         values = da.rint(coarse).astype(source.dtype).rechunk(target.chunk)  # one task writes one shard
-        da.store(values, target, lock=False)  # type: ignore[arg-type]  # writes by item, all that dask asks for
+        da.store(values, target, lock=False)  # type: ignore[arg-type]  # dask only needs item assignment
         source, level = DaskSource(target.path), level + 1
 
 
 def measured(image: Path, way: str) -> dict[str, float]:
-    """Run one way in a process of its own."""
+    """Run one implementation in a separate process."""
     command = [sys.executable, __file__, "--image", str(image), "--way", way]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 

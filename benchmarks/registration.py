@@ -1,9 +1,9 @@
-"""How exact the registration of pairs is: on known displacements, on aligned pairs, on real overlaps.
+"""Accuracy of pair registration: on known displacements, on aligned pairs, on real overlaps.
 
     python benchmarks/registration.py --data FOLDER [--seeds 5] [--mussels mussel_overlaps.npz]
 
-FOLDER holds `brain22_level07_input.tif`, `brain22_level07_gt.tif` and `medulla_training2_250.tif`; see
-benchmarks/README.md for where they come from. Only parts that the shipped weights never saw are used.
+FOLDER contains `brain22_level07_input.tif`, `brain22_level07_gt.tif` and `medulla_training2_250.tif`; see
+benchmarks/README.md for their sources. Only parts held out from the shipped weights are used.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from emdiffuse.registration.warping import (
 
 Image = NDArray[np.float32]
 Map = NDArray[Any]
-"""Where each pixel is seen, (2, Y, X), y before x."""
+"""Position of each pixel in the moving image, (2, Y, X), y before x."""
 
 HELD_OUT = slice(500, 768)
-"""Rows of the brain pair that the weights never saw."""
+"""Rows of the brain pair held out from the weights."""
 EDGE = 12
 ANY = Limits(rejected=0.95)
 """Strips that show resin in places are measured where they show tissue."""
@@ -52,7 +52,7 @@ def deformation(
     shift: float = 40.0,
     local: float = 6.0,
 ) -> Map:
-    """Draw a map: rotation, shift, and a smooth local warp whose knots lie 60 to 120 pixels apart."""
+    """Draw a map: rotation, shift, and a smooth local warp with knots 60 to 120 pixels apart."""
     spacing = rng.uniform(60, 120)
     knots = [int(np.ceil(n / spacing)) + 3 for n in shape]
     size = [round(k * spacing) for k in knots]
@@ -102,8 +102,8 @@ def methods(fixed: Image, moving: Image, flow: Flow) -> Iterator[tuple[str, Map]
 def known_fields(data: Path, seed: int, flow: Flow) -> Iterator[tuple[str, Image, Image, Map]]:
     """Yield (name, fixed, moving, truth): clean images deformed, against noisy ones.
 
-    The noisy scan of the brain lies half a pixel off its clean one as published, so that its truth is taken
-    as it is, and with the displacement that registration finds between the two when nothing is deformed.
+    The published noisy scan of the brain is half a pixel off its clean one, so its truth is used both as it
+    is and with the displacement that registration finds between the two without deformation.
     """
     rng = np.random.default_rng(seed)
     noisy, clean = (
@@ -138,7 +138,7 @@ def table_of_errors(data: Path, seeds: int, flow: Flow) -> None:
 
 
 def table_of_overlaps(path: Path, flow: Flow) -> None:
-    """Print correlations of real overlaps, and how a known extra deformation is recovered."""
+    """Print correlations of real overlaps, and the error in recovering a known extra deformation."""
     print(
         "\nReal overlaps of mussel tissue: correlation (Gaussian of sigma 1.5), and the error in pixels with"
     )
@@ -168,13 +168,13 @@ def table_of_overlaps(path: Path, flow: Flow) -> None:
 
 
 def table_of_aligned(data: Path, flow: Flow) -> None:
-    """Print what becomes of pairs that are aligned already."""
+    """Print shift and PSNR of aligned pairs, before and after registration."""
     noisy, clean = (
         tifffile.imread(data / f"brain22_level07_{part}.tif").astype(np.float32)[HELD_OUT]
         for part in ("input", "gt")
     )
     elsewhere = clean + np.roll(noisy - clean, (111, 307), (0, 1))
-    print("\nPairs that are aligned already: residual shift, and PSNR against the clean image:\n")
+    print("\nAligned pairs: residual shift, and PSNR against the clean image:\n")
     print("| pair | shift before (px) | after | PSNR before (dB) | after | changed |\n|" + " --- |" * 6)
     for name, moving in (("brain, as published", noisy), ("brain, its noise from elsewhere", elsewhere)):
         found = register_pair(clean, moving, flow)

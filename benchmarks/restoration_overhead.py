@@ -1,10 +1,10 @@
-"""What a restoration costs beside its network: reading, noise, blending and writing, each by itself.
+"""Overhead of a restoration outside its network: reading, noise, blending and writing, each alone.
 
     python benchmarks/restoration_overhead.py
 
-A network of the default size with fresh weights restores a synthetic volume on one thread. Each part is timed
-alone, over the same tiles and blocks, as if nothing ran beside the network (in a worker, reading, noise and
-writing have threads of their own). Beside them stands the whole restoration, in the same run.
+A network of the default size with initial weights restores a synthetic volume on one thread. Each part is
+timed alone, over the same tiles and blocks, as if nothing ran in parallel (in a worker, reading, noise and
+writing have their own threads), and compared with the whole restoration in the same run.
 """
 
 import argparse
@@ -28,7 +28,7 @@ SETTINGS = {"dataset": "a", "model": "m", "sampler": {"samples": 1}}
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Return the CPU time that work takes, which other processes hardly change."""
+    """Return the CPU time of a task, which other processes hardly affect."""
     start = time.process_time()
     work()
     return time.process_time() - start
@@ -90,7 +90,7 @@ def main() -> None:
         )
     beside = sum(value for name, value in rows.items() if name in ("reading", "noise", "blending", "writing"))
     rows["all but the network"] = beside
-    print(f"{len(groups)} tiles of {grid.y.tile} x {grid.x.tile}, {plan.sampler.steps} calls each\n")
+    print(f"{len(groups)} tiles of {grid.y.tile} x {grid.x.tile}, {plan.sampler.steps} evaluations each\n")
     print("| part | CPU seconds | share of the network's |\n| --- | --- | --- |")
     for name, value in rows.items():
         print(f"| {name} | {value:.3f} | {value / rows['network']:.1%} |")

@@ -1,14 +1,13 @@
-"""A thousand workers with failures and stragglers: what the shares of blocks, and resuming them, cost.
+"""Cost of dividing blocks among a thousand workers, with failures, stragglers and resuming.
 
     python benchmarks/scheduling.py
     python benchmarks/scheduling.py --seconds 40 --spread 0.1 --blocks 280000
 
-A simulation, no run. The blocks are shared out among jobs (`set-scatter` of the profile); a machine takes the
-next job when it is free. Job w of N owns the blocks w - 1, w - 1 + N, ... and does them one after another. A
-block takes `--seconds` (the log of a worker says it), times a factor that is drawn for the block, and some
-machines are slow. A job whose machine is lost waits and resumes: the block that it was in is
-recomputed. The efficiency is the sum of all block times on usual machines, over the machines times the time
-until the last job is done.
+A simulation. The blocks are divided among jobs (`set-scatter` of the profile); an idle machine takes the next
+job. Job w of N computes the blocks w - 1, w - 1 + N, ... in sequence. A block takes `--seconds` (stated in a
+worker's log), times a random factor, and some machines are slow. A job whose machine is lost waits and
+resumes: the interrupted block is recomputed. The efficiency is the sum of all block times on normal machines,
+over the number of machines times the time until the last job is done.
 """
 
 import argparse
@@ -46,13 +45,15 @@ def simulate(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--blocks", type=int, default=280_000, help="Blocks; 1 TB has so many by default.")
-    parser.add_argument("--seconds", type=float, default=20.0, help="Seconds that a block takes.")
+    parser.add_argument("--blocks", type=int, default=280_000, help="Blocks; by default those of 1 TB.")
+    parser.add_argument("--seconds", type=float, default=20.0, help="Seconds per block.")
     parser.add_argument("--spread", type=float, default=0.1, help="Standard deviation of its logarithm.")
-    parser.add_argument("--slow", type=float, default=1.5, help="How many times longer a slow machine takes.")
-    parser.add_argument("--ramp", type=float, default=300.0, help="Seconds until the last machine is there.")
-    parser.add_argument("--start", type=float, default=30.0, help="Seconds until a job has begun to work.")
-    parser.add_argument("--wait", type=float, default=600.0, help="Seconds until a lost job is there again.")
+    parser.add_argument("--slow", type=float, default=1.5, help="Time factor of a slow machine.")
+    parser.add_argument(
+        "--ramp", type=float, default=300.0, help="Seconds until the last machine is available."
+    )
+    parser.add_argument("--start", type=float, default=30.0, help="Seconds until a job starts working.")
+    parser.add_argument("--wait", type=float, default=600.0, help="Seconds until a lost job is back.")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     shares = (1, 4, 16)

@@ -7,13 +7,13 @@ The image, or the volume of which every `--factor`-th slice is kept, is restored
 in one tile as large as itself, with the same noise. Tables:
 
 * *Steps*: the mean absolute difference of neighbouring pixels across the lines where two tiles meet (all
-  lines of the seam, in which they blend), over that across all lines. A line may lie where the tissue has an
-  edge: hence the same number for the same lines of the restoration in one tile, and their quotient.
-* *Brightness*: the mean of each tile less that of the input (linear interpolation for volumes) in the same
+  lines of the seam, in which they blend), over that across all lines. A line may coincide with an edge in the
+  tissue: hence the same number for the same lines of the restoration in one tile, and their quotient.
+* *Brightness*: the mean of each tile minus that of the input (linear interpolation for volumes) in the same
   place, as the standard deviation over tiles, beside that of the restoration in one tile; and the largest
   difference of a tile's mean between the two restorations. In grey levels.
-* *Continuity* (vem): the mean absolute difference of neighbouring restored slices, and of restored slices and
-  the real ones beside them, over the truth's.
+* *Continuity* (vem): the mean absolute difference between neighbouring restored slices, and between restored
+  slices and adjacent real ones, over the truth's.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def restored(volume: Path, model: Path, sampler: dict, tile: int, out: Path) -> 
 
 
 def step_ratio(values: np.ndarray, plan: Plan) -> float:
-    """Mean absolute step within seams over that across all lines, of slices (z, y, x)."""
+    """Return the mean absolute step within seams over that across all lines, of slices (z, y, x)."""
     inside, everywhere = [], []
     for axis, tiles in ((1, plan.grid.y), (2, plan.grid.x)):
         steps = np.abs(np.diff(values, axis=axis)).mean(axis=(0, 3 - axis))
@@ -67,7 +67,7 @@ def step_ratio(values: np.ndarray, plan: Plan) -> float:
 
 
 def tile_means(values: np.ndarray, plan: Plan) -> np.ndarray:
-    """Mean of every slice within every tile's own part: up to the middle of its seams."""
+    """Return the mean of every slice within every tile's interior, up to the middle of its seams."""
     cuts = [[0, *axis.seams, axis.length] for axis in (plan.grid.y, plan.grid.x)]
     rows = np.add.reduceat(values, cuts[0][:-1], axis=1)
     sums = np.add.reduceat(rows, cuts[1][:-1], axis=2)
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("image", type=Path)
     parser.add_argument("--factor", type=int, default=6)
-    parser.add_argument("--slices", type=int, default=61, help="Slices of the volume that are used.")
+    parser.add_argument("--slices", type=int, default=61, help="Number of slices to use.")
     parser.add_argument("--tile", type=int, default=128)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()

@@ -1,30 +1,32 @@
-"""Denoisers that learn from noisy images alone, beside one that learns from pairs, and classical methods.
+"""Denoisers that learn from noisy images alone, beside one that learns from pairs and classical methods.
 
     python benchmarks/self_supervised.py shared/data --minutes 2 --careamics CAREAMICS_ENV/bin/python
     python benchmarks/self_supervised.py shared/data --only volume --minutes 2
     python benchmarks/self_supervised.py shared/data --only gaps --minutes 1
     python benchmarks/self_supervised.py shared/data --only intervals
 
-Real pairs: their clean images measure, and only the method called "pairs" learns from clean ones, of other
-fields. Each training has the same processor time on one thread. Measured: PSNR over 255 (dB) and SSIM, after
-a linear fit of the intensities to the clean image, which every method gets (a fast and a slow scan differ in
-brightness and contrast).
+Real pairs: the clean images are the ground truth; only the method "pairs" learns from clean ones, of other
+fields. Each training has the same CPU time on one thread. PSNR over 255 (dB) and SSIM, after a linear fit of
+the intensities to the clean image for every method (a fast and a slow scan differ in brightness and
+contrast).
 
-- `n2v`, `structn2v`: single noisy images, with a blind spot of one pixel, and with that of the measured
-  correlation of the noise. They learn from the measured images, too, as their users would.
+- `n2v`, `structn2v`: single noisy images, with a blind spot of one pixel, and with one matched to the
+measured
+  noise correlation. They also learn from the test images, as in use.
 - `n2n`: two noisy scans. No pair here was scanned twice: the second scan is the clean image with the noise
-  (noisy less clean) of another field, or of another part of it.
-- `pairs`: emdiffuse-n as ever, from other fields than those that are measured.
-- `careamics`: its N2V, and its structN2V along x, by its own defaults but for the size of patches, in an
-  environment of its own: `pip install careamics`.
-- The width of the Gaussian and the strength of non-local means are the best for each image (an oracle, which
-  nobody has); BM3D gets the standard deviation of the noise.
-- `volume`: a volume with Gaussian noise of 25 grey levels, whose clean voxels are known, denoised by a model
-  that learned from it alone, with and without the neighbouring slices (`patches.context`).
-- `gaps`: of a volume with noise of 20 grey levels, every third or sixth slice; denoised first (`real_slices`)
-  with and without the slices beside them, and the gaps then filled by the shipped vemdiffuse.
-- `intervals`: of the real pairs, restored by the shipped model with 4 samples, intervals that were calibrated
-  by a second scan (as for `n2n`) on half of the fields, and how many clean voxels lie inside in the others.
+  (noisy minus clean) of another field, or of another part of it.
+- `pairs`: regular emdiffuse-n, trained on other fields than the test fields.
+- `careamics`: its N2V, and its structN2V along x, with its defaults except for the patch size, in a separate
+  environment: `pip install careamics`.
+- The width of the Gaussian and the strength of non-local means are the best for each image (an oracle); BM3D
+  gets the standard deviation of the noise.
+- `volume`: a volume with Gaussian noise of 25 grey levels and known clean voxels, denoised by a model that
+  learned from it alone, with and without the neighbouring slices (`patches.context`).
+- `gaps`: every third or sixth slice of a volume with noise of 20 grey levels, first denoised (`real_slices`)
+  with and without the neighbouring slices; the shipped vemdiffuse then fills the gaps.
+- `intervals`: the real pairs restored by the shipped model with 4 samples; intervals calibrated by a second
+scan
+  (as for `n2n`) on half of the fields, and the fraction of clean voxels inside in the others.
 """
 
 from __future__ import annotations
@@ -75,7 +77,7 @@ np.save(out, made[:, : sides[0], : sides[1]])
 
 
 def fields(folder: Path) -> Iterator[tuple[str, Images, Images, int]]:
-    """Yield name, noisy and clean images (N, H, W), and how many of them "pairs" learns from."""
+    """Yield name, noisy and clean images (N, H, W), and the number that "pairs" learns from."""
     brain = [tifffile.imread(folder / f"brain22_level07_{kind}.tif") for kind in ("input", "gt")]
     noisy, clean = (np.stack([image[:384], image[384:]]) for image in brain)
     yield "brain", noisy, clean, 1
@@ -89,7 +91,7 @@ def fields(folder: Path) -> Iterator[tuple[str, Images, Images, int]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
-    parser.add_argument("--minutes", type=float, default=2, help="Processor time of each training.")
+    parser.add_argument("--minutes", type=float, default=2, help="CPU time of each training.")
     parser.add_argument("--careamics", help="Python of an environment with CAREamics.")
     parser.add_argument("--only", nargs="+", help="Some of the pairs: brain, dwell, line.")
     parser.add_argument("--methods", nargs="+", help="Some of the methods.")
@@ -101,7 +103,7 @@ def main() -> None:
     if options.only and options.only[0] in alone:
         alone[options.only[0]](options)
         return
-    print("| pairs | method | PSNR (dB) | SSIM | processor (s) |\n| --- | --- | --- | --- | --- |")
+    print("| pairs | method | PSNR (dB) | SSIM | CPU (s) |\n| --- | --- | --- | --- | --- |")
     for name, noisy, clean, learned in fields(options.data):
         if options.only and name not in options.only:
             continue
@@ -124,7 +126,7 @@ def quality(image: Images, clean: Images) -> tuple[float, float]:
 def methods(
     options: argparse.Namespace, folder: Path, noisy: Images, clean: Images, learned: int
 ) -> Iterator[tuple[str, Images, float]]:
-    """Yield name, restored images and processor time of every method."""
+    """Yield name, restored images and CPU time of every method."""
     wanted = set(options.methods or ("classical", "n2v", "structn2v", "n2n", "pairs", "careamics"))
     if "classical" in wanted:
         yield from classical(noisy, clean)
@@ -177,7 +179,7 @@ def classical(noisy: Images, clean: Images) -> Iterator[tuple[str, Images, float
 
 
 def volume(options: argparse.Namespace) -> None:
-    """Print what the neighbouring slices give, on a volume with noise."""
+    """Print the gain from neighbouring slices, on a volume with noise."""
     from scipy.ndimage import gaussian_filter
 
     from emdiffuse.evaluation.metrics import psnr, ssim
@@ -185,7 +187,7 @@ def volume(options: argparse.Namespace) -> None:
     clean = tifffile.imread(options.data / "medulla_training2_250.tif")[:48, :192, :192]
     noise = np.random.default_rng(0).normal(0, 25, clean.shape)
     noisy = np.clip(np.rint(clean + noise), 0, 255).astype(np.uint8)
-    print("| volume | method | PSNR (dB) | SSIM | processor (s) |\n| --- | --- | --- | --- | --- |")
+    print("| volume | method | PSNR (dB) | SSIM | CPU (s) |\n| --- | --- | --- | --- | --- |")
 
     def row(method: str, made: Images, seconds: float) -> None:
         pairs = [(a.astype(np.float32), b.astype(np.float32)) for a, b in zip(made, clean, strict=True)]
@@ -206,7 +208,7 @@ def volume(options: argparse.Namespace) -> None:
 
 
 def gaps(options: argparse.Namespace) -> None:
-    """Print what slices that are denoised first give, themselves and the gaps between them."""
+    """Print the gain from denoising slices first, for the slices and the gaps between them."""
     from fractions import Fraction
 
     from scipy.ndimage import gaussian_filter
@@ -256,7 +258,7 @@ def gaps(options: argparse.Namespace) -> None:
 
 
 def intervals(options: argparse.Namespace) -> None:
-    """Print the coverage of intervals that were calibrated by a second scan, on real pairs with a truth."""
+    """Print the coverage of intervals calibrated by a second scan, on real pairs with ground truth."""
     from emdiffuse.acquisition.acquire import acquire
     from emdiffuse.config import Calibration, Restoration
     from emdiffuse.config.shipped import model_folder
@@ -308,7 +310,7 @@ def ours(
     training: dict[str, Any],
     context: int = 0,
 ) -> tuple[Images, float]:
-    """Train by the chain for a processor time, and restore the noisy images by what came of it."""
+    """Train with the pipeline for a CPU time, and restore the noisy images with the result."""
     from emdiffuse.acquisition.acquire import acquire
     from emdiffuse.acquisition.image_pairs import acquire_pairs
     from emdiffuse.config import Model
@@ -346,7 +348,7 @@ def ours(
     )
     cut_patches([store], model, folder / "p.zarr")
     start = time.process_time()
-    # the limit of minutes counts processor time here: others may use the machine
+    # minutes are CPU time here, as the machine may be shared
     loop.time = SimpleNamespace(monotonic=time.process_time)  # type: ignore[assignment]
     loop.train(folder / "p.zarr", model, "a", folder / "e", "cpu")
     seconds = time.process_time() - start
@@ -355,7 +357,7 @@ def ours(
 
 
 def careamics(options: argparse.Namespace, folder: Path, noisy: Images, reach: int) -> tuple[Images, float]:
-    """Train CAREamics for a processor time in an environment of its own, and restore."""
+    """Train CAREamics for a CPU time in a separate environment, and restore."""
     work = folder / f"careamics{reach}"
     work.mkdir()
     np.save(work / "noisy.npy", noisy)

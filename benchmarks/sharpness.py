@@ -1,12 +1,12 @@
-"""One sharp restoration instead of the mean: what it costs in PSNR, and whether membranes are found as well.
+"""A sharp restoration instead of the mean: its cost in PSNR, and its effect on segmented membranes.
 
     python benchmarks/sharpness.py raw/held_out [--model vemdiffuse] [--factor 6] [--stlpips]
 
-Every R-th slice of the held-out medulla is kept; measured are the slices between, xy planes. Ways from the
-posterior mean to a sample:
+Every R-th slice of the held-out medulla is kept; the slices between are measured, xy planes. Compromises
+between the posterior mean and a sample:
 
 - a weighted mean of both;
-- the mean under noise of a level, from which the flow starts: `sampler.sharpen` (`NativeProcess.sharpen`);
+- a flow that starts from the mean with added noise: `sampler.sharpen` (`NativeProcess.sharpen`);
 - linear interpolation, for comparison.
 
 PSNR and SSIM; the power of the gradient over the truth's; intersection over union of the segmented membranes
@@ -82,7 +82,7 @@ def main() -> None:
 
 @torch.inference_mode()
 def restored(model: RestorationModel, thin: Volume, grid: SliceGrid) -> dict[str, Images]:
-    """Return the restored slices of all gaps, by each way."""
+    """Return the restored slices of all gaps, by each method."""
     assert isinstance(model.process, NativeProcess)
     parts: dict[str, list[Images]] = {}
     sides = (thin.array.shape[1], thin.array.shape[2])
@@ -101,7 +101,7 @@ def restored(model: RestorationModel, thin: Volume, grid: SliceGrid) -> dict[str
 
 
 def _ways(model: RestorationModel, batch: Batch, seed: int) -> dict[str, torch.Tensor]:
-    """Return one gap, (1, D, H, W), by each way, all from the same noise."""
+    """Return one gap, (1, D, H, W), by each method, all from the same noise."""
     process, network = model.process, model.network
     assert isinstance(process, NativeProcess)
     noise = torch.randn(batch.shape, generator=torch.Generator().manual_seed(seed))
@@ -118,7 +118,7 @@ def _ways(model: RestorationModel, batch: Batch, seed: int) -> dict[str, torch.T
 
 
 def scores(images: Images, truth: Images) -> list[float]:
-    """Return the measures of planes (Z, Y, X), as the table's columns."""
+    """Return the metrics of planes (Z, Y, X), as the table's columns."""
     pairs = list(zip(images, truth, strict=True))
     both, either, hits = 0, 0, np.zeros(4)
     for image, wanted in pairs:
@@ -156,7 +156,7 @@ def stlpips() -> Callable[[Images, Images], float]:
 
 
 def outline(mask: NDArray[np.bool_]) -> NDArray[Any]:
-    """Return the pixels of a mask that touch its outside."""
+    """Return the boundary pixels of a mask."""
     return mask & ~binary_erosion(mask)
 
 

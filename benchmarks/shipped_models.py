@@ -4,24 +4,24 @@
     python benchmarks/shipped_models.py emdiffuse-n raw/held_out
     python benchmarks/shipped_models.py emdiffuse-r raw/held_out
 
-The folder is what `config/pretrained/prepare.py` laid out. `--model` measures another model of this package;
-`--dimensions` cuts volumes for a quick look. Another method stands beside ours in two steps:
+The folder is written by `config/pretrained/prepare.py`. `--model` measures another model of this package;
+`--dimensions` crops volumes for a quick look. To compare another method:
 
     python benchmarks/shipped_models.py vemdiffuse raw/held_out --inputs given
     python benchmarks/shipped_models.py vemdiffuse raw/held_out --results theirs
 
-The first writes what every method is given, `given/LABEL.tif`; the second measures `theirs/LABEL.tif`, what
-that method made of it: 8-bit grey levels, of the shape of what is restored (for volumes the whole block).
+The first command writes the inputs of every method, `given/LABEL.tif`; the second measures that method's
+results, `theirs/LABEL.tif`: 8-bit grey levels, in the shape of the restoration (for volumes the whole block).
 
 - `vemdiffuse`: isotropic volumes, of which slices are *dropped* (every R-th is kept) or *averaged* (R at a
-  time). Measured on the slices that were restored, xy planes; ends included. Of a factor like 45/8 the slices
-  that are kept lie between those of the truth, and come from a cubic spline through them.
+  time). Measured on the restored slices, xy planes; ends included. For a factor like 45/8 the kept slices are
+  between those of the truth, interpolated from them by a cubic spline.
 - `emdiffuse-n`: real pairs. Each method is measured as it is and after a linear fit of its intensities to the
   clean image; then both again after the clean image was registered to the noisy one, which all methods are
   given as it is (the two scans of a pair are up to 5 pixels apart, and drift). The width of the Gaussian and
-  the strength of non-local means are the best for each image (an oracle, which nobody has).
-- `emdiffuse-r`: slices of volumes, binned 2 x 2 and noisy; cubic enlargement, as it is and after a Gaussian
-  whose width is the best for each image.
+  the strength of non-local means are the best for each image (an oracle).
+- `emdiffuse-r`: slices of volumes, binned 2 x 2 and noisy; cubic interpolation, directly and after the best
+  Gaussian for each image.
 
 PSNR is over a range of 255 (8-bit data), in dB; means over planes or images.
 """
@@ -44,7 +44,7 @@ FACTORS = (2, 3, 4, 5, Fraction(45, 8), 6, 7, 8, 10, 12)
 COARSE = {"electrons": 80, "gaussian": 0.03}
 SIGMAS = np.arange(0.3, 3.1, 0.3)
 MARGIN = 8
-"""Pixels at the edges of a registered pair that are left out."""
+"""Pixels excluded at the edges of a registered pair."""
 Images = NDArray[Any]
 Rows = dict[str, tuple[float, ...]]
 
@@ -60,11 +60,13 @@ def main() -> None:
     parser.add_argument("--factors", type=Fraction, nargs="+", default=FACTORS)
     parser.add_argument("--thickness", type=float, nargs="+", default=[0.0, 1.0])
     parser.add_argument(
-        "--dimensions", type=int, nargs=3, default=[97, 160, 160], help="Of volumes, at most."
+        "--dimensions", type=int, nargs=3, default=[97, 160, 160], help="Maximum size of volumes."
     )
-    parser.add_argument("--sampler", default="{}", help="Sampler, as JSON; by default the mean in one call.")
-    parser.add_argument("--inputs", type=Path, help="Folder to write what methods are given to.")
-    parser.add_argument("--results", type=Path, help="Folder of what another method made of that.")
+    parser.add_argument(
+        "--sampler", default="{}", help="Sampler, as JSON; by default the mean in one evaluation."
+    )
+    parser.add_argument("--inputs", type=Path, help="Folder to write the inputs to.")
+    parser.add_argument("--results", type=Path, help="Folder of another method's results.")
     options = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     measure = {"vemdiffuse": volumes, "emdiffuse-n": pairs, "emdiffuse-r": coarse}[options.task]
@@ -78,7 +80,7 @@ def text(values: tuple[float, ...]) -> list[str]:
 
 
 def restored(dataset: Path, options: argparse.Namespace, folder: Path) -> Images:
-    """Restore a store by the chain, and return what it made; or what another method made of it."""
+    """Return a store's restoration, by the pipeline or another method."""
     import tifffile
     import yaml
 
@@ -153,7 +155,7 @@ def volumes(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Ro
 
 
 def between(truth: Images, factor: Fraction) -> Images:
-    """Return every R-th slice of a volume for an R that is no integer, by a cubic spline along z."""
+    """Return every R-th slice of a volume for a non-integer R, by a cubic spline along z."""
     from scipy.interpolate import CubicSpline
 
     places = [float(n * factor) for n in range(int((len(truth) - 1) / factor) + 1)]
@@ -209,7 +211,7 @@ def best(images: list[Images], clean: Images) -> tuple[float, ...]:
 
 
 def fitted(image: Images, clean: Images) -> Images:
-    """Return an image whose intensities fit the clean one's best, by a line."""
+    """Return an image with the best linear fit of its intensities to the clean one."""
     slope, offset = np.polyfit(image.ravel(), clean.ravel(), 1)
     return slope * image + offset
 

@@ -1,10 +1,10 @@
-"""Synthetic stripes over real data: what is found of them, and PSNR before and after they are removed.
+"""Synthetic stripes on real data: detection, and PSNR before and after removal.
 
     python benchmarks/stripes.py resources/demo/medulla_test.tif resources/demo/brain_test_clean.tif
 
-Columns get offsets of a standard deviation of some grey levels, correlated over about two pixels, which vary
-by 30 % along them, as curtains of an ion beam do. "Clean" is the filter forced on data without stripes, which
-`repair: stripes` never does; what is found in these is stated too. PSNR is over 255 grey levels, in dB.
+Columns get offsets with a standard deviation of some grey levels, correlated over about two pixels and
+varying by 30 % along them, like ion-beam curtaining. "Clean" is the filter forced on data without stripes,
+which `repair: stripes` never does; detections there are listed too. PSNR is over 255 grey levels, in dB.
 """
 
 from __future__ import annotations

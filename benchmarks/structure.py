@@ -1,10 +1,10 @@
-"""The shape of the package in numbers: names, arrows between folders, lines, keys, and what starting costs.
+"""The package in numbers: names, imports between folders, lines, keys, and start-up cost.
 
     python benchmarks/structure.py [--start]
 
-An arrow is a folder that imports from another, however often; folders on one floor import from lower floors
-alone. ``--start`` imports what the command of each stage imports, in a process of its own: CPU seconds and
-MiB until the stage could begin to work, and which heavy libraries came along.
+An arrow is a folder that imports from another, however often; folders on one floor import only from lower
+floors. ``--start`` imports what each stage's command imports, in a separate process: CPU seconds and MiB
+until the stage could start working, and the heavy libraries imported.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from emdiffuse.config import json_schema
 PACKAGE = Path(configuration.__file__).parents[1]
 ROOT = PACKAGE.parent
 LATER = {"train": ["emdiffuse.training.train"]}
-"""What a stage's work imports, rather than its command."""
+"""Modules imported by a stage's work, not by its command."""
 START = """
 import resource, sys
 import emdiffuse.cli, {modules}
@@ -33,7 +33,7 @@ print(used.ru_utime + used.ru_stime, int(peak.split()[1]) / 1024, *heavy)
 
 
 def arrows() -> dict[str, set[str]]:
-    """Return which names at the top of the package each of them imports from."""
+    """Return, for each top-level name of the package, the names it imports from."""
     found: dict[str, set[str]] = {}
     for path in PACKAGE.rglob("*.py"):
         own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
@@ -46,7 +46,7 @@ def arrows() -> dict[str, set[str]]:
 
 
 def stages() -> dict[str, list[str]]:
-    """Return the modules that each command of the chain imports."""
+    """Return the modules that each command of the pipeline imports."""
     found = {}
     for node in ast.parse((PACKAGE / "cli" / "stages.py").read_text()).body:
         if isinstance(node, ast.FunctionDef) and node.decorator_list:
@@ -57,7 +57,7 @@ def stages() -> dict[str, list[str]]:
 
 
 def floors(graph: dict[str, set[str]]) -> int:
-    """Return how many floors the folders stand on, each importing from lower ones alone."""
+    """Return the number of floors of folders, each importing only from lower ones."""
     sorter = graphlib.TopologicalSorter(graph)
     sorter.prepare()
     count = 0
@@ -68,13 +68,13 @@ def floors(graph: dict[str, set[str]]) -> int:
 
 
 def lines(folder: Path, ending: str = "py") -> int:
-    """Return the lines of all files of a folder."""
+    """Return the number of lines of all files in a folder."""
     return sum(len(path.read_text().splitlines()) for path in folder.rglob(f"*.{ending}"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--start", action="store_true", help="Measure what each stage costs to start.")
+    parser.add_argument("--start", action="store_true", help="Measure the start-up cost of each stage.")
     wanted = parser.parse_args()
     graph, schema = arrows(), json_schema()
     keys = sum(len(section.get("properties", {})) for section in (schema, *schema["$defs"].values()))

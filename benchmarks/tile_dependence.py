@@ -1,10 +1,10 @@
-"""Does a tile give what the whole image gives? One call for 512 pixels a side against one for 256 inside it.
+"""Tiles against the whole image: one evaluation of 512 pixels a side against one of 256 inside it.
 
     python benchmarks/tile_dependence.py MODEL VOLUME.tif [--published]
 
-MODEL is a trained native vEM model, VOLUME an isotropic one, mirrored where it is smaller than 512. The error
-is the largest difference inside a halo, over the largest value there; with `--published` a
-published network with random weights stands beside it. The default halo is named above the table.
+MODEL is a trained native vEM model, VOLUME an isotropic volume, mirrored if it is smaller than 512. The error
+is the largest difference inside a halo, over the largest value there; `--published` adds a published network
+with random weights. The table's header states the default halo.
 """
 
 import argparse

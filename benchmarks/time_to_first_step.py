@@ -2,9 +2,9 @@
 
     python benchmarks/time_to_first_step.py [--config config/config.yaml] [--repeats 3]
 
-Three starts, the median of each: from raw files (acquire, register, patches, train), with the patches there,
-and `emdiffuse train` by itself, which is what the workflow adds to. A step has been taken when the training's
-log says so, which is read every 20 ms; the training is told to take one.
+Three starts, the median of each: from raw files (acquire, register, patches, train), with existing patches,
+and `emdiffuse train` alone, without the workflow. The training has one step, which is done when its log, read
+every 20 ms, says so.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MARKS = {
 
 
 def watch(command: list[str], folder: Path, log: Path) -> dict[str, float]:
-    """Run a command; return the seconds after which each mark was first seen in its output or the log."""
+    """Run a command; return the seconds until each mark first appears in its output or the log."""
     log.unlink(missing_ok=True)
     said = folder / "said.txt"
     seen: dict[str, float] = {}

@@ -2,11 +2,10 @@
 
     python benchmarks/training.py [--size 64] [--batch 16] [--steps 3] [--threads 1]
 
-A step is forward, backward, AdamW and the moving average, in float32 on random images, in seconds of the
-clock and of the processor (which others' work changes less). "plain" is the network and the loop as a
-textbook writes them (eager, NCHW, stock allocator), "package" is `training.train`. Each is a process of
-its own, whose largest resident set is the memory. The loader reads and augments patches of a store on a warm
-file system.
+A step is forward, backward, AdamW and the moving average, in float32 on random images, in wall and CPU
+seconds (the latter less affected by other load). "plain" is a textbook network and loop (eager, NCHW, stock
+allocator), "package" is `training.train`. Each is a separate process, with its maximum resident set as the
+memory. The loader reads and augments patches of a store on a warm file system.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:  # imported where a case needs it: "plain" measures a process without the package
+if TYPE_CHECKING:  # imported where needed: "plain" measures a process without the package
     from emdiffuse.config import Model
     from emdiffuse.patches.cut import PatchStore
 
@@ -34,7 +33,7 @@ sys.path.insert(0, str(ROOT / "tests/unit"))
 
 
 def now() -> NDArray:
-    """Seconds of the clock, and of the processor."""
+    """Return wall and CPU seconds."""
     return np.array([time.perf_counter(), time.process_time()])
 
 
@@ -106,7 +105,7 @@ def plain(options: argparse.Namespace) -> list[NDArray]:
 
 
 def patches(folder: Path, model: Model, across: int) -> PatchStore:
-    """Cut patches from two pairs of noise, each so many patches across."""
+    """Cut patches from two pairs of noise, each a number of patches across."""
     from helpers import write_pairs
 
     from emdiffuse.patches.cut import PatchStore, cut_patches
@@ -118,7 +117,7 @@ def patches(folder: Path, model: Model, across: int) -> PatchStore:
 
 
 def loader(options: argparse.Namespace) -> float:
-    """Return the patches a second that two workers read and change."""
+    """Return the patches per second that two workers read and augment."""
     from emdiffuse.config import Model
     from emdiffuse.training import feed
 
@@ -134,7 +133,7 @@ def loader(options: argparse.Namespace) -> float:
 
 
 def measure(what: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Run one case in a process of its own."""
+    """Run one case in a separate process."""
     arguments = [f"--{name}={getattr(options, name)}" for name in ("size", "batch", "steps", "threads")]
     command = [sys.executable, __file__, "--case", what, *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -155,7 +154,7 @@ def main() -> None:
     if options.case is None:
         rows = {what: measure(what, options) for what in ("plain", "package", "checkpointing", "loader")}
         print(f"\nbatch {options.batch} of {options.size} px, {options.threads} thread(s)")
-        print("| case | clock, s | patches/s | processor, s | peak memory |\n" + "| --- " * 5 + "|")
+        print("| case | wall, s | patches/s | CPU, s | peak memory |\n" + "| --- " * 5 + "|")
         for what in ("plain", "package", "checkpointing"):
             clock, processor = rows[what]["seconds"]
             rate, memory = options.batch / clock, rows[what]["memory"]

@@ -1,6 +1,6 @@
-"""Pages of the reference that follow from the code: configuration, commands, and Python.
+"""Reference pages generated from the code: configuration, commands, and Python.
 
-mkdocs calls `on_files` while it builds; nothing of this is kept in the repository.
+mkdocs calls `on_files` while building; the pages are not stored in the repository.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def configuration() -> str:
-    """Return the page of all keys, from the models that check them."""
+    """Return the page of all keys, from the models that validate them."""
     schema = json_schema()
     sections = {"The file": schema, **schema["$defs"]}
     lines = [
         "# Configuration",
         "",
-        "All keys of `config.yaml`, as the program checks them. An unknown key, a missing file or an",
+        "All keys of `config.yaml`, as the program validates them. An unknown key, a missing file or an",
         "impossible value is reported before anything runs, in one sentence that names the key.",
     ]
     for title, section in sections.items():
@@ -47,7 +47,7 @@ def configuration() -> str:
         lines += ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
         for key, facts in section["properties"].items():
             needed = key in section.get("required", ())
-            default = "needed" if needed else _default(facts)
+            default = "required" if needed else _default(facts)
             lines.append(f"| `{key}` | {_type(facts)} | {default} | {_words(facts.get('description', ''))} |")
     return "\n".join(lines) + "\n"
 
@@ -72,7 +72,7 @@ def _type(facts: dict[str, Any]) -> str:
         return f"{_type(facts['additionalProperties'])} by name"
     if facts.get("type") == "object" and "patternProperties" in facts:
         return f"{_type(next(iter(facts['patternProperties'].values())))} by name"
-    words = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
+    words = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false"}
     return words.get(facts.get("type", ""), "any")
 
 
@@ -88,10 +88,10 @@ def _words(text: str) -> str:
 
 
 def commands() -> str:
-    """Return the page of all commands, from the command line itself."""
+    """Return the page of all commands, from the command line."""
     root = typer.main.get_command(app)
     assert isinstance(root, click.Group) or hasattr(root, "commands")
-    lines = ["# Commands", "", "What `emdiffuse --help` and `emdiffuse COMMAND --help` say."]
+    lines = ["# Commands", "", "The help texts of `emdiffuse` and its commands."]
     for name, command in _leaves("", root):
         lines += ["", f"## {name}", "", _words(command.help or ""), ""]
         arguments = [p for p in command.params if p.param_type_name == "argument"]
@@ -106,7 +106,7 @@ def commands() -> str:
 
 
 def _leaves(path: str, command: Any) -> Iterator[tuple[str, Any]]:
-    """Yield all commands that do something, with the words that call them."""
+    """Yield all executable commands, with their full names."""
     children = getattr(command, "commands", {})
     if path and (not children or getattr(command, "invoke_without_command", False)):
         yield path, command
@@ -133,7 +133,7 @@ def api() -> str:
         "# Python",
         "",
         "Public functions and classes, folder by folder. Axes are (z, y, x) and voxel sizes nanometers,",
-        "unless a docstring says otherwise. A mistake of the user's raises a subclass of",
+        "unless a docstring states otherwise. Mistakes in the user's input raise a subclass of",
         "`emdiffuse.runtime.errors.EmdiffuseError`.",
     ]
     for path in sorted(PACKAGE.rglob("*.py")):

@@ -2,9 +2,9 @@
 
     python docs/figures/draw.py image volume uncertainty
 
-Each is drawn beside this file, and the numbers of its caption are printed. `napari.png` is a screenshot that
-`tests/package/napari_session.py` takes. On 2 cores `image` takes seconds, `volume` about a minute, and
-`uncertainty`, with 64 evaluations, some minutes.
+Each is written beside this file, and the numbers in its caption are printed. `napari.png` is a screenshot
+taken by `tests/package/napari_session.py`. On 2 cores `image` takes seconds, `volume` about a minute, and
+`uncertainty`, with 64 evaluations, a few minutes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Image = NDArray[np.floating]
 
 
 def restored(source: Path, model: str, samples: int = 1) -> tuple[Image, Image | None]:
-    """Return an image or volume as a shipped model restores it, and its uncertainty if there are samples."""
+    """Restore an image or volume with a shipped model; return it and, with samples, its uncertainty."""
     with tempfile.TemporaryDirectory() as work:
         out, spread = Path(work) / "out.tif", Path(work) / "spread.tif"
         factor = Fraction(FACTOR) if model == "vemdiffuse" else None
@@ -55,7 +55,7 @@ def restored(source: Path, model: str, samples: int = 1) -> tuple[Image, Image |
 def panels(
     name: str, images: dict[str, Image], pixel: float, columns: int, maps: tuple[str, ...] = ()
 ) -> None:
-    """Draw images beside one another, each with a scale bar; those of `maps` in colour."""
+    """Draw images side by side, each with a scale bar; those in `maps` in colour."""
     rows = -(-len(images) // columns)
     height, width = next(iter(images.values())).shape
     panel = 10 / columns
@@ -72,7 +72,7 @@ def panels(
 
 
 def quality(name: str, image: Image, truth: Image) -> None:
-    """Print how far an image is from the truth."""
+    """Print the PSNR and SSIM of an image against the truth."""
     psnr = peak_signal_noise_ratio(truth, image, data_range=255)
     ssim = structural_similarity(
         truth, image, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
@@ -81,7 +81,7 @@ def quality(name: str, image: Image, truth: Image) -> None:
 
 
 def draw_image() -> None:
-    """Draw a fast scan, the same restored, and the slow scan."""
+    """Draw a fast scan, its restoration, and the slow scan."""
     fast, slow = (tifffile.imread(DEMO / f"brain_test_{n}.tif").astype(float) for n in ("noisy", "clean"))
     clean, _ = restored(DEMO / "brain_test_noisy.tif", "emdiffuse-n")
     smooth = [gaussian_filter(fast, sigma / 10) for sigma in range(6, 16)]
@@ -93,7 +93,7 @@ def draw_image() -> None:
 
 
 def draw_volume() -> None:
-    """Draw a yz section of a volume of which every sixth slice was kept; the model never saw that place."""
+    """Draw a yz section of a held-out volume of which every sixth slice was kept."""
     truth = tifffile.imread(DEMO / "medulla_far.tif").astype(float)
     kept = truth[::FACTOR]
     truth = truth[: FACTOR * (len(kept) - 1) + 1]
