@@ -48,6 +48,18 @@ def test_a_run_leaves_what_the_readme_says(finished):
     assert quality["aligned"] is True
 
 
+def test_no_file_of_a_run_holds_a_number_that_json_has_not(finished):
+    def refuse(name):
+        raise ValueError(f"{name} is no JSON")
+
+    files = [path for path in finished.folder.rglob("*.json*") if path.suffix in (".json", ".jsonl")]
+    assert {"plan.json", "zarr.json", "metrics.json", "report.json", "stats.jsonl"} <= {f.name for f in files}
+    for path in files:
+        text = path.read_text()
+        for part in text.splitlines() if path.suffix == ".jsonl" else [text]:
+            json.loads(part, parse_constant=refuse)
+
+
 def test_every_volume_is_ome_zarr_0_5(finished):
     images = [p for p in (finished.folder / "results").rglob("*.ome.zarr") if p.is_dir()]
     images += [finished.output / "restored.ome.zarr" / name for name in ("restored", "uncertainty")]
