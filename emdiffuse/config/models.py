@@ -44,11 +44,7 @@ class Patches(Section):
         description="Slices on each side that a volume denoiser (emdiffuse-n, native) sees beside "
         "the one that it restores: they show nearly the same tissue with independent noise.",
     )
-    minimum_contrast: float = Field(
-        0.02, ge=0, description="Patches with a standard deviation below this (range [-1, 1]) are blank."
-    )
     limit: int = Field(20000, ge=1, description="Maximum number of patches, drawn evenly from all patches.")
-    seed: int = Field(0, ge=0, description="Random seed of that draw.")
 
 
 class Network(Section):
@@ -106,22 +102,12 @@ class Augmentation(Section):
         description="Fraction of examples whose contrast is inverted, in condition and target.",
     )
 
-    flips: bool = Field(True, description="Flip along y and x, and gaps along z, each with probability 1/2.")
     transposition: bool = Field(True, description="Swap y and x with probability 1/2.")
     blur: float = Field(0.0, ge=0, le=1, description="Fraction of examples whose condition is blurred.")
     noise: float = Field(
         0.0,
         ge=0,
         description="Largest standard deviation of the noise added to the condition (range [-1, 1]).",
-    )
-    contrast: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="Largest relative change of the condition's contrast, and largest brightness shift.",
-    )
-    missing_slice: float = Field(
-        0.08, ge=0, le=1, description="Fraction of gaps that lack the outer real slice on one side."
     )
     brightness_jump: float = Field(
         0.0, ge=0, description="Largest shift of the intensity of one real slice of a gap (range [-1, 1])."

@@ -10,7 +10,7 @@ Conventions
 * Patches are drawn from each dataset and factor in proportion to the square root of the number of positions,
   so that small volumes and large factors, with fewer gaps per volume, are not underrepresented.
 * Validation patches never share a voxel with training patches; both are cut on regular grids.
-* A patch whose standard deviation is below `minimum_contrast` is blank, and is discarded.
+* A patch whose standard deviation is below `origins.BLANK` is blank, and is discarded.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def _draw(sources: list[PatchSource], model: Model) -> tuple[list[Origin], int]:
     settings = model.patches
     origins = [o for number, source in enumerate(sources) for o in source.origins(number)]
     _require_factors(sources, origins, model)
-    order = _balanced_order(origins, np.random.default_rng(settings.seed))
+    order = _balanced_order(origins, np.random.default_rng(0))
     kept: list[int] = []
     left_out = 0
     for i in order:
@@ -202,7 +202,7 @@ def _draw(sources: list[PatchSource], model: Model) -> tuple[list[Origin], int]:
         if not any(o.split == split for o in chosen):
             paths = ", ".join(str(source.path) for source in sources)
             raise DataError(
-                f"{paths}: no patch is left for {name}; lower `patches.minimum_contrast` or `patches.size`"
+                f"{paths}: no patch is left for {name}: all are blank, or too small; lower `patches.size`"
             )
     return chosen, len(origins)
 

@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdiffuse.config import MAXIMUM_FACTOR, Model, anisotropy_factor
-from emdiffuse.patches.origins import TRAINING, VALIDATION, Cut, Origin, training_length
+from emdiffuse.patches.origins import BLANK, TRAINING, VALIDATION, Cut, Origin, training_length
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.stores.facts import VolumeFacts
 from emdiffuse.stores.intensity import shown
@@ -102,7 +102,7 @@ class GapSource:
         DataError
             If the volume is too small for a gap in training or, if validated, in validation.
         """
-        random = np.random.default_rng([self.model.patches.seed, number])
+        random = np.random.default_rng([0, number])
         for split in (TRAINING, VALIDATION) if self.validated else (TRAINING,):
             found = False
             for factor in self.model.factors:
@@ -164,7 +164,7 @@ class GapSource:
                 range(lo, hi - e + 1, s) for lo, hi, e, s in zip(lows, highs, extent, steps, strict=True)
             ]
             whole = [z for z in starts[0] if not self._meets_missing(z, z + extent[0])]
-            seed = [settings.seed, number, axis, factor, split]
+            seed = [0, number, axis, factor, split]
             for z, y, x in _some(whole, starts[1], starts[2], seed):
                 yield Origin(number, axis, z, y, x, factor, split)
 
@@ -209,7 +209,7 @@ class GapSource:
 
     def usable(self, origin: Origin) -> bool:
         """Return whether a gap has contrast."""
-        return bool(self.stack(origin).std() >= self.model.patches.minimum_contrast)
+        return bool(self.stack(origin).std() >= BLANK)
 
     def cut(self, origin: Origin) -> Cut:
         """Return condition (4, H, W), target (D, H, W) and positions (D,); D is that of the deepest gap."""

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from emdiffuse.config import Model
 from emdiffuse.config.tasks import TASKS
-from emdiffuse.patches.origins import TRAINING, VALIDATION, Cut, Origin, training_length
+from emdiffuse.patches.origins import BLANK, TRAINING, VALIDATION, Cut, Origin, training_length
 from emdiffuse.restoration.geometry import ceil_to
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.stores.facts import PairsFacts, VolumeFacts
@@ -168,7 +168,7 @@ class PairSource(FieldSource):
             mask = self.image(origin.axis, "mask").array[slice(0, 1), *self.box(origin)]
             if not mask.all():
                 return False
-        return bool(self.cut(origin).target.std() >= self.model.patches.minimum_contrast)
+        return bool(self.cut(origin).target.std() >= BLANK)
 
     def cut(self, origin: Origin) -> Cut:
         """Return the condition (C, H, W), the target (1, H, W), and the position of an image, 1/2."""
@@ -221,7 +221,7 @@ class NoisySource(FieldSource):
 
     def usable(self, origin: Origin) -> bool:
         """Return whether a patch has contrast."""
-        return bool(self.cut(origin).target.std() >= self.model.patches.minimum_contrast)
+        return bool(self.cut(origin).target.std() >= BLANK)
 
     def cut(self, origin: Origin) -> Cut:
         """Return the noisy image with its neighbours (C, H, W), and the image itself as target (1, H, W)."""

@@ -20,6 +20,8 @@ from emdiffuse.config import Model
 from emdiffuse.stores.facts import PairsFacts, VolumeFacts
 
 TRAINING, VALIDATION = 0, 1
+BLANK = 0.02
+"""A patch with a smaller standard deviation (range [-1, 1]) shows nothing, and is discarded."""
 ORIGIN_COLUMNS = ("dataset", "axis", "z", "y", "x", "factor", "split", "permille", "end")
 
 

@@ -33,8 +33,6 @@ class Choice(IntEnum):
     NO_LAST = auto()
     BLUR = auto()
     NOISE = auto()
-    SLOPE = auto()
-    OFFSET = auto()
     JUMP = auto()
     JUMPING = auto()
     GAIN = auto()
@@ -43,6 +41,8 @@ class Choice(IntEnum):
 
 
 CHOICES = len(Choice)
+MISSING = 0.08
+"""Fraction of gaps without the outer real slice, on either side, as at the ends of a volume."""
 BLUR = 3.0
 """Standard deviation of the Gaussian blur of conditions, in pixels, as published."""
 
@@ -79,9 +79,9 @@ def augment(
         Condition, target and positions, with the shapes and device of the inputs.
     """
     gap = condition.shape[1] == len(CONDITION_OFFSETS)
-    if settings.flips and gap:
+    if gap:
         condition, target, positions = _reversed(condition, target, positions, choices)
-    if settings.flips and condition.shape[1] == 3:  # a slice with its neighbours
+    if condition.shape[1] == 3:  # a slice with its neighbours
         flip = (choices[:, Choice.FLIP_Z] < 0.5).to(condition.device)[:, None, None, None]
         condition = torch.where(flip, condition.flip(1), condition)
     condition, target = _turned(condition, target, settings, choices)
@@ -121,8 +121,8 @@ def _turned(
     """Flip along y and x, and transpose; together these include all quarter turns."""
     code = torch.zeros(len(choices), dtype=torch.int64)
     for bit, choice, wanted in (
-        (0, Choice.FLIP_Y, settings.flips),
-        (1, Choice.FLIP_X, settings.flips),
+        (0, Choice.FLIP_Y, True),
+        (1, Choice.FLIP_X, True),
         (2, Choice.TRANSPOSE, settings.transposition),
     ):
         code += ((choices[:, choice] < 0.5) & wanted).long() << bit
@@ -140,7 +140,7 @@ def _turned(
 def _degraded(
     condition: Tensor, gap: bool, settings: Augmentation, choices: Tensor, noise: Callable[[], Tensor]
 ) -> Tensor:
-    """Blur, change contrast and add noise; in gaps also brighten one real slice and drop outer ones."""
+    """Blur and add noise; in gaps also brighten one real slice and drop outer ones."""
 
     def column(choice: Choice) -> Tensor:
         return choices[:, choice, None, None, None].to(condition.device)
@@ -149,9 +149,6 @@ def _degraded(
     out = condition
     if len(blurred):
         out = out.index_copy(0, blurred, gaussian_blur(out[blurred], BLUR))
-    if settings.contrast:
-        slope, offset = (2 * column(choice) - 1 for choice in (Choice.SLOPE, Choice.OFFSET))
-        out = out * (1 + settings.contrast * slope) + settings.contrast * offset
     if settings.noise:
         out = out + settings.noise * column(Choice.NOISE) * noise()
     if not gap:
@@ -160,7 +157,7 @@ def _degraded(
         slices = torch.arange(out.shape[1], device=out.device)[None, :, None, None]
         jumping = (len(CONDITION_OFFSETS) * column(Choice.JUMPING)).long() == slices
         out = out + settings.brightness_jump * (2 * column(Choice.JUMP) - 1) * jumping
-    first, last = (column(choice) < settings.missing_slice for choice in (Choice.NO_FIRST, Choice.NO_LAST))
+    first, last = (column(choice) < MISSING for choice in (Choice.NO_FIRST, Choice.NO_LAST))
     parts = out.split(1, 1)
     outer = torch.where(first, parts[1], parts[0]), torch.where(last, parts[2], parts[3])
     return torch.cat([outer[0], parts[1], parts[2], outer[1]], 1)

@@ -51,13 +51,14 @@ def test_one_store_holds_several_factors(medulla, tmp_path):
 
 @pytest.mark.parametrize(("factor", "thickness"), [(6, 1.0), (6, 0.5), (4, 0.6), (5, 1.0), (5, 0.1)])
 def test_a_thick_slice_is_the_mean_of_what_it_integrates_over_and_lies_in_its_middle(
-    tmp_path, factor, thickness
+    tmp_path, factor, thickness, monkeypatch
 ):
     """Of a volume that is its own z, a slice's value is where its centre lies."""
+    monkeypatch.setattr("emdiffuse.patches.gaps.BLANK", 0.0)
     depth = np.arange(80, dtype=np.float32)
     ramp = np.broadcast_to(depth[:, None, None], (80, 64, 64)) + np.eye(64, dtype=np.float32)
     volume = write_volume(tmp_path / "a.ome.zarr", ramp.astype(np.float32), (10, 10, 10))
-    settings = {"patches": PATCHES | {"minimum_contrast": 0}, "factor": factor, "thickness": thickness}
+    settings = {"patches": PATCHES, "factor": factor, "thickness": thickness}
     cut_patches([volume], model("vemdiffuse-i", **settings), tmp_path / "p.zarr")
     patches, origins = PatchStore(tmp_path / "p.zarr"), table(tmp_path / "p.zarr")
     span = (INTENSITY["high"] - INTENSITY["low"]) / 2

@@ -33,9 +33,8 @@ OTHER = {
         "init_from": None, "blind_spot": (0, 1),
     },
     Augmentation: {
-        "gain": 0.1, "inversion": 0.5, "flips": False, "transposition": False, "quarter_turns": True,
-        "blur": 0.5, "blur_radius": 2.0, "noise": 0.1, "contrast": 0.1, "missing_slice": 0.5,
-        "brightness_jump": 0.1,
+        "gain": 0.1, "inversion": 0.5, "transposition": False,
+        "blur": 0.5, "noise": 0.1, "brightness_jump": 0.1,
     },
     Network: {
         "architecture": "unet", "channels": 16, "multipliers": (1, 2), "blocks": 1, "dropout": 0.5,

@@ -26,7 +26,7 @@ MODEL = {
     "task": "vemdiffuse-i",
     "datasets": ["a"],
     "factor": 2,
-    "patches": {"size": 16, "validation": 0.2, "minimum_contrast": 0.01},
+    "patches": {"size": 16, "validation": 0.2},
 }
 
 
