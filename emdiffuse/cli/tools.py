@@ -162,7 +162,7 @@ def export(
 ) -> None:
     """Write a model's posterior mean, or a volume, for other programs."""
     from emdiffuse.models import sharing
-    from emdiffuse.precomputed import export_precomputed
+    from emdiffuse.viewing.precomputed import export_precomputed
 
     if format is Format.precomputed:
         export_precomputed(source, out)

@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from emdiffuse.config import Model
 from emdiffuse.config.tasks import TASKS
 from emdiffuse.patches.origins import BLANK, TRAINING, VALIDATION, Cut, Origin, training_length
-from emdiffuse.restoration.geometry import ceil_to
 from emdiffuse.runtime.errors import DataError
+from emdiffuse.runtime.rounding import ceil_to
 from emdiffuse.stores.facts import PairsFacts, VolumeFacts
 from emdiffuse.stores.intensity import shown
 from emdiffuse.stores.neighbours import beside, require_neighbours

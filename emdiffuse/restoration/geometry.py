@@ -27,14 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdiffuse.restoration.slice_grid import ImageStack, SliceGrid
+from emdiffuse.runtime.rounding import ceil_to
 
 TILE_MULTIPLE = 16
 """Tiles start at multiples of this, so that strided layers sample every tile on the same grid."""
-
-
-def ceil_to(value: int, multiple: int) -> int:
-    """Round a value up to a multiple."""
-    return -(-value // multiple) * multiple
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import tensorstore as ts
 import zarr
 from helpers import write_volume
 
-from emdiffuse.precomputed import export_precomputed
 from emdiffuse.readers import open_source
 from emdiffuse.runtime.errors import DataError, EmdiffuseError, StoreError
 from emdiffuse.viewing.images import find_images, napari_layers
+from emdiffuse.viewing.precomputed import export_precomputed
 
 VALUES = np.random.default_rng(0).integers(0, 256, (70, 90, 530), np.uint8)
 FINE, COARSE = (40.0, 8.0, 8.0), (40.0, 16.0, 16.0)
