@@ -254,7 +254,7 @@ def settings_for(
         "datasets": ("volume",),
         "factor": tuple(factors),
         "thickness": how.thickness,
-        "patches": Patches(size=size, limit=PATCHES, left_out_slices=knows and thin, seed=seed),
+        "patches": Patches(size=size, limit=PATCHES, left_out_slices=knows and thin),
         "augmentation": Augmentation(gain=0.3, brightness_jump=0.03),
         "network": network,
         "training": _training(how, minutes, seed, mean_share=0.75),
@@ -275,7 +275,7 @@ def settings_of_images(
     values = {
         "task": "emdiffuse-n",
         "datasets": ("volume",),
-        "patches": Patches(size=_size(shape, 1, 16), limit=PATCHES, context=description.context, seed=seed),
+        "patches": Patches(size=_size(shape, 1, 16), limit=PATCHES, context=description.context),
         "network": Network(channels=spec.channels, multipliers=spec.multipliers, blocks=spec.blocks),
         "training": _training(how, minutes, seed, blind_spot=spec.blind_spot),
     }
