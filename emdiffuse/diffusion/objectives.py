@@ -93,11 +93,6 @@ def training_target(prediction: Prediction, x0: Tensor, eps: Tensor) -> Tensor:
     return eps - x0
 
 
-def mse(target: Tensor, output: Tensor) -> Tensor:
-    """Return the mean squared error, in float32 even under autocast."""
-    return F.mse_loss(output.float(), target.float())
-
-
 def split_difficulty(output: Tensor) -> tuple[Tensor, Tensor]:
     """Split the output of a network with twice the channels into its prediction and its difficulty map.
 

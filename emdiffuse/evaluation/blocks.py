@@ -74,7 +74,7 @@ class EvaluationBlock:
 
 
 @dataclass(frozen=True)
-class Layout:
+class BlockLayout:
     """How a volume is divided into blocks, which are measured, and what the bootstrap draws.
 
     Parameters

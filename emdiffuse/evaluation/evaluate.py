@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from emdiffuse.config.tasks import TASKS
 from emdiffuse.evaluation.baselines import make
-from emdiffuse.evaluation.blocks import Layout
+from emdiffuse.evaluation.blocks import BlockLayout
 from emdiffuse.evaluation.comparison import Comparison, Ground, compare, lay_ground, name_of, read
 from emdiffuse.evaluation.measuring import measure, numbers, plain
 from emdiffuse.evaluation.methods import absent_baselines, baselines_of, reference_of
@@ -193,7 +193,7 @@ def evaluate(
     known = Baselines.read(baselines, link) if baselines else _baselines(found, lpips)
     sources = {"restored": partial(read, found.restored)}
     scores = known.scores | measure(found, sources, lpips)
-    layout = Layout(found.grid, found.shape)
+    layout = BlockLayout(found.grid, found.shape)
     result = {
         **({"made": made.model_dump(mode="json")} if made else {}),
         **found.names(),
@@ -228,7 +228,7 @@ def _baselines(ground: Ground, lpips: Path | None) -> Baselines:
 
 def _ground_link(ground: Ground, lpips: Path | None) -> Link:
     """Return the data and settings that methods are measured with."""
-    layout = Layout(ground.grid, ground.shape)
+    layout = BlockLayout(ground.grid, ground.shape)
     settings = {
         # gaps share their baselines, whatever the model learned from
         "task": "gaps" if TASKS[ground.task].volumetric else ground.task,

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from emdiffuse.evaluation.blocks import EvaluationBlock, Layout
+from emdiffuse.evaluation.blocks import BlockLayout, EvaluationBlock
 from emdiffuse.evaluation.comparison import Ground, read
 from emdiffuse.evaluation.metrics import METRICS, Metric, Piece, Scores, Setting
 from emdiffuse.runtime.progress import progress
@@ -54,7 +54,7 @@ def measure(ground: Ground, methods: Mapping[str, Source], lpips: Path | None = 
     DataError
         If a voxel is not a finite number.
     """
-    layout = Layout(ground.grid, ground.shape)
+    layout = BlockLayout(ground.grid, ground.shape)
     setting = Setting(
         ground.data_range,
         ground.low,

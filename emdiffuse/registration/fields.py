@@ -32,7 +32,7 @@ from emdiffuse.stores.array import write_plane
 from emdiffuse.stores.facts import PairField, VolumeFacts, require_made
 from emdiffuse.stores.intensity import to_unit
 from emdiffuse.stores.links import link
-from emdiffuse.stores.pairs import Pairs, finish_pairs, open_pairs
+from emdiffuse.stores.pairs import PairStore, finish_pairs, open_pairs
 from emdiffuse.stores.provenance import Link, made_by
 from emdiffuse.stores.volume import write_image
 
@@ -123,7 +123,7 @@ def _method(alignment: Alignment) -> Register:
     return lambda fixed, moving: register_pair(fixed, moving, flow, limits)
 
 
-def _made(pairs: Pairs, alignment: Alignment) -> Link:
+def _made(pairs: PairStore, alignment: Alignment) -> Link:
     """Return the provenance of registered pairs: how they are warped, and which are excluded."""
     settings = {"kind": "pairs", "least_correlation": alignment.least_correlation}
     own, before = pairs.facts.dataset or "", require_made(pairs.facts, pairs.path)
@@ -141,7 +141,7 @@ def averaged(image: NDArray[Any], scale: int) -> NDArray[Any]:
     return cut.reshape(height, scale, width, scale).mean((1, 3))
 
 
-def _write(group: Path, pairs: Pairs, field: PairField, result: Registered | None) -> None:
+def _write(group: Path, pairs: PairStore, field: PairField, result: Registered | None) -> None:
     """Write the images of a field, unchanged ones by hard links, and the mask if any."""
     moved = result if result is not None and result.quality["changed"] else None
     for role in ("moving", "fixed"):
@@ -163,7 +163,7 @@ def _write(group: Path, pairs: Pairs, field: PairField, result: Registered | Non
 
 
 def _draw(
-    pairs: Pairs,
+    pairs: PairStore,
     field: PairField,
     fixed: NDArray[Any],
     moving: NDArray[Any],

@@ -68,7 +68,7 @@ class NotAligned(DataError):
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredAlignment:
     """Measured alignment of a volume.
 
     Attributes
@@ -145,7 +145,7 @@ def check_alignment(
         write_image(partial, name, opened.voxel_size, facts)
 
 
-def measure(volume: Volume, pairs: int = PAIRS) -> Measured:
+def measure(volume: Volume, pairs: int = PAIRS) -> MeasuredAlignment:
     """Measure the shifts between neighbouring slices, and the jitter of slices relative to both neighbours.
 
     Parameters
@@ -168,7 +168,7 @@ def measure(volume: Volume, pairs: int = PAIRS) -> Measured:
     def surfaces(z: int) -> NDArray[np.float32]:
         return correlate(look(z)[1], look(z + 1)[1])
 
-    measured = Measured((min(height, FIELD), min(width, FIELD)), {}, {}, {}, [])
+    measured = MeasuredAlignment((min(height, FIELD), min(width, FIELD)), {}, {}, {}, [])
     chosen = _chosen_pairs(depth, pairs)
     for z in progress(chosen, len(chosen), "alignment", "pair"):
         blank |= {n for n in (z, z + 1) if np.ptp(look(n)[0]) == 0}
@@ -211,12 +211,14 @@ def _jitter(before: NDArray[np.float32], after: NDArray[np.float32]) -> NDArray[
     return peak(scores)
 
 
-def judge(measured: Measured, voxel_size: tuple[float, float, float], tolerance: float) -> dict[str, Any]:
+def judge(
+    measured: MeasuredAlignment, voxel_size: tuple[float, float, float], tolerance: float
+) -> dict[str, Any]:
     """Judge whether a volume is aligned.
 
     Parameters
     ----------
-    measured : Measured
+    measured : MeasuredAlignment
         What was measured.
     voxel_size : tuple of float
         Voxel size (z, y, x) in nanometers.
@@ -291,7 +293,7 @@ def _summary(sizes: list[float]) -> dict[str, float]:
     }
 
 
-def _draw(measured: Measured, report: dict[str, Any], path: Path) -> None:
+def _draw(measured: MeasuredAlignment, report: dict[str, Any], path: Path) -> None:
     """Plot shift, jitter and correlation by slice, with the limits."""
     from matplotlib.figure import Figure
 

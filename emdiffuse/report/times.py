@@ -34,7 +34,7 @@ STAGES = (
 
 
 @dataclass(frozen=True)
-class Job:
+class TimedJob:
     """A measured job: wall time in seconds, and peak memory in MiB (NaN if unknown)."""
 
     seconds: float
@@ -64,7 +64,7 @@ def stage_times(results: Path, names: set[str], training: dict[str, float]) -> l
     places = {name: place for place, name in enumerate(STAGES)}
     for folder in sorted(folders, key=lambda path: (places.get(path.name, len(places)), path.name)):
         jobs = [
-            Job(training.get(name, job.seconds), job.memory) if folder.name == "train" else job
+            TimedJob(training.get(name, job.seconds), job.memory) if folder.name == "train" else job
             for name, job in _jobs(folder, names)
         ]
         if jobs:
@@ -82,7 +82,7 @@ def stage_times(results: Path, names: set[str], training: dict[str, float]) -> l
     return found
 
 
-def _jobs(folder: Path, names: set[str]) -> list[tuple[str, Job]]:
+def _jobs(folder: Path, names: set[str]) -> list[tuple[str, TimedJob]]:
     """Return the jobs of a stage with their subjects; for workers only those of the newest run."""
     files: dict[tuple[str, int], list[Path]] = {}
     for path in sorted(folder.glob("*.tsv")):
@@ -96,10 +96,11 @@ def _jobs(folder: Path, names: set[str]) -> list[tuple[str, Job]]:
     return [(name, job) for name, paths in newest.items() for path in paths for job in _read_jobs(path)]
 
 
-def _read_jobs(path: Path) -> list[Job]:
+def _read_jobs(path: Path) -> list[TimedJob]:
     with path.open() as file:
         return [
-            Job(float(row["s"]), _number(row.get("max_rss"))) for row in csv.DictReader(file, delimiter="\t")
+            TimedJob(float(row["s"]), _number(row.get("max_rss")))
+            for row in csv.DictReader(file, delimiter="\t")
         ]
 
 

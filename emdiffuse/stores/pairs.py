@@ -23,7 +23,7 @@ SCALES: tuple[Literal[1, 2], ...] = (1, 2)
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PairStore:
     """An opened store of pairs.
 
     Attributes
@@ -63,7 +63,7 @@ def finish_pairs(path: Path, facts: PairsFacts) -> None:
     write_group(path, {"emdiffuse": facts.as_json()})
 
 
-def open_pairs(path: Path) -> Pairs:
+def open_pairs(path: Path) -> PairStore:
     """Open a store of pairs.
 
     Raises
@@ -73,7 +73,7 @@ def open_pairs(path: Path) -> Pairs:
     """
     if not holds_pairs(path):
         raise StoreError(f"{path}: expected a store of image pairs, but this is a volume", path)
-    return Pairs(path, parse_facts(PairsFacts, known_of(path), path))
+    return PairStore(path, parse_facts(PairsFacts, known_of(path), path))
 
 
 def holds_pairs(path: Path) -> bool:

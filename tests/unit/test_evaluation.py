@@ -15,7 +15,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from emdiffuse.evaluation import blocks
 from emdiffuse.evaluation.baselines import interpolate
-from emdiffuse.evaluation.blocks import Layout
+from emdiffuse.evaluation.blocks import BlockLayout
 from emdiffuse.evaluation.evaluate import evaluate, measure_baselines
 from emdiffuse.evaluation.methods import absent_baselines, baselines_of
 from emdiffuse.evaluation.metrics import MEASURES, METRICS, Measure, Metric, psnr, ssim
@@ -357,7 +357,7 @@ def test_of_a_large_volume_a_stated_sample_of_blocks_is_measured(tmp_path, monke
     assert result["voxels"] == 5 * 6 * 32 * 32
     assert result["interval"] == "95 % bootstrap interval over blocks"
     values, similarities = [], []
-    for block in Layout(case.grid, case.truth.shape).blocks():
+    for block in BlockLayout(case.grid, case.truth.shape).blocks():
         z, y, x = (c + b.start for c, b in zip(block.counted, block.box, strict=True))
         assert all(at % 4 for at in z) and len(z) == 6
         for at in z:
@@ -374,7 +374,7 @@ def test_of_a_large_volume_a_stated_sample_of_blocks_is_measured(tmp_path, monke
 
 def test_costly_metrics_look_at_every_place_in_a_gap_in_turn(tmp_path, monkeypatch):
     case = large(tmp_path, monkeypatch, 16)
-    layout = Layout(case.grid, case.truth.shape)
+    layout = BlockLayout(case.grid, case.truth.shape)
     looked = [
         (block.counted[0] + block.box[0].start)[list(block.costly)]
         for block in layout.blocks()
@@ -385,7 +385,7 @@ def test_costly_metrics_look_at_every_place_in_a_gap_in_turn(tmp_path, monkeypat
     assert sorted(np.bincount(places % 4)[1:]) == [2, 3, 3], "each place in a gap as often as the others"
     assert "1 of the up to 3 generated slices of each gap" in layout.statement
     monkeypatch.setattr(blocks, "COSTLY", 10**9)
-    assert Layout(case.grid, case.truth.shape).statement == "", "of a small volume all"
+    assert BlockLayout(case.grid, case.truth.shape).statement == "", "of a small volume all"
 
 
 class Brightness(Metric):

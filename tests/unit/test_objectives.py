@@ -9,7 +9,6 @@ from emdiffuse.diffusion.objectives import (
     SMALLEST_DIFFICULTY,
     as_denoiser,
     difficulty_aware,
-    mse,
     split_difficulty,
     training_target,
 )
@@ -71,12 +70,6 @@ def test_clipping_bounds_the_clean_image():
     denoise = as_denoiser(lambda x, level: torch.zeros_like(x), "epsilon", clip=(-1, 1))
     x0 = denoise(torch.tensor([[-5.0, 0.2, 5.0]]), torch.tensor([0.25]))
     assert x0[0].tolist() == pytest.approx([-1.0, 0.4, 1.0])
-
-
-def test_mse_is_in_float32():
-    loss = mse(torch.zeros(2, 2, dtype=torch.bfloat16), torch.full((2, 2), 2.0, dtype=torch.bfloat16))
-    assert loss.dtype == torch.float32
-    assert loss.item() == 4
 
 
 def test_difficulty_is_positive_bounded_and_finite_for_any_output():

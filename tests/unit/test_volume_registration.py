@@ -10,7 +10,7 @@ import tifffile
 from helpers import ROOT, raw_file, write_volume
 
 from emdiffuse.config import Alignment
-from emdiffuse.registration.volumes import Measured, check_alignment, judge, measure
+from emdiffuse.registration.volumes import MeasuredAlignment, check_alignment, judge, measure
 from emdiffuse.runtime.errors import DataError
 from emdiffuse.stores.facts import VolumeFacts
 from emdiffuse.stores.volume import Volume, open_volume
@@ -94,7 +94,7 @@ def test_a_jump_beyond_what_is_looked_for_is_not_taken_for_alignment(medulla):
 
 def test_the_judgement_follows_the_distance_of_the_slices():
     """Jitter is tolerated with the square root of the distance, steady drift with the distance."""
-    measured = Measured(
+    measured = MeasuredAlignment(
         (200, 200),
         {z: np.array([0.0, 3.0]) for z in range(3)},
         dict.fromkeys(range(3), 0.5),

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from emdiffuse.models.networks.native import NativeNetwork
-from emdiffuse.models.networks.native_blocks import ResidualBlock
+from emdiffuse.models.networks.native_blocks import NativeBlock
 
 
 @torch.no_grad()
@@ -40,14 +40,14 @@ def grow(small: NativeNetwork, large: NativeNetwork) -> None:
 
 def _samplers(path: nn.ModuleList) -> list[nn.Module]:
     """Return the layers that change the resolution, in order."""
-    return [module for module in path if not isinstance(module, ResidualBlock)]
+    return [module for module in path if not isinstance(module, NativeBlock)]
 
 
-def _levels(path: nn.ModuleList) -> list[list[ResidualBlock]]:
+def _levels(path: nn.ModuleList) -> list[list[NativeBlock]]:
     """Return the blocks between the changes of resolution."""
-    levels: list[list[ResidualBlock]] = [[]]
+    levels: list[list[NativeBlock]] = [[]]
     for module in path:
-        if isinstance(module, ResidualBlock):
+        if isinstance(module, NativeBlock):
             levels[-1].append(module)
         else:
             levels.append([])

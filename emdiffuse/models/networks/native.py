@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from emdiffuse.config.tasks import CONDITION_OFFSETS
-from emdiffuse.models.networks.native_blocks import Head, ResidualBlock, depth_to_space, space_to_depth
+from emdiffuse.models.networks.native_blocks import Head, NativeBlock, depth_to_space, space_to_depth
 from emdiffuse.models.surroundings import Reach, surroundings
 
 MIXED = 6
@@ -192,18 +192,18 @@ class NativeNetwork(nn.Module):
             if level:
                 self.down.append(nn.Conv2d(current, w, 2, stride=2))
                 current = w
-            self.down.extend(ResidualBlock(current, w, width) for _ in range(blocks))
+            self.down.extend(NativeBlock(current, w, width) for _ in range(blocks))
         for level, w in reversed(list(enumerate(widths))):
             for i in range(blocks):
                 self.up.append(
-                    ResidualBlock(current + (w if i == 0 and level < len(widths) - 1 else 0), w, width)
+                    NativeBlock(current + (w if i == 0 and level < len(widths) - 1 else 0), w, width)
                 )
                 current = w
             if level:
                 self.up.append(nn.ConvTranspose2d(current, widths[level - 1], 2, stride=2))
                 current = widths[level - 1]
         last = 3 * channels // 2
-        self.last = ResidualBlock(current + known + noisy, last, width)
+        self.last = NativeBlock(current + known + noisy, last, width)
         self.head = Head(last, width)
         self.to(memory_format=torch.channels_last)
 
@@ -294,13 +294,13 @@ class NativeNetwork(nn.Module):
         """Run the levels, down and up, on the output of the input layer."""
         skips = []
         for module in self.down:
-            if isinstance(module, ResidualBlock):
+            if isinstance(module, NativeBlock):
                 h = self._block(module, h, embedding)
             else:
                 skips.append(h)
                 h = module(h)
         for module in self.up:
-            if isinstance(module, ResidualBlock):
+            if isinstance(module, NativeBlock):
                 h = self._block(module, h, embedding)
             else:
                 h = torch.cat([module(h), skips.pop()], 1)

@@ -69,7 +69,7 @@ class PixelNorm(nn.Module):
         return torch.addcmul(shift, h, weight * (1 + scale), out=out)
 
 
-class ResidualBlock(nn.Module):
+class NativeBlock(nn.Module):
     """Two 3 x 3 convolutions around a scale and shift from the embedding."""
 
     def __init__(self, channels: int, out_channels: int, embedding: int) -> None:
