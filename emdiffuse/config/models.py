@@ -109,6 +109,12 @@ class Augmentation(Section):
         ge=0,
         description="Largest standard deviation of the noise added to the condition (range [-1, 1]).",
     )
+    contrast: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Largest relative change of the condition's contrast, and largest brightness shift.",
+    )
     brightness_jump: float = Field(
         0.0, ge=0, description="Largest shift of the intensity of one real slice of a gap (range [-1, 1])."
     )

@@ -33,6 +33,8 @@ class Choice(IntEnum):
     NO_LAST = auto()
     BLUR = auto()
     NOISE = auto()
+    SLOPE = auto()
+    OFFSET = auto()
     JUMP = auto()
     JUMPING = auto()
     GAIN = auto()
@@ -140,7 +142,7 @@ def _turned(
 def _degraded(
     condition: Tensor, gap: bool, settings: Augmentation, choices: Tensor, noise: Callable[[], Tensor]
 ) -> Tensor:
-    """Blur and add noise; in gaps also brighten one real slice and drop outer ones."""
+    """Blur, change contrast and add noise; in gaps also brighten one real slice and drop outer ones."""
 
     def column(choice: Choice) -> Tensor:
         return choices[:, choice, None, None, None].to(condition.device)
@@ -149,6 +151,9 @@ def _degraded(
     out = condition
     if len(blurred):
         out = out.index_copy(0, blurred, gaussian_blur(out[blurred], BLUR))
+    if settings.contrast:
+        slope, offset = (2 * column(choice) - 1 for choice in (Choice.SLOPE, Choice.OFFSET))
+        out = out * (1 + settings.contrast * slope) + settings.contrast * offset
     if settings.noise:
         out = out + settings.noise * column(Choice.NOISE) * noise()
     if not gap:

@@ -16,7 +16,7 @@ from emdiffuse.runtime.errors import EmdiffuseError
 from emdiffuse.training import feed
 from emdiffuse.training.train import train
 
-EVERYTHING = Augmentation(blur=0.5, noise=0.2, gain=0.2, brightness_jump=0.2)
+EVERYTHING = Augmentation(blur=0.5, noise=0.2, contrast=0.2, brightness_jump=0.2)
 
 
 def test_a_training_that_is_killed_again_and_again_ends_in_the_same_weights(store, tmp_path):

@@ -86,8 +86,11 @@ def test_noise_is_at_most_as_strong_as_said():
     assert 0.18 < max(strengths) < 0.21 and min(strengths) < 0.02 and 0.08 < np.mean(strengths) < 0.12
 
 
-def test_one_real_slice_jumps_in_brightness():
+def test_contrast_and_a_jump_of_brightness_are_undone_by_a_line():
     condition = gap()[0]
+    for changed, *_ in times(gap(), contrast=0.2):
+        slope, offset = np.polyfit(condition.ravel(), changed.ravel(), 1)
+        assert abs(slope - 1) <= 0.2 and abs(offset) <= 0.2001
     jumps = np.array([(changed[0] - condition).mean((1, 2)) for changed in times(gap(), brightness_jump=0.3)])
     assert ((np.abs(jumps) > 1e-4).sum(1) <= 1).all() and 0.28 < np.abs(jumps).max() <= 0.3
     assert set(np.abs(jumps).argmax(1)) == {0, 1, 2, 3}

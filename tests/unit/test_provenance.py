@@ -34,7 +34,7 @@ OTHER = {
     },
     Augmentation: {
         "gain": 0.1, "inversion": 0.5, "transposition": False,
-        "blur": 0.5, "noise": 0.1, "brightness_jump": 0.1,
+        "blur": 0.5, "noise": 0.1, "contrast": 0.1, "brightness_jump": 0.1,
     },
     Network: {
         "architecture": "unet", "channels": 16, "multipliers": (1, 2), "blocks": 1, "dropout": 0.5,

@@ -159,6 +159,7 @@ MODELS: dict[str, tuple[Values, Any]] = {
     "augmentation.transposition": (MODEL, False),
     "augmentation.blur": (MODEL, 0.5),
     "augmentation.noise": (MODEL, 0.1),
+    "augmentation.contrast": (MODEL, 0.1),
     "augmentation.brightness_jump": (MODEL, 0.1),
     "network.architecture": ({**MODEL, "network": {**UNET, "architecture": "native"}}, "unet"),
     "network.channels": (MODEL, 16),
