@@ -151,7 +151,7 @@ def _slab(array: Array, depth: int) -> Iterator[Callable[[], NDArray[Any]]]:
         with path.open("w+b") as file:
             # allocate, so that a full disk is an error now and not a SIGBUS later
             os.posix_fallocate(file.fileno(), 0, size)
-        # mapped anew at each use, so that its pages do not count as this process's memory
+        # mapped again at each use, so that its pages do not count as this process's memory
         yield lambda: np.memmap(path, array.dtype, "r+", shape=shape)
     finally:
         path.unlink(missing_ok=True)

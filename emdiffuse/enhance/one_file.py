@@ -142,7 +142,7 @@ def enhance(
             name,
             images=images,
             reading=how.reading,
-            override=True,  # what the file tells is in `size` already
+            override=True,  # `size` already includes the file's
             thickness=how.thickness,
         )
         model_name = plain_name(how.model.resolve().name, "model")
@@ -314,6 +314,6 @@ def _history(plan: Plan, quantity: str) -> str:
     facts = plan.facts
     sources = ", ".join(f"{Path(source.path).name} SHA-256 {source.sha256}" for source in facts.sources)
     sampler = facts.sampler.model_dump_json(exclude_none=True) if facts.sampler is not None else "default"
-    what = "" if quantity == "restored" else f"{quantity} of what was "
+    what = "" if quantity == "restored" else f"{quantity} of data "
     text = f"{what}{told_origin(plan)}; sources: {sources}; sampler: {sampler}; settings: {plan.hash}"
     return text.encode("ascii", "backslashreplace").decode()

@@ -80,7 +80,7 @@ def config_text(proposal: Proposal, sheet: bool) -> str:
 
 
 def _name(text: str) -> str:
-    """Return a name as YAML has it: quoted where it would be a number, a truth value or a comment."""
+    """Return a name for YAML, quoted if it would be read as a number, a truth value or a comment."""
     return yaml.safe_dump(text, allow_unicode=True, width=10**6).splitlines()[0]
 
 

@@ -30,7 +30,7 @@ from emdiffuse.runtime.progress import logger
 from emdiffuse.training.launch import TrainingJob
 from emdiffuse.training.slurm import FAILED, JobState, Log, ask, cancel, failure, no_job_around, nodes_down
 
-if TYPE_CHECKING:  # submitit is installed for clusters alone
+if TYPE_CHECKING:  # submitit is only installed for clusters
     pass
 
 POLL_SECONDS = 10.0

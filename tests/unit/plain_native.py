@@ -1,7 +1,7 @@
-"""The native network in its plain form: eager, NCHW, slice by slice, one obvious operation after the other.
+"""A plain native network: eager, NCHW, slice by slice, one operation after the other.
 
-It reads a state dict by its names and shares no code with the package: what the package's network is compared
-with, in value and in cost. Levels and blocks are those of the default network.
+It reads a state dict by its names and shares no code with the package: the reference for values and cost of
+the package's network. Levels and blocks are those of the default network.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class PlainNative:
         factor: Tensor,
         thickness: Tensor,
     ) -> Tensor:
-        """Work out one gap; absent slices are zeros."""
+        """Compute one gap; absent slices are zeros."""
         factor, thickness = factor.clamp(*self.factors), thickness.clamp(*self.thickness)
         present = [d for d in range(x.shape[1]) if not positions[0, d].isnan()]
         x = x * (gamma > 0)[:, None, None, None]

@@ -1,7 +1,7 @@
-"""The published network in its plain form: eager, NCHW, one obvious operation after the other.
+"""A plain published network: eager, NCHW, one operation after the other.
 
-It reads a state dict by its published names and shares no code with the package: what the package's network
-is compared with, in value and in cost. Only the 2-D network of the default size is covered.
+It reads a state dict by its published names and shares no code with the package: the reference for values and
+cost of the package's network. Only the 2-D network of the default size is covered.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def swish(h: Tensor) -> Tensor:
 
 
 def random_weights(shapes: dict[str, list[int]], seed: int) -> dict[str, Tensor]:
-    """Weights of a healthy scale for given shapes: activations neither vanish nor explode."""
+    """Return weights for given shapes with which activations neither vanish nor explode."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, shape in shapes.items():

@@ -1,4 +1,4 @@
-"""Acquisition keeps every voxel, and leaves nothing half-made behind."""
+"""Acquisition keeps every voxel, and leaves no incomplete store."""
 
 import errno
 import hashlib

@@ -1,4 +1,4 @@
-"""Bounded memory of acquisition: what it needs does not follow from the size of the volume."""
+"""Bounded memory of acquisition, independent of the size of the volume."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 
-# a process of its own: a peak never falls, and that of a child counts what its parent held when it was forked
+# a separate process: a peak never falls, and a forked child's includes its parent's memory
 ACQUIRE = """
 import json, sys
 from pathlib import Path
@@ -35,7 +35,7 @@ def written(folder, form, values):
 
 @pytest.mark.parametrize("form", ["tiff", "mrc"])
 def test_peak_memory_does_not_grow_with_the_volume(tmp_path, form):
-    """Eight times the volume: 56 MiB more of it (MRC has no bytes: 112)."""
+    """Eight times the volume, 56 MiB more (112 for MRC, which has no bytes)."""
     peaks = []
     for name, shape in (("small", (32, 512, 512)), ("large", (64, 1024, 1024))):
         (tmp_path / name).mkdir()

@@ -1,4 +1,4 @@
-"""Fine-tuning: the model to begin from is scored first, and kept where nothing better was learned."""
+"""Fine-tuning: the starting model is scored first, and kept if nothing better is learned."""
 
 import filecmp
 import json
@@ -100,7 +100,7 @@ PLACES = ["acquire", "cut_patches", "train_here", "step 3", "earlier", "mine", "
 def test_wherever_it_is_killed_no_model_is_broken_and_the_same_call_completes_it(
     thin, small_model, tmp_path, monkeypatch, before
 ):
-    """`earlier`, `mine` and `-done` are renamings: of the model that was there, the new one, and the work."""
+    """`earlier`, `mine` and `-done` are renamings of the previous model, the new one, and the work."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["emdiffuse.training.train", "emdiffuse.enhance.adapt"])
     out = tmp_path / "mine"
@@ -140,7 +140,7 @@ def test_a_foreign_folder_is_refused_and_stays(thin, small_model, tmp_path, fore
 
 
 def test_a_configuration_can_say_the_same():
-    """That of the documentation says what `adapt` does with a volume of these sides."""
+    """The configuration in the documentation does what `adapt` does with a volume of this size."""
     page = (ROOT / "docs/tutorials/adapt.md").read_text()
     (text,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     (said,) = yaml.safe_load(text)["models"].values()
@@ -208,7 +208,7 @@ ANISOTROPIC = {
 def test_no_fine_tuning_is_worse_than_the_model_that_it_began_from(
     settings, store, medulla, small_model, tmp_path
 ):
-    """At such a rate every step does harm: what is left is the model itself."""
+    """At this learning rate every step is harmful: the starting model is kept."""
     if settings is ANISOTROPIC:
         volume = write_volume(tmp_path / "a.ome.zarr", medulla[:25:3, :100, :64], (30, 10, 10))
         store = tmp_path / "p.zarr"
@@ -228,7 +228,7 @@ def test_no_fine_tuning_is_worse_than_the_model_that_it_began_from(
 
 @pytest.fixture
 def left_out(medulla, tmp_path):
-    """A volume of nine slices, and its patches with slices that are left out."""
+    """A volume of nine slices, and its patches with omitted slices."""
 
     def cut(size=32, **facts):
         settings = {**ANISOTROPIC, "patches": {**ANISOTROPIC["patches"], "size": size}}
@@ -266,7 +266,7 @@ def test_no_left_out_slice_is_missing_or_thick(left_out):
 
 
 def test_of_a_huge_volume_places_are_drawn_and_not_listed():
-    """Of a terabyte there are a billion; each is as likely as another, and the draw follows from the seed."""
+    """A terabyte has a billion; all are equally likely, and the draw depends only on the seed."""
     sides = (range(2000), range(0, 60000, 6), range(0, 60000, 32))
     places, again = (np.array(list(gaps._some(*sides, [1, 2]))) for _ in range(2))
     np.testing.assert_array_equal(places, again)

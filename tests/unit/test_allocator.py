@@ -1,4 +1,4 @@
-"""The allocator: freed memory is kept, so that taking it again meets no page faults, or given back."""
+"""The allocator: freed memory is kept, to avoid page faults, or returned."""
 
 import subprocess
 import sys
@@ -31,7 +31,7 @@ def test_freed_memory_is_kept():
 
 
 def test_freed_memory_is_given_back():
-    """Blocks of 2 MiB (512 pages), ten times; glibc by itself keeps them once one was freed."""
+    """Blocks of 2 MiB (512 pages), ten times; glibc keeps them by default once one was freed."""
     assert faults("stock", 2**18) < 2000 < 5000 < faults("return", 2**18)
 
 

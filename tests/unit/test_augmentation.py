@@ -1,4 +1,4 @@
-"""Augmentation: geometry moves condition and target alike, and each degradation does what its key says."""
+"""Augmentation: geometry moves condition and target alike, and each degradation acts as documented."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ ROWS = np.arange(8, dtype=np.float32)
 
 
 def gap(seed=0):
-    """Ten slices that grow evenly along z, factor 3: linear interpolation meets the target exactly."""
+    """Ten slices with a linear gradient along z, factor 3: linear interpolation is exact."""
     plane = np.random.default_rng(seed).random((1, 8, 8), np.float32)
     ramp = np.arange(10, dtype=np.float32)[:, None, None] / 10 + plane
     target = np.concatenate([ramp[4:6], np.full((1, 8, 8), np.nan, np.float32)])

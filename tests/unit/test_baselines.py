@@ -1,4 +1,4 @@
-"""Interpolation of slices: exact at real slices, right between them, the same however it is cut."""
+"""Interpolation of slices: exact at real slices, correct between them, independent of blocks."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_the_spline_averages_to_the_thick_slices(factor, thickness):
 
 @pytest.mark.parametrize("factor, thickness", THICK)
 def test_thick_slices_of_a_ramp_are_undone(factor, thickness):
-    """What grows evenly along z is what it was: by the spline to the very ends, by all between centres."""
+    """A linear gradient along z is preserved: by the spline to the ends, by all between centres."""
     grid = SliceGrid(9, factor, thickness=Fraction(thickness))
     z = np.arange(grid.length)
     windows = [grid.integrated(i) for i in range(9)]
@@ -145,7 +145,7 @@ def test_two_slices_suffice():
 
 
 def texture(shift: float, size: int = 96) -> np.ndarray:
-    """Return smooth random blobs that were moved along x, float32 in about [0, 250]."""
+    """Return smooth random blobs moved along x, float32 in about [0, 250]."""
     noise = np.random.default_rng(3).normal(size=(size, size))
     fy, fx = np.fft.fftfreq(size)[:, None], np.fft.fftfreq(size)
     spectrum = np.fft.fft2(noise) * np.exp(-200 * (fx**2 + fy**2)) * np.exp(-2j * np.pi * fx * shift)
@@ -183,7 +183,7 @@ def test_denoising_comes_nearer_to_the_truth(kind):
 
 
 def test_bm3d_is_told_the_noise(monkeypatch):
-    """Where the library is installed, it gets the plane and its noise."""
+    """The library, if installed, gets the plane and its noise."""
     told = []
     library = types.ModuleType("bm3d")
     library.bm3d = lambda plane, noise: told.append(noise) or plane / 2

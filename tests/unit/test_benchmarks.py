@@ -1,6 +1,6 @@
-"""Benchmarks, and the scripts behind the shipped models, start: no test runs them to the end.
+"""Benchmarks, and the scripts for the shipped models, start; no test runs them to the end.
 
-Whether they still fit the package as it is today, mypy says (``make lint``), which reads them with it.
+mypy checks that they match the package (``make lint``).
 """
 
 import ast
@@ -38,6 +38,6 @@ def test_a_script_starts_and_states_its_command(script, monkeypatch, capsys):
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_no_script_hides_code_in_a_string(script):
-    """What another process runs is a function, too: mypy reads no strings."""
+    """Code for another process is also a function, as mypy reads no strings."""
     strings = (node for node in ast.walk(ast.parse(script.read_text())) if isinstance(node, ast.Constant))
     assert not [node.lineno for node in strings if "from emdiffuse" in str(node.value)]

@@ -1,4 +1,4 @@
-"""Calibration on synthetic data whose answer is known: the bound, the scale, the guarantee, and refusals."""
+"""Calibration on synthetic data with known answers: the bound, the scale, the guarantee, and errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SAMPLER = {"name": "dpm++", "steps": 4, "samples": 4, "seed": 0}
 
 
 def test_the_bound_by_hand():
-    # Without loss: Hoeffding's form is (1 - alpha)^n = 0.9^22; Bentkus's is e times that.
+    # Without loss, Hoeffding's form is (1 - alpha)^n = 0.9^22; Bentkus's is e times that.
     assert hoeffding_bentkus(0, 0.1, 22) == pytest.approx(0.9**22)
     # One loss of 0.5 in 10 units, alpha 0.5: h(0.05, 0.5) = 0.05 log 0.1 + 0.95 log 1.9 = 0.494633.
     hoeffding = math.exp(-10 * (0.05 * math.log(0.1) + 0.95 * math.log(1.9)))
@@ -56,7 +56,7 @@ def test_losses_are_shares_outside():
 
 
 def units(rng: np.random.Generator, count: int, understated: float) -> np.ndarray:
-    """Return losses of units of heteroscedastic Gaussian errors, whose deviations are stated too small."""
+    """Return losses of units of heteroscedastic Gaussian errors with understated deviations."""
     rows = []
     for _ in range(count):
         deviation = rng.uniform(0.5, 4) * rng.uniform(0.5, 2, 100)  # units differ, and voxels within them
@@ -66,14 +66,14 @@ def units(rng: np.random.Generator, count: int, understated: float) -> np.ndarra
 
 
 def test_the_scale_of_many_units_is_that_of_the_gaussian():
-    """Errors are twice what was stated: 90 % lie within 2 x 1.645 stated deviations, units' spread aside."""
+    """Errors are twice the stated: 90 % are within 2 x 1.645 stated deviations, up to units' spread."""
     rng = np.random.default_rng(0)
     losses = np.stack([losses_of(2 * np.abs(rng.normal(size=500))) for _ in range(4000)])
     assert scale_of(losses, 0.1, 0.1) == pytest.approx(2 * norm.ppf(0.95), rel=0.04)
 
 
 def test_the_guarantee_holds_over_repeated_calibrations():
-    """In at least 90 % of calibrations the true risk is at most alpha, and it is no tenth of it."""
+    """In at least 90 % of calibrations the true risk is at most alpha, and over a tenth of it."""
     rng = np.random.default_rng(1)
     truth = units(rng, 1000, 1.7).mean(axis=0)
     risks = []
@@ -94,7 +94,7 @@ def test_bounds_are_rounded_outwards_and_clipped():
 
 
 def held_out(folder, count=3, side=128, **facts):
-    """Write images whose errors are Gaussian, three times as large as their uncertainty says."""
+    """Write images with Gaussian errors three times as large as their uncertainty."""
     rng = np.random.default_rng(2)
     truth = np.full((count, side, side), 128.0)
     deviation = 1 + 4 * (np.indices(truth.shape)[2] // 16 % 2)
@@ -192,7 +192,7 @@ def scanned_twice(folder, noise, seed=2, shape=(3, 128, 128), heavy=False):
 @pytest.mark.parametrize("heavy", [False, True])
 @pytest.mark.parametrize("noise", [2.0, 30.0])
 def test_a_second_noisy_scan_stands_in_for_the_truth(tmp_path, noise, heavy):
-    """Also where its noise is many times the error: the promise is kept for the clean images."""
+    """The coverage holds for the clean images even if the noise is many times the error."""
     path, given, again, truth, ratios = scanned_twice(tmp_path, noise, heavy=heavy)
     found = calibrate(path, given, again, tmp_path / "c.json", SETTINGS, second_scan=True)
     assert found.noise == pytest.approx(noise * np.sqrt(1 + (60 / 256) ** 2 / 2), rel=0.05)
@@ -207,7 +207,7 @@ def test_a_second_noisy_scan_stands_in_for_the_truth(tmp_path, noise, heavy):
 
 
 def test_the_promise_of_second_scans_is_kept_over_repeated_calibrations(tmp_path):
-    """In at least 90 % of small calibrations, with noise ten times the error, 90 % of the clean voxels lie
+    """In at least 90 % of small calibrations, with noise ten times the error, 90 % of the clean voxels are
     inside."""
     kept = []
     for seed in range(10):
@@ -220,5 +220,5 @@ def test_the_promise_of_second_scans_is_kept_over_repeated_calibrations(tmp_path
 def test_the_inequality_of_gauss():
     assert gauss_factor(0.1) == pytest.approx(2.108, abs=1e-3)
     assert gauss_factor(1 / 3) == pytest.approx(2 / np.sqrt(3)), "where its two forms meet"
-    # a uniform error meets the second form: a share 1 - x / sqrt(3) lies beyond x root mean squares
+    # for a uniform error the second form holds: a fraction 1 - x / sqrt(3) exceeds x root mean squares
     assert gauss_factor(0.5) == pytest.approx(np.sqrt(3) / 2)

@@ -1,4 +1,4 @@
-"""The command line: a user's mistake is one line and exit code 1, and published weights can be imported."""
+"""The command line: a user's mistake gives one line and exit code 1; published weights can be imported."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from emdiffuse.models.networks.build import UNet, load_network
 
 @pytest.fixture
 def emdiffuse(commands):
-    """Runs the command line in a process of its own, as a rule does."""
+    """Run the command line in a separate process, like a rule."""
 
     def run(*arguments):
         command = ["emdiffuse", *map(str, arguments)]

@@ -1,5 +1,5 @@
 # ruff: noqa: E501  (a table of mistakes, one a line)
-"""The configuration: what is accepted, and that every mistake is one sentence that names its key."""
+"""The configuration: valid values, and one sentence that names the key for every mistake."""
 
 import copy
 import re
@@ -204,7 +204,7 @@ def test_every_key_is_explained():
 
 
 def calibrated(**changes):
-    """Return the demo with a second place that its gaps are calibrated on, and some of its keys changed."""
+    """Return the demo with a second place for calibrating its gaps, and some keys changed."""
     config = copy.deepcopy(DEMO)
     config["datasets"] |= {
         "other": {"source": "resources/demo/medulla_train.tif", "voxel_size": {"z": 10, "y": 10, "x": 10}},
@@ -228,7 +228,7 @@ def calibrated(**changes):
 
 
 def denoised(**changes):
-    """Return the demo with gaps filled between denoised slices, and some keys of the two restorations changed."""
+    """Return the demo with gaps filled between denoised slices, and some keys of both restorations changed."""
     config = copy.deepcopy(DEMO)
     first = {"dataset": "medulla_test_60nm", "model": "denoise_medulla"}
     second = {"dataset": "medulla_test_60nm", "model": "gap6", "real_slices": "denoise_medulla"}
@@ -237,7 +237,7 @@ def denoised(**changes):
 
 
 def test_the_slices_of_a_volume_may_be_denoised_first():
-    """They have no truth of their own: those of the whole volume lie elsewhere."""
+    """They have no ground truth: the whole volume's pixels are elsewhere."""
     config = validate(denoised())
     assert [config.truth(item) for item in config.restorations] == [None, "medulla_test"]
 

@@ -1,4 +1,4 @@
-"""A denoiser of volumes that sees the slices before and after: in training, and in restoration."""
+"""A volume denoiser that sees the slices before and after, in training and restoration."""
 
 from fractions import Fraction
 
@@ -26,7 +26,7 @@ from emdiffuse.stores.volume import open_volume
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A small denoiser with context, as it would have learned from hidden pixels; random weights."""
+    """A small denoiser with context, as if learned from hidden pixels; random weights."""
     torch.manual_seed(0)
     spec = NativeSpec(
         conditions=3, channels=8, multipliers=(1, 2), blocks=1, residual_scale=0.2, blind_spot=(0, 2)
@@ -94,7 +94,7 @@ def test_tiles_read_the_neighbours(medulla, model, tmp_path):
 
 
 def test_a_file_is_enhanced_in_context_and_its_gaps_are_filled_between(medulla, model, small_model, tmp_path):
-    """Denoised slices as the real ones of another restoration: the same as by `real_slices`."""
+    """Denoised slices as input of another restoration give the same as `real_slices`."""
     values = medulla[:13:3, :64, :64]
     tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack")
     context = Enhancement(model, factor=Fraction(3), device="cpu")

@@ -1,4 +1,4 @@
-"""Degraded images: what blur, binning and noise do, and the stores that are made of them."""
+"""Degraded images: the effects of blur, binning and noise, and the resulting stores."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_a_binned_pixel_is_the_mean_of_four():
 
 @pytest.mark.parametrize("signal", [0.25, 1.0])
 def test_noise_has_the_variance_that_was_asked_for(signal):
-    """Of Poisson noise the variance is signal / electrons, of both in units of the intensity range."""
+    """The variance of Poisson noise is signal / electrons, in units of the intensity range."""
     image = np.full((256, 256), LOW + SPAN * signal, np.float32)
     noisy = degraded(image, settings(noise={"electrons": 50, "gaussian": 0.1}), SCALING, 0)
     assert noisy.mean() == pytest.approx(image.mean(), abs=SPAN * 0.003)

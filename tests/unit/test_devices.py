@@ -25,7 +25,7 @@ from emdiffuse.runtime.errors import ConfigError
 
 
 class FakeMemory:
-    """A device of `size` bytes, of which a tile takes 10."""
+    """A device of `size` bytes; a tile takes 10."""
 
     def __init__(self, size):
         self.size = size
@@ -39,7 +39,7 @@ class FakeMemory:
 
 
 class Counting(nn.Module):
-    """A network that notes how many tiles it is given, and has no memory for more than `most`."""
+    """A network that records its batch sizes, and runs out of memory above `most` tiles."""
 
     def __init__(self, network, most=1000):
         super().__init__()
@@ -136,7 +136,7 @@ def test_the_gpu_that_is_there_is_taken(monkeypatch):
 
 
 class NoWideNumbers(TorchDispatchMode):
-    """A device on which float64 does not exist, as on the GPU of an Apple computer."""
+    """A device without float64, like an Apple GPU."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -240,7 +240,7 @@ def test_channels_last_native_network_gives_the_same():
 
 
 class Smoothing(nn.Module):
-    """The least that is called like a native network."""
+    """A minimal stand-in for a native network."""
 
     def __init__(self):
         super().__init__()
@@ -251,7 +251,7 @@ class Smoothing(nn.Module):
 
 
 def test_a_compiled_network_gives_the_same(dataset, small_model, tmp_path):
-    """In batches of 4, and of the 2 that remain of a block's 6 tiles."""
+    """In batches of 4, and of the remaining 2 of a block's 6 tiles."""
     torch.manual_seed(0)
     model = replace(RestorationModel.load(small_model), network=Smoothing().eval())
     plans = []

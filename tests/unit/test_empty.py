@@ -1,4 +1,4 @@
-"""Where nothing is to be seen, nothing is invented; elsewhere nothing changes."""
+"""Nothing is generated in empty regions; elsewhere nothing changes."""
 
 import json
 
@@ -19,12 +19,12 @@ from emdiffuse.stores.volume import open_volume
 
 @pytest.fixture(scope="module")
 def mussel():
-    """Real SEM of mussel tissue with resin around it, twice with noise of its own, (2, 128, 320) uint8."""
+    """Real SEM of mussel tissue in resin, two scans with independent noise, (2, 128, 320) uint8."""
     return tifffile.imread(ROOT / "resources/demo/mussel_resin.tif")
 
 
 def seen_at(values, low, high):
-    """Return what is seen of an image, at its pixels."""
+    """Return the map of non-empty regions of an image, per pixel."""
     unit = (values.astype(np.float32) - low) / (high - low) * 2 - 1
     return look(unit)[0].repeat(BLOCK, 0).repeat(BLOCK, 1)[: values.shape[0], : values.shape[1]]
 
@@ -36,7 +36,7 @@ def ranges(values):
 
 @pytest.fixture(scope="module")
 def gap(mussel, small_model, tmp_path_factory):
-    """The gap between the two images, filled by a network of random weights, with and without the rule."""
+    """The gap between the two images, filled by a network with random weights, with and without the rule."""
     folder = tmp_path_factory.mktemp("gap")
     volume = write_volume(folder / "a.ome.zarr", mussel, (40, 10, 10), **ranges(mussel))
     plans = {key: run(volume, small_model, folder / key, empty=key) for key in ("plain", "restore")}
@@ -90,7 +90,7 @@ def test_what_was_left_plain_is_marked(gap, mussel):
 
 @pytest.mark.parametrize("others", [{"workers": 3, "order": (3, 1, 2)}, {"tile": 96}, {"block": (1, 1, 1)}])
 def test_it_is_the_same_for_any_tiles_and_workers(gap, mussel, small_model, tmp_path, others):
-    """Tiles change what a network gives, but never what is left plain."""
+    """Tiles change a network's result, but never which regions are empty."""
     volume, plans = gap
     plan = run(volume.path, small_model, tmp_path, empty="plain", **others)
     same = [LAYER] if "tile" in others else [LAYER, "restored"]

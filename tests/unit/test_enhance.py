@@ -1,4 +1,4 @@
-"""One file restored without a workflow: the chain's voxels, the file's own metadata, nothing half-written."""
+"""One file restored without a workflow: the pipeline's voxels, the file's metadata, no partial output."""
 
 import hashlib
 import html
@@ -72,7 +72,7 @@ def test_a_volume_has_the_voxels_of_the_chain(medulla, small_model, tmp_path):
 
 @pytest.mark.parametrize("sides", [(100, 100), (256, 300), (768, 1024), (1024, 1024), (3000, 5000)])
 def test_tiles_suit_the_image(sides):
-    """Little is computed twice, in tiles that fit into any memory; a published network keeps its own."""
+    """Tiles overlap little and fit into memory; a published network keeps its own size."""
     for task, factor, conditions, largest in (("emdiffuse-n", 1, 1, 1024), ("vemdiffuse-i", 6, 4, 640)):
         network = {"architecture": "native", "conditions": conditions}
         native = Description(task=task, factors=(factor,), network=network)
@@ -126,7 +126,7 @@ def test_an_image_keeps_what_its_file_says(medulla, image_models, tmp_path, task
     assert facts.kind == kind and facts.pixel == pytest.approx(5 / scale)
     if kind == "plain":
         assert facts.description == "a cell"
-        # the microscope's own words are of its pixels; who sat at it stays in any case
+        # the microscope's metadata describe the original pixels; the operator is always kept
         assert {tag[0] for tag in facts.tags} == ({315, 34680} if scale == 1 else {315})
     with tifffile.TiffFile(tmp_path / "out.tif") as tif:
         history = tif.pages.first.tags["ImageHistory"].value
@@ -168,7 +168,7 @@ def test_a_mistake_is_said_and_leaves_nothing(medulla, small_model, tmp_path, na
 
 
 def test_the_shape_of_the_old_pixels_is_not_copied(medulla, image_models, tmp_path):
-    """tifffile writes it into the description, and warns where it does not fit; other words stay."""
+    """tifffile writes it into the description, and warns if it does not fit; other text is kept."""
     said = {"metadata": {"operator": "a person"}, "photometric": "minisblack"}
     tifffile.imwrite(tmp_path / "raw.tif", medulla[:3, :40, :40], **said)
     assert '"shape"' in tifffile.TiffFile(tmp_path / "raw.tif").pages.first.description

@@ -1,4 +1,4 @@
-"""Evaluation on tiny volumes whose answers are known, and against whole planes measured at once."""
+"""Evaluation on tiny volumes with known answers, and against whole planes measured at once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WANG = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 
 
 def tissue(shape, seed=0, dtype=np.uint8):
-    """Return smooth random blobs: something that interpolation gets partly right."""
+    """Return smooth random blobs, which interpolation restores partly."""
     noise = np.random.default_rng(seed).normal(size=shape)
     spectrum = np.fft.fftn(noise) / (
         0.02 + sum(f**2 for f in np.meshgrid(*map(np.fft.fftfreq, shape), indexing="ij"))
@@ -119,7 +119,7 @@ def test_real_slices_do_not_count(tmp_path):
 
 @pytest.mark.parametrize("tile", [20, 256])
 def test_blocks_give_what_whole_planes_give(tmp_path, monkeypatch, tile):
-    """Cut into many blocks or one: the numbers are scikit-image's on whole planes."""
+    """In many blocks or one, the numbers are scikit-image's on whole planes."""
     monkeypatch.setattr(blocks, "TILE", tile)
     monkeypatch.setattr(blocks, "DEPTH", 8)
     truth = tissue((21, 44, 50))
@@ -193,7 +193,7 @@ def test_files_hold_the_same_table(tmp_path):
 
 
 def test_slices_that_were_kept_may_be_learned_from(tmp_path):
-    """vemdiffuse-a learns from the thinned volume; what is measured are the slices left out of it."""
+    """vemdiffuse-a learns from the thinned volume; the omitted slices are measured."""
     case = Case(tmp_path, tissue((9, 16, 16)))
     kept = {**raw_file("truth"), "kept_every": 4}
     case.put("thin", case.thin, (40, 10, 10), sources=[kept])
@@ -246,7 +246,7 @@ def test_summary_by_hand():
 
 
 def test_interval_covers_the_mean_of_the_population():
-    """Of 200 samples of 30 groups, about 95 % of the intervals hold the true mean, 0."""
+    """Of 200 samples of 30 groups, about 95 % of the intervals contain the true mean, 0."""
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(30), 3)
     hits = 0
@@ -257,7 +257,7 @@ def test_interval_covers_the_mean_of_the_population():
 
 
 def test_resolutions_are_those_of_the_input_scaled(tmp_path):
-    """The truth seen through a blur resolves worse than the truth; ratios are to the nearest slice's."""
+    """The blurred truth has a lower resolution than the truth; ratios are to the nearest slice's."""
     truth = np.random.default_rng(0).integers(0, 256, (9, 64, 64), np.uint8)
     case = Case(tmp_path, truth, restored=gaussian_filter(truth, (0, 1, 1)))
     measured = case.run()["methods"]
@@ -271,7 +271,7 @@ def test_resolutions_are_those_of_the_input_scaled(tmp_path):
 
 @pytest.mark.parametrize(("task", "scale"), [("emdiffuse-n", 1), ("emdiffuse-r", 2)])
 def test_images_stand_beside_their_own_baselines(medulla, tmp_path, monkeypatch, task, scale):
-    """Each kind is what it is by hand on whole images; the restored one is compared with its reference."""
+    """Each kind equals its value on whole images; the restored one is compared with its reference."""
     without_bm3d(monkeypatch)
     truth = medulla[:2, :300, :280]
     coarse = truth[:, ::scale, ::scale]
@@ -312,7 +312,7 @@ def test_images_stand_beside_their_own_baselines(medulla, tmp_path, monkeypatch,
 
 @pytest.mark.parametrize("task", ["vemdiffuse-i", "vemdiffuse-a"])  # which share their baselines
 def test_baselines_are_measured_once_for_all_restorations(tmp_path, monkeypatch, task):
-    """With the baselines at hand, a restoration gives the very same numbers, and measures itself alone."""
+    """With existing baselines, a restoration gives the same numbers, and measures only itself."""
     case = Case(tmp_path, tissue((13, 24, 30)))
     case.put("restored", case.linear())
     alone = case.run()
@@ -342,7 +342,7 @@ def test_the_best_classical_method_is_the_one_to_beat(tmp_path):
 
 
 def large(tmp_path, monkeypatch, chosen):
-    """A volume that counts as large: 16 blocks, of which some are measured."""
+    """A volume treated as large: 16 blocks, of which some are measured."""
     for name, value in {"TILE": 32, "DEPTH": 8, "BLOCKS": chosen, "COSTLY": 1}.items():
         monkeypatch.setattr(blocks, name, value)
     return Case(tmp_path, tissue((33, 64, 64)))
@@ -389,7 +389,7 @@ def test_costly_metrics_look_at_every_place_in_a_gap_in_turn(tmp_path, monkeypat
 
 
 class Brightness(Metric):
-    """How bright a plane is, as a share of the truth's."""
+    """The brightness of a plane, as a fraction of the truth's."""
 
     measures = (Measure("brightness", "Brightness (truth = 1)", "relative to the mean of the truth", 2, 0),)
 
@@ -406,7 +406,7 @@ class Brightness(Metric):
 
 
 def test_a_new_metric_is_one_class(tmp_path, monkeypatch):
-    """In the list of metrics it is measured over all blocks, and stands in the tables of all methods."""
+    """Added to the list of metrics, it is measured over all blocks and listed for all methods."""
     monkeypatch.setattr(blocks, "TILE", 12)
     monkeypatch.setattr("emdiffuse.evaluation.measuring.METRICS", (*METRICS, Brightness))
     monkeypatch.setitem(MEASURES, "brightness", Brightness.measures[0])
@@ -430,7 +430,7 @@ def test_numbers_do_not_depend_on_threads(tmp_path, monkeypatch):
 
 
 def test_what_is_not_there_is_said(tmp_path, monkeypatch, caplog):
-    """The library of BM3D is an extra; without it the evaluation says what is missing and how to get it."""
+    """BM3D is an extra; without it the evaluation states what is missing and how to install it."""
     noisy = tissue((1, 40, 40))
     paths = [
         write_volume(tmp_path / "restored", noisy, (5, 5, 5), task="emdiffuse-n"),

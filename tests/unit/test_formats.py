@@ -1,4 +1,4 @@
-"""MRC, HDF5, Zarr, N5 and precomputed: read box by box with the voxel size they tell, or one sentence."""
+"""MRC, HDF5, Zarr, N5 and precomputed: read box by box with their voxel size, or one sentence of error."""
 
 import json
 import threading
@@ -24,7 +24,7 @@ SIZE = (40.0, 4.0, 4.0)
 
 
 def error_of(source):
-    """Open and read a source that is wrong, and return its one sentence."""
+    """Open and read a faulty source, and return the error as one sentence."""
     with pytest.raises(DataError) as caught:
         opened = open_source(str(source))
         opened.read(0, opened.shape[0])
@@ -48,7 +48,7 @@ def hdf5(folder, values=VOLUME, inside="volumes/raw", **options):
 
 
 def ome_zarr(folder, values=VOLUME, version=3, axes="zyx"):
-    """Write an image of two levels, whose voxels are 40 x 4 x 4 nm, in OME-Zarr 0.5 or 0.4."""
+    """Write an image of two levels, with voxels of 40 x 4 x 4 nm, in OME-Zarr 0.5 or 0.4."""
     scale = {"z": 0.04, "y": 0.004, "x": 0.004}
     image = {
         "axes": [
@@ -229,7 +229,7 @@ def test_channels_of_a_precomputed_volume(tmp_path):
 
 
 def cut(path):
-    """Take the last bytes of a file away."""
+    """Truncate a file by its last bytes."""
     path.write_bytes(path.read_bytes()[:-20])
 
 

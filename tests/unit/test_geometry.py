@@ -126,7 +126,7 @@ def test_missing_slices_are_generated_and_all_others_are_as_before(slices, facto
 
 
 def test_the_blocks_of_a_hundred_terabytes_are_arithmetic():
-    """100,000 x 100,000 x 10,000 voxels: no list of blocks is made, and a shard finds its blocks at once."""
+    """100,000 x 100,000 x 10,000 voxels: no list of blocks is built, and a shard finds its blocks at once."""
     axis = TileAxis(100_000, 256, 24, 16)
     grid = BlockGrid(SliceGrid(1667, Fraction(6)), axis, axis, (4, 2, 2))
     assert grid.volume == (9997, 100_000, 100_000) and len(grid) == 417 * 261 * 261
@@ -257,7 +257,7 @@ def test_noise_is_standard_normal_and_differs():
 
 
 def test_noise_values_never_change():
-    """These values are part of what a seed means: a restored volume is reproducible only while they stay."""
+    """These values define a seed: a restored volume is reproducible only if they never change."""
     np.testing.assert_allclose(
         noise_field(1, 0, 0, (0, 0, 0), (1, 1, 3))[0, 0], [0.4104653, -0.9528295, -0.0843054], rtol=1e-5
     )

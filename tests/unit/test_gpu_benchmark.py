@@ -1,4 +1,4 @@
-"""The benchmark of GPUs runs on a CPU at toy size, and with no more packages than a bare GPU machine has."""
+"""The GPU benchmark runs on a CPU at toy size, with only the packages of a bare GPU machine."""
 
 import json
 import re
@@ -8,7 +8,7 @@ import tomllib
 
 from helpers import ROOT
 
-# what that machine has, and what benchmarks/gpu_pack.sh brings along
+# packages of that machine, and those added by benchmarks/gpu_pack.sh
 ALLOWED = [
     "torch",
     "torchvision",
@@ -48,7 +48,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def absent():
-    """Return what the package depends on, or may use, that is not at hand there."""
+    """Return the dependencies, also optional ones, that are missing there."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = [names for extra, names in project["optional-dependencies"].items() if extra != "test"]
     needed = [*project["dependencies"], *(name for names in extras for name in names)]

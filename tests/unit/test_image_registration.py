@@ -1,4 +1,4 @@
-"""Pairs are registered, measured, and left out where that fails; separate images are passed on."""
+"""Pairs are registered, measured, and excluded if that fails; separate images are passed on."""
 
 import json
 
@@ -32,7 +32,7 @@ def flow():
 
 @pytest.fixture(scope="module")
 def brain():
-    """A real clean image, and one as noisy as a real fast scan, at the same places."""
+    """A real clean image, and one as noisy as a real fast scan, of the same field."""
     clean, noisy = (tifffile.imread(BRAIN / f"{role}_image1.tif").astype(np.float32) for role in ("gt", "wf"))
     noise = np.roll(noisy - clean, (200, 300), (0, 1))
     return clean[:320, :352], (clean + noise)[:320, :352]

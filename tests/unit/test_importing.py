@@ -1,4 +1,4 @@
-"""Models that are there already, of the published format or of this one, become models of a project."""
+"""Existing models, in the published format or this one, become models of a project."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Ranges of intensities: each slice's own, whatever lies around it; and back to what the user had."""
+"""Intensity ranges: each slice's own, whatever the padding; and back to the user's values."""
 
 import logging
 
@@ -42,7 +42,7 @@ def ranges(values, **options):
 
 
 def seen(values, **options):
-    """Return what a network is shown of each slice."""
+    """Return each slice as the network sees it."""
     return shown(values, measured(values, **options).at(range(len(values))))
 
 
@@ -142,7 +142,7 @@ def test_padding_does_not_count(medulla, padding, images):
 
 
 def test_padding_that_is_cut_by_shards_does_not_count(medulla, tmp_path):
-    """A strip of 8 columns lies in a shard of its own."""
+    """A strip of 8 columns is in a separate shard."""
     padded = np.pad(np.tile(medulla[:3], (1, 3, 3))[:, :520, :500], ((0, 0), (0, 0), (0, 20)))
     tifffile.imwrite(tmp_path / "a.tif", padded, photometric="minisblack")
     acquire(str(tmp_path / "a.tif"), SIZE, tmp_path / "a.ome.zarr", "a")
@@ -189,7 +189,7 @@ def test_fill_are_the_runs_of_equal_pixels(values, y, x, height, width):
 
 @pytest.mark.parametrize("value", [0, 255])
 def test_the_edge_of_padding_is_not_shown_as_structure(medulla, value):
-    """Of padding a network sees what goes on from the tissue, as far as it is near."""
+    """In nearby padding, a network sees a continuation of the tissue."""
     values = np.pad(medulla[:1], ((0, 0), (40, 40), (40, 40)), constant_values=value)
     unit = seen(values)[0]
     steps = np.abs(np.diff(unit[:, 60:160], axis=0)).mean(1)
@@ -199,7 +199,7 @@ def test_the_edge_of_padding_is_not_shown_as_structure(medulla, value):
 
 
 def test_unlike_images_look_alike(medulla):
-    """The same image at three settings of the detector is the same to a network."""
+    """An image at three detector settings is the same to a network."""
     image = medulla[0].astype(np.float64)
     stack = np.stack([image * 4 + 2000, image * 60 + 30000, image * 12 + 9000]).astype(np.uint16)
     unit = seen(stack, images=True)
@@ -222,13 +222,13 @@ def test_a_drift_is_taken_out(medulla, drift, every):
     values = medulla[::every].astype(np.float32)
     unlike = seen(drifting(values, *DRIFTS[drift](len(values))))
     off = unlike - seen(values)
-    # by one range for the whole volume, some slices would be off by 1 and more
+    # with one range for the whole volume, some slices would be off by 1 or more
     assert np.abs(off.mean((1, 2))).max() < 0.06
     assert np.sqrt((off**2).mean()) < 0.03
 
 
 def test_a_change_of_the_tissue_is_not_taken_out(medulla):
-    """Where half of a slice becomes empty resin, the other half is seen as before."""
+    """If half of a slice becomes empty resin, the other half is seen as before."""
     values = medulla.copy()
     values[20:40, :, :90] = np.random.default_rng(0).normal(185, 5, (20, 184, 90))
     assert np.abs(values[20:40].mean() - medulla[20:40].mean()) > 0.1 * np.ptp(ranges(medulla)[:, 0])
@@ -269,7 +269,7 @@ def test_few_grey_levels_are_warned_of(medulla, caplog):
 
 
 def test_slices_that_were_left_out_do_not_tell(medulla, tmp_path):
-    """A thinned volume has the ranges of its own slices, as if it had been acquired so."""
+    """A thinned volume has the ranges of its own slices, as if acquired that way."""
     values = drifting(medulla[:31], *DRIFTS["every slice"](31)).astype(np.uint16)
     for name, stack in (("all", values), ("kept", values[::6])):
         tifffile.imwrite(tmp_path / f"{name}.tif", stack, photometric="minisblack")
@@ -280,7 +280,7 @@ def test_slices_that_were_left_out_do_not_tell(medulla, tmp_path):
 
 
 def test_many_slices_are_measured_in_little_memory():
-    """A part of every slice at a time, as shards come."""
+    """Part of every slice at a time, in order of shards."""
     statistics = Statistics(np.dtype(np.uint8))
     values = np.random.default_rng(0).integers(0, 255, (2, 64, 64), np.uint8)
     for z in range(0, 400, 2):
@@ -292,7 +292,7 @@ def test_many_slices_are_measured_in_little_memory():
 
 
 def bordered(medulla, depth, value, dtype):
-    """Tissue with padding above, and beside it from a shard on to the next."""
+    """Tissue with padding above and, across shards, beside it."""
     values = np.tile(medulla[:depth], (1, 1, 4))[:, :80, :560].astype(dtype)
     values[:, :30] = value
     values[:, :, 500:] = value
@@ -304,7 +304,7 @@ def bordered(medulla, depth, value, dtype):
 )
 @pytest.mark.parametrize("kind", ["gaps", "images"])
 def test_what_shows_nothing_comes_back_as_it_was(medulla, small_model, tmp_path, kind, value, dtype):
-    """Whatever lies in padding, its neighbour the tissue is restored as if there was another padding."""
+    """The values of padding do not affect the restored tissue beside it."""
     images = kind == "images"
     model = image_model(tmp_path / "m") if images else small_model
     values = bordered(medulla, 2, value, dtype)

@@ -1,4 +1,4 @@
-"""Ranges between slices follow brightness in waves, and names of roles count more than numbers."""
+"""Ranges between slices follow waves of brightness, and names of roles take precedence over numbers."""
 
 import numpy as np
 import pytest

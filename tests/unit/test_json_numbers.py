@@ -1,4 +1,4 @@
-"""No JSON that the program writes holds NaN or infinity, which JSON has no numbers for."""
+"""The program writes no NaN or infinity in JSON, which has no such numbers."""
 
 import ast
 import json
@@ -19,7 +19,7 @@ NOT_WRITTEN = {
     "stores/provenance.py": "hashed, or printed",
     "viewing/images.py": "part of a link",
 }
-"""Modules that make JSON text which becomes no file, and what it becomes."""
+"""Modules whose JSON text is not written to a file, and its use."""
 
 
 def refuse(name):

@@ -1,4 +1,4 @@
-"""Where a training runs, as far as no cluster is needed: processes here, signals, and SLURM's words."""
+"""Where a training runs, without a cluster: local processes, signals, and SLURM's messages."""
 
 import json
 import os
@@ -173,7 +173,7 @@ def test_a_job_that_has_not_ended_has_not_failed(state):
 
 
 class Waiting(Exception):
-    """Raised in place of waiting for the end."""
+    """Raised instead of waiting for the end."""
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ class Waiting(Exception):
     [("kill -TERM $$", Waiting), ("exit 1", subprocess.CalledProcessError), ("exit 0", SystemExit)],
 )
 def test_a_requeue_that_ends_scontrol_is_waited_for(tmp_path, monkeypatch, scontrol, outcome):
-    """SLURM ends the whole job that it requeues: the scontrol that asked for it, too."""
+    """SLURM ends the whole job that it requeues, including the requesting scontrol."""
     (tmp_path / "scontrol").write_text(f"#!/bin/sh\n{scontrol}\n")
     (tmp_path / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)

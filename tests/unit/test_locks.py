@@ -1,4 +1,4 @@
-"""Locks where the file system has any, a warning where it has none, and nothing left by a request to end."""
+"""Locks if the file system supports them, else a warning; and nothing is left after termination."""
 
 import errno
 import fcntl

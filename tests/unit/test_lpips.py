@@ -1,4 +1,4 @@
-"""LPIPS against torchmetrics's own, with a backbone of random weights; and what is said without any."""
+"""LPIPS against torchmetrics, with a backbone of random weights; and the errors without one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from emdiffuse.runtime.errors import ConfigError
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
-    """AlexNet with random weights, as a file of the user's."""
+    """AlexNet with random weights, in a user's file."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "alexnet.pth"
     features = {f"features.{name}": values for name, values in alexnet().features.state_dict().items()}

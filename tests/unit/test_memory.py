@@ -1,4 +1,4 @@
-"""Bounded memory: what a worker needs follows from blocks and tiles, not from the volume."""
+"""Bounded memory: a worker's need depends on blocks and tiles, not on the volume."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ from helpers import write_volume
 
 from emdiffuse.restoration.footprint import LIBRARIES
 
-# a process of its own: a peak never falls, and that of a child counts what its parent held when it was forked
+# a separate process: a peak never falls, and a forked child's includes its parent's memory
 STAGE = """
 import json, sys
 import torch
@@ -57,7 +57,7 @@ SETTINGS = {
 
 
 def measure(*arguments: object) -> dict[str, float]:
-    """Run a stage in a process of its own; return its peak memory, and what its imports took of it, in MB."""
+    """Run a stage in a separate process; return its peak memory, and that of its imports, in MB."""
     done = subprocess.run(
         [sys.executable, "-c", STAGE, *map(str, arguments)], capture_output=True, text=True, check=True
     )
@@ -75,7 +75,7 @@ def peaks(medulla, small_model, tmp_path_factory):
         path = write_volume(folder / "a.ome.zarr", values, (60, 10, 10))
         plan = folder / "plan.json"
         found[size, "plan"] = measure("plan", plan, path, small_model, json.dumps(SETTINGS))
-        # the same number of blocks in either volume: what differs is the volume alone
+        # the same number of blocks in both volumes, so that only the volume differs
         found[size, "restore"] = measure("restore", plan, json.loads(plan.read_text())["blocks"] // 6)
         measure("fill", plan)
         found[size, "stitch"] = measure("stitch", plan)
@@ -86,15 +86,15 @@ def peaks(medulla, small_model, tmp_path_factory):
 
 @pytest.mark.parametrize("stage", ["plan", "restore", "stitch", "pyramid"])
 def test_peak_memory_does_not_grow_with_the_volume(peaks, stage):
-    """Eight times the volume; a fifth more is allowed, since the small one does not fill whole shards."""
+    """Eight times the volume; a fifth more is allowed, as the small one does not fill whole shards."""
     assert peaks["large", stage]["peak"] < 1.2 * peaks["small", stage]["peak"], peaks
 
 
 @pytest.mark.parametrize("stage", ["restore", "stitch", "pyramid"])
 def test_the_plan_says_how_much_memory_a_worker_needs(peaks, stage):
-    """What imports take differs between machines and builds of torch: the rest is judged by itself.
+    """The memory of imports differs between machines and builds of torch, so only the rest is tested.
 
-    `test_starting.py` holds how small stages without torch start; here all have loaded it.
+    `test_starting.py` tests how small stages start without torch; here all have loaded it.
     """
     for size in ("small", "large"):
         told, needed = peaks[size, "said"][stage], peaks[size, stage]

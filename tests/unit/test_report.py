@@ -171,7 +171,7 @@ def test_the_numbers_lie_beside_the_report(made):
     numbers = json.loads((folder / "report.json").read_text())
     assert numbers["evaluations"] == [json.loads((folder / "results/evaluation/thin/net.json").read_text())]
     assert numbers["trainings"]["net"]["steps"] == 100
-    assert "<li>All 100 steps were taken.</li><li>More steps would help.</li>" in made[2]
+    assert "<li>All 100 steps were completed.</li><li>More steps would help.</li>" in made[2]
     assert numbers["trainings"]["net"]["history"][0]["loss"] is None, "JSON has no number for NaN"
     assert [(row["stage"], row["jobs"], row["seconds"]) for row in numbers["times"]] == [("restore", 1, 61.0)]
     assert numbers["versions"]["emdiffuse"]
