@@ -239,8 +239,14 @@ def _chosen_series(file: Path, tif: tifffile.TiffFile, reading: Reading) -> int:
     largest = max(full, key=lambda i: _side(all_series[i])[0] * _side(all_series[i])[1])
     left = [i for i in full if i == largest or not _overview(all_series[i], all_series[largest])]
     if len(left) > 1:
+        alike = not tif.is_ome and len({(_side(all_series[i]), all_series[i].dtype) for i in left}) == 1
+        stack = (
+            ", or, if they are one stack, save its pages alike: some differ in compression or photometric"
+            if alike
+            else ""
+        )
         raise DataError(
-            f"{file}: contains {len(left)} images ({described}); choose one with `series`, such as 0"
+            f"{file}: contains {len(left)} images ({described}); choose one with `series`, such as 0{stack}"
         )
     if len(left) < len(full):
         warn_once("%s: reading series %d; the others are treated as overviews (%s)", file, left[0], described)

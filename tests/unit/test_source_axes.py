@@ -151,6 +151,19 @@ def test_axes_can_be_stated_where_the_file_does_not(tmp_path):
         opened(tmp_path / "c.zarr")
 
 
+@pytest.mark.parametrize("odd", [{"photometric": "miniswhite"}, {"compression": "zlib"}])
+def test_a_stack_with_an_odd_page_is_not_read_without_it(tmp_path, odd):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for z, plane in enumerate(VOLUME):
+            file.write(plane, metadata=None, **({"photometric": "minisblack"} | (odd if z == 2 else {})))
+    try:
+        values = contents(tmp_path / "a.tif")
+    except DataError as error:
+        assert "if they are one stack, save its pages alike" in str(error)
+    else:
+        np.testing.assert_array_equal(values, VOLUME)
+
+
 @pytest.mark.parametrize("order", ["xyz", "yxz", "zyx", "zxy", "xzy", "yzx"])
 def test_an_mrc_file_says_what_columns_rows_and_sections_are(tmp_path, order):
     """`order` is that of columns, rows and sections, as mapc, mapr and maps have it."""
