@@ -1,4 +1,4 @@
-"""A page in headless chromium: what it says, asks for, and shows."""
+"""A page in headless Chromium: its console, requests and rendering."""
 
 import shutil
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ CHROMIUM = Path("/usr/bin/chromium")
 
 @contextmanager
 def browsed(path: Path, width: int = 390) -> Iterator:
-    """Open a file; ``page.said`` lists what its console says and what it asks the network for."""
+    """Open a file; ``page.said`` lists its console messages and network requests."""
     sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if shutil.which(str(CHROMIUM)) is None:
         pytest.skip(f"{CHROMIUM} is missing: apt-get install chromium")
@@ -35,5 +35,5 @@ def browsed(path: Path, width: int = 390) -> Iterator:
 
 
 def shot(locator) -> np.ndarray:
-    """Return what is seen of an element, RGB."""
+    """Return a screenshot of an element, RGB."""
     return imagecodecs.png_decode(locator.screenshot())[..., :3].astype(int)

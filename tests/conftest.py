@@ -1,4 +1,4 @@
-"""What tests share: small real volumes, and a small model whose weights are random but fixed."""
+"""Fixtures shared by tests: small real volumes, and a small model with fixed random weights."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is loaded
-# a shell that starts the tests in the background has SIGINT ignored, and so would all commands under test
+# a shell that starts the tests in the background ignores SIGINT, and so would all commands under test
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np
@@ -29,7 +29,7 @@ from emdiffuse.patches.cut import cut_patches
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Let reports travel between processes: names of files that are no text stand in some of them."""
+    """Make reports transferable between processes, as some contain file names that are not valid text."""
     report = yield
     sections = [[part.encode("utf-8", "backslashreplace").decode() for part in s] for s in report.sections]
     report.sections = [tuple(section) for section in sections]
@@ -37,11 +37,11 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 
 SLOWEST = ("tests/workflow/test_every_key.py", "tests/workflow/", "tests/package/", "tests/robustness/")
-"""What is begun first, so that no process is left with minutes of work when the others have none."""
+"""Tests that start first, so that no process has minutes of work left when the others are done."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put what takes longest first."""
+    """Sort the slowest tests first."""
 
     def rank(item: pytest.Item) -> int:
         places = (place for place, slow in enumerate(SLOWEST) if item.nodeid.startswith(slow))
@@ -65,7 +65,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileSche
 
 @pytest.fixture(scope="session", autouse=True)
 def _temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What a program that a test kills leaves in the temporary folder goes with the folders of the tests."""
+    """Put the temporary files of killed programs into the tests' folders, which are removed."""
     folder = tmp_path_factory.getbasetemp() / "tmp"
     folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -76,7 +76,7 @@ def _temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 
 @pytest.fixture(scope="session")
 def commands(_temporary_folder: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment in which `emdiffuse` and `snakemake` start in no time, as forks of one process."""
+    """The environment in which `emdiffuse` and `snakemake` start instantly, as forks of one process."""
     with forked_commands(tmp_path_factory.mktemp("commands")) as environment:
         yield environment
 
@@ -89,7 +89,7 @@ def medulla() -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model with random weights, none of them zero: it makes no tissue, but it uses every path."""
+    """A small model with random, nonzero weights: it restores nothing useful, but exercises every path."""
     torch.manual_seed(0)
     settings = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "residual_scale": 0.2}
     network = NativeNetwork(**settings)

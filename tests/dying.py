@@ -1,4 +1,4 @@
-"""Trainings that are killed at a place of their own choice; a module without the imports of the tests."""
+"""Trainings that kill themselves at a chosen point; a module without the tests' imports."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from emdiffuse.training import train as training
 
 
 def train_and_die(store: Path, experiment: Path, model: Model, step: int, saving: bool) -> None:
-    """Train, and be killed before a step is taken, or while the state after so many steps is written."""
+    """Train, and be killed before a step, or while writing the state after a number of steps."""
     torch.set_num_threads(1)
     place, name = (torch, "save") if saving else (training, "_update")
     known = getattr(place, name)
@@ -28,7 +28,7 @@ def train_and_die(store: Path, experiment: Path, model: Model, step: int, saving
 
 
 def adapt_and_die(source: Path, out: Path, model: Path, place: str) -> None:
-    """Adapt a model in six steps, and be killed: before a stage or a step, or before a folder is renamed."""
+    """Adapt a model in six steps, and be killed before a stage or a step, or before a folder is renamed."""
     torch.set_num_threads(1)
     adapt.MOST_STEPS = 6
 

@@ -1,7 +1,7 @@
-"""Runs emdiffuse and Snakemake as forks of one process that has loaded everything: a job starts in no time.
+"""Run emdiffuse and Snakemake as forks of one process with all imports done, so that jobs start instantly.
 
-Snakemake starts ``emdiffuse ...`` as ever, by the real rules; the ``emdiffuse`` that its jobs find (and the
-``snakemake`` beside it) hands name, arguments, folder, environment and the three standard files to the
+Snakemake runs ``emdiffuse ...`` as usual, with the real rules; the ``emdiffuse`` that its jobs find (and the
+``snakemake`` beside it) passes name, arguments, folder, environment and the three standard files to the
 server, and ends with the exit code of the fork.
 """
 
@@ -33,7 +33,7 @@ with socket.socket(socket.AF_UNIX) as server:
 MODULES = {"emdiffuse": "emdiffuse.cli", "snakemake": "snakemake.cli"}
 """The commands that are forked, and the module whose `main` each runs."""
 ALSO = ("torch.utils.tensorboard", "snakemake.api", "snakemake.workflow", "snakemake.executors.local")
-"""What these import only on the way."""
+"""Modules that these import only at run time."""
 
 
 @contextlib.contextmanager
@@ -46,7 +46,7 @@ def forked_commands(folder: Path) -> Iterator[dict[str, str]]:
         command = places[0] / name
         command.write_text(CLIENT.format(python=sys.executable, address=str(address), name=name))
         command.chmod(0o755)
-    # a process of its own: this one may hold threads, of tensorstore say, which no fork survives
+    # a separate process: this one may have threads, such as tensorstore's, which do not survive a fork
     server = subprocess.Popen([sys.executable, __file__, str(address)], stdout=subprocess.PIPE)
     try:
         assert server.stdout is not None
@@ -82,7 +82,7 @@ def _serve(address: str) -> None:
 
 
 def _answer(connection: socket.socket) -> None:
-    """Run a command in a process of its own, and send its exit code."""
+    """Run a command in a separate process, and send its exit code."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     size, files, _, _ = socket.recv_fds(connection, 4, 3)
     told = b""

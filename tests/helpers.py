@@ -1,4 +1,4 @@
-"""What several test files need, besides fixtures."""
+"""Helpers of several test files, besides fixtures."""
 
 import hashlib
 import shutil
@@ -22,7 +22,7 @@ INTENSITY = {"minimum": 0.0, "maximum": 255.0, "low": 20.0, "high": 230.0}
 
 
 def raw_file(name: str) -> dict[str, str]:
-    """A raw file, as a store or model names what it was made of."""
+    """A raw file, as recorded in a store or model."""
     return {"path": f"{name}.tif", "sha256": hashlib.sha256(name.encode()).hexdigest()}
 
 
@@ -42,7 +42,7 @@ def volume_facts(values: np.ndarray, voxel_size: Sequence[float], **facts: objec
 def write_volume(
     path: Path, values: np.ndarray, voxel_size: tuple[float, float, float], **facts: object
 ) -> Path:
-    """Write a registered volume as the chain would, in place of any that is there."""
+    """Write a registered volume like the pipeline, replacing any existing one."""
     shutil.rmtree(path, ignore_errors=True)
     array = create_image_array(path / "0", values.shape, values.dtype)
     for box in array.boxes():
@@ -55,7 +55,7 @@ def write_volume(
 def write_pairs(
     path: Path, pairs: list[tuple[np.ndarray, np.ndarray]], scale: int = 1, **facts: object
 ) -> Path:
-    """Write a store of registered image pairs (moving, fixed), each a field, as the chain would."""
+    """Write a store of registered image pairs (moving, fixed), one per field, like the pipeline."""
     fields = []
     made = made_by("test", "", {"content": hashlib.sha256(repr(pairs).encode()).hexdigest()})
     for number, pair in enumerate(pairs):
@@ -70,5 +70,5 @@ def write_pairs(
 
 
 def without_bm3d(patch: "pytest.MonkeyPatch") -> None:
-    """Let BM3D's library, which takes seconds an image, not be there."""
+    """Hide BM3D's library, which takes seconds per image."""
     patch.setattr("emdiffuse.evaluation.methods.find_spec", lambda name: None)

@@ -1,4 +1,4 @@
-"""The settings of a small training of gaps, and what it learned."""
+"""The settings of a small gap training, and its results."""
 
 from emdiffuse.config import Model
 from emdiffuse.models.inference import RestorationModel

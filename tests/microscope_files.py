@@ -1,4 +1,4 @@
-"""Files as microscopes and their programs write them, made by hand where no library writes them."""
+"""Files in the formats of microscopes and their software, written by hand if no library can."""
 
 import gzip
 import json
@@ -12,7 +12,7 @@ import zarr
 
 
 def n5(folder, values, path="a.n5/s0", **attributes):
-    """Write an N5 array whose axes are those of `values`, slowest first."""
+    """Write an N5 array with the axes of `values`, slowest first."""
     metadata = {
         "dimensions": values.shape[::-1],
         "blockSize": (8,) * values.ndim,
@@ -31,7 +31,7 @@ def n5(folder, values, path="a.n5/s0", **attributes):
 
 
 def webknossos(folder, values, scale=(8, 8, 40)):
-    """Write a dataset folder with a layer of colour, stored as (c, x, y, z), and one of segments."""
+    """Write a dataset folder with a colour layer, stored as (c, x, y, z), and a segmentation layer."""
     place = folder / "dataset"
     stored = values.transpose(2, 1, 0)[None]
     zarr.create_array(
@@ -46,7 +46,7 @@ def webknossos(folder, values, scale=(8, 8, 40)):
 
 
 def wkw(folder, values, packing=2, corner=(0, 0, 0), block=4, blocks=2):
-    """Write a dataset whose layer is WKW, raw (1) or packed by LZ4 (2), and begins at a corner (z, y, x)."""
+    """Write a dataset with a WKW layer, raw (1) or LZ4-compressed (2), that begins at a corner (z, y, x)."""
     import imagecodecs
 
     place, side = folder / "wkw", block * blocks
@@ -84,7 +84,7 @@ def wkw(folder, values, packing=2, corner=(0, 0, 0), block=4, blocks=2):
 
 
 def czi(folder, values, channels=1, scenes=1, meters=(4e-8, 8e-9, 8e-9)):
-    """Write a CZI file whose scene s and channel c hold `values` + s + c."""
+    """Write a CZI file with `values` + s + c in scene s and channel c."""
     from pylibCZIrw import czi as library
 
     path = folder / "a.czi"
@@ -124,7 +124,7 @@ def imaris(folder, values, channels=1):
 
 
 def letters(value):
-    """Return an attribute as Imaris writes it: an array of single letters."""
+    """Return an attribute in Imaris's form: an array of single letters."""
     return np.array([c.encode() for c in str(value)], "S1")
 
 
@@ -246,9 +246,9 @@ def digital_micrograph(path, images, version=3, sizes=(8.0, 8.0, 40.0)):
 
 
 def sem(folder, vendor, image, nanometers=8.0):
-    """Write an image as a maker's software does; the file, or a text beside it, tells the size of its pixels.
+    """Write an image like a manufacturer's software; the file, or a text beside it, states the pixel size.
 
-    FEI, TESCAN and JEOL also tell where the image ends and the data bar begins.
+    FEI, TESCAN and JEOL also state where the image ends and the data bar begins.
     """
     path = folder / f"{vendor}.tif"
     meters, height = nanometers * 1e-9, len(image)

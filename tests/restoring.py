@@ -1,4 +1,4 @@
-"""A small restoration from plan to pyramid, and ways to look at what it made."""
+"""A small restoration from plan to pyramid, and helpers to inspect its results."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def settings(block=(2, 2, 1), tile=64, by="m", real_slices=None, **sampler):
 
 
 def image_model(folder, task="emdiffuse-n"):
-    """Write a small model of images with random weights, and return its folder."""
+    """Write a small image model with random weights, and return its folder."""
     torch.manual_seed(0)
     spec = {
         "conditions": 1,
@@ -81,6 +81,6 @@ def flip(path: Path) -> None:
 
 
 def cut(path: Path) -> None:
-    """Leave the first half of a file."""
+    """Truncate a file to its first half."""
     values = path.read_bytes()
     path.write_bytes(values[: len(values) // 2])

@@ -1,4 +1,4 @@
-"""A small but real project for the whole workflow, and ways to look at its runs."""
+"""A small but real project for the whole workflow, and helpers to inspect its runs."""
 
 import copy
 import os
@@ -46,17 +46,17 @@ SMALL: dict[str, Any] = {
 class Project:
     """A working folder with raw data and a configuration.
 
-    With the environment of forked commands (`forking`), Snakemake and its jobs start in no time.
+    With the environment of forked commands (`forking`), Snakemake and its jobs start instantly.
     """
 
     def __init__(self, folder: Path, medulla: np.ndarray, commands: dict[str, str] | None = None) -> None:
         self.folder, self.commands = folder, commands
         self.config = copy.deepcopy(SMALL)
         folder.mkdir(parents=True, exist_ok=True)
-        # copies of a project share the raw files: a copied file is another file, which is looked at again
+        # copies of a project share the raw files: a copied file would be another file, checked again
         raw = (folder.parent / "raw").absolute()
         raw.mkdir()
-        # the test crop's halves: what is trained on and what is tested lie apart
+        # the halves of the test crop: training and test data are separate
         tifffile.imwrite(raw / "train.tif", medulla[:, :96, :96])
         tifffile.imwrite(raw / "test.tif", medulla[:31, 100:184, 100:184])
         for file in raw.iterdir():
@@ -66,13 +66,13 @@ class Project:
     def found(
         cls, folder: Path, config: dict[str, Any] = SMALL, commands: dict[str, str] | None = None
     ) -> "Project":
-        """A project whose folder is there already."""
+        """A project in an existing folder."""
         project = object.__new__(cls)
         project.folder, project.config, project.commands = folder, copy.deepcopy(config), commands
         return project
 
     def own(self, name: str) -> Path:
-        """Give this project a raw file of its own, to change."""
+        """Give this project its own raw file, to change."""
         path = self.folder / name
         values = path.read_bytes()
         path.unlink()
@@ -110,7 +110,7 @@ class Project:
         return done
 
     def pending(self) -> set[str]:
-        """What a dry run would do, as "rule" or "rule dataset|model" strings."""
+        """The jobs of a dry run, as "rule" or "rule dataset|model" strings."""
         done = self.run("--dry-run")
         jobs: set[str] = set()
         text = done.stdout + done.stderr
@@ -126,6 +126,6 @@ class Project:
 
 
 def copy_project(source: Project, folder: Path) -> Project:
-    """A copy of a project with its results, times kept."""
+    """A copy of a project with its results, preserving times."""
     shutil.copytree(source.folder, folder, symlinks=True)
     return Project.found(folder, source.config, source.commands)

@@ -1,4 +1,4 @@
-"""The tests of this folder run on a real SLURM cluster: the one that cluster.sh starts on this machine."""
+"""The tests of this folder run on a real SLURM cluster, started on this machine by cluster.sh."""
 
 import subprocess
 from pathlib import Path
@@ -17,7 +17,7 @@ def status() -> int:
 
 def pytest_collection_modifyitems(items):
     here = [item for item in items if HERE in item.path.parents]
-    # Skipped by a mark and not in the fixture: pytest then reports a file's tests in one line.
+    # skipped by a mark, not in the fixture, so that pytest reports a file's tests in one line
     skip = bool(here) and status() == NOT_RUNNING
     for item in here:
         item.add_marker(pytest.mark.slurm)

@@ -1,4 +1,4 @@
-"""What the tests of this folder ask of the cluster."""
+"""Helpers for running commands and jobs on the cluster."""
 
 import subprocess
 import time
@@ -8,14 +8,14 @@ FINISHED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_
 
 
 def run(*command: str | Path, cwd: Path | None = None, timeout: float = 180) -> str:
-    """Return what the command printed; a command that fails fails the test with its last words."""
+    """Return a command's output; if it fails, fail the test with its last lines."""
     done = subprocess.run(command, cwd=cwd, timeout=timeout, text=True, capture_output=True)
     assert done.returncode == 0, f"{command}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
     return done.stdout.strip()
 
 
 def submit(script: str, folder: Path, *options: str) -> str:
-    """Submit a job that writes what it prints to JOB.log in `folder`; return its number."""
+    """Submit a job that writes its output to JOB.log in `folder`; return its number."""
     return run("sbatch", "--parsable", "--output=%j.log", *options, f"--wrap={script}", cwd=folder)
 
 
@@ -24,7 +24,7 @@ def state(job: str) -> str:
 
 
 def wait_until(condition, seconds: float, what: str):
-    """Return what `condition()` gives once that is true; fail when it is not after so many seconds."""
+    """Return the result of `condition()` once it is true; fail after a number of seconds."""
     end = time.monotonic() + seconds
     while not (answer := condition()):
         assert time.monotonic() < end, f"not within {seconds} s: {what}"
@@ -33,6 +33,6 @@ def wait_until(condition, seconds: float, what: str):
 
 
 def finished(job: str, seconds: float = 180) -> str:
-    """Return the state that the job ended in."""
+    """Return the final state of the job."""
     wait_until(lambda: state(job) in FINISHED, seconds, f"the end of job {job}")
     return state(job)

@@ -1,4 +1,4 @@
-"""The whole chain on a real cluster: each stage a job, workers on both nodes, the local volume."""
+"""The whole pipeline on a real cluster: one job per stage, workers on both nodes, the local volume."""
 
 import re
 import shutil
@@ -30,7 +30,7 @@ def content(folder):
 
 @pytest.fixture(scope="module")
 def on_slurm(cluster, tmp_path_factory, medulla):
-    """A finished run of the small project by the slurm profile."""
+    """A finished run of the small project with the slurm profile."""
     project = Project(tmp_path_factory.mktemp("slurm") / "project", medulla)
     project.config["restorations"][0]["sampler"]["steps"] = 8  # long enough to lose a node meanwhile
     project.log = project.run(*OFTEN, profile="slurm").stderr
@@ -55,7 +55,7 @@ def test_workers_run_on_both_nodes(on_slurm):
 
 
 def test_a_node_that_is_lost_during_a_restoration_changes_no_byte(cluster, on_slurm):
-    """Its job goes to the other node, and makes what is left of its blocks."""
+    """Its job moves to the other node and completes the remaining blocks."""
     undisturbed = content(on_slurm.output / "restored.ome.zarr")
     shutil.rmtree(on_slurm.output)
     logs = on_slurm.folder / "logs/restore"

@@ -1,4 +1,4 @@
-"""The cluster that the other tests of this folder rely on, and Snakemake's SLURM executor on it."""
+"""The cluster used by the other tests of this folder, and Snakemake's SLURM executor on it."""
 
 import subprocess
 import sys
@@ -78,7 +78,7 @@ def test_a_lost_node_ends_its_jobs_and_can_come_back(cluster, tmp_path):
     safe = submit("echo runs; sleep 600", tmp_path, "--nodelist=n1", "--no-requeue")
     logs = [tmp_path / f"{job}.log" for job in (doomed, safe)]
     try:
-        # SLURM says so before a job's first command runs, which a busy machine may leave waiting
+        # SLURM says so before a job's first command runs, which a busy machine may delay
         wait_until(lambda: {state(doomed), state(safe)} == {"RUNNING"}, 180, "both jobs run")
         wait_until(lambda: all(log.exists() and log.read_text() for log in logs), 180, "both have begun")
         run(cluster, "node", "n2", "stop")

@@ -1,4 +1,4 @@
-"""Trainings as jobs of a real cluster: what ends them, what they go on from, and what their launcher says."""
+"""Trainings as jobs of a real cluster: how they end, where they resume, and the launcher's messages."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def store(cluster, medulla, tmp_path_factory) -> Path:
 
 
 class Launcher:
-    """A process of `emdiffuse train --launcher submitit`, as a user starts it."""
+    """A process of `emdiffuse train --launcher submitit`, as started by a user."""
 
     def __init__(self, store: Path, folder: Path, training: dict, **resources) -> None:
         self.run, self.log = folder / "run", folder / "log.txt"
@@ -148,7 +148,7 @@ def test_a_failing_job_is_one_sentence(store, tmp_path):
 
 
 def test_a_job_that_dies_without_a_result_is_noticed(store, tmp_path):
-    """One of two processes is killed, as for want of memory: the other does not wait for it."""
+    """One of two processes is killed, as if out of memory: the other does not wait for it."""
     launcher = Launcher(store, tmp_path, {}, nodes=2, gpus=0)
     launcher.said("step 50 ")
     os.kill(tasks(launcher)[-1], signal.SIGKILL)
@@ -158,7 +158,7 @@ def test_a_job_that_dies_without_a_result_is_noticed(store, tmp_path):
 
 
 def tasks(launcher: Launcher) -> list[int]:
-    """The processes of its job, in the order of their start."""
+    """The processes of its job, in order of their start."""
     found = []
     for proc in Path("/proc").glob("[0-9]*"):
         try:
@@ -207,5 +207,5 @@ def test_a_lost_node_is_noticed(cluster, store, tmp_path):
     finally:
         run(cluster, "node", node, "start")
     assert code == 1 and f"node {node} was lost" in error
-    # failed, if its task was seen to die before the node was
+    # failed if its task was seen to die before the node
     assert state(launcher.job) in ("CANCELLED", "FAILED")

@@ -1,4 +1,4 @@
-"""A disk that is soon full."""
+"""A small disk that fills up quickly."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 8 MiB, and how to leave only so much room on it."""
+    """A disk of 8 MiB, and a function that leaves a given free space on it."""
     if os.geteuid() != 0:
         pytest.skip("a small disk can be mounted by root alone")
     disk = tmp_path / "disk"

@@ -1,4 +1,4 @@
-"""Full disks, absent devices and closed outputs: one sentence, and nothing half-written."""
+"""Full disks, missing devices and closed outputs: one sentence, and no partial output."""
 
 import json
 import shlex
@@ -62,7 +62,7 @@ def test_a_full_disk_is_one_sentence(name, room, place, commands, small_disk):
     assert len(said) == 1 and "Traceback" not in done.stderr, done.stderr
     assert f"the disk at {disk} is full" in said[0]
     left = [path for path in disk.rglob("*") if path.is_file() and path not in before]
-    # a training keeps what it resumes from; a watch says whose results its folder holds
+    # a training keeps its state for resuming; a watch records the owner of its folder
     kept = [path for path in left if "run" not in path.parts and path.name != ".emdiffuse-watch"]
     kept = [path for path in kept if path.suffix != ".json" or not json.loads(path.read_text())]
     assert not [path for path in kept if path.stat().st_size or "partial" in path.name], left
@@ -84,7 +84,7 @@ def test_a_device_that_is_not_there_is_one_sentence(name, device, place, command
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_command_ends_well_without_an_output_to_print_to(name, place, tmp_path):
-    """As a job whose terminal is gone, in a process of its own."""
+    """Like a job without its terminal, in a separate process."""
     words = shlex.join(on(tmp_path, WRITERS[name]))
     line = f"{sys.executable} -m emdiffuse.cli {words} <&- >&- 2>&-"
     assert subprocess.run(["bash", "-c", line], cwd=place).returncode == 0

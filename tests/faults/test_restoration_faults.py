@@ -1,7 +1,7 @@
 """Faults that happen: killed and doubled workers, a full disk, damaged chunks, changed inputs.
 
-After each of them, starting again gives the bytes of an undisturbed run. Workers are processes of their own
-that run the command line, as the workflow's jobs do.
+After each of them, a restart gives the bytes of an undisturbed run. Workers are separate processes that run
+the command line, like the workflow's jobs.
 """
 
 import multiprocessing
@@ -39,7 +39,7 @@ def _command(arguments, log):
 
 @pytest.fixture(scope="module")
 def start():
-    """Start a command in a process of its own, which has imported all it needs."""
+    """Start a command in a separate process with all imports done."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["emdiffuse.restoration.tiles", "emdiffuse.restoration.stitch", "emdiffuse.cli"]
@@ -55,7 +55,7 @@ def start():
 
 @pytest.fixture
 def plan(dataset, small_model, tmp_path):
-    """The plan of the reference, made again in another place."""
+    """The plan of the reference, in another folder."""
     torch.set_num_threads(1)
     return make_plan(dataset, small_model, settings(), tmp_path / "plan.json")
 
@@ -81,7 +81,7 @@ def stages(plan, workers=1):
 
 
 def start_again(plan):
-    """Do what is not marked as done, as the workflow does when it is started again."""
+    """Run the commands not marked as done, like a restarted workflow."""
     path = plan.folder / "plan.json"
     for stage, mark in ((restore, "restored"), (stitch, "stitched")):
         if not (plan.folder / f"{mark}-1-of-1.done").exists():
@@ -94,7 +94,7 @@ def test_workers_that_are_killed_again_and_again(plan, reference, start):
     pick = random.Random(0)
     killed = 0
     for commands in stages(plan, workers=2):
-        # from a hundredth of a second, in which no worker ends, to one: some are killed on any machine
+        # from 0.01 s, in which no worker ends, to 1 s: some are killed on any machine
         for patience in (*sorted(10 ** pick.uniform(-2, 0) for _ in range(6)), None):
             workers = [start(*command) for command in commands]
             for worker in workers:
@@ -185,7 +185,7 @@ def test_a_damaged_shard_alone_is_made_again(plan, reference, damage):
     ],
 )  # fmt: skip
 def test_what_of_a_finished_volume_is_lost_is_found_and_made_again(plan, reference, part, damage, caplog):
-    """Any file of any level, or a folder; and of level 0 no other shard is written."""
+    """Any file of any level, or a folder; no other shard of level 0 is written."""
     start_again(plan)
     verify_restoration(plan.folder / "plan.json")
     lost = plan.restored / part

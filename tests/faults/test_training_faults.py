@@ -1,4 +1,4 @@
-"""A training that is killed, whose state is damaged or whose loss is not a number ends as if undisturbed."""
+"""A training that is killed, has a damaged state or a NaN loss ends as if undisturbed."""
 
 import json
 import multiprocessing

@@ -1,6 +1,6 @@
-"""The lock file: every package that the project and its tests use, in the version that is installed.
+"""The lock file: every package used by the project and its tests, in the installed version.
 
-``python tests/package/locking.py > requirements.lock`` writes it anew.
+``python tests/package/locking.py > requirements.lock`` updates it.
 """
 
 import re
@@ -16,13 +16,13 @@ PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text
 
 
 def asked(extras: frozenset[str]) -> list[Requirement]:
-    """Return what the project itself asks for with these extras; an installed copy may be of yesterday."""
+    """Return the project's requirements with these extras; an installed copy may be outdated."""
     optional = [text for extra in sorted(extras) for text in PROJECT["optional-dependencies"][extra]]
     return [Requirement(text) for text in [*PROJECT["dependencies"], *optional]]
 
 
 def required(package: str, extras: frozenset[str]) -> list[Requirement]:
-    """Return what a package with these extras asks for on this machine."""
+    """Return a package's requirements with these extras on this machine."""
     if package == OWN:
         return asked(extras)
     every = [Requirement(text) for text in metadata.requires(package) or []]
@@ -35,7 +35,7 @@ def required(package: str, extras: frozenset[str]) -> list[Requirement]:
 
 
 def closure(extras: frozenset[str] = frozenset({"test"})) -> dict[str, str]:
-    """Return name and version of all that the project with these extras needs on this machine."""
+    """Return name and version of all requirements of the project with these extras on this machine."""
     waiting, seen = [(OWN, extras)], set()
     while waiting:
         package, wanted = waiting.pop()

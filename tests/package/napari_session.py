@@ -1,4 +1,4 @@
-"""What a person does in napari, done by a program: `test_napari` starts it on a screen that nobody sees.
+"""Actions of a user in napari, done by a program: `test_napari` starts it on a virtual screen.
 
 Arguments: a folder with ``thick.ome.zarr``, and the folder of a model.
 """
@@ -35,12 +35,12 @@ viewer.window._qt_window.resize(1300, 850)
 viewer.window._qt_window.show()
 assert "Open an image" in widget.told.text() and not widget.start.isEnabled()
 
-# the volume comes by our reader, lazily and with its voxel size
+# our reader opens the volume, lazily and with its voxel size
 (layer,) = viewer.open(str(FOLDER / "thick.ome.zarr"), plugin="emdiffuse")
 assert layer.multiscale and tuple(layer.scale) == (60, 10, 10)
 assert widget.layers.currentText() == layer.name and widget.factor.value() == 6
 
-# a folder that is no model is one sentence; one that is gets chosen
+# a folder without a model gives one sentence; one with a model is chosen
 widget.add_model(FOLDER)
 assert "model.json" in widget.state.text()
 widget.add_model(MODEL)
@@ -55,7 +55,7 @@ for words in (
 ):
     assert words in widget.told.text(), widget.told.text()
 
-# it runs in a thread, and says how far it is
+# it runs in a thread, and reports progress
 seen = []
 widget.bar.valueChanged.connect(seen.append)
 widget.restore()
@@ -75,7 +75,7 @@ viewer.reset_view()
 QApplication.processEvents()
 tifffile.imwrite(FOLDER / "screenshot.tif", viewer.screenshot(canvas_only=False, flash=False))
 
-# a second one is cancelled between two parts, and leaves no layer
+# a second restoration is cancelled between two parts, and leaves no layer
 layers = len(viewer.layers)
 widget.layers.setCurrentText(layer.name)
 widget.samples.setValue(16)

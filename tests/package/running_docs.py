@@ -1,14 +1,14 @@
-"""Running what the documentation shows: its commands and configurations, at toy size.
+"""Run the commands and configurations in the documentation, at toy size.
 
 Conventions
 -----------
-* ``sh`` blocks are run, line by line, in the order of their page and in one folder a page. `emdiffuse` runs
-  in this process, which has torch loaded; Snakemake in its own.
+* ``sh`` blocks are run, line by line, in page order and in one folder per page. `emdiffuse` runs in this
+  process, which has imported torch; Snakemake in its own.
 * A ``yaml`` or ``tsv`` block with a title is a file; a ``yaml`` block without one is part of a configuration,
-  and each of its entries is checked as the program checks it.
-* Toy size: patches, steps and networks of a configuration are made small, and models that come along are
-  stood in for by small ones with random weights, which have the same tasks.
-* ``console`` blocks show what a test cannot do (install, serve, reach a cluster): `SHOWN`, and nothing else.
+  and each of its entries is validated like the program does.
+* Toy size: patches, steps and networks of a configuration are reduced, and shipped models replaced by small
+  ones with random weights and the same tasks.
+* ``console`` blocks show what a test cannot do (install, serve, reach a cluster): only those in `SHOWN`.
 """
 
 import re
@@ -28,7 +28,7 @@ FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE |
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, the file that it is (or ""), and its text."""
+    """A fenced block: its language, its file name (or ""), and its text."""
 
     language: str
     title: str
@@ -46,7 +46,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def at_toy_size(text: str, models: Path) -> str:
-    """Return a configuration made small: what takes long, and models that come along."""
+    """Return a configuration reduced to toy size, with small models."""
     values = yaml.safe_load(text)
     for model in values.get("models", {}).values():
         if model.get("weights") in ("emdiffuse-n", "emdiffuse-r", "vemdiffuse"):
@@ -71,7 +71,7 @@ def at_toy_size(text: str, models: Path) -> str:
 
 
 def check_part(text: str) -> None:
-    """Check each entry of a part of a configuration by itself."""
+    """Check each entry of a part of a configuration separately."""
     kinds: dict[str, Any] = {"datasets": Dataset, "models": Model, "restorations": Restoration}
     values = yaml.safe_load(text)
     assert values.keys() <= kinds.keys(), text

@@ -1,6 +1,6 @@
-"""The containers: linted, of one mind with each other, and named by the workflow.
+"""The containers: linted, consistent with each other, and named by the workflow.
 
-They are not built here: that takes Docker, gigabytes and minutes.
+They are not built here, which takes Docker, gigabytes and minutes.
 """
 
 import os
@@ -39,7 +39,7 @@ def test_both_install_by_the_lock_file_alone():
 
 
 def test_what_is_copied_is_enough_to_build(tmp_path):
-    """The package builds from these files without git, as it does in an image."""
+    """The package builds from these files without git, as in an image."""
     for line in COPIED:
         for name in line.split():
             source = ROOT / name

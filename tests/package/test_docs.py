@@ -1,4 +1,4 @@
-"""The documentation: it builds without a broken link, and what it shows is run."""
+"""The documentation: it builds without broken links, and its examples are run."""
 
 import logging
 import os
@@ -27,7 +27,7 @@ PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Small stand-ins of the models that come along, and of a published checkpoint."""
+    """Small stand-ins for the shipped models and a published checkpoint."""
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
     small = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "residual_scale": 0.2}
@@ -43,7 +43,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def place(tmp_path, medulla, models, monkeypatch):
-    """A folder with toy data under the names that the pages use."""
+    """A folder with toy data under the names used in the pages."""
     for part in ("scans", "incoming", "pairs/noisy", "pairs/clean", "raw"):
         (tmp_path / part).mkdir(parents=True)
     tifffile.imwrite(tmp_path / "sbf.tif", medulla[:19:6, :64, :64], photometric="minisblack")

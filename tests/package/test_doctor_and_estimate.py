@@ -1,5 +1,5 @@
 # ruff: noqa: E501  (a configuration, an entry a line)
-"""`emdiffuse doctor` and `emdiffuse estimate`: what they tell is so."""
+"""`emdiffuse doctor` and `emdiffuse estimate`: their output is correct."""
 
 import json
 import sys
@@ -24,7 +24,7 @@ from emdiffuse.stores.volume import open_volume
 
 
 def told(folder):
-    """Return what was found of each thing."""
+    """Return the findings by subject."""
     return {check.what: check for check in examine(folder)}
 
 
@@ -69,7 +69,7 @@ def test_what_is_well_has_a_line_without_advice():
 
 @pytest.fixture
 def config(tmp_path, medulla, small_model, monkeypatch):
-    """A restoration by a model that is there, and a training."""
+    """A restoration by an existing model, and a training."""
     monkeypatch.chdir(tmp_path)
     tifffile.imwrite("thick.tif", medulla[:25:6, :100, :84])
     tifffile.imwrite("cubes.tif", medulla[:40, :96, :96])
@@ -128,7 +128,7 @@ def test_a_training_is_counted(config):
 
 
 def test_a_network_is_timed_and_its_operations_are_counted(small_model):
-    """Twice as wide a network does about four times the work: convolutions grow by the square."""
+    """A network of twice the width does about four times the work: convolutions grow quadratically."""
     description = read_description(small_model)
     speed = measure(description, 5, "cpu")
     wide = description.model_copy(update={"network": description.network.model_copy(update={"channels": 16})})
@@ -162,7 +162,7 @@ DEMOS = {
         15 * (8 * 8 + 1),
     ),  # 15 tiles, the mean and 8 samples
 }
-"""Of each demo: the shape of each restored volume, and the network evaluations of the third."""
+"""For each demo, the shape of each restored volume, and the network evaluations of the third."""
 
 
 @pytest.mark.parametrize("name", DEMOS)

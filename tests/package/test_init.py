@@ -1,5 +1,5 @@
 # ruff: noqa: E501  (tables of cases, one a line)
-"""`emdiffuse init`: what it finds, proposes, asks and writes, and the sheet that serves many datasets."""
+"""`emdiffuse init`: its findings, proposals, questions and files, and the sheet for many datasets."""
 
 import contextlib
 import shutil
@@ -22,7 +22,7 @@ from emdiffuse.runtime.errors import ConfigError, EmdiffuseError
 
 @pytest.fixture(autouse=True)
 def no_cluster(monkeypatch):
-    """A cluster that runs beside the tests is not asked about: a test that wants one brings it along."""
+    """Hide a cluster running beside the tests; a test that needs one fakes it."""
     monkeypatch.setattr(machine, "partitions", list)
 
 
@@ -46,7 +46,7 @@ def raw(tmp_path_factory, medulla):
 
 
 def written(folder, raw, *names, train=True, **wishes):
-    """Write a workflow folder for some of the data; return its configuration as the workflow sees it."""
+    """Write a workflow folder for some of the data; return its configuration as seen by the workflow."""
     initialise(folder, Wishes(tuple(str(raw / name) for name in names), train=train, **wishes))
     with contextlib.chdir(folder):
         return validate(yaml.safe_load((folder / "config.yaml").read_text()))
@@ -93,7 +93,7 @@ def test_without_anything_to_learn_from_a_shipped_model_restores(
 
 @pytest.mark.parametrize("train", [True, False])
 def test_noisy_images_alone_are_learned_from(train, raw, tmp_path):
-    """With the reason and the other ways in comments, one of which is the shipped model."""
+    """With the reason and alternatives in comments, among them the shipped model."""
     config = written(tmp_path / "run", raw, "noisy.tif", "scans", sizes=(CUBE,), train=train)
     model = config.models["denoise"]
     assert (model.task, model.datasets) == ("emdiffuse-n", ("noisy",))  # the others are too small

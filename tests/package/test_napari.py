@@ -1,4 +1,4 @@
-"""The plugin in a real napari, on a screen that nobody sees (Xvfb)."""
+"""The plugin in a real napari, on a virtual screen (Xvfb)."""
 
 import os
 import shutil
@@ -44,7 +44,7 @@ def test_the_manifest_is_whole():
 
 
 def test_a_layer_is_restored_in_a_real_viewer(screen, small_model, medulla, tmp_path):
-    """Opens a volume by the reader, restores it with progress, cancels a second time, and tells a mistake."""
+    """Open a volume with the reader, restore it with progress, cancel a second run, and report a mistake."""
     write_volume(tmp_path / "thick.ome.zarr", medulla[:25:6, :100, :84], (60, 10, 10))
     command = [sys.executable, str(SCRIPT), str(tmp_path), str(small_model)]
     (tmp_path / "t").mkdir()
@@ -71,7 +71,7 @@ print(under_way.__enter__(), flush=True)
 if sys.argv[1:]:
     os.kill(os.getpid(), signal.Signals[sys.argv[1]])
 """
-"""A viewer that ends while the widget is at work."""
+"""A viewer that closes while the widget is working."""
 
 
 def test_no_folder_of_the_widget_outlives_its_viewer_for_long(tmp_path, monkeypatch):

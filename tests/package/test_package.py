@@ -1,4 +1,4 @@
-"""What a stranger installs: the wheel, outside of the checkout; the lock file; files about the project."""
+"""The installed package: the wheel, outside the checkout; the lock file; the project's metadata files."""
 
 import os
 import re
@@ -31,9 +31,9 @@ def built(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def emdiffuse(built, tmp_path_factory):
-    """A function that runs the command of the wheel in an environment of its own, outside of the checkout.
+    """A function that runs the wheel's command in a separate environment, outside the checkout.
 
-    The packages that it depends on are those of the tests' environment: a second torch would take minutes.
+    Its dependencies are those of the tests' environment: installing torch again would take minutes.
     """
     folder = tmp_path_factory.mktemp("fresh")
     venv.create(folder / "venv", with_pip=False)
@@ -78,7 +78,7 @@ def test_a_workflow_of_the_wheel_is_ready_at_once(emdiffuse, medulla, tmp_path, 
 
 
 def test_snakedeploy_deploys_the_workflow(tmp_path):
-    """From a copy of the repository, for want of a network; what it writes for GitHub differs in one line."""
+    """From a copy of the repository, without network; its output for GitHub differs in one line."""
     source = tmp_path / "emdiffuse"
     for name in ("workflow", "config", "profiles"):
         shutil.copytree(ROOT / name, source / name)

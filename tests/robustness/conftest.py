@@ -1,4 +1,4 @@
-"""Counts what the matrix tried, and says it at the end."""
+"""Count the tries of the matrix, and report them at the end."""
 
 from collections import Counter
 
@@ -11,7 +11,7 @@ TRIED: Counter[str] = Counter()
 
 @pytest.fixture
 def attempt():
-    """Return what runs a piece of work and counts how it ended; what was lost fails the test at its end."""
+    """Return a function that runs a task and counts its outcome; failures fail the test at its end."""
     lost = []
 
     def run(what, work):

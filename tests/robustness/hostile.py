@@ -1,6 +1,6 @@
-"""Hostile values: what a file, a field of its metadata or an option may hold that nobody means to write.
+"""Hostile values: unintended contents of a file, a field of its metadata or an option.
 
-Each family is generated from something good, so that a new reader, key or field is met by all of them.
+Each family is generated from valid input, so that new readers, keys or fields are covered automatically.
 """
 
 import contextlib
@@ -37,12 +37,12 @@ VALUES: dict[str, Any] = {
 
 
 SECONDS = 120
-"""Of wall time for one try, on a machine that does much else: a hang, not a speed, is what this finds."""
+"""Seconds of wall time per try on a busy machine: long enough to detect only hangs."""
 
 
 @contextlib.contextmanager
 def bounded() -> Iterator[None]:
-    """Fail what hangs."""
+    """Fail if it hangs."""
 
     def ring(*_: object) -> None:
         raise TimeoutError("it hangs")
@@ -62,11 +62,11 @@ TEXTS = [
     "0,0,0", "1,2,3,4", "\udcff", "\U0001f9ec", "a\nb", "../..", "z=5:1", "y=0:99999999999999999999",
     "--help me", "/proc/nowhere/a.zarr",
 ]  # fmt: skip
-"""What an option may be given."""
+"""Hostile texts for options."""
 
 
 def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the place of every value in JSON-like data, of mappings and lists too."""
+    """Yield the place of every value in JSON-like data, including mappings and lists."""
     if path:
         yield path
     if isinstance(node, dict):
@@ -78,7 +78,7 @@ def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def changed(node: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """Return JSON-like data with one value exchanged."""
+    """Return JSON-like data with one value replaced."""
     if not path:
         return value
     key, *rest = path
@@ -99,7 +99,7 @@ def without(node: Any, path: tuple[Any, ...]) -> Any:
 
 
 def variants(node: Any) -> Iterator[tuple[str, Any]]:
-    """Yield JSON-like data with each value taken away, or exchanged for each hostile one."""
+    """Yield JSON-like data with each value removed, or replaced by each hostile one."""
     for path in places(node):
         where = ".".join(map(str, path))
         yield f"{where}: gone", without(node, path)
@@ -108,7 +108,7 @@ def variants(node: Any) -> Iterator[tuple[str, Any]]:
 
 
 def damages(content: bytes) -> Iterator[tuple[str, bytes]]:
-    """Yield a file's bytes cut short, overwritten, or exchanged for something else."""
+    """Yield a file's bytes truncated, overwritten, or replaced by something else."""
     for share in (0, 1, 4, 8, len(content) // 2, len(content) - 1):
         yield f"cut to {share}", content[:share]
     for at in range(0, min(len(content), 64), 3):
@@ -121,12 +121,12 @@ def damages(content: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def as_text(value: Any) -> str:
-    """Return JSON as hostile programs write it: NaN, infinity and lone surrogates included."""
+    """Return JSON as written by hostile programs, with NaN, infinity and lone surrogates."""
     return json.dumps(value)
 
 
 def odd_files(folder: Path, good: bytes, suffix: str) -> dict[str, Path]:
-    """Make what is not a plain file of a plain name, each under a name with that suffix."""
+    """Make things other than plain files, and files with strange names, each with that suffix."""
     fifo, zero, loop = (folder / f"{name}{suffix}" for name in ("fifo", "zero", "loop"))
     os.mkfifo(fifo)
     zero.symlink_to("/dev/zero")

@@ -1,4 +1,4 @@
-"""Every option and argument of every command meets hostile texts, beside good ones for all others."""
+"""Every option and argument of every command is given hostile texts, with valid ones for all others."""
 
 import http.server
 import json
@@ -70,7 +70,7 @@ GOOD = {
     "models": "models",
     "models verify": "models verify",
 }  # fmt: skip
-"""A right use of each command, as far as it is quick: what takes long names an input that is not there."""
+"""A valid use of each command, if quick; slow ones name a missing input."""
 
 
 def commands(group, before=()):
@@ -87,7 +87,7 @@ FORMATS = {
     "torch": "export model exported.pt2 --format torch --factor 3 --side 64",
     "bioimageio": "export gaps exported.zip --format bioimageio --factor 3 --license MIT",
 }
-"""Other uses of `export`; as they stand refused, since each that is not takes seconds."""
+"""Other uses of `export`, all of them refused, since others take seconds."""
 
 
 def words(name):
@@ -95,7 +95,7 @@ def words(name):
 
 
 def tries(name, given=None):
-    """Yield the command line with each option and argument exchanged for each text."""
+    """Yield the command line with each option and argument replaced by each text."""
     known = {"--log": None, "--threads": None}
     if name:
         parameters = [own for own in COMMANDS[name].params if not getattr(own, "is_flag", False)]
@@ -141,7 +141,7 @@ def test_every_command_is_among_them():
 
 @pytest.fixture
 def call(samples, tmp_path, monkeypatch):
-    """Return what runs a command in a copy of the samples."""
+    """Return a function that runs a command in a copy of the samples."""
     place = tmp_path / "a/b/c/w"  # a path that leads out of it leads nowhere else
     shutil.copytree(samples, place)
     monkeypatch.chdir(place)

@@ -1,7 +1,7 @@
-"""Whatever is in a file, an option or a key: it is handled, or refused in one sentence.
+"""Any content of a file, an option or a key is handled, or refused in one sentence.
 
-Everything runs in this process: thousands of tries in seconds. A try that hangs or takes all memory fails
-its test by the time limit of `bounded`, or by the limit of the process.
+Everything runs in this process: thousands of tries in seconds. A try that hangs or uses all memory fails its
+test through the time limit of `bounded`, or the limit of the process.
 """
 
 import errno
@@ -74,7 +74,7 @@ def test_plans(model, tmp_path, medulla, attempt):
 
 @pytest.mark.parametrize("name", ["zarr.json", "0/zarr.json"])
 def test_metadata_of_stores(tmp_path, medulla, name, attempt):
-    """As a stage, the viewer and a reader meet them."""
+    """Opened by a stage, the viewer and a reader."""
     store = write_volume(tmp_path / "a.ome.zarr", medulla[:2, :48, :48], (10.0, 10.0, 10.0))
     good = (store / name).read_bytes()
 
@@ -106,7 +106,7 @@ BOMB = '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;&b;"
 
 @pytest.mark.parametrize("kind", ["external", "virtual", "linked"])
 def test_a_file_is_not_made_to_read_another(tmp_path, kind):
-    """HDF5 may name any file as the place of its pixels."""
+    """HDF5 may name any file as the location of its pixels."""
     h5py = pytest.importorskip("h5py")
     secret = tmp_path / "secret.txt"
     secret.write_bytes(bytes(range(64)))
@@ -172,7 +172,7 @@ def test_enhance_on_strange_files(image, model, tmp_path, attempt):
 
 
 def test_every_key_of_the_configuration(attempt):
-    """The demo's configuration, with each of its keys exchanged for every hostile value."""
+    """The demo's configuration, with each key replaced by every hostile value."""
     config = parse(Config, (ROOT / "config/config.yaml").read_text())
     full = config.model_dump(mode="json", exclude_none=True)
     for section in ("datasets", "models"):  # one of each is enough: they have the same keys

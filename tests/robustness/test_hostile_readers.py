@@ -1,4 +1,4 @@
-"""Every reader meets every kind of damage to its files, and hostile values in every field of its metadata."""
+"""Every reader is given files with every kind of damage, and hostile values in every field of metadata."""
 
 import gzip
 import json
@@ -15,8 +15,8 @@ from microscope_files import amira, czi, digital_micrograph, fibsem, imaris, n5,
 
 from emdiffuse.config.reading import Raw, Reading
 from emdiffuse.config.sources import Kind, parse_source
-from emdiffuse.precomputed import export_precomputed
 from emdiffuse.readers import open_source
+from emdiffuse.viewing.precomputed import export_precomputed
 
 SHAPE = (4, 16, 16)
 VALUES = np.random.default_rng(0).integers(1, 255, SHAPE).astype(np.uint8)
@@ -96,11 +96,11 @@ MAKERS = {
 }
 READING = {"raw": Reading(raw=Raw(shape=SHAPE, dtype="uint8"))}
 MOST = 4
-"""Files of a store that are damaged: its metadata, and some chunks."""
+"""Damaged files of a store: its metadata, and some chunks."""
 
 
 def read(source, reading):
-    """Read as a stage does: what it says of itself, and its slices."""
+    """Read like a stage: its metadata and its slices."""
     with bounded():
         opened = open_source(source, reading=reading)
         if np.prod(opened.shape, dtype=float) < 2**24:  # what is larger is another's business: of its memory

@@ -1,4 +1,4 @@
-"""Numbers and pictures of a stage replace its own of before: no file of somebody else's, and no input."""
+"""A stage's numbers and figures replace only its own earlier ones: no foreign file, and no input."""
 
 import json
 import shutil

@@ -1,7 +1,7 @@
-"""User data are never deleted or overwritten: what a stage replaces was made by the program, and is no input.
+"""User data are never deleted or overwritten: a stage replaces only the program's own outputs, and no input.
 
-Every maker of a folder meets every kind of place where it must not write, and so does every maker of files;
-afterwards not a byte differs.
+Every function that writes a folder or files is given every kind of place where it must not write; afterwards
+not a byte differs.
 """
 
 import os
@@ -36,7 +36,7 @@ SIZE = (10.0, 10.0, 10.0)
 
 
 def snapshot(folder):
-    """Return what lies in a folder: the bytes of files, and where links lead."""
+    """Return the contents of a folder: the bytes of files, and the targets of links."""
     return {
         path.relative_to(folder): path.readlink() if path.is_symlink() else path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -46,7 +46,7 @@ def snapshot(folder):
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory, medulla):
-    """A folder with one of everything that is read."""
+    """A folder with one of every kind of input."""
     folder = tmp_path_factory.mktemp("samples")
     (folder / "slices").mkdir()
     for z in range(4):
@@ -280,7 +280,7 @@ def test_watch_sets_aside_what_would_replace_a_foreign_file(place):
 
 @pytest.mark.parametrize("exchange", [True, False])
 def test_the_old_stands_until_the_new_does(tmp_path, monkeypatch, exchange):
-    """Also where the file system cannot exchange: the old one is put back if the new one cannot come."""
+    """Also if the file system cannot exchange paths: the old one is restored if the new one fails."""
     if not exchange:
         monkeypatch.setattr(atomic.ctypes, "CDLL", lambda *_, **__: object())
     for number in "12":

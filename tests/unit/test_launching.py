@@ -127,7 +127,7 @@ def test_a_mistake_in_one_of_two_processes_is_one_sentence(store, tmp_path):
     process = start(store, tmp_path, "--processes", "3")
     _, text = process.communicate(timeout=300)
     assert process.returncode == 1 and "Traceback" not in text
-    assert "error: training.batch: 4 is not a multiple of the 3 processes" in text
+    assert "error: training.batch: 4 is not a multiple of the number of processes, 3" in text
 
 
 def test_the_parts_of_a_batch_are_the_batch():

@@ -1,4 +1,4 @@
-"""Metrics against hand-computed values, scikit-image and piq."""
+"""Metrics against manual calculations, scikit-image and piq."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_high_frequency_power_of_white_noise():
 
 @pytest.mark.parametrize("size", [(192, 208), (176, 240)])
 def test_ms_ssim_agrees_with_piq(size):
-    """On sides that halve four times without a rest, where piq pads nothing; its weights sum to 1.0001."""
+    """On sides divisible by 16, which piq does not pad; its weights sum to 1.0001."""
     piq, torch = pytest.importorskip("piq"), pytest.importorskip("torch")
     truth = data.camera()[: size[0], : size[1]]
     noise = np.random.default_rng(0).normal(0, 10, truth.shape)
@@ -129,7 +129,7 @@ def test_ms_ssim_of_a_plane_of_one_scale_is_ssim(pair):
 
 
 def band(shape, cut, seed=0):
-    """Return noise without frequencies above a cut-off (cycles a voxel), and its complement; variance one."""
+    """Return noise without frequencies above a cut-off (1 / voxel), and its complement; variance one."""
     axes = np.meshgrid(*(np.fft.fftfreq(n) for n in shape), indexing="ij")
     low = np.sqrt(sum(f**2 for f in axes)) < cut
     transform = np.fft.fftn(np.random.default_rng(seed).normal(size=shape))
@@ -144,7 +144,7 @@ def rings(image, truth):
 @pytest.mark.parametrize("cut", [0.1, 0.2, 0.35])
 @pytest.mark.parametrize("shape", [(128, 160), (48, 64, 64)])
 def test_correlation_ends_where_the_common_band_ends(shape, cut):
-    """Two images that share the frequencies below the cut-off, and no other; to about a ring and a half."""
+    """Two images share only the frequencies below the cut-off; found to about one and a half rings."""
     common, own = band(shape, cut)
     other = band(shape, cut, seed=1)[1]
     found = metrics.correlation_resolution(rings(common + other, common + own))

@@ -1,4 +1,4 @@
-"""The native network: local, equivariant to its grid, blind at pure noise, and for any number of slices."""
+"""The native network: local, equivariant to its grid, blind at pure noise, with any number of slices."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ CASES = {
 
 @pytest.mark.parametrize("settings, positions, factor, thickness", CASES.values(), ids=CASES.keys())
 def test_the_network_is_its_plain_form(settings, positions, factor, thickness):
-    """What is left out, computed once or overwritten changes neither the output nor any gradient."""
+    """Skipping, caching and overwriting change neither the output nor any gradient."""
     network = healthy(channels=8, residual_scale=0.3, **settings)
     weights = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
     for tensor in weights.values():
@@ -134,7 +134,7 @@ def test_all_that_is_given_is_a_condition():
 
 @torch.inference_mode()
 def test_a_slice_changes_smoothly_with_its_position():
-    """Half the way along, a slice changes about half as much: no position has weights of its own."""
+    """Halfway, a slice changes about half as much: no position has separate weights."""
     network = healthy(channels=8).eval()
     x, gamma, condition, _, *kind = inputs(depth=1, factor=6.0)
 
@@ -147,7 +147,7 @@ def test_a_slice_changes_smoothly_with_its_position():
 
 
 def test_a_gap_of_one_factor_trains_the_weights_of_all():
-    """A step on gaps of 6 has a gradient at every weight: none is left as it was drawn."""
+    """A step on gaps of 6 has a gradient at every weight: all are trained."""
     network = healthy(channels=8)
     *known, thickness = inputs(depth=5, factor=6.0)
     network(*known, thickness + 0.5).square().mean().backward()
@@ -165,7 +165,7 @@ def test_a_factor_beyond_those_trained_is_shown_as_the_nearest_of_them():
 
 @torch.inference_mode()
 def test_a_tile_gives_what_the_whole_image_gives(network):
-    """Nothing is global: far enough from a tile's edge its output is the whole image's."""
+    """Nothing is global: far enough from a tile's edge, its output equals the whole image's."""
     whole = inputs(size=160, count=1)
     tile = tuple(v[:, :, 16:144, 16:144] if v.ndim == 4 else v for v in whole)
     inside, there = network(*tile)[:, :, 40:-40, 40:-40], network(*whole)[:, :, 56:-56, 56:-56]

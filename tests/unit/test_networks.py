@@ -1,4 +1,4 @@
-"""The U-Net: the published one to 1e-5, any of its sizes, and its exported form."""
+"""The U-Net: equal to the published one to 1e-5, in any size, and exported."""
 
 import hashlib
 
@@ -60,7 +60,7 @@ def test_names_and_shapes_are_the_published_ones(kind):
     lines = "\n".join(sorted(f"{name} {list(tensor.shape)}" for name, tensor in state.items()))
     assert sum(tensor.numel() for tensor in state.values()) == parameters
     assert len(state) == entries
-    # of the sorted lines "name [shape]" of the published checkpoint
+    # hash of the sorted lines "name [shape]" of the published checkpoint
     assert hashlib.sha256(lines.encode()).hexdigest() == digest
 
 

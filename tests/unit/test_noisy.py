@@ -1,4 +1,4 @@
-"""Learning to denoise from noisy data alone: what is hidden, what is learned, and what is refused."""
+"""Learning to denoise from noisy data alone: hidden pixels, training, and invalid settings."""
 
 import json
 
@@ -43,7 +43,7 @@ def noisy(images, deviation=25.0, correlation=0.0, seed=0):
 
 @pytest.fixture(scope="module")
 def images(medulla):
-    """Four noisy images, whose noise is correlated along x."""
+    """Four noisy images with noise correlated along x."""
     return noisy(medulla[:40:10, :96, :96], correlation=0.5)
 
 

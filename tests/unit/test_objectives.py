@@ -1,4 +1,4 @@
-"""Predictions, the denoisers made of them, and the losses."""
+"""Predictions, the resulting denoisers, and the losses."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What a training says: how long it takes, why it ended, what was kept, whether more steps would help."""
+"""Messages of a training: its duration, why it ended, the kept state, and whether more steps would help."""
 
 import json
 
@@ -24,7 +24,7 @@ def test_the_slope_is_that_of_a_line_through_the_last_third():
 
 
 def test_the_error_of_the_slope_is_that_of_repeated_curves():
-    """Of many curves with the same slope and new noise, the rises scatter by the error that each states."""
+    """Over many curves with the same slope and new noise, the rises scatter by the stated error."""
     rng = np.random.default_rng(0)
     found = np.array([slope(curve(20 + 0.01 * np.arange(60) + rng.normal(0, 0.1, 60))) for _ in range(400)])
     rises, errors = found.T

@@ -1,4 +1,4 @@
-"""What is restored is stored as its input was: type, range, white, orientation, sizes."""
+"""Outputs are stored like their input: type, range, white, orientation, sizes."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""How far restorations are, told from their stores."""
+"""Progress of restorations, read from their stores."""
 
 import os
 import re

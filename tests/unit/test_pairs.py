@@ -1,4 +1,4 @@
-"""Image pairs: found in every layout, written to one store, and refused by name where they cannot be used."""
+"""Image pairs: found in every layout, written to one store, and refused by name if unusable."""
 
 import logging
 
@@ -17,7 +17,7 @@ VOXEL = (50, 4, 4)
 
 
 def write(folder, files, shape=(20, 24), dtype=np.uint8):
-    """Write an image a file, each with values of its own."""
+    """Write one image per file, each with different values."""
     for number, file in enumerate(files):
         path = folder / file
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -53,7 +53,7 @@ def test_one_store_holds_several_factors(medulla, tmp_path):
 def test_a_thick_slice_is_the_mean_of_what_it_integrates_over_and_lies_in_its_middle(
     tmp_path, factor, thickness, monkeypatch
 ):
-    """Of a volume that is its own z, a slice's value is where its centre lies."""
+    """In a volume whose values are z, a slice's value is the position of its centre."""
     monkeypatch.setattr("emdiffuse.patches.gaps.BLANK", 0.0)
     depth = np.arange(80, dtype=np.float32)
     ramp = np.broadcast_to(depth[:, None, None], (80, 64, 64)) + np.eye(64, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Volumes for other programs: Neuroglancer precomputed, and OME-Zarr 0.4 of others."""
+"""Volumes for other programs: Neuroglancer precomputed, and OME-Zarr 0.4 by others."""
 
 import numpy as np
 import pytest
@@ -94,7 +94,7 @@ def test_what_is_not_ours_is_not_replaced(tmp_path):
 
 
 def test_a_restored_volume_says_so_in_words(reference):
-    """Where any program that reads OME-Zarr finds it, beside the record of all settings and sources."""
+    """In the standard place of OME-Zarr, beside the record of all settings and sources."""
     for group in (reference.restored, reference.restored / "restored"):
         attributes = zarr.open_group(group, mode="r").attrs
         words = attributes["ome"]["multiscales"][0]["metadata"]["description"]

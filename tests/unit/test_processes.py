@@ -1,4 +1,4 @@
-"""Processes: what a network is asked in training, and what is made of its answers."""
+"""Processes: a network's training examples, and the use of its predictions."""
 
 import math
 
@@ -60,7 +60,7 @@ def test_the_published_example_is_of_one_slice_between_two_levels_of_training():
 
 
 class Oracle(torch.nn.Module):
-    """A network that knows the answer: the noise that leads to given images, by slice index."""
+    """An oracle network: the noise that leads to given images, by slice index."""
 
     def __init__(self, images):
         super().__init__()
@@ -99,7 +99,7 @@ def test_a_published_network_knows_no_half_slices():
 
 
 def test_one_native_call_draws_no_noise_and_is_the_mean():
-    """A network that says the same at every level gives, in one call, its own answer."""
+    """One evaluation of a network that is constant over levels gives its own prediction."""
     batch, target = gaps()
 
     class Mean(torch.nn.Module):
@@ -113,7 +113,7 @@ def test_one_native_call_draws_no_noise_and_is_the_mean():
 
 
 class GaussianFlow(torch.nn.Module):
-    """The flow of a residual that is normal, with mean 0.4 and standard deviation 1: all is known of it."""
+    """The exact flow of a normal residual with mean 0.4 and standard deviation 1."""
 
     def forward(self, x, gamma, *batch):
         level = gamma[:, None, None, None]
@@ -124,7 +124,7 @@ class GaussianFlow(torch.nn.Module):
 @pytest.mark.parametrize("name", ["unipc", "heun"])
 @pytest.mark.parametrize("level_of_noise", [0.05, 0.3, 0.5, 0.8, 1.0])
 def test_a_mean_is_sharpened_by_as_much_as_is_asked(name, level_of_noise):
-    """Of its posterior, the share of variance that noise of that level hides; all of it is a sample."""
+    """The fraction of the posterior's variance hidden by noise of that level; all of it is a sample."""
     process, batch = NativeProcess(0.3), gaps(count=2, size=32)[0]
     sampler = Sampler(name=name, steps=40, sharpen=level_of_noise)
     noises = [torch.randn(batch.shape, generator=seeded(step)) for step in range(40)]
@@ -132,7 +132,7 @@ def test_a_mean_is_sharpened_by_as_much_as_is_asked(name, level_of_noise):
     sharp = process.sharpen(GaussianFlow(), batch, sampler, mean, noises.__getitem__)
     level = (1 - level_of_noise) ** 2 / ((1 - level_of_noise) ** 2 + level_of_noise**2)
     added = (sharp - mean) / process.scale
-    # the last level is 0.998: a little of the noise is taken away with what is left
+    # the last level is 0.998: a little noise remains
     assert float(added.std()) == pytest.approx(math.sqrt(1 - min(level, 0.99)), rel=0.1)
     assert abs(float(added.mean())) < 0.1
     if level_of_noise == 1:

@@ -1,4 +1,4 @@
-"""Progress lines: what was done, of how much, and the time left."""
+"""Progress lines: work done, total, and remaining time."""
 
 import logging
 
@@ -10,7 +10,7 @@ from emdiffuse.runtime.progress import clock, fail, logger, progress, setup
 
 @pytest.fixture
 def clock_of_steps(monkeypatch):
-    """Time that passes 5 seconds at every look."""
+    """A clock that advances 5 seconds at each reading."""
     ticks = iter(range(0, 10**6, 5))
     monkeypatch.setattr(progress_module.time, "monotonic", lambda: float(next(ticks)))
 

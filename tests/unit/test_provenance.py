@@ -1,4 +1,4 @@
-"""The chain of hashes: it sees every setting that can change a voxel, and nothing else."""
+"""The chain of hashes: it depends on every setting that can change a voxel, and nothing else."""
 
 import json
 
@@ -43,7 +43,7 @@ OTHER = {
 }  # fmt: skip
 """Another value of every key of a training."""
 NO_WEIGHT = {"checkpoint_minutes", "init_from"}
-"""How often a state is saved changes no weight; a model that is begun from is known by its content."""
+"""The interval of saving changes no weight; a starting model is identified by its content."""
 PATCHES = made_by("patches", "", {})
 KEYS = [(section, key) for section in OTHER for key in section.model_fields]
 

@@ -1,4 +1,4 @@
-"""Raw files: whatever is right is read lazily and exactly, whatever is wrong is one sentence about a file."""
+"""Raw files: valid ones are read lazily and exactly, faulty ones give one sentence that names the file."""
 
 import re
 
@@ -20,7 +20,7 @@ def write(path, values, **options):
 
 
 def numbered(folder, names, shape=(6, 4), dtype=np.uint8):
-    """Write slices whose voxels are all the number of the slice."""
+    """Write slices whose voxels all equal the slice number."""
     folder.mkdir(exist_ok=True)
     for value, name in enumerate(names):
         write(folder / name, np.full(shape, value, dtype))
@@ -28,7 +28,7 @@ def numbered(folder, names, shape=(6, 4), dtype=np.uint8):
 
 
 def only_error(source):
-    """Open and read a source that is wrong, and return its one sentence."""
+    """Open and read a faulty source, and return the error as one sentence."""
     with pytest.raises(DataError) as caught:
         slices = open_source(str(source))
         slices.read(0, slices.shape[0])
@@ -65,7 +65,7 @@ def test_a_file_of_many_pages_is_read_slab_by_slab(tmp_path, options, dtype):
 
 
 def test_a_stack_of_one_directory_is_read_by_its_offset(tmp_path):
-    """So ImageJ writes stacks of more than 4 GB: the pixels of all slices behind one directory."""
+    """ImageJ writes stacks of more than 4 GB this way: the pixels of all slices after one directory."""
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, STACK.astype(">u2"), byteorder=">", photometric="minisblack", truncate=True)
     with tifffile.TiffFile(path) as tif:

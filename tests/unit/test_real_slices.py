@@ -1,4 +1,4 @@
-"""Gaps filled between denoised slices: the slices of a volume are restored first, each by itself."""
+"""Gaps filled between denoised slices: the slices of a volume are first restored one by one."""
 
 import json
 
@@ -23,7 +23,7 @@ def denoiser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def denoised(dataset, denoiser, tmp_path_factory):
-    """The plan of the real slices denoised; never written to."""
+    """The plan of the denoised real slices; never written to."""
     torch.set_num_threads(1)
     return run(dataset, denoiser, tmp_path_factory.mktemp("denoised"), by="denoise")
 

@@ -1,4 +1,4 @@
-"""Slices that cannot be trusted, sources that changed, inverted contrast, threads that change no number."""
+"""Damaged slices, changed sources, inverted contrast, and independence of threads."""
 
 import logging
 import os
@@ -134,7 +134,7 @@ def test_no_training_gap_meets_a_missing_slice(tmp_path):
 
 
 def test_repaired_slices_are_restored_as_other_gaps_are(tmp_path, small_model, medulla):
-    """From raw slices with a gap in their numbers to a volume of which the missing slice was restored."""
+    """From raw slices with a gap in their numbers to a volume with the missing slice restored."""
     source = write_slices(tmp_path / "raw", medulla[:7, :64, :64], leave_out=(3,))
     acquire(source, SIZE, tmp_path / "a.ome.zarr", "a", repair=True)
     plan = run(tmp_path / "a.ome.zarr", small_model, tmp_path)
@@ -145,7 +145,7 @@ def test_repaired_slices_are_restored_as_other_gaps_are(tmp_path, small_model, m
 
 
 def test_what_is_restored_from_inverted_contrast_has_its_own(tmp_path, small_model, medulla):
-    """A model sees the same where contrast and `invert` are both turned round."""
+    """A model sees the same if both contrast and `invert` are reversed."""
     kept = medulla[:13:6, :64, :64]
     restored = []
     for name, values, invert in (("plain", kept, False), ("turned", 255 - kept, True)):

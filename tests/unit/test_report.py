@@ -1,4 +1,4 @@
-"""The report: right pictures at the right contrast, right words, and controls that work in a browser."""
+"""The report: correct images at the correct contrast, correct text, and working controls in a browser."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ CONFIG = {
 
 @pytest.fixture(scope="module", autouse=True)
 def _whole_range():
-    """Panels show the least value as black and the largest as white, and the toy volumes are small."""
+    """Panels show the smallest value as black and the largest as white; the toy volumes are small."""
     with pytest.MonkeyPatch.context() as patch:
         for module in ("pictures", "restorations"):
             patch.setattr(f"emdiffuse.report.{module}.PERCENTILES", (0, 100))
@@ -71,7 +71,7 @@ def write(
 
 
 def run(folder: Path, restored: np.ndarray, truth: np.ndarray) -> None:
-    """Write what the stages before the report write, but training and registration."""
+    """Write the outputs of the stages before the report, except training and registration."""
     results = folder / "results"
     write(results / "registered/whole.ome.zarr", truth)
     write(results / "registered/thin.ome.zarr", truth[::4], (40, 10, 10))
@@ -100,7 +100,7 @@ def report(folder: Path, config: dict = CONFIG) -> str:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A finished run: the truth is a ramp along x and z with a bright corner, the restored one is near it."""
+    """A finished run: the truth is a ramp along x and z with a bright corner, the restoration close to it."""
     folder = tmp_path_factory.mktemp("run")
     z, y, x = np.mgrid[:21, :48, :64]
     truth = (x + 2 * z + 100 * ((y < 8) & (x < 8)) + 5 * (np.sin(z) > 0)).astype(np.uint8)
@@ -183,7 +183,7 @@ def test_the_numbers_lie_beside_the_report(made):
 
 
 def test_any_title_and_any_intensities_make_a_page(tmp_path):
-    """Emoji and markup in the title, and voxels that are no numbers where no truth refuses them."""
+    """Emoji and markup in the title, and NaN voxels, which only a ground truth would refuse."""
     volume = np.random.default_rng(0).normal(size=(9, 16, 16)).astype(np.float32)
     volume[0, 0] = np.nan, np.inf, -np.inf, *[0] * 13
     run(tmp_path, volume, volume)
@@ -493,7 +493,7 @@ def page(made):
 
 
 def canvas(page, plane: str = "xy") -> np.ndarray:
-    """Return what is drawn in a plane, RGB, once it is drawn."""
+    """Return the pixels of a plane, RGB, once it is drawn."""
     page.locator('.viewer[aria-busy="false"]').wait_for()
     code = """plane => {
         const it = document.querySelector(`.plane.${plane} canvas`);
@@ -640,7 +640,7 @@ def test_nothing_is_wider_than_a_phone(made, page, width):
 
 @pytest.mark.browser
 def test_all_controls_are_reached_and_worked_by_keyboard(page):
-    """Tab goes through them in the order of the page; the arrows change each, and the picture with it."""
+    """Tab visits them in page order; the arrow keys change each, and the image with it."""
     choose(page, left="linear", right="flow", overlay="", cut=50, z=11, y=5, x=20)
     controls = page.locator(".controls input, .controls select")
     controls.first.focus()

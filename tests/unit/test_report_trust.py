@@ -1,4 +1,4 @@
-"""The report of a calibrated restoration: what it says of reliability, coverage and structures."""
+"""The report of a calibrated restoration: reliability, coverage and structures."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ CALIBRATION = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, medulla):
-    """Two images whose errors are Gaussian as stated, but twice as large in the right half."""
+    """Two images with Gaussian errors as stated, but twice as large in the right half."""
     folder = tmp_path_factory.mktemp("run")
     results = folder / "results"
     rng = np.random.default_rng(0)
@@ -162,7 +162,7 @@ def color_of(page, name: str) -> np.ndarray:
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_curves_lie_where_the_numbers_are(made, page, scheme):
-    """In the screenshot the calibrated curve has its colour at every point of the diagram."""
+    """The screenshot shows the calibrated curve in its colour at every point of the diagram."""
     page.emulate_media(color_scheme=scheme)
     trust = json.loads((made[0] / "report.json").read_text())["evaluations"][0]["trust"]
     expected = [(100 * r["nominal"], 100 * r["calibrated"]) for r in trust["diagram"] if "calibrated" in r]
@@ -191,7 +191,7 @@ def test_the_curves_lie_where_the_numbers_are(made, page, scheme):
 
 @pytest.mark.browser
 def test_other_numbers_are_another_picture(page):
-    """The second restoration has the same errors, but nothing calibrated: a curve less in the diagram."""
+    """The second restoration has the same errors without calibration: one curve fewer in the diagram."""
     first, second = (page.locator(f"#restoration-{n} .trust svg") for n in (1, 2))
     pictures = [shot(first.nth(0)), shot(second.nth(0))]
     assert pictures[0].shape != pictures[1].shape or (pictures[0] != pictures[1]).any()
@@ -214,7 +214,7 @@ def test_all_pictures_have_words_and_are_there(page):
 
 @pytest.mark.browser
 def test_the_first_screen_leads_to_every_restoration(page):
-    """The table of all restorations fits a phone; its links open what is folded."""
+    """The table of all restorations fits a phone; its links open folded sections."""
     rows = page.locator("table.overview tbody tr")
     assert rows.count() == 2
     assert "Better" in rows.nth(0).inner_text() and "not 90 %" in rows.nth(0).inner_text()

@@ -1,4 +1,4 @@
-"""The invariants of restoring: the same volume however the work is split, killed, damaged or repeated."""
+"""The invariants of restoration: the same volume however the work is split, killed, damaged or repeated."""
 
 import itertools
 import json
@@ -69,7 +69,7 @@ def test_the_seed_decides(dataset, small_model, reference, tmp_path):
 
 
 def test_one_of_several_samples_can_be_what_is_restored(dataset, small_model, reference, tmp_path):
-    """The first sample is the one that there is alone; the uncertainty is that of all of them."""
+    """The first sample equals a single sample; the uncertainty is that of all samples."""
     plan = run(dataset, small_model, tmp_path / "first", texture=1)
     alone = run(dataset, small_model, tmp_path / "alone", samples=1, texture=None)
     assert plan.facts.estimator == "first of 2 samples of 2 network evaluations (dpm++)"
@@ -80,7 +80,7 @@ def test_one_of_several_samples_can_be_what_is_restored(dataset, small_model, re
 
 
 def test_the_restored_volume_is_the_mean_or_a_sample_or_between(dataset, small_model, reference, tmp_path):
-    """Whatever is drawn beside it; the uncertainty is the same."""
+    """Whatever else is drawn; the uncertainty is the same."""
     mean, spread = volumes(run(dataset, small_model, tmp_path / "mean", texture=None))
     once = volumes(run(dataset, small_model, tmp_path / "once", steps=None, samples=1, texture=None))
     np.testing.assert_array_equal(mean, once[0])
@@ -104,7 +104,7 @@ def test_a_volume_is_sharpened_instead(dataset, small_model, reference, tmp_path
 
 
 def test_an_ensemble_is_the_mean_of_all_flips_and_turns(tmp_path):
-    """So that it turns with its input, which one call does not."""
+    """It rotates with its input, unlike a single evaluation."""
     model = RestorationModel.load(image_model(tmp_path / "m"))
     image = torch.rand((1, 1, 16, 16), generator=torch.Generator().manual_seed(1)) * 2 - 1
 
@@ -181,7 +181,7 @@ def test_a_published_network_fills_gaps_slice_by_slice(dataset, tmp_path):
 
 @pytest.mark.parametrize(("task", "scale"), [("emdiffuse-n", 1), ("emdiffuse-r", 2)])
 def test_images_take_the_same_path(medulla, tmp_path, task, scale):
-    """A stack of images: each by itself, on the finer grid for super-resolution, in any tiling."""
+    """A stack of images: restored separately, on the finer grid for super-resolution, in any tiling."""
     stack = write_volume(tmp_path / "s.ome.zarr", medulla[:2, :72, :90], (50, 4, 4))
     image_model(tmp_path / "m", task)
     plan = run(stack, tmp_path / "m", tmp_path / "out", name="dpm++", steps=3, samples=2)
@@ -221,7 +221,7 @@ def test_condition_is_mirrored_and_ends_repeat(dataset, medulla):
 
 
 def test_block_of_linear_interpolation(dataset, small_model, tmp_path):
-    """With a network that says nothing, tiles blend to linear interpolation exactly: no seam, no shift."""
+    """With a network of zeros, tiles blend exactly to linear interpolation: no seam, no shift."""
     plan = make_plan(dataset, small_model, settings(steps=1, samples=1), tmp_path / "plan.json")
     model = RestorationModel.load(small_model)
     with torch.no_grad():
@@ -253,7 +253,7 @@ def test_isotropic_input_and_damaged_plans_are_refused(medulla, small_model, tmp
 
 
 def test_a_plan_of_another_version_is_not_called_edited(dataset, small_model, tmp_path):
-    """A version with a key less, or one more, writes a checksum that fits what it wrote."""
+    """A version with one key fewer, or more, writes a checksum that matches its content."""
     path = tmp_path / "plan.json"
     make_plan(dataset, small_model, settings(), path)
     written = json.loads(path.read_text())
@@ -268,7 +268,7 @@ def test_a_plan_of_another_version_is_not_called_edited(dataset, small_model, tm
 
 
 def calibration_for(plan, folder, scale=2.0):
-    """Write a calibration of the plan's model and sampler, made on other data."""
+    """Write a calibration of the plan's model and sampler, from other data."""
     made = made_by("calibrate", "other", {})
     facts = CalibrationFacts(made=made, scale=scale, sampler=plan.sampler, weights=plan.facts.weights)
     path = folder / "calibration.json"
@@ -277,7 +277,7 @@ def calibration_for(plan, folder, scale=2.0):
 
 
 def test_a_calibrated_restoration_holds_intervals(dataset, small_model, tmp_path):
-    """Bounds lie about the restored value, at real slices on it."""
+    """Bounds enclose the restored value, and equal it at real slices."""
     mean = run(dataset, small_model, tmp_path / "mean", texture=None)
     path = calibration_for(mean, tmp_path)
     plan = make_plan(dataset, small_model, settings(texture=None), tmp_path / "plan.json", path)
@@ -298,7 +298,7 @@ def test_a_calibrated_restoration_holds_intervals(dataset, small_model, tmp_path
 
 
 def test_every_generated_slice_is_scored(reference):
-    """The score is the 99th percentile of the uncertainty, as a share of the robust range, to 1/1000."""
+    """The score is the 99th percentile of the uncertainty, as a fraction of the robust range, to 1/1000."""
     told = open_volume(reference.restored).facts.reliability
     _, uncertainty = volumes(reference)
     generated = [z for z in range(25) if z % 6]
@@ -325,7 +325,7 @@ def test_batches_hold_gaps_of_one_depth(medulla, small_model, tmp_path):
 
 
 def test_missing_slices_are_restored_from_the_good_ones_on_both_sides(medulla, small_model, tmp_path):
-    """Slices 2 and 3 of 6 are lost: a gap of 18 slices, whose copies of a neighbour nobody looks at."""
+    """Slices 2 and 3 of 6 are lost: a gap of 18 slices, in which copies of a neighbour are not used."""
     values = medulla[:31:6, :64, :48].copy()
     lost = write_volume(tmp_path / "a.ome.zarr", values, (60, 10, 10), missing=[2, 3])
     plan = run(lost, small_model, tmp_path / "a", samples=1)

@@ -1,7 +1,7 @@
-"""Samplers against Gaussian data, whose answers are known, and against an independent implementation.
+"""Samplers on Gaussian data with exact solutions, and against an independent implementation.
 
-For data N(0, diag(variance)) the denoiser is linear and so is every sampler, so that its law follows exactly
-from a few runs: of the start 1 for the deterministic ones, of one unit of noise at a time for the ancestral.
+For data N(0, diag(variance)) the denoiser and thus every sampler is linear, so its law follows exactly from a
+few runs: from the start 1 for deterministic ones, from one unit of noise at a time for the ancestral one.
 """
 
 import numpy as np
@@ -41,7 +41,7 @@ def standard_deviation(sampler, variance, gammas, start=1.0):
     x[0] = start
     if sampler is not ddpm:
         return sampler(denoise, x, gammas).abs()[0].numpy()
-    # the image k of the batch meets noise at step k alone: the variances of independent noises add
+    # image k of the batch gets noise at step k only: the variances of independent noises add
     unit = torch.eye(len(gammas), dtype=torch.float64)
     return sampler(denoise, x, gammas, lambda step: unit[:, step : step + 1]).square().sum(0).sqrt().numpy()
 
@@ -95,7 +95,7 @@ def test_levels_out_of_order_are_refused(levels):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_certain_data_are_found_from_pure_noise(name):
-    # a denoiser that always knows the answer: any path from gamma = 0 must end there, without a NaN
+    # an oracle denoiser: any path from gamma = 0 must end at its prediction, without a NaN
     x0 = torch.tensor([[0.3, -0.7]], dtype=torch.float64)
     arguments = {"noise": lambda step: torch.ones_like(x0)} if name == "ddpm" else {}
     result = SAMPLERS[name](
@@ -163,7 +163,7 @@ def test_the_mean_of_the_data_is_kept():
 
 PUBLISHED_TEST, PUBLISHED_TEST_VEM = (linear_gammas(1e-4, 9e-2, calls) for calls in (1000, 200))
 
-# spectra of what is left to draw once the condition is known: from nearly certain to broad
+# spectra of the residual given the condition: from nearly certain to broad
 SPECTRA = {
     "certain (0.1)": np.full(8, 0.1**2),
     "between (0.05 to 0.3)": np.linspace(0.05, 0.3, 16) ** 2,
@@ -179,18 +179,18 @@ def test_twelve_calls_beat_the_published_thousand(spectrum):
     few = relative_wasserstein(dpm_solver_pp_2m, variance, levels)
     assert few < relative_wasserstein(ddpm, variance, PUBLISHED_TEST)
     assert few < 0.7 * relative_wasserstein(ddpm, variance, PUBLISHED_TEST_VEM)
-    # DDIM at the same calls does not
+    # DDIM with as many evaluations does not
     assert relative_wasserstein(ddim, variance, levels) > 3 * few
 
 
-# The same noise levels in an independent implementation.
+# the same noise levels in an independent implementation
 
 GAMMAS = linear_gammas(1e-3, 0.15, 40)
 BETAS = np.linspace(1e-3, 0.15, 40)
 
 
 def toy_network(x, gamma):
-    """Predict some smooth function of both arguments."""
+    """Return a smooth function of both arguments."""
     gamma = torch.as_tensor(gamma, dtype=x.dtype).reshape(-1, 1, 1, 1)
     return torch.tanh(x + 0.3 * torch.roll(x, 1, -1)) * (1 - 0.5 * gamma)
 

@@ -21,7 +21,7 @@ def test_published_schedules_are_as_measured():
     assert len(train) == 2000
     assert train[-1] == pytest.approx(1 - 1e-6)
     assert train[0] == pytest.approx(4.386e-5, rel=1e-3)
-    # more than half of the 1000 calls are made at levels that training never saw
+    # more than half of the 1000 evaluations are at levels outside training
     assert np.count_nonzero(train[0] > PUBLISHED_TEST) == 532
 
 

@@ -1,4 +1,4 @@
-"""Models carried elsewhere: a package runs in another program, a graph equals its network, a card is true."""
+"""Shared models: a package runs in another program, a graph equals its network, a card is correct."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The models that come with the package: whole, small, known by name, and ready to run."""
+"""The shipped models: complete, small, known by name, and ready to run."""
 
 import shutil
 
@@ -72,7 +72,7 @@ def test_the_command_lists_and_verifies_them():
 
 
 def test_an_image_is_denoised_with_no_further_option(tmp_path):
-    """The shipped denoiser beats its input on noise of its own kind."""
+    """The shipped denoiser improves on its input for noise like its training data's."""
     y, x = np.mgrid[:64, :64]
     clean = 128 + 60 * np.sign(np.sin(x / 9) * np.sin(y / 7))
     noisy = clean + 25 * np.random.default_rng(0).standard_normal(clean.shape)

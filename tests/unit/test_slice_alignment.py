@@ -1,4 +1,4 @@
-"""Slices that are off are moved back; tissue that slants stays, and an aligned volume is not touched."""
+"""Misaligned slices are moved back; slanted tissue stays, and aligned volumes are unchanged."""
 
 import json
 
@@ -27,7 +27,7 @@ def run(volume, folder, method):
 
 @pytest.fixture(scope="module")
 def jittered(medulla):
-    """Ten real slices, of which two are moved, and one is bent."""
+    """Ten real slices, two of them shifted and one distorted."""
     rng = np.random.default_rng(1)
     moves = np.zeros((10, 2, 136, 136), np.float32)
     moves[4] += np.array([3.0, -4.0])[:, None, None]

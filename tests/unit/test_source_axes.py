@@ -1,4 +1,4 @@
-"""What a file says of order and meaning is honoured, or refused: axes, channels, series, levels, colours."""
+"""Metadata on order and meaning are honoured, or refused: axes, channels, series, levels, colours."""
 
 import json
 
@@ -166,7 +166,7 @@ def test_a_stack_with_an_odd_page_is_not_read_without_it(tmp_path, odd):
 
 @pytest.mark.parametrize("order", ["xyz", "yxz", "zyx", "zxy", "xzy", "yzx"])
 def test_an_mrc_file_says_what_columns_rows_and_sections_are(tmp_path, order):
-    """`order` is that of columns, rows and sections, as mapc, mapr and maps have it."""
+    """`order` is that of columns, rows and sections, as in mapc, mapr and maps."""
     values = VOLUME.astype(np.int16).transpose(["zyx".index(a) for a in order[::-1]])
     with mrcfile.new(tmp_path / "a.mrc", np.ascontiguousarray(values)) as file:
         for key, axis in zip(("mapc", "mapr", "maps"), order, strict=True):
@@ -205,7 +205,7 @@ def test_hyperstacks_of_tiff(tmp_path, values, options, reading, expected):
 
 
 def test_the_plane_order_of_ome_is_that_of_its_tiffdata(tmp_path):
-    """Pages in the order of acquisition, and TiffData that say which slice each is."""
+    """Pages in order of acquisition, with TiffData that assign slices to them."""
     order = [3, 1, 4, 0, 2]
     data = "".join(
         f'<TiffData IFD="{page}" FirstZ="{z}" FirstC="0" FirstT="0" PlaneCount="1"/>'

@@ -1,4 +1,4 @@
-"""Ordinary files of whatever format are read: gray stored as colour, other types, old headers, packed."""
+"""Common files of any format are read: gray stored as colour, other types, old headers, packed."""
 
 import bz2
 import gzip
@@ -331,7 +331,7 @@ def one(place):
 
 @pytest.mark.parametrize("coloured", [0.001, 0.2])
 def test_annotations_in_colour_over_a_gray_palette(tmp_path, coloured, caplog):
-    """As Zeiss writes them: some indices of the palette are colours, which next to no pixel has."""
+    """As written by Zeiss: some palette indices are colours, used by almost no pixel."""
     palette = np.stack([np.arange(256, dtype=np.uint16) * 257] * 3)
     palette[:, 9] = (65535, 0, 0)
     plane = np.random.default_rng(0).integers(20, 200, (64, 64)).astype(np.uint8)

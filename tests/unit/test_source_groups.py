@@ -1,4 +1,4 @@
-"""Of a group, or a file, that holds several images the only one is read; of several, one is chosen."""
+"""The single image of a group or file is read; among several, one must be chosen."""
 
 import zipfile
 
@@ -22,7 +22,7 @@ def contents(place, **reading):
 
 
 def group_of_one(folder):
-    """Write a group that holds one image, as bioformats2raw does, and a table."""
+    """Write a group with one image, like bioformats2raw, and a table."""
     group = zarr.create_group(folder / "a.zarr")
     group.create_array("0/raw", data=VOLUME)
     group.create_array("table", data=np.arange(3))
@@ -50,7 +50,7 @@ def hdf5_by_a_slash(folder):
 
 
 def ome_of_several_files(folder):
-    """Write an OME image of a file a slice, whose names tell nothing of their order."""
+    """Write an OME image with one file per slice, whose names do not indicate their order."""
     names = ["c", "a", "d", "b"]
     planes = "".join(
         f'<TiffData IFD="0" FirstZ="{z}" PlaneCount="1">'

@@ -1,4 +1,4 @@
-"""What is missing is not zero: absent chunks are counted and named, NaN is masked where that is asked for."""
+"""Missing data are not zeros: absent chunks are counted and named, NaN is masked on request."""
 
 import gzip
 import json
@@ -68,7 +68,7 @@ def partly_gz(folder):
 
 
 def codecs_of_python(folder):
-    """Write chunks by a codec that tensorstore lacks."""
+    """Write chunks with a codec that tensorstore lacks."""
     from zarr.codecs.numcodecs import LZMA
 
     zarr.create_array(folder / "a.zarr", data=VOLUME, chunks=(8, 8, 8), compressors=[LZMA()])
@@ -208,7 +208,7 @@ def test_a_tiff_with_too_few_strips_or_tiles_is_refused(tmp_path, form, kind):
 @pytest.mark.parametrize("kept", [0, 1, 7, 95])
 @pytest.mark.parametrize("version", [2, 3])
 def test_every_chunk_that_is_missing_is_found(tmp_path, kept, version):
-    """Of 4 x 4 x 6 chunks, the last of which are cut at the end."""
+    """In 4 x 4 x 6 chunks, the last ones partial."""
     array = zarr.create_array(
         tmp_path / "a.zarr", shape=(7, 15, 22), chunks=(2, 4, 4), dtype="uint8", zarr_format=version,
         chunk_key_encoding={"name": "default" if version == 3 else "v2", "separator": "/"},

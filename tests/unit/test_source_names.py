@@ -1,4 +1,4 @@
-"""Slices by the numbers in their names, as microscopes and people write them."""
+"""Slices by the numbers in their names, as written by microscopes and people."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from emdiffuse.runtime.errors import DataError
 
 
 def series(folder, names):
-    """Write slices whose voxels are all the number of the slice."""
+    """Write slices whose voxels all equal the slice number."""
     folder.mkdir(exist_ok=True)
     for value, name in enumerate(names):
         tifffile.imwrite(folder / name, np.full((6, 4), value, np.uint8), photometric="minisblack")

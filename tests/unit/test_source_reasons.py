@@ -1,4 +1,4 @@
-"""The true reason, at once: what is wrong with a file is named as what it is, in whole words."""
+"""Faulty files are refused at once, with the actual reason in plain words."""
 
 import functools
 import http.server
@@ -210,7 +210,7 @@ def test_a_full_disk_is_not_the_files_fault(number):
 
 
 class Answering(http.server.BaseHTTPRequestHandler):
-    """A server that forbids, fails or never answers, as its path says."""
+    """A server that forbids, fails or never answers, depending on the path."""
 
     def do_GET(self):
         if "silent" in self.path:
@@ -252,7 +252,7 @@ open_source(sys.argv[1]).read(0, 4)
 
 
 def test_a_server_that_stops_answering_while_pixels_are_read(tmp_path):
-    """In a process of its own: how long a transfer may stand still is read once."""
+    """In a separate process, as the timeout of a stalled transfer is read only once."""
     zarr.create_array(tmp_path / "a.zarr", data=VOLUME, chunks=VOLUME.shape)
 
     class Stalling(http.server.SimpleHTTPRequestHandler):

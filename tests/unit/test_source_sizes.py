@@ -1,4 +1,4 @@
-"""Voxel sizes: told by whichever format tells them, in agreement with the config, and never made up."""
+"""Voxel sizes: read from every format that states them, consistent with the config, and never invented."""
 
 import h5py
 import mrcfile
@@ -121,7 +121,7 @@ def test_other_formats(tmp_path):
     ],
 )
 def test_cells_of_mrc(tmp_path, cell, size):
-    """The last one was written in micrometers: its pixels would be smaller than atoms."""
+    """The last one is in micrometers: otherwise its pixels would be smaller than atoms."""
     with mrcfile.new(tmp_path / "a.mrc", VOLUME.astype(np.int16)) as file:
         file.set_volume()
         for axis, angstrom in zip("xyz", cell, strict=True):
@@ -153,7 +153,7 @@ def test_scales_of_ome_zarr(tmp_path, scale, unit, size):
 
 @pytest.mark.parametrize("unit", ["pixel", "", "inch", "cm"])
 def test_what_is_no_size_of_a_microscope_is_not_believed(tmp_path, unit):
-    """Pixels without a unit, and the dots of a printer."""
+    """Pixels without a unit, and printer resolutions."""
     tifffile.imwrite(
         tmp_path / "a.tif", VOLUME, imagej=True, resolution=(72, 72), metadata={"axes": "ZYX", "unit": unit}
     )
@@ -185,14 +185,14 @@ def test_pixels_that_are_not_square_are_refused(tmp_path, images):
 
 
 def waves(rows, columns):
-    """Return a smooth image at places in pixels of its finer axis."""
+    """Return a smooth image sampled at positions in pixels of its finer axis."""
     return 128 + 60 * np.sin(rows[:, None] / 7) * np.cos(columns / 9)
 
 
 @pytest.mark.parametrize("longer", ["y", "x"])
 @pytest.mark.parametrize("given", [None, (50, 8, 8), (50, "y", "x")])
 def test_pixels_that_are_not_square_are_resampled_on_request(tmp_path, longer, given):
-    """Voxels of 50 x 10 x 8 nm, or 50 x 8 x 10, become 50 x 8 x 8; any part is what it is in the whole."""
+    """Voxels of 50 x 10 x 8 nm, or 50 x 8 x 10, become 50 x 8 x 8; a crop equals that of the whole."""
     stretched, fine = (np.arange(60) + 0.5) * 1.25 - 0.5, np.arange(90)
     plane = waves(stretched, fine) if longer == "y" else waves(stretched, fine).T
     sides = (10.0, 8.0) if longer == "y" else (8.0, 10.0)

@@ -1,6 +1,6 @@
-"""What a stage loads: one that runs no network starts without torch, and none loads what it does not use.
+"""Imports of the stages: those without a network start without torch, and none imports unused packages.
 
-Each stage is run as the workflow runs it, on a toy volume, in a process of its own.
+Each stage runs as in the workflow, on a toy volume, in a separate process.
 """
 
 import json
@@ -106,7 +106,7 @@ def test_a_stage_without_a_network_is_small(started, stage):
 
 
 def test_the_workflow_is_read_without_a_numerical_library():
-    """Every job of the workflow reads it: what its rules import from the package stays light."""
+    """Every job of the workflow reads it, so its rules import only light parts of the package."""
     imports = (
         "from emdiffuse.acquisition.layouts import find_pairs",
         "from emdiffuse.config import validate",

@@ -1,4 +1,4 @@
-"""Stripes and jitter of lines: named with their amount, removed where there are some, and nowhere else."""
+"""Stripes and line jitter: reported with their amount, and removed only where present."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def clean():
 
 
 def striped(images, axis, amount=AMOUNT, width=1):
-    """Add offsets to columns (axis 0) or lines (axis 1), which vary slowly along them, as curtains do."""
+    """Add offsets to columns (axis 0) or lines (axis 1) that vary slowly along them, like curtaining."""
     rng = np.random.default_rng(axis)
     count = images.shape[2 - axis]
     offsets = np.convolve(np.repeat(rng.normal(0, 1, count), width)[:count], [0.25, 0.5, 0.25], "same")

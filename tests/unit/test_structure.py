@@ -1,4 +1,4 @@
-"""The shape of the project: imports run one way, and the conda environment is the package's."""
+"""The structure of the project: imports in one direction only, and a matching conda environment."""
 
 import ast
 import graphlib
@@ -35,7 +35,7 @@ def arrows():
 
 def test_imports_between_folders_run_one_way():
     found = arrows()
-    # a sorter raises CycleError, which lists the folders of the circle
+    # a sorter raises CycleError, which lists the folders of the cycle
     graphlib.TopologicalSorter(found).prepare()
     assert not {"cli", "napari"} & set().union(*found.values()), "nothing imports what a person sees"
     foundations = {"config", "stores", "runtime"}
@@ -55,7 +55,7 @@ def test_the_conda_environment_has_the_dependencies_of_the_package():
 
 
 def test_every_dependency_is_imported_by_the_package():
-    """An extra may serve Snakemake alone, as pygments does."""
+    """An extra may only serve Snakemake, like pygments."""
     used = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -1,4 +1,4 @@
-"""Segmented structures on drawings whose answer is known."""
+"""Segmented structures on drawings with known answers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_line_is_a_membrane_and_a_disk_is_a_dark_region():
 
 
 def test_the_scale_is_in_nanometers():
-    """Seen at 100 nm a pixel the disk of 14 pixels is huge; at 2 nm a pixel it is too small to count."""
+    """At 100 nm per pixel the disk of 14 pixels is huge; at 2 nm per pixel it is too small to count."""
     assert segment(drawing(), 2)["dark"].sum() == 0
     assert segment(drawing(), 20)["dark"][85, 64]
 

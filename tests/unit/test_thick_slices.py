@@ -1,4 +1,4 @@
-"""Slices that integrate over several of those restored: kept, placed, and given back by what is restored."""
+"""Slices that integrate over several output slices: kept, placed, and reproduced by the restoration."""
 
 import numpy as np
 import pytest
@@ -88,7 +88,7 @@ def test_neither_blocks_nor_workers_show(thick, small_model, reference, tmp_path
 
 
 def test_a_part_of_the_volume_is_cut_from_the_whole(thick, reference):
-    """Wherever shards end, a slice is held to all that it integrates over."""
+    """Across shard borders, a slice constrains everything it integrates over."""
     tiles, volume, whole = Array(reference.tiles), open_volume(thick), restored(reference)
     for begin, end in ((0, 3), (3, 9), (9, 10), (10, 24)):
         box = (slice(begin, end), slice(8, 40), slice(0, 64))

@@ -1,4 +1,4 @@
-"""Threads beside the main one: order, bounds, and errors."""
+"""Background threads: order, bounds, and errors."""
 
 import threading
 import time

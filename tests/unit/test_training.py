@@ -1,4 +1,4 @@
-"""Patches and training: what is cut is where it says, and a training learns and ends as its settings say."""
+"""Patches and training: patches are at their stated positions, and training follows its settings."""
 
 import json
 
@@ -101,7 +101,7 @@ def test_minutes_end_a_training(store, tmp_path):
 
 
 def test_a_training_that_no_longer_improves_ends(store, tmp_path):
-    """At this rate the moving average, which hardly moves, is never better than at the first validation."""
+    """At this rate the moving average hardly moves, and is never better than at the first validation."""
     model = model_settings(steps=1000, validate_every=1, learning_rate=10.0, patience=3)
     train(store, model, "m", tmp_path, "cpu")
     history = json.loads((tmp_path / "best" / "metrics.json").read_text())["history"]
@@ -202,7 +202,7 @@ def test_the_memory_saving_backward_pass_is_the_same(noisy_store, tmp_path):
 
 @pytest.mark.parametrize("change", [{"factor": 4}, {"factor": (3, 4)}, {"thickness": (0.0, 1.0)}])
 def test_a_model_says_of_itself_only_what_its_patches_hold(store, tmp_path, change):
-    """Else it would claim to know thick slices, or factors, that it never met."""
+    """Otherwise it would claim to know thick slices or factors that it has not learned from."""
     model = model_settings(steps=1).model_copy(update=change)
     with pytest.raises(DataError, match=r"cut for (factors|thicknesses) .*cut them again"):
         train(store, model, "m", tmp_path / "one", "cpu")
@@ -245,7 +245,7 @@ def test_patches_kept_on_a_device_give_the_examples_that_threads_give(store, noi
 
 
 def test_a_model_is_trained_again_where_only_its_card_and_picture_are_left(store, tmp_path):
-    """Snakemake removes what a rule declares before it runs again: the card is no longer beside its model."""
+    """Snakemake removes a rule's outputs before rerunning it, but not the card beside the model."""
     train(store, model_settings(steps=1), "m", tmp_path, "cpu")
     for name in ("model.json", "model.safetensors", "metrics.json"):
         (tmp_path / "best" / name).unlink()

@@ -1,4 +1,4 @@
-"""Coverage, sparsification and doubt on data whose errors are known."""
+"""Coverage, sparsification and flagged regions on data with known errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_an_oracle_has_no_area_and_a_liar_much(right):
 
 
 def test_sparsification_by_hand():
-    # Errors 4, 2, 0, 0 in the order of uncertainty 1, 4, 3, 2: after half is taken away, 4 and 0 are left.
+    # Errors 4, 2, 0, 0 with uncertainties 1, 4, 3, 2: after removing half, 4 and 0 remain.
     found = sparsification(np.array([4, 2, 0, 0]), np.array([1, 4, 3, 2]))
     half = min(found["sparsification"], key=lambda row: abs(row["share"] - 0.5))
     assert half["uncertainty"] == pytest.approx(np.sqrt(8) / np.sqrt(5))
@@ -45,7 +45,7 @@ def test_a_restoration_without_uncertainty_is_not_assessed(tmp_path):
 
 
 def assessed(folder, calibration, right_half=1.0):
-    """Assess images whose errors are Gaussian as stated, in the right half `right_half` times as large."""
+    """Assess images with Gaussian errors as stated, `right_half` times as large in the right half."""
     rng = np.random.default_rng(1)
     truth = rng.uniform(60, 190, (2, 128, 128)).astype(np.float32)
     deviation = np.where(np.arange(128) < 64, 3.0, 6.0) * np.ones_like(truth)
@@ -87,7 +87,7 @@ def test_gaussian_errors_are_covered_as_stated(tmp_path):
 
 
 def test_where_errors_are_larger_than_stated_is_said(tmp_path):
-    """Twice the stated error in the right half: the voxels of large uncertainty are named, not the others."""
+    """Twice the stated error in the right half: only voxels of large uncertainty are reported."""
     found = assessed(tmp_path, CALIBRATION, right_half=2)
     assert found["doubtful"][0] == "all voxels"
     named = [group for group in found["doubtful"] if group.startswith("uncertainty")]

@@ -1,4 +1,4 @@
-"""The joint 3-D U-Net: it is trained like the published one, and restores all slices of a gap together."""
+"""The joint 3-D U-Net: trained like the published one, it restores all slices of a gap together."""
 
 import json
 
@@ -66,7 +66,7 @@ def test_it_is_trained_for_both_tasks_of_volumes(trained, task):
 
 
 def test_slices_of_a_gap_are_restored_together(trained):
-    """The noise of the last slice alone changes what becomes of the first."""
+    """Changing only the last slice's noise changes the first restored slice."""
     model = RestorationModel.load(trained["vemdiffuse-i"])
     with torch.no_grad():
         for parameter in model.network.out[-1].parameters():  # zero at first: it has hardly learned anything

@@ -1,4 +1,4 @@
-"""What is lost of a store is an error wherever it is read, and is found, and made again by the next start."""
+"""Lost parts of a store give errors wherever they are read, are found, and are recomputed by the next run."""
 
 import json
 import logging
@@ -70,7 +70,7 @@ READERS = {
     "evaluate": measured,
 }
 CASES = [(stage, damage) for stage in READERS for damage in (Path.unlink, flip)]
-# an aligned volume is passed on by links, and its chunks are read by later stages
+# an aligned volume is passed on as links, and later stages read its chunks
 CASES.remove(("register", flip))
 
 
@@ -132,18 +132,18 @@ KEPT = {
 @pytest.mark.parametrize("kind", KEPT)
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
 def test_every_file_of_a_store_that_is_lost_is_found(made, tmp_path, kind, damage, caplog):
-    """Chunks and metadata alike, one at a time."""
+    """Both chunks and metadata, one at a time."""
     folder = shutil.copytree(made, tmp_path / "copy")
     store = folder / KEPT[kind]
     with caplog.at_level(logging.INFO):
         verify_store(store)
     assert "are intact" in caplog.text
-    # hidden ones say who made it and of what; the store can be read without
+    # hidden files record the provenance; the store is readable without them
     files = [path for path in sorted(store.rglob("*")) if path.is_file() and path.name[0] != "."]
     assert len(files) > 3
     for file in files:
         content = file.read_bytes()
-        # one flipped bit of JSON may still be JSON
+        # JSON with a flipped bit may still be valid
         (cut if damage is flip and file.name == "zarr.json" else damage)(file)
         assert [loss.file for loss in losses(store)[0]] == [file]
         file.write_bytes(content)
@@ -168,7 +168,7 @@ def test_a_repaired_store_counts_as_unfinished(made, tmp_path, kind):
 
 @pytest.mark.parametrize("damaged", ["acquired", "registered"])
 def test_a_store_that_shares_a_damaged_chunk_is_made_again_too(medulla, tmp_path, damaged):
-    """Hard links are one file: a registered volume linked to the same damage again would help nobody."""
+    """Hard links share one file: linking a registered volume to the same damage again would not help."""
     acquired(tmp_path, medulla)
     registered(tmp_path)
     flip(Array(tmp_path / KEPT[damaged] / "0").chunk_path((1, 0, 0)))

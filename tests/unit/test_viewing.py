@@ -1,4 +1,4 @@
-"""Viewing: only the files of one folder, only with the token, and readable by Zarr libraries over HTTP."""
+"""Viewing: only files of one folder, only with the token, and readable by Zarr libraries over HTTP."""
 
 import http.client
 import json
@@ -45,7 +45,7 @@ def server(store):
 
 
 def ask(server, path: str, method: str = "GET", **headers: str):
-    """Send a request as it is: no client tidies its path up."""
+    """Send a raw request, without a client that normalises its path."""
     connection = http.client.HTTPConnection(*server.server_address, timeout=60)
     connection.request(method, path, headers=headers)
     answer = connection.getresponse()

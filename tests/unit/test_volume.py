@@ -1,4 +1,4 @@
-"""Stores: what is written is read, the unfinished or damaged is refused, the metadata is OME-Zarr 0.5."""
+"""Stores: written data are read back, unfinished or damaged ones refused, metadata follow OME-Zarr 0.5."""
 
 import contextlib
 import json
@@ -106,7 +106,7 @@ def test_a_damaged_chunk_is_found(tmp_path, damage):
 
 @contextlib.contextmanager
 def no_more_files(chunk):
-    """Let the process have as many open files as it may."""
+    """Raise the process's limit of open files to the maximum."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     held = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(held) + 1, limits[1]))
@@ -123,7 +123,7 @@ def no_more_files(chunk):
 
 @contextlib.contextmanager
 def instead(chunk, place):
-    """Let the path of a chunk lead to a place that cannot be read."""
+    """Make a chunk's path point to an unreadable place."""
     aside = chunk.with_name("aside")
     chunk.rename(aside)
     chunk.symlink_to(place)
@@ -167,7 +167,7 @@ def names(folder):
 
 
 def write_part(partial, name):
-    """Write a file as a store has them."""
+    """Write a file as in a store."""
     (partial / "c").mkdir(exist_ok=True)
     (partial / "c" / name).write_text(name)
 

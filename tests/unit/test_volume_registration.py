@@ -1,4 +1,4 @@
-"""Aligned tissue passes, however it runs; slices that are off do not. On real data, with shifts put in."""
+"""Aligned tissue passes, whatever its direction; misaligned slices do not. On real data with added shifts."""
 
 import errno
 import json
@@ -24,7 +24,7 @@ def train():
 
 
 def shifted(values, shifts):
-    """Return slices whose tissue is moved by (y, x), mirrored at the edges."""
+    """Return slices with tissue shifted by (y, x), mirrored at the edges."""
     _, height, width = values.shape
     padded = np.pad(values, [(0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN)], mode="reflect")
     corners = [(MARGIN - y, MARGIN - x) for y, x in shifts]
@@ -32,7 +32,7 @@ def shifted(values, shifts):
 
 
 def looked_at(values, distance, pairs=64, tolerance=1.0):
-    """Measure and judge an array, as a volume of 10 nm pixels."""
+    """Measure and judge an array as a volume with 10 nm pixels."""
     measured = measure(Volume("memory", values, (10.0 * distance, 10.0, 10.0), VolumeFacts()), pairs)
     return measured, judge(measured, (10.0 * distance, 10.0, 10.0), tolerance)
 
@@ -53,7 +53,7 @@ def test_one_slice_that_is_off_is_found_and_measured(medulla, size):
     measured, report = looked_at(shifted(medulla[:12], shifts), 1)
     assert not report["aligned"]
     np.testing.assert_allclose(measured.jitter[5], size, atol=0.4)
-    # to its neighbours it seems that they lie off by half, the other way
+    # its neighbours appear off by half, in the opposite direction
     np.testing.assert_allclose(measured.jitter[4], np.array(size) / -2, atol=0.4)
     assert report["exceeding"] == [4, 5, 6]
     assert "slice 5 by" in report["reason"].split(",")[0]
@@ -93,7 +93,7 @@ def test_a_jump_beyond_what_is_looked_for_is_not_taken_for_alignment(medulla):
 
 
 def test_the_judgement_follows_the_distance_of_the_slices():
-    """Jitter is tolerated with the square root of the distance, steady drift with the distance."""
+    """The tolerance grows with the root of the distance for jitter, with the distance for steady drift."""
     measured = MeasuredAlignment(
         (200, 200),
         {z: np.array([0.0, 3.0]) for z in range(3)},

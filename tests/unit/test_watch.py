@@ -1,4 +1,4 @@
-"""A watched folder: half-written files are waited for, failures set aside, nothing is done twice."""
+"""A watched folder: partially written files are awaited, failures set aside, nothing is done twice."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Models on disk are whole or absent, and read strictly; nothing of a published checkpoint is executed."""
+"""Models on disk are complete or absent, and read strictly; no code in a published checkpoint is executed."""
 
 import hashlib
 import json
@@ -28,11 +28,11 @@ DENOISER = Description(task="emdiffuse-n", network=SPEC)
 HOSTILE = [("in_channels", True), ("in_channels", 2.5), ("blocks", "1"), ("blocks", 10**6), ("blocks", 0)]
 HOSTILE += [("multipliers", [10**6]), ("multipliers", []), ("multipliers", [1] * 99), ("multipliers", None)]
 HOSTILE += [("dropout", float("nan")), ("dropout", float("inf")), ("base_channels", 1e6), ("slice_index", 0)]
-"""Values of a U-Net that are refused before anything is made of them."""
+"""Values of a U-Net that are refused before building it."""
 
 
 def edit(**changes):
-    """Return what changes keys of a description's network."""
+    """Return a function that changes keys of a description's network."""
     return lambda path: rewrite(path, **changes)
 
 

@@ -11,9 +11,9 @@ from small_project import Project, copy_project
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, medulla: np.ndarray) -> Project:
-    """A project whose run is finished; tests work on copies of it.
+    """A project with a finished run; tests work on copies of it.
 
-    The processes of pytest-xdist share one: the first that wants it runs it, and the others wait.
+    The processes of pytest-xdist share one: the first that needs it runs it, and the others wait.
     """
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -31,7 +31,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, medulla: np.ndarray) -> P
 
 @pytest.fixture
 def project(finished: Project, commands: dict[str, str], tmp_path: Path) -> Project:
-    """A copy of the finished project, whose commands are forked; `finished` itself was run as users do."""
+    """A copy of the finished project with forked commands; `finished` itself is run without them."""
     project = copy_project(finished, tmp_path / "project")
     project.commands = commands
     return project

@@ -1,6 +1,6 @@
-"""For every key of the configuration: a small use of it, and another value.
+"""A small use of every key of the configuration, and another value.
 
-Each key has a dataset, a model or a restoration of its own, named after it, so that all are changed in one run.
+Each key has a separate dataset, model or restoration, named after it, so that one run changes all keys.
 """
 
 from __future__ import annotations
@@ -117,12 +117,12 @@ ALSO = {
     "raw.offset": {"raw.shape": [4, 32, 32]},  # a file has the size that is told of it
     "task": {"datasets": ["coarse"]},  # one of the two learns from isotropic volumes, the other from others
 }
-"""What must change with a key for the configuration to be a right one."""
+"""Changes required along with a key to keep the configuration valid."""
 RESTORED = {"source", "voxel_size.z", "invert", "slice_thickness"}
-"""Of the keys of datasets those that a restoration is followed to its end for: the others end at the registered
-data, which say by their hash what they are."""
+"""Keys of datasets that are tested to the end of a restoration; the others only to the registered data, which
+their hash identifies."""
 LEARNED = {key for key, (before, _) in DATASETS.items() if "pairs" in before}
-"""Datasets that nothing is restored of: a model is trained on them."""
+"""Datasets that are not restored, but used for training a model."""
 
 NETWORK = {"channels": 8, "multipliers": [1], "blocks": 1}
 UNET = {"architecture": "unet", "channels": 16, "multipliers": [1, 2], "blocks": 1}
@@ -222,7 +222,7 @@ WHOLE: dict[str, Any] = {
     "lpips": "alexnet.pth",
     "title": "Another",
 }
-"""Keys of the whole configuration."""
+"""Keys at the top of the configuration."""
 
 SHARED: Values = {
     "iso": {"source": "iso.tif", "voxel_size": {"z": 10, "y": 10, "x": 10}},
@@ -239,7 +239,7 @@ SHARED: Values = {
 
 
 def changed(before: Values, key: str, value: Any) -> Values:
-    """Return values with that of a key exchanged, and of those that must change with it."""
+    """Return values with that of a key replaced, and those that must change with it."""
     for other, own in {key: value, **ALSO.get(key, {})}.items():
         before = _put(before, other, own)
     return before
@@ -251,7 +251,7 @@ def named(key: str) -> str:
 
 
 def _put(values: Values, key: str, value: Any) -> Values:
-    """Return values with that of a key exchanged, its sections made where there are none."""
+    """Return values with that of a key replaced, adding missing sections."""
     first, _, rest = key.partition(".")
     inner = _put(values.get(first) or {}, rest, value) if rest else value
     return {**values, first: inner}
@@ -271,7 +271,7 @@ def learning(after: bool) -> Values:
 
 
 def restoring(after: bool) -> Values:
-    """Return a configuration that restores something for each other key of `datasets`, and of `restorations`."""
+    """Return a configuration with a restoration for each other key of `datasets` and of `restorations`."""
     given = {"task": "vemdiffuse-i", "weights": "given"}
     denoiser = {"task": "emdiffuse-n", "weights": "denoiser"}
     models: Values = {"given": given, "another": given, "denoiser": denoiser}
@@ -292,7 +292,7 @@ def restoring(after: bool) -> Values:
 
 
 def reporting(after: bool) -> Values:
-    """Return a configuration of which a report is written, with the keys of the whole."""
+    """Return a configuration that writes a report, with the keys at its top."""
     given = {"task": "vemdiffuse-i", "weights": "given"}
     config: Values = {
         "datasets": {"test": SHARED["test"], "held": THINNED},
@@ -307,7 +307,7 @@ def reporting(after: bool) -> Values:
 
 
 def targets(config: Values) -> list[str]:
-    """Return what a run of a configuration is to make: all but the report."""
+    """Return the targets of a run of a configuration: all but the report."""
     whole = Config.model_validate(config)
     made = [f"results/registered/{name}.ome.zarr/zarr.json" for name in whole.datasets]
     for item in whole.restorations:
@@ -317,7 +317,7 @@ def targets(config: Values) -> list[str]:
 
 
 def write_raw(folder: Path, medulla: NDArray[np.uint8]) -> None:
-    """Write the raw files, models and weights that the tables name."""
+    """Write the raw files, models and weights named in the tables."""
     thin = medulla[0:13:3, 60:92, 60:92]
     stacks = {
         "iso": medulla[:30, :32, :32],
@@ -362,7 +362,7 @@ def write_raw(folder: Path, medulla: NDArray[np.uint8]) -> None:
     features = {f"features.{name}": values for name, values in alexnet().features.state_dict().items()}
     with torch.device("meta"):
         shapes = {name: values.shape for name, values in alexnet().state_dict().items()}
-    # LPIPS does not use the classifier, and zeros of one number take no room
+    # LPIPS does not use the classifier, and zeros take little space
     known = {name: features.get(name, torch.zeros(1).expand(shape)) for name, shape in shapes.items()}
     torch.save(known, folder / "alexnet.pth")
 

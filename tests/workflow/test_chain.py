@@ -1,4 +1,4 @@
-"""The whole chain: what it leaves, and that only what changed runs again."""
+"""The whole pipeline: its outputs, and that only affected stages rerun."""
 
 import fcntl
 import json
@@ -135,7 +135,7 @@ def test_a_model_begun_from_another_waits_for_it(project):
 
 
 def test_gaps_are_filled_between_slices_that_another_model_denoised(project):
-    """And what denoises them otherwise redoes both, but the training of the gaps' model."""
+    """And denoising them differently redoes both, but not the training of the gap model."""
     gaps, item = project.config["models"]["gap v1.2"], project.config["restorations"][0]
     images = {key: value for key, value in gaps.items() if key != "factor"}
     project.config["datasets"]["noisy"] = {"degrade": {"dataset": "mon volume", "every": 4, "noise": {"gaussian": 0.1}}}
@@ -266,7 +266,7 @@ def test_what_of_a_restoration_is_lost_is_found_and_repaired_by_the_next_run(pro
 
 
 def test_a_damaged_store_is_made_again_by_the_next_run_once_verify_repaired_it(project):
-    """The chunk is one file with that of the acquired volume: both are made again."""
+    """The chunk shares its file with that of the acquired volume: both are rewritten."""
     store = "results/registered/mon volume.ome.zarr"
     values = open_volume(project.folder / store).array[:, :, :]
     chunk = project.folder / store / "0/c/0/0/0"

@@ -1,4 +1,4 @@
-"""The chain for images: from pairs in a microscope's folders to a denoised image that is measured and reported."""
+"""The pipeline for images: from pairs in a microscope's folders to an evaluated and reported denoised image."""
 
 import json
 
@@ -66,7 +66,7 @@ def test_a_scan_is_denoised(tmp_path, medulla, commands):
     lower, values, upper = (open_volume(path / part).array[:, :, :] for part in ("lower", "restored", "upper"))
     assert (lower <= values).all() and (values <= upper).all() and (lower < upper).mean() > 0.99
     report = (project.folder / "results/report.html").read_text()
-    # one image gives no interval, without which the report concludes nothing
+    # a single image has no interval, without which the report draws no conclusion
     assert found["gain"]["psnr"]["low"] is None and "Too little data to tell" in report
     assert "3 of 3 pairs are aligned, 1 of them" in report
     assert "were calibrated on held" in report
@@ -74,7 +74,7 @@ def test_a_scan_is_denoised(tmp_path, medulla, commands):
 
 
 def test_scans_are_denoised_by_a_model_that_saw_no_clean_image(tmp_path, medulla, commands):
-    """From noisy images alone and from a noisy volume; and intervals that a second scan calibrates."""
+    """From noisy images alone and from a noisy volume; and intervals calibrated by a second scan."""
     project = Project(tmp_path / "project", medulla, commands)
     noise = np.random.default_rng(0)
 
@@ -138,7 +138,7 @@ def test_scans_are_denoised_by_a_model_that_saw_no_clean_image(tmp_path, medulla
 def test_a_noisy_volume_is_denoised_in_context_and_filled_by_a_model_that_is_adapted_to_it(
     tmp_path, medulla, small_model
 ):
-    """`patches.context` in `real_slices`, and in a configuration what `emdiffuse adapt` does."""
+    """`patches.context` in `real_slices`, and the equivalent of `emdiffuse adapt` in a configuration."""
     project = Project(tmp_path / "project", medulla)
     noise = np.random.default_rng(0).normal(0, 15, medulla[:25:3, :100, :64].shape)
     noisy = np.clip(np.rint(medulla[:25:3, :100, :64] + noise), 0, 255).astype(np.uint8)

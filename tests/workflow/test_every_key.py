@@ -1,6 +1,6 @@
-"""A finished run is changed by each key and run again: it is then what a fresh run gives, byte for byte.
+"""A finished run, rerun after changing each key, equals a fresh run, byte for byte.
 
-All by the real workflow, at toy size: jobs are forks of one process (`forking`).
+All with the real workflow, at toy size: jobs are forks of one process (`forking`).
 """
 
 import hashlib
@@ -45,7 +45,7 @@ def raw(tmp_path_factory, medulla):
 
 
 def started(folder, raw):
-    """Make a folder to run the workflow in; all share the raw files, since a copy is another file."""
+    """Make a folder for running the workflow; all share the raw files, since a copy is another file."""
     folder.mkdir()
     for path in raw.iterdir():
         (folder / path.name).symlink_to(path)
@@ -67,7 +67,7 @@ def run(folder, config, commands, *wanted):
 
 
 def outputs(folder):
-    """Return every output with its content, times aside."""
+    """Return every output with its content, without times."""
     found = {}
     for path in sorted(path for name in ("results", "experiments") for path in (folder / name).rglob("*")):
         parts = path.relative_to(folder).parts
@@ -77,7 +77,7 @@ def outputs(folder):
 
 
 def plain(path):
-    """Return what is in a file, without how long it took."""
+    """Return the content of a file without durations."""
     if path.name in ("metrics.json", "report.json"):
         return json.dumps(without_times(json.loads(path.read_text()))).encode()
     if path.name == "README.md":
@@ -94,7 +94,7 @@ def without_times(values):
 
 
 def works(folder):
-    """Return of every store and model its hash, and which files hold what was worked out."""
+    """Return the hash of every store and model, and the files with computed results."""
     found = {}
     stores = [*folder.glob("results/*/*.zarr"), *folder.glob("results/restored/*/*/restored.ome.zarr")]
     for place in [*stores, *(run.parent for run in folder.glob("experiments/*/run"))]:

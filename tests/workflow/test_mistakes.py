@@ -1,4 +1,4 @@
-"""Through Snakemake a user's mistake is one clean sentence, in the last lines of what is printed."""
+"""Through Snakemake a user's mistake gives one clean sentence, in the last lines of the output."""
 
 import json
 import pickle
@@ -20,7 +20,7 @@ from emdiffuse.config.shipped import SHIPPED_FOLDER
 from emdiffuse.runtime.errors import EmdiffuseError
 
 LAST = 8
-"""Lines at the end, in which one looks for what went wrong."""
+"""Number of last lines in which users look for the error."""
 SIZE = {"z": 10, "y": 10, "x": 10}
 GOOD = {
     "datasets": {"a": {"source": "good.tif", "voxel_size": SIZE}},
@@ -71,7 +71,7 @@ CONFIGS = {
     "a key given twice": (yaml.safe_dump(GOOD) + "models: {}\n", "appears twice"),
     "no YAML": ("datasets: [a\n", None),
 }
-"""Of each wrong configuration what is said; None where Snakemake, which reads it first, has its own words."""
+"""The message for each invalid configuration; None if Snakemake, which reads it first, has its own."""
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -85,7 +85,7 @@ def test_a_wrong_configuration(name, folder, commands):
 
 
 def broken(folder):
-    """Write raw data that a job finds out to be useless; return their datasets, and a word of each sentence."""
+    """Write raw data that a job finds unusable; return their datasets, and a word of each sentence."""
     whole = (folder / "good.tif").read_bytes()
     (folder / "cut.tif").write_bytes(whole[:-800])
     (folder / "text.tif").write_text("years of work")
@@ -130,7 +130,7 @@ def test_useless_data_are_each_one_sentence_at_the_end(folder, commands):
 
 
 def damaged_models(folder):
-    """Write folders of models that a job finds out to be useless; return their models, and a word of each."""
+    """Write folders of models that a job finds unusable; return their models, and a word of each."""
     given = SHIPPED_FOLDER / "emdiffuse-n"
     for name in ("nan", "cut", "edited", "text"):
         shutil.copytree(given, folder / name)
@@ -173,7 +173,7 @@ def test_models_and_outputs_that_cannot_be_used_are_each_one_sentence_at_the_end
 
 
 def test_every_sentence_of_a_wrong_key_is_one_line(folder, monkeypatch):
-    """What the workflow prints of them is the sentence alone: here are many more, without Snakemake."""
+    """The workflow prints only their sentence: here are many more, without Snakemake."""
     monkeypatch.chdir(folder)
     for path, value in (("datasets.a.crop", {"z": [3, 1]}), ("models.n.task", "x"), ("title", "two\nlines")):
         first, *rest = path.split(".")

@@ -1,4 +1,4 @@
-"""The notebooks run as they are, but for shorter trainings."""
+"""The notebooks run unchanged, except for shorter trainings."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A network of the published format, run by its own process, beside a model that the workflow trains."""
+"""A network in the published format, with its own process, beside a model trained by the workflow."""
 
 import json
 
@@ -11,7 +11,7 @@ from emdiffuse.stores.volume import open_volume
 
 @pytest.fixture
 def beside(project):
-    """The finished project, with a checkpoint in the published format (of random weights) as another model."""
+    """The finished project, with a checkpoint in the published format (random weights) as another model."""
     torch.manual_seed(0)
     state = {f"denoise_fn.{name}": values for name, values in UNet(3, slice_index=True).state_dict().items()}
     torch.save(state, project.folder / "20_Network_ema.pth")

@@ -1,4 +1,4 @@
-"""The published settings: each file is a config that plans a whole run, and whose training takes a step."""
+"""The published settings: each file is a config that plans a whole run, and trains for a step."""
 
 import json
 import os
@@ -20,12 +20,12 @@ from emdiffuse.training.train import train
 
 FILES = sorted((ROOT / "config/published").glob("*.yaml"))
 SMALL = {"size": 64, "validation": 0.4}
-"""Patches that a core computes in a second: the networks and all else are the published ones."""
+"""Patches that take a second on one core; everything else, including the networks, is as published."""
 
 
 @pytest.fixture
 def folder(tmp_path, medulla) -> Path:
-    """A folder with raw data of every kind that the files name."""
+    """A folder with raw data of every kind named in the files."""
     pairs = tmp_path / "raw/pairs/cell_1/noise_level_1"
     pairs.mkdir(parents=True)
     for name, values in {

@@ -1,4 +1,4 @@
-"""What a finished run reports: the times of its stages, and Snakemake's own report with captions."""
+"""Reports of a finished run: the times of its stages, and Snakemake's own report with captions."""
 
 import csv
 import json

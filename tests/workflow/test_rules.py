@@ -1,4 +1,4 @@
-"""What rules ask for and are told, wherever the workflow is run from."""
+"""Resources and parameters of the rules, whatever the working directory."""
 
 import json
 import os
@@ -19,7 +19,7 @@ LATER = ("restore", "stitch", "pyramid")
 
 
 def fake(folder: Path, name: str, lines: str) -> dict[str, str]:
-    """An environment in which a command is a shell script."""
+    """An environment with a command replaced by a shell script."""
     folder.mkdir()
     (folder / name).write_text(f"#!/bin/sh\n{lines}\n")
     (folder / name).chmod(0o755)
@@ -49,7 +49,7 @@ def test_every_rule_declares_its_threads_and_tells_them():
 
 
 def test_the_workflow_runs_in_any_folder(tmp_path):
-    """As the test case of the workflow shows it, and without the package installed where Snakemake is."""
+    """Like the workflow's test case, and without the package installed beside Snakemake."""
     for name in ("config", "raw"):
         (tmp_path / name).symlink_to(ROOT / ".test" / name)
     command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "workflow/Snakefile", "--dry-run"]
@@ -80,7 +80,7 @@ def test_the_profiles_change_no_memory_that_a_plan_states():
 
 
 def test_names_with_braces_spaces_lines_and_accents_run_through_snakemake(tmp_path, medulla, commands):
-    """Snakemake takes braces for wildcards, in the paths of inputs and in what parameters say."""
+    """Snakemake takes braces for wildcards, in the paths of inputs and in parameters."""
     folder = tmp_path / "run {x} é"
     (folder / "raw {1}\n2").mkdir(parents=True)
     for i in range(3):
@@ -117,11 +117,11 @@ case "$*" in
   *) echo "unexpected: $*" >&2; exit 1 ;;
 esac
 """
-"""What Snakemake asks of conda, which needs a channel: environments whose python notes how it is called."""
+"""A stand-in for conda, which needs a channel: it creates environments whose python records its calls."""
 
 
 def test_snakemake_sets_up_the_environment_of_conda_in_any_folder(tmp_path):
-    """Its own calls: the environment is created from our file, and our script then installs the package there."""
+    """Snakemake creates the environment from our file, and our script then installs the package there."""
     prefix, run = tmp_path / "conda", tmp_path / "run"
     (prefix / "bin").mkdir(parents=True)
     (prefix / "bin/activate").write_text('export PATH="$1/bin:$PATH"\n')

@@ -1,4 +1,4 @@
-"""What changed is noticed, whatever its time says; what did not change is not made again."""
+"""Changes are noticed whatever the modification time; unchanged outputs are not recomputed."""
 
 import os
 import shutil
@@ -69,7 +69,7 @@ def test_a_chunk_of_a_raw_store_that_was_rewritten_is_acquired_again(tmp_path, m
 
 
 def test_a_run_after_each_change_gives_what_a_fresh_one_gives(project, tmp_path):
-    """Raw data edited with their time restored; and results that were deleted by hand."""
+    """Raw data edited with their times restored; and results deleted by hand."""
     raw = project.own("test.tif")
     values, times = tifffile.imread(raw), raw.stat()
     values[4, 10:20] = 255 - values[4, 10:20]
