@@ -10,8 +10,8 @@ between the posterior mean and a sample:
 - linear interpolation, for comparison.
 
 PSNR and SSIM; the power of the gradient over the truth's; intersection over union of the segmented membranes
-(`evaluation.metrics.structures`), and the F-score of their outlines within 2 pixels. With `--stlpips` also
-ST-LPIPS (arXiv 2207.13686), a perceptual distance learned from photographs, by its authors' package, which
+(`evaluation.metrics.structures`), and the F-score of their outlines within 2 pixels; with `--stlpips` also
+ST-LPIPS (arXiv 2207.13686), a perceptual distance learned from photographs, with its authors' package, which
 includes its weights (BSD): `pip install --no-deps stlpips-pytorch torchsummary`.
 """
 

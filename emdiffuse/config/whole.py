@@ -97,7 +97,7 @@ def _missing_files(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _lacking(folder: Path) -> str | None:
-    """Return the first file of a model that a folder does not have; None if it has all, or is a file."""
+    """Return the first model file that a folder lacks; None if it is complete, or not a folder."""
     names = ("model.json", "model.safetensors") if folder.is_dir() else ()
     return next((name for name in names if not (folder / name).is_file()), None)
 

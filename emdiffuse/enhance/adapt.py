@@ -138,7 +138,7 @@ def adapt(
         cut_patches([volume], model, store)
         train_here(TrainingJob(store, model, plain_name(out.name, "adapted"), work / "model", how.device))
         if out.exists():
-            shutil.rmtree(work / "earlier", ignore_errors=True)  # of a run that was killed below
+            shutil.rmtree(work / "earlier", ignore_errors=True)  # of a run killed below
             out.replace(work / "earlier")
         (work / "model" / "best").replace(out)
         logger.info("%s: use it with `--model %s`", out, out)
@@ -168,7 +168,7 @@ def _done(work: Path) -> Path:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder of this program, the marker last: what a kill leaves is still known as its own."""
+    """Remove a folder of this program, the marker last, so that remains of a kill are recognised as its own."""
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)

@@ -21,7 +21,7 @@ from emdiffuse.stores.facts import PairsFacts, VolumeFacts
 
 TRAINING, VALIDATION = 0, 1
 BLANK = 0.02
-"""A patch with a smaller standard deviation (range [-1, 1]) shows nothing, and is discarded."""
+"""Minimum standard deviation of a patch (range [-1, 1]); blank patches are discarded."""
 ORIGIN_COLUMNS = ("dataset", "axis", "z", "y", "x", "factor", "split", "permille", "end")
 
 

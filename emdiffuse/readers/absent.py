@@ -20,7 +20,7 @@ SHOWN = 3
 
 
 def boxes_of(shape: Sequence[int], steps: Sequence[int], start: Sequence[int] = (0, 0, 0)) -> Iterator[Box]:
-    """Yield the boxes (z, y, x) of chunks from a corner on, which is the corner of a chunk."""
+    """Yield the boxes (z, y, x) of chunks, starting at the corner of a chunk."""
     sides = [range(a, n, step) for a, n, step in zip(start, shape, steps, strict=True)]
     for corner in itertools.product(*sides):
         z, y, x = (slice(a, min(a + step, n)) for a, step, n in zip(corner, steps, shape, strict=True))

@@ -115,7 +115,7 @@ class StoredArray(Source):
         return list(self._lost((slice(0, z), slice(0, y), slice(0, x)), steps))
 
     def _lost(self, box: Box, steps: Shape) -> Iterator[Box]:
-        """Yield the chunks of a box that are not there: halved until a part has all or none."""
+        """Yield the absent chunks of a box, by halving it until a part has all or none."""
         with reached(self.name):
             part = self._store[self._layout.region(box[0].start, box[0].stop, *box[1:])]
             found = answer(part.storage_statistics(query_fully_stored=True, query_not_stored=True))

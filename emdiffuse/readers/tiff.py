@@ -241,7 +241,7 @@ def _chosen_series(file: Path, tif: tifffile.TiffFile, reading: Reading) -> int:
     if len(left) > 1:
         alike = not tif.is_ome and len({(_side(all_series[i]), all_series[i].dtype) for i in left}) == 1
         stack = (
-            ", or, if they are one stack, save its pages alike: some differ in compression or photometric"
+            ", or, if they are one stack, save its pages alike: they differ in compression or photometric"
             if alike
             else ""
         )
