@@ -168,7 +168,7 @@ def _done(work: Path) -> Path:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder of this program, the marker last, so that remains of a kill are recognised as its own."""
+    """Remove a folder of this program, marker last, so that remains of a kill are recognised as its own."""
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
