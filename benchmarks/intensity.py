@@ -1,6 +1,6 @@
 """Cost of padding, uneven brightness, drift and spikes: one tissue restored undisturbed and disturbed.
 
-    python benchmarks/intensity.py DENOISER GAPS [--volume resources/demo/medulla_test.tif]
+    python benchmarks/intensity.py DENOISER GAPS [--volume resources/demo/medulla_far.tif]
 
 DENOISER and GAPS are folders of models (emdiffuse-n, and vemdiffuse of factor 6) that were not trained on the
 volume. PSNR in dB of 8 bits of the tissue alone, after the disturbance is undone; one evaluation (the mean).
@@ -107,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("denoiser", type=Path)
     parser.add_argument("gaps", type=Path)
-    parser.add_argument("--volume", type=Path, default=Path("resources/demo/medulla_test.tif"))
+    parser.add_argument("--volume", type=Path, default=Path("resources/demo/medulla_far.tif"))
     options = parser.parse_args()
     volume = tifffile.imread(options.volume)[:37].astype(float)
     generated = np.flatnonzero(np.arange(len(volume)) % FACTOR)

@@ -25,6 +25,7 @@ from pathlib import Path
 from emdiffuse.acquisition.acquire import acquire
 from emdiffuse.acquisition.sizes import agreed_voxel_size
 from emdiffuse.config import Restoration, Sampler
+from emdiffuse.config.datasets import LONGEST_NAME
 from emdiffuse.config.reading import Reading
 from emdiffuse.config.sources import parse_source
 from emdiffuse.config.tasks import TASKS
@@ -209,7 +210,7 @@ def speaking_of(names: Mapping[Path, Path | str]) -> Iterator[None]:
 def plain_name(text: str, otherwise: str) -> str:
     """Return a valid dataset name for a text chosen by the user: letters, digits, - and _."""
     letters = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", letters).strip("_-") or otherwise
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", letters)[: LONGEST_NAME - 10].strip("_-") or otherwise
 
 
 def _check_outputs(

@@ -153,7 +153,7 @@ def test_what_is_said_must_be_what_the_file_says(medulla, small_model, tmp_path)
     ("text", "plain"),
     [
         ("denoise v1.2", "denoise_v1_2"), ("modèle", "modele"), ("-5deg", "5deg"), ("切片", "image"),
-        ("a {b}\n", "a_b"), ("__", "image"),
+        ("a {b}\n", "a_b"), ("__", "image"), ("x" * 250, "x" * 70),
     ],
 )  # fmt: skip
 def test_names_that_the_configuration_takes(text, plain):
