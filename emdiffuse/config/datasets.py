@@ -347,7 +347,7 @@ def anisotropy_factor(
     """
     z, y, x = (Fraction(v).limit_denominator(10**6) for v in voxel_size)
     if not y:
-        raise ConfigError(f"{key}: no pixel is {voxel_size[1]:g} high; correct the voxel size")
+        raise ConfigError(f"{key}: a pixel height of {voxel_size[1]:g} is invalid; correct the voxel size")
     if abs(y - x) > y / 1000:
         raise ConfigError(f"{key}: pixels must be square, but y is {float(y):g} and x is {float(x):g}")
     factor = (z / y).limit_denominator(1000)

@@ -212,7 +212,7 @@ def image_files(place: str) -> list[Path]:
     try:
         files = sorted(file for file in path.iterdir() if is_slice(file))
     except PermissionError:
-        raise DataError(f"{place}: you may not read this folder; check its permissions") from None
+        raise DataError(f"{place}: no permission to read this folder; check its permissions") from None
     if not files:
         raise DataError(
             f"{place}: this folder contains no image ({', '.join([*SUFFIXES[:2], '.png', '.mrc'])}, ...); "

@@ -130,7 +130,7 @@ def measure_baselines(
     names = {"dataset": name_of(ground.input), "truth": name_of(ground.truth)}
     link = _ground_link(ground, lpips)
     if out is not None and put_back(out, link, **names):
-        logger.info("%s: measured on the same data already; nothing to do", out)
+        logger.info("%s: already measured on the same data; nothing to do", out)
         return Baselines.read(out, link)
     found = _baselines(ground, lpips)
     if out is not None:
@@ -187,7 +187,7 @@ def evaluate(
     link = _ground_link(found, lpips)
     made = _made(found, link)
     if made and (kept := put_back(out, made)):
-        logger.info("%s: measured on the same data already; nothing to do", out)
+        logger.info("%s: already measured on the same data; nothing to do", out)
         write_atomically(out.with_suffix(".csv"), as_csv(kept))
         return kept
     known = Baselines.read(baselines, link) if baselines else _baselines(found, lpips)
