@@ -89,7 +89,7 @@ assert widget.state.text() == "Cancelled." and len(viewer.layers) == layers
 # a stack without a unit counts pixels; slices one pixel apart have no gaps
 viewer.add_image(np.zeros((4, 64, 64), np.uint8), name="plain")
 widget.layers.setCurrentText("plain")
-wait(lambda: "slices are 1 pixels apart" in widget.told.text(), 30)
+wait(lambda: "slice spacing is 1 pixels" in widget.told.text(), 30)
 assert not widget.start.isEnabled()
 widget.factor.setValue(3)
 assert widget.start.isEnabled()

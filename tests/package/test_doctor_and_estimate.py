@@ -142,7 +142,7 @@ def test_the_estimate_in_words_adds_up(config):
     counted = estimate(read_config(config))
     text = costs.text(counted, lambda description, slices: speed, 2, ("A100",))
     pixels = sum(cost.pixels for cost in (*counted.restorations, *counted.trainings))
-    assert f"in all: here {pixels * 1e-6 / 2:.0f} s" in text
+    assert f"total: here {pixels * 1e-6 / 2:.0f} s" in text
     assert "25 x 100 x 84 voxels, 24 tiles in" in text and "168 network evaluations" in text
 
 
