@@ -164,10 +164,10 @@ def enhance(
         same_grid = not task.volumetric and plan.scale == 1 and _keeps_the_grid(how.reading)
         restore(path, 1, 1, how.device, model)
         stitch(path, 1, 1)
-        pyramid(path)
         if uncertainty is not None:
             _write(plan, "uncertainty", uncertainty, facts, known, same_grid)
         if output.suffix == ZARR:
+            pyramid(path)
             if not known[1]:
                 forget_unit(plan.restored)
             take_place(plan.restored, output)

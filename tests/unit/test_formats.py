@@ -1,9 +1,6 @@
 """MRC, HDF5, Zarr, N5 and precomputed: read box by box with their voxel size, or one sentence of error."""
 
 import json
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import h5py
 import mrcfile
@@ -11,6 +8,7 @@ import numpy as np
 import pytest
 import tensorstore as ts
 import zarr
+from serving import served_folder
 
 from emdiffuse.acquisition.acquire import acquire
 from emdiffuse.config.reading import Reading
@@ -168,13 +166,8 @@ def test_an_mrc_file_of_big_endian_numbers_and_an_unknown_voxel_size(tmp_path):
 @pytest.fixture
 def address(tmp_path):
     """Serve a folder on this machine."""
-    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
-    handler.log_message = lambda *_: None
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with served_folder(tmp_path) as address:
+        yield address
 
 
 @pytest.mark.parametrize("write", [ome_zarr, ome_zarr_2, n5_with_size, precomputed])

@@ -3,9 +3,6 @@
 import gzip
 import json
 import shutil
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import h5py
 import numpy as np
@@ -14,6 +11,7 @@ import tensorstore as ts
 import tifffile
 import zarr
 from microscope_files import n5, webknossos
+from serving import served_folder
 
 from emdiffuse.config.reading import Reading
 from emdiffuse.readers import open_source
@@ -143,21 +141,14 @@ def test_of_many_absent_chunks_some_are_named(tmp_path):
 def test_at_an_address_an_absent_chunk_is_found_when_it_is_read(tmp_path, write):
     place, chunk = write(tmp_path)
     chunk.unlink()
-    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
-    handler.log_message = lambda *_: None
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}/{place.relative_to(tmp_path)}"
-    try:
+    with served_folder(tmp_path) as served:
+        address = f"{served}/{place.relative_to(tmp_path)}"
         source = open_source(address)
         np.testing.assert_array_equal(source.read(0, 8, slice(0, 8)), VOLUME[:, :8])
         with pytest.raises(DataError, match=r"a chunk is missing .* `missing_chunks: fill`"):
             source.read(0, 8)
         filled = open_source(address, reading=Reading(missing_chunks="fill")).read(0, 8)
         assert (filled[:, 8:, :8] == 0).all() and (filled[:, :8] == VOLUME[:, :8]).all()
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def test_nan_is_refused_or_masked(tmp_path):

@@ -1,12 +1,10 @@
 """Faulty files are refused at once, with the actual reason in plain words."""
 
-import functools
 import http.server
 import os
 import re
 import subprocess
 import sys
-import threading
 import time
 import zipfile
 
@@ -17,6 +15,7 @@ import pytest
 import tifffile
 import zarr
 from microscope_files import n5, nrrd
+from serving import Files, Quiet, served, served_folder
 
 from emdiffuse.acquisition.acquire import acquire
 from emdiffuse.config.reading import Crop, Reading
@@ -212,9 +211,11 @@ def test_a_full_disk_is_not_the_files_fault(number):
 class Answering(http.server.BaseHTTPRequestHandler):
     """A server that forbids, fails or never answers, depending on the path."""
 
+    server: Quiet
+
     def do_GET(self):
         if "silent" in self.path:
-            time.sleep(20)
+            self.server.ended.wait()
         self.send_response(403 if "forbidden" in self.path else 404)
         self.end_headers()
 
@@ -226,12 +227,8 @@ class Answering(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answering)
-    found.daemon_threads = True
-    threading.Thread(target=found.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{found.server_port}"
-    found.shutdown()
-    found.server_close()
+    with served(Answering) as address:
+        yield address
 
 
 @pytest.mark.parametrize("ending", [".zarr", ".n5", ""])
@@ -255,28 +252,17 @@ def test_a_server_that_stops_answering_while_pixels_are_read(tmp_path):
     """In a separate process, as the timeout of a stalled transfer is read only once."""
     zarr.create_array(tmp_path / "a.zarr", data=VOLUME, chunks=VOLUME.shape)
 
-    class Stalling(http.server.SimpleHTTPRequestHandler):
-        def do_GET(self):
-            if "/c/" in self.path:
-                time.sleep(60)
-            super().do_GET()
+    class Stalling(Files):
+        silent = "/c/"
 
-        def log_message(self, *_):
-            pass
-
-    handler = functools.partial(Stalling, directory=str(tmp_path))
-    found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    found.daemon_threads = True
-    threading.Thread(target=found.serve_forever, daemon=True).start()
-    ended = subprocess.run(
-        [sys.executable, "-c", READ, f"http://127.0.0.1:{found.server_port}/a.zarr"],
-        env={**os.environ, "TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=50,
-    )
-    found.shutdown()
-    found.server_close()
+    with served_folder(tmp_path, Stalling) as address:
+        ended = subprocess.run(
+            [sys.executable, "-c", READ, f"{address}/a.zarr"],
+            env={**os.environ, "TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=50,
+        )
     assert "no response within 30 seconds" in ended.stderr
 
 
