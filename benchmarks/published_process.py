@@ -1,7 +1,7 @@
 """Cost and quality against the published process: both networks trained with the same data and wall time.
 
     python benchmarks/published_process.py n NOISY.tif CLEAN.tif --minutes 10
-    python benchmarks/published_process.py vem TRAIN.tif TEST.tif --minutes 10
+    python benchmarks/published_process.py vem TRAIN.tif [TRAIN.tif ...] TEST.tif --minutes 10
 
 `n` denoises the last 256 x 256 pixels of an image pair, and trains on the rows above; `vem` fills one gap of
 256 x 256 pixels (less if the volume is smaller) between two slices 6 apart. The published network runs with
@@ -44,9 +44,9 @@ MARGIN = 32
 
 
 class Example(NamedTuple):
-    """A training store, a batch to restore, its truth (slices, height, width) in [-1, 1], and the task."""
+    """Training stores, a batch to restore, its truth (slices, height, width) in [-1, 1], and the task."""
 
-    store: Path
+    stores: list[Path]
     batch: Batch
     truth: NDArray[Any]
     task: str
@@ -64,8 +64,8 @@ class Quality(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", choices=["n", "vem"])
-    parser.add_argument("first", type=Path)
-    parser.add_argument("second", type=Path)
+    parser.add_argument("first", type=Path, nargs="+", help="The noisy image, or the training volumes.")
+    parser.add_argument("second", type=Path, help="The clean image, or the test volume.")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--native-minutes", type=float, help="Fewer minutes for the native network.")
     parser.add_argument(
@@ -100,10 +100,10 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     keep_freed_memory()
     torch.set_num_threads(options.threads)
     data = images if options.task == "n" else gaps
-    store, batch, truth, task = data(options, folder, options.side)
+    stores, batch, truth, task = data(options, folder, options.side)
     whole = data(options, folder, SIDE).batch
     models = {
-        name: RestorationModel.load(trained(folder, store, task, name, options))
+        name: RestorationModel.load(trained(folder, stores, task, name, options))
         for name in ("unet", "native")
     }
     seconds = costs(models, whole)
@@ -191,30 +191,32 @@ def images(options: argparse.Namespace, folder: Path, side: int) -> Example:
     from emdiffuse.acquisition.image_pairs import acquire_pairs
     from emdiffuse.models.processes import Batch
 
-    pair = {"noisy": tifffile.imread(options.first), "clean": tifffile.imread(options.second)}
+    (noisy,) = options.first
+    pair = {"noisy": tifffile.imread(noisy), "clean": tifffile.imread(options.second)}
     height, width = pair["clean"].shape
     rows = height - TEST_ROWS - MARGIN
     store = folder / "pairs.ome.zarr"
     for role, image in pair.items():
         (folder / "pairs" / role).mkdir(parents=True, exist_ok=True)
         tifffile.imwrite(folder / "pairs" / role / "0.tif", image[:rows])
-    acquire_pairs(str(folder / "pairs"), (1, 1, 1), store, "train")
+    acquire_pairs(str(folder / "pairs"), (1, 1, 1), store, store.name.split(".")[0])
     intensity = measured(pair["noisy"][:rows])  # a target is scaled like its noisy image
     last = {role: unit(image[-side:, width - side :], intensity)[None, None] for role, image in pair.items()}
-    return Example(store, Batch.of_images(torch.from_numpy(last["noisy"])), last["clean"][0], "emdiffuse-n")
+    return Example([store], Batch.of_images(torch.from_numpy(last["noisy"])), last["clean"][0], "emdiffuse-n")
 
 
 def gaps(options: argparse.Namespace, folder: Path, side: int) -> Example:
-    """Acquire the training volume; return it, and the middle gap of the test volume as a batch."""
+    """Acquire the training volumes; return them, and the middle gap of the test volume as a batch."""
     import tifffile
     import torch
 
     from emdiffuse.acquisition.acquire import acquire
     from emdiffuse.models.processes import Batch
 
-    store = folder / "train.ome.zarr"
-    if not store.exists():
-        acquire(str(options.first), (10.0, 10.0, 10.0), store, "train")
+    stores = [folder / f"train{number}.ome.zarr" for number in range(len(options.first))]
+    for store, source in zip(stores, options.first, strict=True):
+        if not store.exists():
+            acquire(str(source), (10.0, 10.0, 10.0), store, store.name.split(".")[0], override=True)
     volume = tifffile.imread(options.second)
     side = min(side, *volume.shape[1:]) // 16 * 16
     z = len(volume) // 2
@@ -222,7 +224,7 @@ def gaps(options: argparse.Namespace, folder: Path, side: int) -> Example:
     batch = Batch.of_gaps(
         torch.from_numpy(values[::FACTOR][None].copy()), torch.arange(1, FACTOR) / FACTOR, FACTOR
     )
-    return Example(store, batch, values[FACTOR + 1 : 2 * FACTOR], "vemdiffuse-i")
+    return Example(stores, batch, values[FACTOR + 1 : 2 * FACTOR], "vemdiffuse-i")
 
 
 def measured(values: NDArray[Any]) -> Intensity:
@@ -249,7 +251,9 @@ def plain(batch: Batch) -> Any:
     return plain_estimate(batch.condition, batch.positions)
 
 
-def trained(folder: Path, store: Path, task: str, architecture: str, options: argparse.Namespace) -> Path:
+def trained(
+    folder: Path, stores: list[Path], task: str, architecture: str, options: argparse.Namespace
+) -> Path:
     """Train a network for the wall time, unless it exists; return the model's folder."""
     from emdiffuse.config import Model
     from emdiffuse.config.settings import parse
@@ -268,7 +272,7 @@ def trained(folder: Path, store: Path, task: str, architecture: str, options: ar
     }
     values: dict[str, Any] = {
         "task": task,
-        "datasets": ["train"],
+        "datasets": [store.name.split(".")[0] for store in stores],
         "network": {"architecture": architecture},
         "training": training,
     }
@@ -277,7 +281,7 @@ def trained(folder: Path, store: Path, task: str, architecture: str, options: ar
     model = parse(Model, values, "model")
     out = folder / architecture
     if not (out / "best" / "model.json").exists():
-        cut_patches([store], model, folder / "patches.zarr")
+        cut_patches(stores, model, folder / "patches.zarr")
         train(folder / "patches.zarr", model, architecture, out, "cpu")
     return out / "best"
 

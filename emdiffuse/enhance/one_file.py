@@ -35,7 +35,7 @@ from emdiffuse.models.description import read_description
 from emdiffuse.models.inference import RestorationModel
 from emdiffuse.readers import SUFFIXES, open_source
 from emdiffuse.readers.base import Source
-from emdiffuse.restoration.plan import Plan
+from emdiffuse.restoration.plan import Plan, restored_voxel_size
 from emdiffuse.restoration.planning import make_plan
 from emdiffuse.restoration.stitch import pyramid, stitch, told_origin
 from emdiffuse.restoration.tiles import restore
@@ -292,7 +292,7 @@ def _write(
     plan: Plan, quantity: str, path: Path, facts: TiffFacts, known: tuple[bool, bool], same_grid: bool
 ) -> None:
     """Write a quantity as a TIFF; unknown sizes are omitted."""
-    z, y, _ = open_volume(plan.restored / quantity).voxel_size
+    z, y, _ = restored_voxel_size(plan)
     spacing_known, pixel_known = known
     with scratch(path) as work:
         file = work / path.name

@@ -201,6 +201,12 @@ def open_input(plan: Plan) -> Volume:
     return volume
 
 
+def restored_voxel_size(plan: Plan) -> tuple[float, float, float]:
+    """Return the voxel size (z, y, x) of the restored volume, in nanometers: of a volume, isotropic."""
+    z, y, x = open_volume(plan.input).voxel_size
+    return (z, y / plan.scale, x / plan.scale) if plan.images else (y, y, y)
+
+
 def create_tiles(plan: Plan, path: Path) -> None:
     """Create an empty tile store."""
     grid = plan.grid

@@ -27,7 +27,14 @@ from emdiffuse.restoration.empty import leave_plain, write_layer
 from emdiffuse.restoration.geometry import owned
 from emdiffuse.restoration.intervals import floors, interval
 from emdiffuse.restoration.kept import with_kept, without_uncertainty
-from emdiffuse.restoration.plan import BOUNDS, Plan, open_array_of, open_input, read_plan
+from emdiffuse.restoration.plan import (
+    BOUNDS,
+    Plan,
+    open_array_of,
+    open_input,
+    read_plan,
+    restored_voxel_size,
+)
 from emdiffuse.restoration.slice_grid import SliceGrid
 from emdiffuse.runtime.errors import DamagedError, StoreError
 from emdiffuse.runtime.progress import logger, progress
@@ -192,8 +199,7 @@ def pyramid(path: Path) -> None:
         If a shard is missing or damaged.
     """
     plan = read_plan(path)
-    z, y, x = open_volume(plan.input).voxel_size
-    voxel_size = (z, y / plan.scale, x / plan.scale) if plan.images else (y, y, y)
+    voxel_size = restored_voxel_size(plan)
     images, words = [], {"metadata": {"description": told_origin(plan)}}
     for left in (*plan.restored.glob(".zarr.json.*"), *plan.restored.glob("*/.zarr.json.*")):
         left.unlink()  # left by a pyramid that was killed while writing its metadata
