@@ -53,10 +53,12 @@ class Sampler(Section):
         "cost; native models.",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Random seed of the noise.")
-    empty: Literal["plain", "restore"] = Field(
-        "plain",
+    empty: Literal["plain", "mark", "restore"] | None = Field(
+        None,
         description="In empty regions (resin, charging), `plain` generates nothing: "
-        "slices are interpolated, images averaged. `restore` treats all regions alike.",
+        "slices are interpolated, images averaged. `mark` changes nothing, but marks them, as `plain` does. "
+        "`restore` treats all regions alike. By default `plain`, and `mark` for the one-evaluation posterior "
+        "mean of an image, which is smooth there.",
     )
     consistent: bool | None = Field(
         None,

@@ -232,11 +232,16 @@ class Description(Record):
         steps = sampler.steps or (own if drawn else 1)
         one = self.native and steps > 1 and sampler.samples == 1 and not sampler.sharpen
         texture = sampler.texture if sampler.texture is not None else float(one)
-        settled = {"name": name, "steps": steps, "texture": texture}
+        settled: dict[str, object] = {"name": name, "steps": steps, "texture": texture}
         if self.native and steps == 1:  # samples would not differ
             settled |= {"samples": 1, "texture": 0.0}
         if not self.native and sampler.samples == 1:  # one sample is its own mean
             settled["texture"] = 0.0
+        if sampler.empty is None:
+            smooth = self.native and not (
+                TASKS[self.task].volumetric or settled["texture"] or sampler.sharpen
+            )
+            settled["empty"] = "mark" if smooth else "plain"
         return sampler.model_copy(update=settled)
 
     def require_ensemble(self, sampler: Sampler, model: Path) -> None:

@@ -1,4 +1,4 @@
-"""Empty regions, in which nothing was generated: a sentence, and an image with these regions hatched."""
+"""Empty regions, in which there is nothing to restore: a sentence, and an image with them hatched."""
 
 from __future__ import annotations
 
@@ -7,22 +7,27 @@ from numpy.typing import NDArray
 
 from emdiffuse.report.pictures import View
 from emdiffuse.restoration.empty import LAYER
-from emdiffuse.stores.facts import EmptyFacts
+from emdiffuse.stores.facts import RestoredFacts
 from emdiffuse.stores.volume import open_volume
 
 PERIOD = 8
 """Distance between hatching lines, in pixels."""
 
 
-def sentence(facts: EmptyFacts | None, images: bool) -> list[str]:
-    """Return a sentence on the share of empty regions, and how they were detected."""
+def sentence(restored: RestoredFacts, images: bool) -> list[str]:
+    """Return a sentence on the share of empty regions, how they were detected, and what became of them."""
+    facts = restored.empty
     if facts is None or not facts.share:
         return []
-    what = "averaged" if images else "interpolated"
+    if restored.sampler is None or restored.sampler.empty != "mark":
+        what = "averaged" if images else "interpolated"
+        treated = f"Nothing was generated there; the input is {what}."
+    else:
+        treated = "It is restored like the rest; any detail there is not to be trusted."
     return [
         f"{max(facts.share, 0.0001):.2%} of the restoration is empty: no contrast above "
-        f"{facts.contrast / 2:.1%} of the intensity range and {facts.noisy:g} times the noise. Nothing was "
-        f"generated there; the input is {what}. The layer '{LAYER}' marks it."
+        f"{facts.contrast / 2:.1%} of the intensity range and {facts.noisy:g} times the noise. "
+        f"{treated} The layer '{LAYER}' marks it."
     ]
 
 

@@ -67,7 +67,7 @@ def _restoration(
         "overview": overview_row(config, item, number, evaluation),
         "sentences": [
             *_sentences(config, item, truth, view),
-            *plain.sentence(view.volumes["restored"].restoration.empty, images),
+            *plain.sentence(view.volumes["restored"].restoration, images),
         ],
         "estimator": (evaluation or {}).get("estimator") or view.volumes["restored"].restoration.estimator,
         "verdict": verdict(evaluation) if evaluation else None,

@@ -14,10 +14,12 @@ Conventions
   empty region. Constant regions (charged, saturated) have no variance, and are empty.
 * Between two slices, a place is empty if it is empty in both. It gets the plain estimate: their linear
   interpolation; for an image the means, interpolated between blocks. Its uncertainty is 0, since nothing was
-  generated.
+  generated. The posterior mean of an image in one evaluation is left as it is by default, and only marked: in
+  real resin its variance was 7, that of the block means 6, and that of the scan 54 squared grey levels, while
+  the means of blocks look mottled beside restored pixels.
 * This is applied during stitching. It needs `HALO` pixels of the input around a box, and no tiles.
 * The layer ``empty`` beside the restored volume marks empty regions at the resolution of blocks: uint8, 255
-  where everything is plain, 0 where everything is restored.
+  in empty regions, 0 in seen ones.
 """
 
 from __future__ import annotations
@@ -179,7 +181,7 @@ def leave_plain(plan: Plan, volume: Volume, values: Image, name: str, box: Box) 
     box : tuple of slice
         The box of the values.
     """
-    if plan.sampler.empty == "restore":
+    if plan.sampler.empty != "plain":
         return values
     looker = Looker(plan, volume, box[1:])
     for number, z in enumerate(range(box[0].start, box[0].stop)):
@@ -208,7 +210,7 @@ def write_layer(plan: Plan, volume: Volume, voxel_size: tuple[float, float, floa
     Returns
     -------
     EmptyFacts or None
-        None if the plan restores all regions alike.
+        None if empty regions are neither left plain nor marked.
     """
     if plan.sampler.empty == "restore":
         return None

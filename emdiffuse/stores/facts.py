@@ -138,7 +138,7 @@ class Reliability(Record):
 
 
 class EmptyFacts(Record):
-    """Empty regions, in which nothing was generated: see `restoration.empty`.
+    """Empty regions, in which there is nothing to restore: see `restoration.empty`.
 
     Attributes
     ----------

@@ -8,7 +8,10 @@ import tifffile
 from helpers import INTENSITY, ROOT, write_volume
 from restoring import image_model, run
 
+from emdiffuse.config import Sampler
+from emdiffuse.config.shipped import model_folder
 from emdiffuse.evaluation.baselines import interpolate
+from emdiffuse.models.description import read_description
 from emdiffuse.report import plain
 from emdiffuse.report.pictures import View, panels
 from emdiffuse.restoration import empty
@@ -122,6 +125,33 @@ def test_constant_regions_are_empty_and_noise_is_whatever_its_strength(medulla):
             assert look(image)[0].mean() < 0.02
 
 
+@pytest.mark.parametrize("model", ["emdiffuse-n", "emdiffuse-r"])
+def test_the_posterior_mean_of_an_image_is_smooth_in_resin_and_only_marked(mussel, tmp_path, model):
+    """As the shipped models restore it by default; with texture, nothing of it is left there."""
+    images = write_volume(
+        tmp_path / "a.ome.zarr", mussel[:1], (10, 10, 10), kind="images", **ranges(mussel[:1])
+    )
+    defaults = {"samples": 1, "name": None, "texture": None}
+    plans = {
+        key: run(images, model_folder(model), tmp_path / str(key), empty=key, steps=1, **defaults)
+        for key in (None, "mark", "restore")
+    }
+    values = {key: Array(plan.restored / "restored" / "0")[:, :, :] for key, plan in plans.items()}
+    for key in ("mark", "restore"):
+        np.testing.assert_array_equal(values[key], values[None])
+    facts = open_volume(plans[None].restored).restoration
+    assert facts.sampler.empty == "mark" and "restored like the rest" in plain.sentence(facts, True)[0]
+    assert not (plans["restore"].restored / LAYER).exists()
+    (layer,) = Array(plans[None].restored / LAYER / "0")[:, :, :]
+    scale = plans[None].scale
+    resin = np.kron(layer == 255, np.ones((BLOCK * scale, BLOCK * scale))) > 0
+    blocks = np.kron(layer == 255, np.ones((BLOCK, BLOCK))) > 0
+    assert 0.2 < resin.mean() < 0.8
+    assert values[None][0][resin].astype(float).var() < mussel[0][blocks].astype(float).var() / 2
+    textured = read_description(model_folder(model)).resolve(Sampler(texture=0.5))
+    assert textured.empty == "plain"
+
+
 @pytest.mark.parametrize("task", ["emdiffuse-n", "emdiffuse-r"])
 def test_of_an_image_the_means_are_left(mussel, tmp_path, task):
     images = write_volume(
@@ -147,7 +177,7 @@ def test_the_report_says_and_shows_it(gap):
     box = (range(5), range(3, shape[1]), range(6, shape[2] - 5))
     for key, restored in facts.items():
         view = View({"input": volume, "restored": restored}, grid, box, (2, 60, 100), (100.0, 250.0))
-        said, shown = plain.sentence(restored.restoration.empty, False), plain.hatched(view)
+        said, shown = plain.sentence(restored.restoration, False), plain.hatched(view)
         assert bool(said) == (shown is not None) == (key == "plain")
         if shown is not None:
             changed = shown != view.plane("restored", 0)
