@@ -79,8 +79,8 @@ def replaced_file(path: Path) -> Iterator[Path]:
         temporary.chmod(mode)  # a library may have replaced the file
         temporary.replace(path)
     finally:
+        temporary.unlink(missing_ok=True)  # first, as a signal may interrupt here
         os.close(handle)
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -153,7 +153,16 @@ def scratch(path: Path) -> Iterator[Path]:
                 raise sentence from error
             raise
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            _remove(partial)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder completely, even if the process is asked to stop meanwhile."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except (KeyboardInterrupt, SystemExit):
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 @contextlib.contextmanager

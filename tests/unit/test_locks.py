@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -39,6 +40,22 @@ def test_other_troubles_of_locks_are_not_hidden(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", broken)
     with pytest.raises(OSError, match="Input/output"), (tmp_path / "a").open("w") as held:
         locks.lock(held, "testing")
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_a_request_to_end_while_a_folder_is_removed_leaves_nothing(tmp_path, monkeypatch, error):
+    unlink, requests = os.unlink, iter([error()])
+
+    def interrupted(*arguments, **keywords):
+        unlink(*arguments, **keywords)
+        if request := next(requests, None):
+            raise request
+
+    with pytest.raises(error), atomic.scratch(tmp_path / "a") as work:
+        for number in range(3):
+            (work / str(number)).write_text("")
+        monkeypatch.setattr(os, "unlink", interrupted)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_request_to_end_leaves_nothing(tmp_path):
