@@ -19,7 +19,8 @@ results, `theirs/LABEL.tif`: 8-bit grey levels, in the shape of the restoration 
 - `emdiffuse-n`: real pairs. Each method is measured as it is and after a linear fit of its intensities to the
   clean image; then both again after the clean image was registered to the noisy one, which all methods are
   given as it is (the two scans of a pair are up to 5 pixels apart, and drift). The width of the Gaussian and
-  the strength of non-local means are the best for each image (an oracle).
+  the strengths of non-local means and BM3D (`pip install 'emdiffuse[bm3d]'`; omitted without it) are the best
+  for each image (an oracle).
 - `emdiffuse-r`: slices of volumes, binned 2 x 2 and noisy; cubic interpolation, directly and after the best
   Gaussian for each image.
 
@@ -33,6 +34,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +192,7 @@ def pairs(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Rows
             "input": [noisy],
             "best Gaussian": smooth,
             "best non-local means": means,
+            **bm3d(noisy, noise),
             "restored": [restored(store, options, folder / label)[0].astype(np.float32)],
         }
         yield label, {kind: best(images, clean) for kind, images in methods.items()}
@@ -199,6 +202,15 @@ def pairs(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Rows
             f"{label}, registered",
             {kind: best([image[inner] for image in images], truth) for kind, images in methods.items()},
         )
+
+
+def bm3d(noisy: Images, noise: float) -> dict[str, list[Images]]:
+    """Return results of BM3D for a few noise levels, if it is installed."""
+    if find_spec("bm3d") is None:
+        return {}
+    from bm3d import bm3d as denoise
+
+    return {"best BM3D": [denoise(noisy, strength * noise) for strength in (0.7, 1.0, 1.4, 2.0)]}
 
 
 def best(images: list[Images], clean: Images) -> tuple[float, ...]:
